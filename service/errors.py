@@ -1,0 +1,246 @@
+"""Everything that can go wrong with a job, by name.
+
+    EigenpressError
+    ├── UserError                    the request or its inputs are at fault; never retried
+    │   ├── InvalidParameter
+    │   ├── DuplicateTarget
+    │   ├── PathNotAllowed
+    │   ├── ModelNotFound
+    │   ├── ModelConfigMissing
+    │   ├── ModelInvalid
+    │   ├── NotACausalLM
+    │   ├── UnsafeWeights
+    │   ├── UnsupportedLayer
+    │   ├── DataNotFound
+    │   ├── DataInvalid
+    │   ├── CalibrationTooShort
+    │   └── TargetUnreachable
+    ├── JobNotFound
+    ├── JobConflict                  the job's state does not allow what was asked
+    ├── AttemptStale                 a write by an attempt that is no longer the current one
+    ├── ArtifactCorrupt              bytes that do not match their manifest
+    ├── SolveFailed                  an eigenproblem without a finite solution
+    └── InfrastructureError          a machine or a service is at fault; retried
+        ├── StorageUnavailable
+        ├── BucketMissing            not retried: somebody must create it
+        ├── StorageCredentialsInvalid  not retried: somebody must mend them
+        ├── ClusterUnavailable
+        ├── InsufficientResources    not retried
+        ├── WorkerLost
+        ├── AttemptLost
+        └── HubUnavailable
+
+An error's docstring is its default message. `code` is stable and part of the API, `param`
+names the field of the request at fault (``model.path``, ``targets.0.keep``), if one is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is kept of an error once it has ended an attempt."""
+
+    code: str
+    detail: str
+    param: str | None = None
+    retryable: bool = False
+
+
+class EigenpressError(Exception):
+    """Something went wrong inside Eigenpress."""
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str | None = None, *, param: str | None = None) -> None:
+        self.detail = detail or inspect.cleandoc(type(self).__doc__ or "")
+        self.param = param
+        super().__init__(self.detail)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the pickling by which Ray carries an error between processes."""
+        return _rebuild, (type(self), self.detail, self.param)
+
+    def failure(self) -> Failure:
+        return Failure(self.code, self.detail, self.param, self.retryable)
+
+
+def _rebuild(kind: type[EigenpressError], detail: str, param: str | None) -> EigenpressError:
+    return kind(detail, param=param)
+
+
+class UserError(EigenpressError):
+    """The request cannot be carried out as it stands."""
+
+    code = "invalid_request"
+
+
+class InvalidParameter(UserError):
+    """A field of the request has a value that is not allowed."""
+
+    code = "invalid_parameter"
+
+
+class DuplicateTarget(UserError):
+    """Two targets of the job ask for the same size."""
+
+    code = "duplicate_target"
+
+
+class PathNotAllowed(UserError):
+    """The path lies outside the folders that this server may read."""
+
+    code = "path_not_allowed"
+
+
+class ModelNotFound(UserError):
+    """There is no model at the given place."""
+
+    code = "model_not_found"
+
+
+class ModelConfigMissing(UserError):
+    """The model's folder has no config.json."""
+
+    code = "model_config_missing"
+
+
+class ModelInvalid(UserError):
+    """The model's files cannot be read."""
+
+    code = "model_invalid"
+
+
+class NotACausalLM(UserError):
+    """The model is not a causal language model."""
+
+    code = "not_a_causal_lm"
+
+
+class UnsafeWeights(UserError):
+    """The model's weights are pickled; only safetensors and GGUF are read."""
+
+    code = "unsafe_weights"
+
+
+class UnsupportedLayer(UserError):
+    """The model has a layer of a kind that cannot be compressed."""
+
+    code = "unsupported_layer"
+
+
+class DataNotFound(UserError):
+    """There is no text at the given place."""
+
+    code = "data_not_found"
+
+
+class DataInvalid(UserError):
+    """The text cannot be read."""
+
+    code = "data_invalid"
+
+
+class CalibrationTooShort(UserError):
+    """The calibration text holds fewer tokens than the job asks for."""
+
+    code = "calibration_too_short"
+
+
+class TargetUnreachable(UserError):
+    """No choice of ranks meets the target."""
+
+    code = "target_unreachable"
+
+
+class JobNotFound(EigenpressError):
+    """There is no job with this id."""
+
+    code = "job_not_found"
+
+
+class JobConflict(EigenpressError):
+    """The job's state does not allow this."""
+
+    code = "job_conflict"
+
+
+class AttemptStale(EigenpressError):
+    """This attempt is no longer the job's current one; its writes are refused."""
+
+    code = "attempt_stale"
+
+
+class ArtifactCorrupt(EigenpressError):
+    """A file does not match the size and sha256 that its manifest states."""
+
+    code = "artifact_corrupt"
+
+
+class SolveFailed(EigenpressError):
+    """An eigenproblem has no finite solution."""
+
+    code = "solve_failed"
+
+
+class InfrastructureError(EigenpressError):
+    """A machine or a service that Eigenpress depends on failed."""
+
+    code = "infrastructure_error"
+    retryable = True
+
+
+class StorageUnavailable(InfrastructureError):
+    """The S3 server does not answer."""
+
+    code = "storage_unavailable"
+
+
+class BucketMissing(InfrastructureError):
+    """The S3 bucket does not exist."""
+
+    code = "bucket_missing"
+    retryable = False
+
+
+class StorageCredentialsInvalid(InfrastructureError):
+    """The S3 server refuses the credentials."""
+
+    code = "storage_credentials_invalid"
+    retryable = False
+
+
+class ClusterUnavailable(InfrastructureError):
+    """The Ray cluster does not answer."""
+
+    code = "cluster_unavailable"
+
+
+class InsufficientResources(InfrastructureError):
+    """The Ray cluster is too small for the workers that the job asks for."""
+
+    code = "insufficient_resources"
+    retryable = False
+
+
+class WorkerLost(InfrastructureError):
+    """A worker died; its node may have failed or run out of memory."""
+
+    code = "worker_lost"
+
+
+class AttemptLost(InfrastructureError):
+    """The attempt ended without saying how; its driver or cluster was lost."""
+
+    code = "attempt_lost"
+
+
+class HubUnavailable(InfrastructureError):
+    """The model hub does not answer."""
+
+    code = "hub_unavailable"

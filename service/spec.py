@@ -1,0 +1,181 @@
+"""The specification of a job: what a user asks for, validated once, at the edge.
+
+These models are the body of ``POST /v1/jobs`` and are stored with the job. A field that is
+unknown, of the wrong type or out of bounds is refused; nothing is coerced from text.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+MAX_TARGETS = 32
+MAX_EVALUATION_DATASETS = 16
+MAX_WORKERS = 1024
+MAX_SEQUENCES = 1_000_000
+MAX_SEQUENCE_LENGTH = 131_072
+
+HELD_OUT = "held-out"
+"""The name under which perplexity on the calibration data's own held-out documents is reported."""
+
+COMMIT_PATTERN = r"^[0-9a-f]{40}$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+REPOSITORY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
+S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$"
+
+
+class Body(BaseModel):
+    """Strict and closed: no unknown fields, no coercion, no change after validation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class LocalPath(Body):
+    """A folder or file that every machine of the cluster sees under the same path."""
+
+    source: Literal["local"]
+    path: str = Field(min_length=1, max_length=4096, description="Absolute path.")
+
+
+class S3Prefix(Body):
+    """A prefix (or one object) in an S3 bucket that the service's credentials can read."""
+
+    source: Literal["s3"]
+    uri: str = Field(pattern=S3_URI_PATTERN, max_length=2048, examples=["s3://models/llama-3"])
+
+
+class HubModel(Body):
+    """A repository of the model hub, pinned to a commit."""
+
+    source: Literal["hub"]
+    id: str = Field(pattern=REPOSITORY_PATTERN, max_length=200)
+    revision: str = Field(pattern=COMMIT_PATTERN, description="A full commit hash, never a branch.")
+
+
+class LocalData(LocalPath):
+    """Text files below a local folder, or one file. Each file, JSONL line or Parquet row is a document."""
+
+    pattern: str = Field(default="**/*", min_length=1, max_length=512)
+    text_field: str = Field(default="text", min_length=1, max_length=200)
+
+
+class S3Data(S3Prefix):
+    """Text files below an S3 prefix."""
+
+    pattern: str = Field(default="**/*", min_length=1, max_length=512)
+    text_field: str = Field(default="text", min_length=1, max_length=200)
+
+
+class HubData(HubModel):
+    """Text, JSONL or Parquet files of a hub dataset, pinned to a commit."""
+
+    pattern: str = Field(default="**/*", min_length=1, max_length=512)
+    text_field: str = Field(default="text", min_length=1, max_length=200)
+
+
+ModelSource = Annotated[LocalPath | S3Prefix | HubModel, Field(discriminator="source")]
+DataSource = Annotated[LocalData | S3Data | HubData, Field(discriminator="source")]
+
+Method = Literal["impact", "afm", "svd"]
+AllocationKind = Literal["global", "uniform"]
+Scope = Literal["linear", "model"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Target(Body):
+    """One size to produce. Every target of a job is cut from the same calibration and spectra."""
+
+    keep: float = Field(gt=0.0, lt=1.0, description="Fraction of the parameters to keep.")
+    scope: Scope = Field(
+        default="linear",
+        description="What `keep` is a fraction of: the compressible linear layers or the whole model.",
+    )
+
+    @property
+    def name(self) -> str:
+        """The artifact's name, unique within the job: ``keep-0.8``, ``keep-0.8-of-model``."""
+        suffix = "" if self.scope == "linear" else "-of-model"
+        return f"keep-{self.keep:g}{suffix}"
+
+
+class Calibration(Body):
+    """The text on which activations and gradients are measured."""
+
+    data: DataSource
+    sequences: int = Field(default=128, ge=1, le=MAX_SEQUENCES)
+    sequence_length: int = Field(default=512, ge=8, le=MAX_SEQUENCE_LENGTH, description="Tokens.")
+    batch_size: int = Field(default=8, ge=1, le=4096, description="Sequences per forward pass.")
+    held_out_fraction: float = Field(
+        default=0.1, gt=0.0, lt=1.0, description="Share of the documents kept for evaluation."
+    )
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+
+
+class EvaluationDataset(Body):
+    """A text of its own on which perplexity is reported beside the held-out documents."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    data: DataSource
+
+
+class Evaluation(Body):
+    """What is measured, on the dense model and on every compressed one."""
+
+    enabled: bool = True
+    sequences: int = Field(default=64, ge=1, le=MAX_SEQUENCES, description="Per dataset, at most.")
+    datasets: tuple[EvaluationDataset, ...] = Field(default=(), max_length=MAX_EVALUATION_DATASETS)
+    decode_tokens: int = Field(
+        default=32, ge=0, le=4096, description="Tokens generated to time decoding; 0 skips it."
+    )
+
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _accept_json_array(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("datasets")
+    @classmethod
+    def _names_are_unique(
+        cls, datasets: tuple[EvaluationDataset, ...]
+    ) -> tuple[EvaluationDataset, ...]:
+        names = [HELD_OUT, *(dataset.name for dataset in datasets)]
+        for name in names:
+            if names.count(name) > 1:
+                raise PydanticCustomError(
+                    "duplicate_dataset", "the dataset name '{name}' is used twice", {"name": name}
+                )
+        return datasets
+
+
+class JobSpec(Body):
+    """One compression job: a model, its calibration text, a method and the sizes wanted."""
+
+    name: str | None = Field(default=None, pattern=NAME_PATTERN, description="A label, for people.")
+    model: ModelSource
+    calibration: Calibration
+    method: Method = "impact"
+    allocation: AllocationKind = "global"
+    targets: tuple[Target, ...] = Field(min_length=1, max_length=MAX_TARGETS)
+    evaluation: Evaluation = Evaluation()
+    dtype: Dtype = Field(default="auto", description="Of the artifacts; `auto` is the model's own.")
+    workers: int | None = Field(
+        default=None, ge=1, le=MAX_WORKERS, description="Unset: one per GPU, or one per two CPUs."
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _accept_json_array(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_are_distinct(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        names = [target.name for target in targets]
+        for name in names:
+            if names.count(name) > 1:
+                raise PydanticCustomError(
+                    "duplicate_target", "the target '{name}' is asked for twice", {"name": name}
+                )
+        return targets
