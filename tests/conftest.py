@@ -1,0 +1,5 @@
+"""Fixtures that every kind of test shares."""
+
+from __future__ import annotations
+
+pytest_plugins = ["tests.fixtures.servers"]
