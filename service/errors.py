@@ -19,6 +19,8 @@
     ├── JobConflict                  the job's state does not allow what was asked
     ├── AttemptStale                 a write by an attempt that is no longer the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
+    ├── ArtifactConflict             another attempt has already published it
+    ├── ObjectMissing                no object in the bucket has this key
     ├── SolveFailed                  an eigenproblem without a finite solution
     └── InfrastructureError          a machine or a service is at fault; retried
         ├── StorageUnavailable
@@ -180,6 +182,18 @@ class ArtifactCorrupt(EigenpressError):
     """A file does not match the size and sha256 that its manifest states."""
 
     code = "artifact_corrupt"
+
+
+class ArtifactConflict(EigenpressError):
+    """Another attempt has already published this artifact."""
+
+    code = "artifact_conflict"
+
+
+class ObjectMissing(EigenpressError):
+    """The bucket has no object with this key."""
+
+    code = "object_missing"
 
 
 class SolveFailed(EigenpressError):
