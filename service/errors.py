@@ -27,6 +27,8 @@
         ├── BucketMissing            not retried: somebody must create it
         ├── StorageCredentialsInvalid  not retried: somebody must mend them
         ├── ClusterUnavailable
+        ├── SubmissionRefused        not retried: the cluster answers, and will not run the driver
+        ├── DatabaseUnavailable
         ├── InsufficientResources    not retried
         ├── WorkerLost
         ├── AttemptLost
@@ -233,6 +235,19 @@ class ClusterUnavailable(InfrastructureError):
     """The Ray cluster does not answer."""
 
     code = "cluster_unavailable"
+
+
+class SubmissionRefused(InfrastructureError):
+    """The Ray cluster refuses to run the job's driver."""
+
+    code = "submission_refused"
+    retryable = False
+
+
+class DatabaseUnavailable(InfrastructureError):
+    """The jobs database cannot be read or written."""
+
+    code = "database_unavailable"
 
 
 class InsufficientResources(InfrastructureError):

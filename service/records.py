@@ -1,0 +1,72 @@
+"""Rows of the jobs database read into the plain data of `service.jobs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, select
+
+from service import tables
+from service.errors import Failure, JobNotFound
+from service.jobs import Artifact, Event, FileEntry, Job, StepProgress
+from service.spec import JobSpec
+from service.states import JobState, Step
+
+_STEP_ORDER = {step: position for position, step in enumerate(Step)}
+
+
+def job_row(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any]:
+    """The job's row, locked until the transaction ends if asked. Raises JobNotFound."""
+    query = select(tables.jobs).where(tables.jobs.c.id == job_id)
+    # PostgreSQL locks the row; SQLite leaves the words out, its writers hold the whole database.
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise JobNotFound(f"There is no job {job_id}.")
+    return row
+
+
+def read_job(connection: Connection, job_id: str) -> Job:
+    """The job with the steps of its attempt. Raises JobNotFound."""
+    return read_jobs(connection, [job_row(connection, job_id)])[0]
+
+
+def read_jobs(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
+    """The jobs of these rows, each with the steps of its attempt, in one query."""
+    jobs, steps = tables.jobs, tables.steps
+    current = and_(steps.c.job_id == jobs.c.id, steps.c.attempt == jobs.c.attempt)
+    query = select(steps).join(jobs, current).where(jobs.c.id.in_([row.id for row in rows]))
+    by_job: dict[str, list[StepProgress]] = {row.id: [] for row in rows}
+    for step in connection.execute(query):
+        by_job[step.job_id].append(_step(step))
+    return [_job(row, by_job[row.id]) for row in rows]
+
+
+def event(row: Row[Any]) -> Event:
+    return Event(row.id, row.job_id, row.attempt, row.at, row.type, row.message, row.data)
+
+
+def artifact(row: Row[Any]) -> Artifact:
+    return Artifact(row.name, row.prefix, tuple(FileEntry(**file) for file in row.files))
+
+
+def _step(row: Row[Any]) -> StepProgress:
+    return StepProgress(
+        Step(row.step), row.done, row.total, row.unit, row.started_at, row.finished_at
+    )
+
+
+def _job(row: Row[Any], steps: Iterable[StepProgress]) -> Job:
+    spec = JobSpec.model_validate_json(row.spec)
+    return Job(
+        id=row.id,
+        name=spec.name,
+        state=JobState(row.state),
+        spec=spec,
+        attempt=row.attempt,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        failure=None if row.failure is None else Failure(**row.failure),
+        steps=tuple(sorted(steps, key=lambda progress: _STEP_ORDER[progress.step])),
+    )
