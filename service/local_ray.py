@@ -1,0 +1,242 @@
+"""A Ray head of our own on this machine, for `eigenpress serve` and the tests.
+
+Everything it listens on is bound to loopback, on free ports, so that several may run side by
+side; when it is stopped, none of its processes is left, drivers and workers included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+import psutil
+
+from service.errors import ClusterUnavailable
+
+START_SECONDS = 120.0
+"""How long Ray may take until its Jobs API answers; about 8 on two idle cores."""
+
+STOP_SECONDS = 15.0
+"""How long Ray may take to stop by itself before its processes are killed."""
+
+LOOPBACK = "127.0.0.1"
+
+_POLL_SECONDS = 0.1
+_LOG_LINES = 20
+
+_ENVIRONMENT = {
+    # The one switch that makes Ray bind all its servers to 127.0.0.1; without it gcs and raylet
+    # listen on every interface, whatever the host flags say.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # A worker's own children die with it.
+    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+
+
+class LocalRay:
+    """A Ray head with dashboard and Jobs API; a context manager.
+
+    `directory` keeps Ray's log of this start and spilled objects. `env` is what every driver and
+    worker sees besides this process's environment. Unset, the CPUs and GPUs are the machine's.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        num_cpus: int | None = None,
+        num_gpus: int | None = None,
+        dashboard_port: int = 0,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._directory = directory
+        self._num_cpus = num_cpus
+        self._num_gpus = num_gpus
+        self._dashboard_port = dashboard_port
+        self._env = dict(env or {})
+        self._session: Path | None = None
+        self._head: subprocess.Popen[bytes] | None = None
+
+    @property
+    def dashboard_url(self) -> str:
+        """Where the dashboard and the Jobs API answer."""
+        return f"http://{LOOPBACK}:{self._dashboard_port}"
+
+    @property
+    def log_path(self) -> Path:
+        """What `ray start` printed."""
+        return self._directory / "ray.log"
+
+    def __enter__(self) -> LocalRay:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start Ray and wait until its Jobs API answers.
+
+        Raises ClusterUnavailable, with the end of Ray's log, if it ends or takes too long; nothing
+        is left running then.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        # Ray's unix sockets lie 60 characters below this, and the system allows 107 in all.
+        self._session = Path(tempfile.mkdtemp(prefix="ray-"))
+        self._dashboard_port = self._dashboard_port or _free_port()
+        _check_free(self._dashboard_port)
+        with self.log_path.open("wb") as log:
+            self._head = subprocess.Popen(
+                self._command(self._session),
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for `serve`, which stops all in order
+            )
+        try:
+            self._wait_until_ready(self._head)
+        except BaseException:
+            self.stop()
+            raise
+
+    def is_running(self) -> bool:
+        """Whether the head's own process, and so Ray, is still there."""
+        return self._head is not None and self._head.poll() is None
+
+    def stop(self) -> None:
+        """End every process that this Ray started, politely and then not; may be called again."""
+        if self._head is not None:
+            _end(psutil.Process(self._head.pid))
+            self._head.wait()
+            self._head = None
+        if self._session is not None:
+            shutil.rmtree(self._session, ignore_errors=True)
+            self._session = None
+
+    def _command(self, session: Path) -> list[str]:
+        spilled = self._directory / "spilled"
+        spilled.mkdir(exist_ok=True)
+        flags: dict[str, object] = {
+            "--port": 0,
+            "--dashboard-host": LOOPBACK,
+            "--dashboard-port": self._dashboard_port,
+            # These have fixed defaults, at which a second Ray on the machine would fail.
+            "--dashboard-agent-listen-port": 0,
+            "--ray-client-server-port": _free_port(),
+            "--min-worker-port": 0,
+            "--max-worker-port": 0,
+            "--temp-dir": session,
+            "--object-spilling-directory": spilled,
+        }
+        if self._num_cpus is not None:
+            flags["--num-cpus"] = self._num_cpus
+        if self._num_gpus is not None:
+            flags["--num-gpus"] = self._num_gpus
+        ray = str(Path(sys.executable).with_name("ray"))
+        switches = ["--head", "--block", "--include-dashboard=true", "--disable-usage-stats"]
+        return [ray, "start", *switches, *(f"{flag}={value}" for flag, value in flags.items())]
+
+    def _environment(self) -> dict[str, str]:
+        # `python` in a driver's command has to be this one, with these packages.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return {**os.environ, **self._env, **_ENVIRONMENT, "PATH": path}
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        with httpx.Client(base_url=self.dashboard_url, trust_env=False, timeout=5.0) as client:
+            while not _jobs_api_answers(client):
+                if process.poll() is not None:
+                    raise ClusterUnavailable(f"Ray ended while starting.\n{self._log_tail()}")
+                if time.monotonic() > deadline:
+                    raise ClusterUnavailable(
+                        f"Ray was not ready after {START_SECONDS:.0f} s.\n{self._log_tail()}"
+                    )
+                time.sleep(_POLL_SECONDS)
+
+    def _log_tail(self) -> str:
+        lines = self.log_path.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-_LOG_LINES:])
+
+
+def _jobs_api_answers(client: httpx.Client) -> bool:
+    # Listing jobs takes the dashboard, its job module and the gcs; `submit` also needs the agent,
+    # which is waited for there.
+    try:
+        return client.get("/api/jobs/").is_success
+    except httpx.TransportError:
+        return False
+
+
+def _end(head: psutil.Process) -> None:
+    """End this process and all that descend from it; drivers get the time to tidy up.
+
+    A child outlives its parent under another one, so the tree is remembered from before the first
+    signal and looked at again, until none of it is left.
+    """
+    known = _with_descendants([head])
+    deadline = time.monotonic() + STOP_SECONDS
+    told: set[psutil.Process] = set()
+    while alive := {process for process in known if _alive(process)}:
+        known |= _with_descendants(alive)
+        late = time.monotonic() > deadline
+        for process in known if late else known - told:
+            _signal(process, signal.SIGKILL if late else signal.SIGTERM)
+        told |= known
+        psutil.wait_procs(alive, timeout=_POLL_SECONDS)
+
+
+def _with_descendants(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
+    found = set(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.update(process.children(recursive=True))
+    return found
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Whether it runs; a zombie, which waits for its parent to notice, does not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _check_free(port: int) -> None:
+    # Else another Ray at this port would answer in place of ours.
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise ClusterUnavailable(
+                f"Port {port}, wanted for the Ray dashboard, is taken: {error}"
+            ) from error
