@@ -1,0 +1,198 @@
+"""The demo: compress a small language model through the real service, in minutes, on CPUs.
+
+    make demo
+
+It starts `eigenpress serve`, posts one job over REST (SmolLM2-135M-Instruct, method `impact`, two
+sizes from one calibration on the standard library's sources), shows its progress, downloads both
+artifacts from the bucket into ``demo-output/``, lets each write code in a process of its own, and
+shows what the compression cost. Whatever fails makes it end with a status other than zero, and
+whatever it started is stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.text import Text
+
+from bench import demo_data, demo_report
+from bench.demo_server import ServerFailed, serving
+from service.client import Client, ClientError
+from service.download import download_artifact
+from service.errors import EigenpressError
+from service.progress_view import follow, transfer_bar
+
+KEEPS = (0.8, 0.6)
+NAMES = [f"keep-{keep:g}" for keep in KEEPS]
+GENERATE = Path(__file__).with_name("generate.py")
+GENERATE_SECONDS = 300
+
+
+class DemoFailed(Exception):
+    """The service did not do what the demo shows."""
+
+
+FAILURES = (DemoFailed, ServerFailed, ClientError, EigenpressError, OSError)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the demo keeps things, all of it made anew by every run."""
+
+    server: Path
+    data: Path
+    output: Path
+
+    @classmethod
+    def below(cls, root: Path) -> Folders:
+        state = root / ".eigenpress"
+        return cls(server=state / "demo", data=state / "demo-data", output=root / "demo-output")
+
+    def make(self) -> None:
+        for folder in (self.server, self.data, self.output):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    folders = Folders.below(Path.cwd())
+    folders.server.parent.mkdir(exist_ok=True)
+    try:
+        with FileLock(folders.server.with_suffix(".lock"), timeout=0):
+            run(console, folders, hold=arguments.hold)
+    except Timeout:
+        complain(console, "Another demo is running in this folder.")
+    except FAILURES as error:
+        complain(console, "The demo failed:", str(error), *getattr(error, "__notes__", []))
+    except KeyboardInterrupt as error:
+        complain(console, "Stopped.", *getattr(error, "__notes__", []))
+    else:
+        return 0
+    return 1
+
+
+def complain(console: Console, heading: str, *lines: str) -> None:
+    text = Text.assemble("\n", (heading, "red"), *(f"\n{line}" for line in lines))
+    console.print(text, soft_wrap=True)
+
+
+def run(console: Console, folders: Folders, *, hold: bool) -> None:
+    """Everything between an empty folder and the final table.
+
+    Raises one of `FAILURES`.
+    """
+    folders.make()
+    spec = specification(console, folders.data)
+    allowed = [folders.data, Path(spec["model"]["path"]).parent]
+    console.print("Starting the service ...")
+    command = [str(Path(sys.executable).with_name("eigenpress")), "serve"]
+    with serving(command, folders.server, allowed) as server, Client(server.url) as client:
+        console.print(f"Watch it at {server.dashboard_url}, use it at {server.url}/docs")
+        job = compress(console, client, spec)
+        report = client.report(job["id"])
+        (folders.output / "report.json").write_text(json.dumps(report, indent=2))
+        for name in NAMES:
+            folder = download(console, client, job["id"], name, folders.output)
+            write_code(console, folder)
+        show(console, report)
+        show_links(console, server.url, job, folders.output)
+        if hold:
+            console.input("\nThe service runs until you press Enter. ")
+        if complaints := list(demo_report.complaints(report, NAMES)):
+            raise DemoFailed("; ".join(complaints))
+
+
+def specification(console: Console, folder: Path) -> dict[str, Any]:
+    """Write the demo's texts below `folder`; returns the body of `POST /v1/jobs`."""
+    library, problems = folder / "stdlib", folder / "humaneval.jsonl"
+    modules = demo_data.copy_standard_library(library)
+    demo_data.write_problems(problems)
+    console.print(f"Calibration text: {modules} modules of the standard library.")
+    console.print(f"Second text: the {demo_data.PROBLEM_COUNT} problems of HumanEval.")
+    return {
+        "name": "demo",
+        "model": {"source": "local", "path": str(demo_data.model_file())},
+        "method": "impact",
+        "targets": [{"keep": keep} for keep in KEEPS],
+        "workers": 2,
+        "calibration": {
+            "data": {"source": "local", "path": str(library), "pattern": "**/*.py"},
+            "sequences": 128,
+            "sequence_length": 256,
+        },
+        "evaluation": {
+            "sequences": demo_data.PROBLEM_COUNT,
+            "datasets": [{"name": "humaneval", "data": {"source": "local", "path": str(problems)}}],
+        },
+    }
+
+
+def compress(console: Console, client: Client, spec: dict[str, Any]) -> dict[str, Any]:
+    """Submit the job and follow it to its end."""
+    job = follow(client, client.submit(spec)["id"], console)
+    if job["state"] != "succeeded":
+        raise DemoFailed(f"the job {job['state']}; the server's log is in .eigenpress/demo")
+    return job
+
+
+def download(console: Console, client: Client, job_id: str, name: str, output: Path) -> Path:
+    """Bring an artifact from the bucket; every file has the size and sha256 of its manifest."""
+    with transfer_bar(console, f"Downloading {name}") as on_progress:
+        return download_artifact(client, job_id, name, output / name, on_progress=on_progress)
+
+
+def write_code(console: Console, folder: Path) -> None:
+    """Load the checkpoint in a process that knows torch and transformers alone; show its code."""
+    with tempfile.TemporaryDirectory() as modules:
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules}
+        command = [sys.executable, "-I", str(GENERATE), str(folder)]
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=GENERATE_SECONDS
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DemoFailed(f"{folder.name} writes for more than {error.timeout} s") from error
+    if done.returncode:
+        raise DemoFailed(f"{folder.name} does not load or write:\n{done.stderr[-4000:]}")
+    code = Syntax(done.stdout.rstrip(), "python", background_color="default")
+    console.print(Panel(code, title=f"{folder.name} writes", title_align="left"))
+
+
+def show(console: Console, report: dict[str, Any]) -> None:
+    console.print(demo_report.comparison(report))
+    console.print(demo_report.durations(report))
+
+
+def show_links(console: Console, url: str, job: dict[str, Any], output: Path) -> None:
+    links = job["links"]
+    console.print(f"Ray dashboard  {links['ray_dashboard']}", soft_wrap=True)
+    console.print(f"API            {url}/docs", soft_wrap=True)
+    console.print(f"Report         {url}{links['report']}", soft_wrap=True)
+    console.print(f"Kept in        {output}", soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Compress a small model through the service.")
+    parser.add_argument("--hold", action="store_true", help="at the end, wait for Enter")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

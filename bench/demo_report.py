@@ -1,0 +1,74 @@
+"""What the demo shows of a job's report: tables for people, and a list of what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+Report = dict[str, Any]
+
+KEEP_TOLERANCE = 1e-9
+
+
+def comparison(report: Report) -> Table:
+    """The dense model beside every compressed one: perplexity, size said three ways, speed."""
+    targets = report["targets"]
+    models = [report["evaluation"]["dense"], *targets]
+    table = Table(
+        title=f"{report['model']['architecture']}, {report['method']}", title_style="bold"
+    )
+    table.add_column()
+    for name in ["dense", *(target["name"] for target in targets)]:
+        table.add_column(name, justify="right")
+    for dataset in models[0]["perplexity"]:
+        values = [f"{model['perplexity'][dataset]['perplexity']:.2f}" for model in models]
+        table.add_row(f"perplexity, {dataset}", *values)
+    table.add_section()
+    for label, field in (("linear", "linear_fraction"), ("all", "model_fraction")):
+        fractions = [f"{target['size'][field]:.1%}" for target in targets]
+        table.add_row(f"{label} parameters kept", "100.0%", *fractions)
+    sizes = [report["model"]["bytes"], *(target["size"]["bytes"] for target in targets)]
+    table.add_row("on disk", *map(_megabytes, sizes))
+    table.add_section()
+    speeds = [_speed(model["decode_tokens_per_second"]) for model in models]
+    table.add_row("decoded tokens per second", *speeds)
+    return table
+
+
+def durations(report: Report) -> Table:
+    """How long each step took."""
+    seconds = report["seconds"]
+    table = Table(title="Seconds per step", title_style="bold", show_footer=True)
+    table.add_column("step", footer="sum")
+    table.add_column("seconds", justify="right", footer=f"{sum(seconds.values()):.1f}")
+    for step, duration in seconds.items():
+        table.add_row(step, f"{duration:.1f}")
+    return table
+
+
+def complaints(report: Report, expected: list[str]) -> Iterator[str]:
+    """What a reader of the report would call a failure."""
+    names = [target["name"] for target in report["targets"]]
+    if names != expected:
+        yield f"the report is about {names}, not {expected}"
+    models = {"dense": report["evaluation"]["dense"]}
+    models |= {target["name"]: target for target in report["targets"]}
+    for name, model in models.items():
+        for dataset, measured in model["perplexity"].items():
+            if not math.isfinite(measured["perplexity"]):
+                yield f"{name}: the perplexity on {dataset} is {measured['perplexity']}"
+    for target in report["targets"]:
+        kept = target["size"]["linear_fraction"]
+        if target["scope"] == "linear" and kept > target["keep"] + KEEP_TOLERANCE:
+            yield f"{target['name']}: keeps {kept:.4f} of the linear parameters"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _speed(tokens_per_second: float | None) -> str:
+    return "not measured" if tokens_per_second is None else f"{tokens_per_second:.1f}"

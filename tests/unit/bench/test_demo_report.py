@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import io
+import math
+import re
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import demo_report
+
+
+def perplexity(held_out: float, humaneval: float) -> dict[str, Any]:
+    return {
+        "held-out": {"perplexity": held_out, "tokens": 1000, "documents": 10},
+        "humaneval": {"perplexity": humaneval, "tokens": 1000, "documents": 164},
+    }
+
+
+def target(keep: float, held_out: float, linear_fraction: float) -> dict[str, Any]:
+    return {
+        "name": f"keep-{keep:g}",
+        "keep": keep,
+        "scope": "linear",
+        "size": {"linear_fraction": linear_fraction, "model_fraction": 0.85, "bytes": 420_000_000},
+        "perplexity": perplexity(held_out, 7.0),
+        "decode_tokens_per_second": 20.0,
+    }
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    dense = {"perplexity": perplexity(12.0, 5.0), "decode_tokens_per_second": None}
+    return {
+        "model": {"architecture": "LlamaForCausalLM", "bytes": 538_000_000},
+        "method": "impact",
+        "evaluation": {"dense": dense},
+        "targets": [target(0.8, 16.0, 0.7999), target(0.6, 29.0, 0.5999)],
+        "seconds": {"calibrate": 60.0, "solve": 30.5},
+    } | changes
+
+
+def shown(table: Table) -> str:
+    out = io.StringIO()
+    Console(file=out, width=120).print(table)
+    return out.getvalue()
+
+
+def test_the_comparison_sets_every_size_beside_the_dense_model() -> None:
+    text = shown(demo_report.comparison(report()))
+
+    [held_out] = [line for line in text.splitlines() if "held-out" in line]
+    assert re.findall(r"[\d.]+", held_out) == ["12.00", "16.00", "29.00"]
+    for value in ("80.0%", "60.0%", "85.0%", "538 MB", "420 MB", "not measured", "20.0"):
+        assert value in text
+
+
+def test_durations_add_up() -> None:
+    assert "90.5" in shown(demo_report.durations(report()))
+
+
+def test_a_good_report_has_nothing_to_complain_about() -> None:
+    assert list(demo_report.complaints(report(), ["keep-0.8", "keep-0.6"])) == []
+
+
+def test_a_missing_target_is_a_complaint() -> None:
+    [complaint] = demo_report.complaints(report(targets=[]), ["keep-0.8"])
+
+    assert "keep-0.8" in complaint
+
+
+def test_a_perplexity_that_is_no_number_is_a_complaint() -> None:
+    bad = report(targets=[target(0.8, math.nan, 0.8)])
+
+    [complaint] = demo_report.complaints(bad, ["keep-0.8"])
+
+    assert "held-out" in complaint
+
+
+def test_an_artifact_larger_than_asked_for_is_a_complaint() -> None:
+    bad = report(targets=[target(0.8, 16.0, 0.81)])
+
+    [complaint] = demo_report.complaints(bad, ["keep-0.8"])
+
+    assert "0.81" in complaint
