@@ -8,7 +8,7 @@ try. Trouble with the local disk stays an `OSError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,9 +132,21 @@ class ObjectStorage:
             raise ValueError(f"refusing to delete everything below {prefix!r}")
         self._abort_uploads(prefix)
         keys = [stored.key for stored in self.list_objects(prefix)]
-        for start in range(0, len(keys), DELETE_BATCH):
-            self._delete(keys[start : start + DELETE_BATCH])
+        self.delete(keys)
         return len(keys)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete these objects; those already gone are no error."""
+        for start in range(0, len(keys), DELETE_BATCH):
+            objects = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
+            with self._errors():
+                answer = self._client.delete_objects(
+                    Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True}
+                )
+            for refused in answer.get("Errors", ()):
+                raise StorageUnavailable(
+                    f"{self._where} did not delete '{refused['Key']}': {refused.get('Message')}"
+                )
 
     def presign(self, key: str, seconds: int) -> str:
         """A URL that anybody may GET the object from until it expires."""
@@ -143,15 +155,6 @@ class ObjectStorage:
                 "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
             )
             return url
-
-    def _delete(self, keys: list[str]) -> None:
-        request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        with self._errors():
-            answer = self._client.delete_objects(Bucket=self.bucket, Delete=request)
-        for refused in answer.get("Errors", ()):
-            raise StorageUnavailable(
-                f"{self._where} did not delete '{refused['Key']}': {refused.get('Message')}"
-            )
 
     def _abort_uploads(self, prefix: str) -> None:
         with self._errors():

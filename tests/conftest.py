@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.fixtures.inputs", "tests.fixtures.servers"]
+pytest_plugins = ["tests.fixtures.inputs", "tests.fixtures.servers", "tests.fixtures.storage"]

@@ -1,0 +1,315 @@
+"""Objects in a real bucket, and every way in which the way there can fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+import service.storage
+from service.errors import (
+    BucketMissing,
+    EigenpressError,
+    ObjectMissing,
+    StorageCredentialsInvalid,
+    StorageUnavailable,
+)
+from service.local_s3 import LocalS3
+from service.settings import Settings
+from service.storage import ObjectStorage, StoredObject
+from tests.fixtures.storage import s3_settings_for
+
+LARGE = 20 * 2**20  # above boto's multipart threshold
+
+
+def operations(storage: ObjectStorage, folder: Path) -> dict[str, Callable[[], object]]:
+    """Every way to use the storage."""
+    source = folder / "source"
+    source.write_bytes(b"text")
+    return {
+        "check": storage.check,
+        "put_file": lambda: storage.put_file("key", source),
+        "put_bytes": lambda: storage.put_bytes("key", b"text"),
+        "put_if_absent": lambda: storage.put_bytes("key", b"text", only_if_absent=True),
+        "get_bytes": lambda: storage.get_bytes("key"),
+        "get_file": lambda: storage.get_file("key", folder / "target"),
+        "list_objects": lambda: list(storage.list_objects("")),
+        "delete": lambda: storage.delete(["key"]),
+        "delete_prefix": lambda: storage.delete_prefix("prefix/"),
+    }
+
+
+OPERATIONS = (
+    "check",
+    "put_file",
+    "put_bytes",
+    "put_if_absent",
+    "get_bytes",
+    "get_file",
+    "list_objects",
+    "delete",
+    "delete_prefix",
+)
+
+
+@pytest.fixture(scope="module")
+def dead_server(tmp_path_factory: pytest.TempPathFactory) -> LocalS3:
+    server = LocalS3(tmp_path_factory.mktemp("dead"))
+    server.start()
+    assert server.pid
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+    return server
+
+
+def test_files_come_back_whole(storage: ObjectStorage, prefix: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(os.urandom(LARGE))
+    sent: list[int] = []
+    storage.put_file(prefix + "large", source, sent.append)
+    storage.get_file(prefix + "large", target)
+    assert target.read_bytes() == source.read_bytes()
+    assert sum(sent) == LARGE
+
+
+def test_bytes_come_back(storage: ObjectStorage, prefix: str) -> None:
+    assert storage.put_bytes(prefix + "small", b"one")
+    assert storage.put_bytes(prefix + "small", b"two")
+    assert storage.get_bytes(prefix + "small") == b"two"
+
+
+def test_only_the_first_conditional_write_wins(storage: ObjectStorage, prefix: str) -> None:
+    def put(number: int) -> bool:
+        return storage.put_bytes(prefix + "once", b"%d" % number, only_if_absent=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(put, range(8)))
+    assert won.count(True) == 1
+    assert storage.get_bytes(prefix + "once") == b"%d" % won.index(True)
+
+
+def test_listing_is_complete_and_ordered(storage: ObjectStorage, prefix: str) -> None:
+    for name in ("b", "a", "deep/er/c"):
+        storage.put_bytes(prefix + name, name.encode())
+    listed = list(storage.list_objects(prefix))
+    assert [(o.key, o.size) for o in listed] == [
+        (prefix + "a", 1),
+        (prefix + "b", 1),
+        (prefix + "deep/er/c", 9),
+    ]
+
+
+def test_an_etag_changes_with_the_bytes(storage: ObjectStorage, prefix: str) -> None:
+    def etag() -> str:
+        (stored,) = storage.list_objects(prefix)
+        assert isinstance(stored, StoredObject)
+        return stored.etag
+
+    storage.put_bytes(prefix + "x", b"1")
+    before = etag()
+    storage.put_bytes(prefix + "x", b"2")
+    assert etag() != before
+
+
+def test_deleting_a_prefix_spares_its_namesakes(storage: ObjectStorage, prefix: str) -> None:
+    for key in ("1/a", "1/b/c", "10/a"):
+        storage.put_bytes(prefix + key, b"x")
+    assert storage.delete_prefix(prefix + "1/") == 2
+    assert [stored.key for stored in storage.list_objects(prefix)] == [prefix + "10/a"]
+    assert storage.delete_prefix(prefix + "1/") == 0
+
+
+def test_deleting_takes_more_than_one_batch(
+    storage: ObjectStorage, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.storage, "DELETE_BATCH", 2)
+    for number in range(5):
+        storage.put_bytes(f"{prefix}{number}", b"x")
+    assert storage.delete_prefix(prefix) == 5
+    assert not list(storage.list_objects(prefix))
+
+
+def test_deleting_a_prefix_aborts_its_uploads(storage: ObjectStorage, prefix: str) -> None:
+    client, bucket = storage._client, storage.bucket
+    for key in ("mine/half", "other/half"):
+        client.create_multipart_upload(Bucket=bucket, Key=prefix + key)
+    storage.delete_prefix(prefix + "mine/")
+    left = client.list_multipart_uploads(Bucket=bucket, Prefix=prefix)["Uploads"]
+    assert [upload["Key"] for upload in left] == [prefix + "other/half"]
+    storage.delete_prefix(prefix)
+
+
+@pytest.mark.parametrize("everything", ["", "/", "jobs"])
+def test_a_careless_prefix_is_refused(storage: ObjectStorage, everything: str) -> None:
+    with pytest.raises(ValueError, match="refusing"):
+        storage.delete_prefix(everything)
+
+
+def test_a_presigned_url_needs_no_credentials(storage: ObjectStorage, prefix: str) -> None:
+    storage.put_bytes(prefix + "a b+ü", b"for everybody")
+    url = storage.presign(prefix + "a b+ü", 60)
+    assert httpx.get(url).content == b"for everybody"
+    assert httpx.get(url.partition("?")[0]).status_code == 403
+    ranged = httpx.get(url, headers={"Range": "bytes=4-6"})
+    assert (ranged.status_code, ranged.content) == (206, b"eve")
+
+
+def test_presigned_urls_name_the_public_endpoint(with_settings: Callable[..., Settings]) -> None:
+    settings = with_settings(s3_public_endpoint_url="https://s3.example.org")
+    url = ObjectStorage.from_settings(settings).presign("key", 60)
+    assert url.startswith("https://s3.example.org/eigenpress/key?")
+
+
+def test_a_missing_object_is_named(storage: ObjectStorage, tmp_path: Path) -> None:
+    with pytest.raises(ObjectMissing, match="nowhere"):
+        storage.get_bytes("nowhere")
+    with pytest.raises(ObjectMissing, match="nowhere"):
+        storage.get_file("nowhere", tmp_path / "target")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_missing_bucket_is_named(s3_settings: Settings, tmp_path: Path, operation: str) -> None:
+    storage = ObjectStorage.from_settings(s3_settings, "no-such-bucket")
+    with pytest.raises(BucketMissing, match="no-such-bucket"):
+        operations(storage, tmp_path)[operation]()
+
+
+def test_an_impossible_bucket_is_missing(s3_settings: Settings) -> None:
+    with pytest.raises(BucketMissing, match="NOT A BUCKET"):
+        ObjectStorage.from_settings(s3_settings, "NOT A BUCKET").check()
+
+
+@pytest.mark.parametrize("field", ["s3_access_key_id", "s3_secret_access_key"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_wrong_credentials_are_refused(
+    with_settings: Callable[..., Settings], tmp_path: Path, field: str, operation: str
+) -> None:
+    storage = ObjectStorage.from_settings(with_settings(**{field: SecretStr("wrong")}))
+    with pytest.raises(StorageCredentialsInvalid):
+        operations(storage, tmp_path)[operation]()
+
+
+def test_absent_credentials_are_invalid(
+    with_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    storage = ObjectStorage.from_settings(
+        with_settings(s3_access_key_id=None, s3_secret_access_key=None)
+    )
+    with pytest.raises(StorageCredentialsInvalid, match="no S3 credentials"):
+        storage.check()
+    with pytest.raises(StorageCredentialsInvalid):
+        storage.presign("key", 60)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_dead_server_is_unavailable(dead_server: LocalS3, tmp_path: Path, operation: str) -> None:
+    storage = ObjectStorage.from_settings(s3_settings_for(dead_server, tmp_path))
+    with pytest.raises(StorageUnavailable, match="does not answer"):
+        operations(storage, tmp_path)[operation]()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_silent_server_is_unavailable(
+    tmp_path: Path, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.storage, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(service.storage, "PROBE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        storage = canned_storage(silent.getsockname()[1], tmp_path)
+        with pytest.raises(StorageUnavailable, match="does not answer"):
+            operations(storage, tmp_path)[operation]()
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (500, StorageUnavailable),
+        (503, StorageUnavailable),
+        (400, StorageUnavailable),
+        (401, StorageCredentialsInvalid),
+        (403, StorageCredentialsInvalid),
+    ],
+)
+def test_other_answers_become_our_errors(
+    tmp_path: Path, status: int, error: type[EigenpressError]
+) -> None:
+    with canned_answers(status) as port, pytest.raises(error):
+        canned_storage(port, tmp_path).put_bytes("key", b"x")
+
+
+def test_a_conflict_that_never_ends_is_unavailable(tmp_path: Path) -> None:
+    with canned_answers(409) as port, pytest.raises(StorageUnavailable, match="being written"):
+        canned_storage(port, tmp_path).put_bytes("key", b"x", only_if_absent=True)
+
+
+def test_an_endpoint_that_is_no_url_is_unavailable(with_settings: Callable[..., Settings]) -> None:
+    with pytest.raises(StorageUnavailable, match="no S3 endpoint"):
+        ObjectStorage.from_settings(with_settings(s3_endpoint_url="not a url"))
+
+
+def test_loopback_is_not_reached_through_a_proxy(
+    s3_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    ObjectStorage.from_settings(s3_settings).check()
+
+
+def test_local_disk_trouble_is_not_blamed_on_the_server(
+    storage: ObjectStorage, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.put_file("key", tmp_path / "absent")
+
+
+def canned_storage(port: int, data_dir: Path) -> ObjectStorage:
+    settings = Settings(
+        data_dir=data_dir,
+        s3_endpoint_url=f"http://127.0.0.1:{port}",
+        s3_access_key_id=SecretStr("key"),
+        s3_secret_access_key=SecretStr("secret"),
+    )
+    return ObjectStorage.from_settings(settings)
+
+
+@contextmanager
+def canned_answers(status: int) -> Iterator[int]:
+    """The port of a server that answers every PUT with `status`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
