@@ -107,6 +107,8 @@ def _kill(process: psutil.Process) -> str | None:
             return None
         name = process.name()
         process.kill()
+        with suppress(psutil.TimeoutExpired):
+            process.wait(EXIT_SECONDS)
     except psutil.NoSuchProcess:
         return None
     return str(name)
