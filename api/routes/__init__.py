@@ -1,0 +1,29 @@
+"""The routes, one module per subject. All are plain functions: the store is synchronous."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Path
+
+from api.schemas import JOB_ID_EXAMPLE, Problem
+
+JobId = Annotated[
+    str, Path(description="The job's id.", openapi_examples={"a job": {"value": JOB_ID_EXAMPLE}})
+]
+
+_DESCRIPTIONS = {
+    400: "The body is not JSON.",
+    404: "There is no such job.",
+    409: "The job's state does not allow this.",
+    410: "The artifact has been removed from the bucket.",
+    413: "The body is larger than 1 MiB.",
+    415: "The body was not sent as application/json.",
+    422: "A parameter or an input is at fault; `param` names it.",
+    503: "The database or the bucket does not answer, or refuses us; `Retry-After` if it may pass.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem responses of a route, for the OpenAPI document."""
+    return {status: {"model": Problem, "description": _DESCRIPTIONS[status]} for status in statuses}

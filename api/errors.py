@@ -1,0 +1,212 @@
+"""From errors to RFC 9457 problem responses.
+
+service.errors      UserError 422, JobNotFound 404, JobConflict 409,
+                        ObjectMissing 410, InfrastructureError 503
+pydantic            422 with `param` naming the field; body that is not JSON 400 or 415
+starlette           unknown path 404, wrong method 405, body too large 413
+anything else       500, which says nothing of the cause: that goes to the server's log
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, get_args
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import core_schema
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from api.schemas import Problem, ProblemItem
+from service.errors import (
+    EigenpressError,
+    InfrastructureError,
+    InvalidParameter,
+    JobConflict,
+    JobNotFound,
+    ObjectMissing,
+    UserError,
+)
+
+logger = logging.getLogger(__name__)
+
+PROBLEM_JSON = "application/problem+json"
+RETRY_AFTER_SECONDS = 10
+MAX_SHOWN_VALUE = 80
+
+UNION_FIELDS = frozenset({"model", "data"})
+"""Fields whose type `source` decides; pydantic puts that type's tag into an error's location."""
+
+PYDANTIC_CODES = frozenset(get_args(core_schema.ErrorType))
+"""What pydantic raises by itself; any other type is the code of a validator of ours."""
+
+PLAIN_MESSAGES = {
+    "extra_forbidden": "There is no such field",
+    "model_attributes_type": "Input should be an object",
+    "tuple_type": "Input should be an array",
+    "union_tag_not_found": "Field required",
+}
+"""Where pydantic's own message speaks of Python instead of JSON."""
+
+HTTP_CODES = {400: "malformed_json", 413: "body_too_large"}
+
+
+class ProblemResponse(JSONResponse):
+    """One problem, under its own media type."""
+
+    media_type = PROBLEM_JSON
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        instance: str,
+        param: str | None = None,
+        errors: Iterable[ProblemItem] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        problem = Problem(
+            type=f"urn:eigenpress:problem:{code}",
+            title=code.replace("_", " ").capitalize(),
+            status=status,
+            detail=detail,
+            code=code,
+            param=param,
+            instance=instance,
+            errors=list(errors),
+        )
+        super().__init__(problem.model_dump(mode="json"), status_code=status, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of ``app`` with a problem."""
+    app.exception_handlers |= {
+        EigenpressError: _on_service_error,
+        RequestValidationError: _on_invalid_request,
+        HTTPException: _on_http_error,
+        Exception: _on_defect,
+    }
+
+
+def status_of(error: type[EigenpressError]) -> HTTPStatus:
+    """The status that an error of this class is answered with."""
+    if issubclass(error, UserError):
+        return HTTPStatus.UNPROCESSABLE_ENTITY
+    if issubclass(error, JobNotFound):
+        return HTTPStatus.NOT_FOUND
+    if issubclass(error, JobConflict):
+        return HTTPStatus.CONFLICT
+    if issubclass(error, ObjectMissing):
+        return HTTPStatus.GONE
+    if issubclass(error, InfrastructureError):
+        return HTTPStatus.SERVICE_UNAVAILABLE
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+async def _on_service_error(request: Request, error: EigenpressError) -> ProblemResponse:
+    status = status_of(type(error))
+    if status >= 500:
+        logger.warning("%s %s: %s: %s", request.method, request.url.path, error.code, error)
+    wait = status == HTTPStatus.SERVICE_UNAVAILABLE and error.retryable
+    return ProblemResponse(
+        status,
+        error.code,
+        error.detail,
+        param=error.param,
+        instance=request.url.path,
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if wait else None,
+    )
+
+
+async def _on_invalid_request(request: Request, error: RequestValidationError) -> ProblemResponse:
+    found = error.errors()
+    instance = request.url.path
+    first = found[0]
+    if first["type"] == "json_invalid":
+        detail = f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][1]}"
+        return ProblemResponse(400, HTTP_CODES[400], detail, instance=instance)
+    if first["loc"] == ("body",) and not _is_json(request) and first["type"] != "missing":
+        detail = "The body must be JSON, sent with the header 'Content-Type: application/json'"
+        return ProblemResponse(415, "unsupported_media_type", detail, instance=instance)
+    items = [_item(each) for each in found if not _is_consequence(each, found)]
+    return ProblemResponse(
+        422, items[0].code, items[0].detail, param=items[0].param, instance=instance, errors=items
+    )
+
+
+def _is_json(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().endswith("json")
+
+
+def _is_consequence(error: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an error lies within this one: an array is "too short" once its items are invalid."""
+    depth = len(error["loc"])
+    return any(len(o["loc"]) > depth and o["loc"][:depth] == error["loc"] for o in found)
+
+
+def _item(error: Mapping[str, Any]) -> ProblemItem:
+    kind: str = error["type"]
+    param = param_of(error["loc"])
+    if kind.startswith("union_tag_"):
+        param = f"{param}.source"
+    message = PLAIN_MESSAGES.get(kind, error["msg"])
+    if kind == "union_tag_invalid":
+        message = f"Input should be one of {error['ctx']['expected_tags']}"
+    return ProblemItem(
+        code=InvalidParameter.code if kind in PYDANTIC_CODES else kind,
+        detail=f"{param or 'body'}: {message}{_shown(error)}",
+        param=param,
+    )
+
+
+def param_of(location: Sequence[str | int]) -> str | None:
+    """The field as the user wrote it: no "body" or "query" in front, no tags of unions.
+
+    ``("body", "model", "local", "path")`` is ``model.path``; None is the body as a whole.
+    """
+    parts = [str(part) for part in location[1:]]
+    kept = [part for i, part in enumerate(parts) if i == 0 or parts[i - 1] not in UNION_FIELDS]
+    return ".".join(kept) or None
+
+
+def _shown(error: Mapping[str, Any]) -> str:
+    """The offending value, where it is one that fits into a sentence."""
+    value = error.get("ctx", {}).get("tag", error["input"])
+    if error["type"] == "missing" or not isinstance(value, str | int | float):
+        return ""
+    text = json.dumps(value)
+    return f" (got {text if len(text) <= MAX_SHOWN_VALUE else text[:MAX_SHOWN_VALUE] + '…'})"
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> ProblemResponse:
+    path = request.url.path
+    details = {
+        400: "The body cannot be read as JSON",
+        404: f"There is nothing at {path}",
+        405: f"{request.method} is not allowed at {path}",
+    }
+    status = HTTPStatus(error.status_code)
+    return ProblemResponse(
+        status,
+        HTTP_CODES.get(status, status.name.lower()),
+        details.get(status, error.detail),
+        instance=path,
+        headers=error.headers,
+    )
+
+
+async def _on_defect(request: Request, error: Exception) -> ProblemResponse:
+    # The server prints the traceback: starlette raises the error again after this response.
+    logger.error("%s %s failed: %r", request.method, request.url.path, error)
+    return ProblemResponse(
+        500,
+        EigenpressError.code,
+        "The server failed in a way that it should not; its log says how",
+        instance=request.url.path,
+    )

@@ -1,0 +1,222 @@
+"""What the API answers with: jobs, events, artifacts, readiness and problems.
+
+The request body is `service.spec.JobSpec`. Times are RFC 3339 in UTC, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service import jobs
+from service.spec import JobSpec
+from service.states import JobState, Step
+
+JOB_ID_EXAMPLE = "job-01kah7m0q8v5n2c4x6z9b3d1fg"
+
+
+class Schema(BaseModel):
+    """A response; made once, from what the store returns."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+class StepProgress(Schema):
+    """How far one step of the current attempt has come."""
+
+    step: Step
+    done: int = Field(examples=[48])
+    total: int = Field(examples=[128])
+    unit: str = Field(examples=["sequences"])
+    started_at: datetime
+    finished_at: datetime | None = None
+
+
+class JobError(Schema):
+    """Why the job failed."""
+
+    code: str = Field(description="Stable.", examples=["calibration_too_short"])
+    detail: str
+    param: str | None = Field(default=None, description="The field of the request at fault.")
+
+
+class Links(Schema):
+    """Where to go from here: paths on this server, and the attempt's page in Ray's dashboard."""
+
+    self: str
+    events: str
+    artifacts: str
+    report: str
+    ray_dashboard: str | None = Field(default=None, description="Null before the first attempt.")
+
+
+class Job(Schema):
+    """A job: what was asked for, and where it stands."""
+
+    id: str = Field(examples=[JOB_ID_EXAMPLE])
+    name: str | None = None
+    state: JobState
+    spec: JobSpec = Field(description="As accepted, with the defaults filled in.")
+    attempt: int = Field(description="The current or last attempt; 0 before the first.")
+    created_at: datetime
+    started_at: datetime | None = Field(default=None, description="Of the current attempt.")
+    finished_at: datetime | None = None
+    steps: list[StepProgress] = Field(description="Of the current attempt, in order.")
+    error: JobError | None = None
+    links: Links
+
+    @classmethod
+    def of(cls, job: jobs.Job, *, root_path: str, dashboard_url: str) -> Self:
+        """``root_path`` is where a proxy in front has mounted this server, usually empty."""
+        here = f"{root_path}/v1/jobs/{job.id}"
+        return cls(
+            id=job.id,
+            name=job.name,
+            state=job.state,
+            spec=job.spec,
+            attempt=job.attempt,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            steps=[StepProgress.model_validate(step) for step in job.steps],
+            error=JobError.model_validate(job.failure) if job.failure else None,
+            links=Links(
+                self=here,
+                events=f"{here}/events",
+                artifacts=f"{here}/artifacts",
+                report=f"{here}/report",
+                ray_dashboard=(
+                    f"{dashboard_url}/#/jobs/{job.id}-{job.attempt}" if job.attempt else None
+                ),
+            ),
+        )
+
+
+class JobPage(Schema):
+    """Jobs, newest first."""
+
+    jobs: list[Job]
+    next_cursor: str | None = Field(
+        default=None, description="Pass as `cursor` for the next page; null on the last one."
+    )
+
+
+class Event(Schema):
+    """Something that happened to a job; ids grow with time."""
+
+    id: int
+    attempt: int | None = Field(default=None, description="Null outside an attempt.")
+    at: datetime
+    type: str = Field(examples=["job.claimed"])
+    message: str
+    data: dict[str, Any]
+
+
+class EventPage(Schema):
+    """Events, oldest first."""
+
+    events: list[Event]
+    next_after: int = Field(description="Pass as `after` to read on; also once more have come.")
+
+    @classmethod
+    def of(cls, events: Sequence[jobs.Event], *, after: int) -> Self:
+        return cls(
+            events=[Event.model_validate(event) for event in events],
+            next_after=events[-1].id if events else after,
+        )
+
+
+class ArtifactFile(Schema):
+    """One file of an artifact."""
+
+    path: str = Field(description="Relative to the artifact.", examples=["model.safetensors"])
+    size: int = Field(description="Bytes.")
+    sha256: str = Field(description="Of the file's bytes, in hexadecimal.")
+    url: str = Field(description="Presigned: anybody who holds it can GET the file.")
+
+
+class Artifact(Schema):
+    """A compressed model in the bucket."""
+
+    name: str = Field(examples=["keep-0.8"])
+    uri: str = Field(description="For those who hold credentials of the bucket.")
+    bytes: int = Field(description="Of all files together.")
+    files: list[ArtifactFile] = Field(description="All of them, manifest.json last.")
+    expires_at: datetime = Field(description="Until when the URLs work; ask again for fresh ones.")
+
+
+class ArtifactList(Schema):
+    """A job's artifacts, one per target, in the order of the targets."""
+
+    artifacts: list[Artifact]
+
+
+class Health(Schema):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Check(Schema):
+    """Whether one dependency answers, and what it says if it does not."""
+
+    ok: bool
+    detail: str | None = None
+
+
+class Readiness(Schema):
+    """Whether the server has what it depends on."""
+
+    ready: bool
+    database: Check
+    storage: Check = Field(description="Needed to accept jobs and to hand out artifacts.")
+    cluster: Check = Field(description="Needed to run jobs; without it they stay queued.")
+
+
+class ProblemItem(Schema):
+    """One of several mistakes in a request."""
+
+    code: str
+    detail: str
+    param: str | None
+
+
+class Problem(Schema):
+    """What went wrong, as RFC 9457 lays it out. `code` is stable; `detail` is for people."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:eigenpress:problem:invalid_parameter",
+                    "title": "Invalid parameter",
+                    "status": 422,
+                    "detail": "targets.0.keep: Input should be less than 1 (got 1.5)",
+                    "code": "invalid_parameter",
+                    "param": "targets.0.keep",
+                    "instance": "/v1/jobs",
+                    "errors": [
+                        {
+                            "code": "invalid_parameter",
+                            "detail": "targets.0.keep: Input should be less than 1 (got 1.5)",
+                            "param": "targets.0.keep",
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    param: str | None = Field(default=None, description="The field of the request at fault.")
+    instance: str = Field(description="The path that was asked for.")
+    errors: list[ProblemItem] = Field(
+        default=[], description="Every mistake found in the request; `detail` states the first."
+    )
