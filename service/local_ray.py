@@ -41,7 +41,8 @@ _ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # A worker's own children die with it.
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
+    # Told to stop, the head would first wait half a minute for its jobs to end by themselves.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
 
 
@@ -156,12 +157,13 @@ class LocalRay:
     def _environment(self) -> dict[str, str]:
         # `python` in a driver's command has to be this one, with these packages.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        return {**os.environ, **self._env, **_ENVIRONMENT, "PATH": path}
+        ports = {f"{name}_METRIC_PORT": str(_free_port()) for name in ("AUTOSCALER", "DASHBOARD")}
+        return {**os.environ, **self._env, **_ENVIRONMENT, **ports, "PATH": path}
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_SECONDS
         with httpx.Client(base_url=self.dashboard_url, trust_env=False, timeout=5.0) as client:
-            while not _jobs_api_answers(client):
+            while not _takes_jobs(client):
                 if process.poll() is not None:
                     raise ClusterUnavailable(f"Ray ended while starting.\n{self._log_tail()}")
                 if time.monotonic() > deadline:
@@ -175,39 +177,43 @@ class LocalRay:
         return "\n".join(lines[-_LOG_LINES:])
 
 
-def _jobs_api_answers(client: httpx.Client) -> bool:
-    # Listing jobs takes the dashboard, its job module and the gcs; `submit` also needs the agent,
-    # which is waited for there.
+def _takes_jobs(client: httpx.Client) -> bool:
+    # The dashboard answers seconds before the head has started its raylet, which runs the jobs.
     try:
-        return client.get("/api/jobs/").is_success
+        nodes = client.get("/api/v0/nodes")
+        return client.get("/api/jobs/").is_success and b"ALIVE" in nodes.content
     except httpx.TransportError:
         return False
 
 
 def _end(head: psutil.Process) -> None:
-    """End this process and all that descend from it; drivers get the time to tidy up.
+    """End this process and all that descend from it.
 
-    A child outlives its parent under another one, so the tree is remembered from before the first
-    signal and looked at again, until none of it is left.
+    The head goes first and takes Ray down in Ray's own order (a raylet told to stop without its
+    gcs waits for it). Drivers outlive their supervisors: they are told next. A child whose parent
+    died belongs to another one, so the tree is remembered from before the first signal.
     """
-    known = _with_descendants([head])
+    known = _tree(head)
+    for doomed in ({head}, known):
+        _signal(doomed, signal.SIGTERM)
+        _wait(doomed)
+    while left := set(filter(_alive, known)):
+        known = set[psutil.Process]().union(*map(_tree, left))
+        _signal(known, signal.SIGKILL)
+        _wait(known)
+
+
+def _wait(processes: Iterable[psutil.Process]) -> None:
+    # psutil's own wait counts a zombie as there, and some containers' init never reaps one.
     deadline = time.monotonic() + STOP_SECONDS
-    told: set[psutil.Process] = set()
-    while alive := {process for process in known if _alive(process)}:
-        known |= _with_descendants(alive)
-        late = time.monotonic() > deadline
-        for process in known if late else known - told:
-            _signal(process, signal.SIGKILL if late else signal.SIGTERM)
-        told |= known
-        psutil.wait_procs(alive, timeout=_POLL_SECONDS)
+    while any(map(_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
 
 
-def _with_descendants(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
-    found = set(processes)
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found.update(process.children(recursive=True))
-    return found
+def _tree(root: psutil.Process) -> set[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return {root, *root.children(recursive=True)}
+    return {root}
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -218,9 +224,10 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def _free_port() -> int:
