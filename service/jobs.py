@@ -113,6 +113,8 @@ class Job:
     """What ended the job; only a failed one has it."""
     steps: tuple[StepProgress, ...]
     """Of the attempt above, in the order of `Step`."""
+    submitted_at: datetime | None = None
+    """When the cluster took the current attempt; None while it is not known to have."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ def _job(row: Row[Any], steps: Iterable[StepProgress]) -> Job:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        submitted_at=row.submitted_at,
         failure=None if row.failure is None else Failure(**row.failure),
         steps=tuple(sorted(steps, key=lambda progress: _STEP_ORDER[progress.step])),
     )

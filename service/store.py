@@ -179,11 +179,6 @@ class Store:
         states = (JobState.RUNNING, JobState.CANCELLING)
         return self._list(select(jobs).where(jobs.c.state.in_(states)).order_by(jobs.c.id))
 
-    def unsubmitted(self) -> list[Job]:
-        """Running jobs whose attempt the cluster is not known to have taken, oldest first."""
-        query = select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.submitted_at.is_(None))
-        return self._list(query.order_by(jobs.c.id))
-
     def end_cancelled(self, job_id: str, attempt: int) -> None:
         """The attempt has stopped as its user wished. Raises AttemptStale."""
         with self._database.writing() as connection:

@@ -1,0 +1,159 @@
+"""The Ray cluster, through the documented REST form of its Jobs API.
+
+Ray's own client is not used: it sends requests without a timeout, and a dashboard that hangs would
+hang the dispatcher with it. Here every call ends, and ends in one of two ways: the answer, or
+ClusterUnavailable. Nothing secret is sent; a driver reads its settings from its node's environment.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from types import TracebackType
+from typing import Any, Protocol
+
+import httpx
+
+from service.errors import ClusterUnavailable, SubmissionRefused
+
+CONNECT_SECONDS = 3.0
+READ_SECONDS = 20.0
+"""A dashboard asked to submit a job may itself wait 10 s for an agent."""
+
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  (Ray's own name for it)
+MAX_LOG_LINE_CHARACTERS = 1000
+
+_ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+
+
+class Cluster(Protocol):
+    """What the dispatcher needs of a cluster. Every method raises ClusterUnavailable."""
+
+    def check(self) -> None:
+        """Raise unless the cluster answers."""
+
+    def submit(self, job_id: str, attempt: int, name: str | None = None) -> None:
+        """Start the driver of an attempt; doing so again changes nothing.
+
+        Raises SubmissionRefused when the cluster answers and will not.
+        """
+
+    def is_active(self, job_id: str, attempt: int) -> bool:
+        """Whether the attempt's driver may still run; False when it ended or was never known."""
+
+    def stop(self, job_id: str, attempt: int) -> None:
+        """Tell the attempt's driver to stop, without waiting; no effect when it is not active."""
+
+    def log_tail(self, job_id: str, attempt: int, lines: int = 30) -> str:
+        """The last lines that the driver printed; empty when there are none."""
+
+
+class RayCluster:
+    """A Ray cluster, named by the address of its dashboard. Connects when first used."""
+
+    def __init__(self, address: str, driver_command: str) -> None:
+        self.dashboard_url = address.rstrip("/")
+        self._driver_command = driver_command
+        token = os.environ.get(TOKEN_VARIABLE)
+        self._http = httpx.Client(
+            base_url=self.dashboard_url,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            trust_env=False,  # a proxy to the internet is no way to the cluster
+        )
+
+    def __enter__(self) -> RayCluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def check(self) -> None:
+        if "ray_version" not in self._json(self._request("GET", "/api/version")):
+            raise self._not_ray()
+
+    def submit(self, job_id: str, attempt: int, name: str | None = None) -> None:
+        body = {
+            "entrypoint": f"{self._driver_command} {shlex.quote(job_id)} {attempt:d}",
+            "submission_id": submission_id(job_id, attempt),
+            "metadata": {
+                "job_name": name or job_id,
+                "eigenpress_job": job_id,
+                "eigenpress_attempt": str(attempt),
+            },
+        }
+        response = self._request("POST", "/api/jobs/", json=body, allowed=(400,))
+        # Ray answers 400 both to an id that it knows and to a body that it does not take.
+        if response.status_code == 400 and self._status(job_id, attempt) is None:
+            raise SubmissionRefused(f"Ray refuses the job: {_last_line(response)}")
+
+    def is_active(self, job_id: str, attempt: int) -> bool:
+        status = self._status(job_id, attempt)
+        return status is not None and status not in _ENDED
+
+    def stop(self, job_id: str, attempt: int) -> None:
+        self._request("POST", f"{_path(job_id, attempt)}/stop", allowed=(404,))
+
+    def log_tail(self, job_id: str, attempt: int, lines: int = 30) -> str:
+        response = self._request("GET", f"{_path(job_id, attempt)}/logs", allowed=(404,))
+        if response.status_code == 404:
+            return ""
+        printed = str(self._json(response).get("logs") or "").splitlines()
+        return "\n".join(line[:MAX_LOG_LINE_CHARACTERS] for line in printed[-lines:])
+
+    def _status(self, job_id: str, attempt: int) -> str | None:
+        response = self._request("GET", _path(job_id, attempt), allowed=(404,))
+        return None if response.status_code == 404 else str(self._json(response).get("status"))
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        allowed: tuple[int, ...] = (),
+    ) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, json=json)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ClusterUnavailable(
+                f"Ray at {self.dashboard_url} does not answer: {error or type(error).__name__}"
+            ) from error
+        if not response.is_success and response.status_code not in allowed:
+            raise ClusterUnavailable(
+                f"Ray at {self.dashboard_url} answers {response.status_code} to {method} {path}: "
+                f"{_last_line(response)}"
+            )
+        return response
+
+    def _json(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError as error:
+            raise self._not_ray() from error
+
+    def _not_ray(self) -> ClusterUnavailable:
+        return ClusterUnavailable(f"What answers at {self.dashboard_url} is not a Ray dashboard.")
+
+
+def submission_id(job_id: str, attempt: int) -> str:
+    """The name of an attempt on the cluster."""
+    return f"{job_id}-{attempt}"
+
+
+def _path(job_id: str, attempt: int) -> str:
+    return f"/api/jobs/{submission_id(job_id, attempt)}"
+
+
+def _last_line(response: httpx.Response) -> str:
+    # Ray answers errors with a traceback; what happened is on its last line.
+    lines = response.text.strip().splitlines() or [response.reason_phrase]
+    return lines[-1][:MAX_LOG_LINE_CHARACTERS]
