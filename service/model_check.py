@@ -1,0 +1,202 @@
+"""Whether files are a causal language model that can be loaded without running anybody's code.
+
+Reads names, JSON and the headers of weight files, never a tensor. What passes may still be refused
+by transformers; what fails here would surely be.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from service.errors import ModelConfigMissing, ModelInvalid, NotACausalLM, UnsafeWeights
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+SUPPORT_SUFFIXES = (".json", ".model", ".txt", ".jinja", ".tiktoken")
+GGUF_SUFFIX = ".gguf"
+GGUF_VERSIONS = (2, 3)
+
+MAX_CONFIG_BYTES = 4 * 2**20
+MAX_INDEX_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 100_000_000
+"""What the safetensors library itself accepts."""
+MAX_GGUF_ENTRIES = 1_000_000
+
+_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+"""Of one element, by dtype; the sizes of other dtypes are not checked."""
+
+_NonNegative = Annotated[int, Field(ge=0)]
+
+
+class _Tensor(BaseModel):
+    dtype: str
+    shape: list[_NonNegative]
+    data_offsets: tuple[_NonNegative, _NonNegative]
+
+
+class _Index(BaseModel):
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
+_HEADER = TypeAdapter(dict[str, _Tensor])
+
+
+def check_folder(folder: Path, param: str) -> None:
+    """Raise unless the folder holds a causal language model in safetensors.
+
+    Raises `ModelConfigMissing`, `ModelInvalid`, `NotACausalLM` or `UnsafeWeights`, about `param`.
+    """
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    weights = check_listing(sizes, lambda name: (folder / name).read_bytes(), param)
+    for name, tensors in weights.items():
+        missing = tensors - check_safetensors(folder / name, param)
+        if missing:
+            raise ModelInvalid(
+                f"'{name}' lacks the tensor '{min(missing)}' that {INDEX_NAME} names.", param=param
+            )
+
+
+def check_listing(
+    sizes: Mapping[str, int], read: Callable[[str], bytes], param: str
+) -> dict[str, set[str]]:
+    """Check a model's files by name and size, reading only its JSON through `read`.
+
+    Returns the weight files that transformers would load, each with the tensors that the index
+    promises of it (none known when there is no index).
+    """
+    if CONFIG_NAME not in sizes:
+        hint = " Name the .gguf file itself." if _having(sizes, (GGUF_SUFFIX,)) else ""
+        raise ModelConfigMissing(f"There is no {CONFIG_NAME}.{hint}", param=param)
+    _check_size(sizes, CONFIG_NAME, MAX_CONFIG_BYTES, param)
+    check_config(read(CONFIG_NAME), param)
+    if WEIGHTS_NAME in sizes:
+        return {WEIGHTS_NAME: set()}
+    if INDEX_NAME in sizes:
+        _check_size(sizes, INDEX_NAME, MAX_INDEX_BYTES, param)
+        return _check_index(read(INDEX_NAME), sizes, param)
+    pickles = _having(sizes, PICKLE_SUFFIXES)
+    if pickles:
+        raise UnsafeWeights(
+            f"The weights are pickled ({pickles[0]}), and pickles run code when they are read; "
+            "save the model as safetensors.",
+            param=param,
+        )
+    raise ModelInvalid(f"There is neither {WEIGHTS_NAME} nor {INDEX_NAME}.", param=param)
+
+
+def check_config(data: bytes, param: str) -> None:
+    """Raise unless this is the config.json of a causal language model."""
+    config = _parse_object(data, CONFIG_NAME, param)
+    architectures = config.get("architectures")
+    if isinstance(architectures, list) and any(
+        isinstance(name, str) and name.endswith(CAUSAL_SUFFIXES) for name in architectures
+    ):
+        return
+    raise NotACausalLM(
+        f"{CONFIG_NAME} names the architectures {architectures!r}, none of which is a "
+        "causal language model.",
+        param=param,
+    )
+
+
+def check_safetensors(path: Path, param: str) -> set[str]:
+    """The names of the file's tensors. Raises `ModelInvalid` if its header and size disagree."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ModelInvalid(f"'{path.name}' is truncated.", param=param)
+        if length > MAX_HEADER_BYTES:
+            raise ModelInvalid(
+                f"The header of '{path.name}' is larger than {MAX_HEADER_BYTES} bytes.", param=param
+            )
+        header = _parse_object(file.read(length), f"the header of {path.name}", param)
+    header.pop("__metadata__", None)
+    try:
+        tensors = _HEADER.validate_python(header)
+    except ValidationError as error:
+        raise ModelInvalid(f"The header of '{path.name}' is wrong: {error}", param=param) from error
+    _check_offsets(path.name, tensors, size - 8 - length, param)
+    return set(tensors)
+
+
+def check_gguf(path: Path, param: str) -> None:
+    """Raise `ModelInvalid` unless the file begins as a GGUF model does."""
+    with path.open("rb") as file:
+        start = file.read(24)
+    version, tensors, entries = (
+        int.from_bytes(start[low:high], "little") for low, high in ((4, 8), (8, 16), (16, 24))
+    )
+    if len(start) < 24 or start[:4] != b"GGUF":
+        raise ModelInvalid(f"'{path.name}' is not a GGUF file.", param=param)
+    if version not in GGUF_VERSIONS:
+        raise ModelInvalid(
+            f"'{path.name}' has the GGUF version {version}, not 2 or 3.", param=param
+        )
+    if not 0 < tensors <= MAX_GGUF_ENTRIES or not 0 < entries <= MAX_GGUF_ENTRIES:
+        raise ModelInvalid(f"'{path.name}' claims {tensors} tensors, {entries} keys.", param=param)
+
+
+def _check_index(data: bytes, names: Collection[str], param: str) -> dict[str, set[str]]:
+    try:
+        index = _Index.model_validate(_parse_object(data, INDEX_NAME, param))
+    except ValidationError as error:
+        raise ModelInvalid(f"{INDEX_NAME} is wrong: {error}", param=param) from error
+    weights: dict[str, set[str]] = {}
+    for tensor, name in index.weight_map.items():
+        weights.setdefault(name, set()).add(tensor)
+    for name in weights:
+        if "/" in name or "\\" in name or not name.endswith(".safetensors"):
+            raise ModelInvalid(f"{INDEX_NAME} names '{name}', no safetensors file.", param=param)
+        if name not in names:
+            raise ModelInvalid(f"{INDEX_NAME} names '{name}', which is missing.", param=param)
+    return weights
+
+
+def _check_offsets(name: str, tensors: Mapping[str, _Tensor], size: int, param: str) -> None:
+    """The tensors' bytes follow one another from the first to the last."""
+    end = 0
+    for key, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
+        begin, after = tensor.data_offsets
+        item = _BYTES.get(tensor.dtype)
+        if begin != end or after < begin:
+            raise ModelInvalid(f"The tensor '{key}' of '{name}' is out of place.", param=param)
+        if item and math.prod(tensor.shape) * item != after - begin:
+            raise ModelInvalid(f"The tensor '{key}' of '{name}' has a wrong size.", param=param)
+        end = after
+    if end != size:
+        state = "is truncated" if end > size else "has bytes that belong to no tensor"
+        raise ModelInvalid(f"'{name}' {state}.", param=param)
+
+
+def _parse_object(data: bytes, what: str, param: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelInvalid(f"{what} is not JSON: {error}", param=param) from error
+    if not isinstance(parsed, dict):
+        raise ModelInvalid(f"{what} is not a JSON object.", param=param)
+    return parsed
+
+
+def _check_size(sizes: Mapping[str, int], name: str, limit: int, param: str) -> None:
+    if sizes[name] > limit:
+        raise ModelInvalid(f"{name} is larger than {limit} bytes.", param=param)
+
+
+def _having(names: Collection[str], suffixes: tuple[str, ...]) -> list[str]:
+    return sorted(name for name in names if name.endswith(suffixes))
