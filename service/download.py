@@ -11,23 +11,25 @@ wrong bytes, but either may fail.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import httpx
-from pydantic import BaseModel, Field, ValidationError
 
+from service.artifacts import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    ManifestFile,
+    sha256_of,
+)
 from service.client import Client, open_http
 from service.errors import ArtifactCorrupt, InvalidParameter, StorageUnavailable
 
-MANIFEST_NAME = "manifest.json"
-MAX_MANIFEST_BYTES = 16 * 2**20
-MAX_FILES = 100_000
 REQUEST_SECONDS = 30.0
 MAX_FRUITLESS_TRIES = 6
 """Requests in a row that may bring not one byte before a file is given up."""
@@ -35,20 +37,6 @@ LONGEST_PAUSE_SECONDS = 8.0
 
 Progress = Callable[[int, int], None]
 """Called with (bytes that are here, bytes in all); from several threads, one at a time."""
-
-
-class ManifestFile(BaseModel):
-    """One file of an artifact as its manifest states it."""
-
-    path: str = Field(min_length=1, max_length=1024)
-    size: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-
-class ManifestFiles(BaseModel):
-    """The part of a manifest that a download needs."""
-
-    files: tuple[ManifestFile, ...] = Field(max_length=MAX_FILES)
 
 
 def download_artifact(
@@ -73,7 +61,7 @@ def download_artifact(
     with open_http(REQUEST_SECONDS) as http:
         urls = _Urls(client, job_id, name)
         manifest = _fetch_manifest(http, urls)
-        files = _checked_files(manifest)
+        files = Manifest.parse(manifest).files
         claim = _claim(folder, manifest)
         tally = _Tally(sum(file.size for file in files), on_progress)
         _fetch_all(http, urls, files, folder, workers, tally)
@@ -104,15 +92,14 @@ class _Urls:
                 self._by_path = self._ask()
 
     def _ask(self) -> dict[str, str]:
-        artifacts = {
-            artifact["name"]: artifact for artifact in self._client.artifacts(self._job_id)
-        }
-        if self._name not in artifacts:
-            known = ", ".join(sorted(artifacts)) or "none"
-            raise InvalidParameter(
-                f"{self._job_id} has no artifact {self._name!r}; it has: {known}", param="name"
-            )
-        return {file["path"]: file["url"] for file in artifacts[self._name]["files"]}
+        artifacts = self._client.artifacts(self._job_id)
+        for artifact in artifacts:
+            if artifact["name"] == self._name:
+                return {file["path"]: file["url"] for file in artifact["files"]}
+        names = ", ".join(artifact["name"] for artifact in artifacts) or "none"
+        raise InvalidParameter(
+            f"{self._job_id} has no artifact {self._name!r}; it has: {names}", param="name"
+        )
 
 
 class _Tally:
@@ -222,8 +209,7 @@ class _Fetch:
     def _is_whole(self, path: Path) -> bool:
         if not path.is_file() or path.stat().st_size != self.file.size:
             return False
-        with path.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest() == self.file.sha256
+        return sha256_of(path) == self.file.sha256
 
 
 def _fetch_all(
@@ -271,28 +257,6 @@ def _bounded(response: httpx.Response) -> bytes:
         if len(content) > MAX_MANIFEST_BYTES:
             raise ArtifactCorrupt(f"{MANIFEST_NAME} is longer than {MAX_MANIFEST_BYTES:,} bytes")
     return bytes(content)
-
-
-def _checked_files(manifest: bytes) -> tuple[ManifestFile, ...]:
-    """The manifest's files, each with a path that stays inside the folder, and none twice."""
-    try:
-        files = ManifestFiles.model_validate_json(manifest).files
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ArtifactCorrupt(f"{MANIFEST_NAME} is not a manifest: {first['msg']}") from None
-    for file in files:
-        _check_path(file.path)
-    paths = {file.path for file in files}
-    if len(paths) != len(files):
-        raise ArtifactCorrupt(f"{MANIFEST_NAME} names a file twice")
-    return files
-
-
-def _check_path(path: str) -> None:
-    parts = PurePosixPath(path).parts
-    plain = path.isprintable() and "\\" not in path and path == "/".join(parts)
-    if not plain or ".." in parts or path.startswith("/") or path == MANIFEST_NAME:
-        raise ArtifactCorrupt(f"{MANIFEST_NAME} names {path!r}, which is not a path in its folder")
 
 
 def _claim(folder: Path, manifest: bytes) -> Path:

@@ -16,8 +16,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 import service.download
+from service.artifacts import MANIFEST_NAME
 from service.client import Client
-from service.download import MANIFEST_NAME, download_artifact
+from service.download import download_artifact
 from service.errors import ArtifactCorrupt, InvalidParameter, StorageUnavailable
 
 JOB = "job-1"
@@ -38,7 +39,7 @@ def manifest_of(files: dict[str, bytes]) -> bytes:
         {"path": path, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for path, content in files.items()
     ]
-    return json.dumps({"format_version": 1, "files": entries}).encode()
+    return json.dumps({"format": 1, "files": entries}).encode()
 
 
 class Bucket(ThreadingHTTPServer):
@@ -281,13 +282,13 @@ def test_a_bucket_that_stays_away_is_said_to(
 
 
 @pytest.mark.parametrize(
-    "path", ["../out", "/etc/passwd", "a/../../b", "a\\b", "./a", "a//b", "a\nb", MANIFEST_NAME]
+    "path", ["../out", "/etc/passwd", "a/../../b", "a\\b", "./a", "a//b", MANIFEST_NAME]
 )
 def test_a_path_that_leads_out_of_the_folder_is_refused(
     bucket: Bucket, client: Client, tmp_path: Path, path: str
 ) -> None:
     bucket.objects = {path: b"", MANIFEST_NAME: manifest_of({path: b""})}
-    with pytest.raises(ArtifactCorrupt, match="not a path in its folder"):
+    with pytest.raises(ArtifactCorrupt, match="manifest cannot be read"):
         download_artifact(client, JOB, NAME, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -297,7 +298,7 @@ def test_a_manifest_that_is_none_is_refused(
     bucket: Bucket, client: Client, tmp_path: Path, manifest: bytes
 ) -> None:
     bucket.objects[MANIFEST_NAME] = manifest
-    with pytest.raises(ArtifactCorrupt, match="is not a manifest"):
+    with pytest.raises(ArtifactCorrupt, match="manifest cannot be read"):
         download_artifact(client, JOB, NAME, tmp_path)
 
 
@@ -307,7 +308,7 @@ def test_a_manifest_that_names_a_file_twice_is_refused(
     twice = json.loads(manifest_of({"a": b""}))
     twice["files"] *= 2
     bucket.objects[MANIFEST_NAME] = json.dumps(twice).encode()
-    with pytest.raises(ArtifactCorrupt, match="names a file twice"):
+    with pytest.raises(ArtifactCorrupt, match="a path is listed twice"):
         download_artifact(client, JOB, NAME, tmp_path)
 
 

@@ -1,0 +1,55 @@
+"""A request to stop, made by a signal and looked at between two pieces of work."""
+
+from __future__ import annotations
+
+import queue
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopRequest:
+    """Whether somebody asked to stop.
+
+    Not a `threading.Event`: a handler that sets one deadlocks if it interrupts the main thread
+    inside `Event.wait`. `SimpleQueue.put` may interrupt anything.
+    """
+
+    def __init__(self) -> None:
+        self._requests: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    @property
+    def requested(self) -> bool:
+        return not self._requests.empty()
+
+    def make(self, number: int, _frame: object = None) -> None:
+        """A signal handler."""
+        self._requests.put(number)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a request, at most so long; whether there is one."""
+        try:
+            self._requests.put(self._requests.get(timeout=seconds))
+        except queue.Empty:
+            return False
+        return True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Within it, Ctrl-C, SIGTERM and a closed terminal request a stop and do nothing else.
+
+    A command under nohup, which ignores SIGHUP, goes on ignoring it.
+    """
+    stop = StopRequest()
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in before.items():
+        if (number, handler) != (signal.SIGHUP, signal.SIG_IGN):
+            signal.signal(number, stop.make)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

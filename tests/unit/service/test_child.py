@@ -1,0 +1,73 @@
+"""`service.child` with real processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import service.child
+from service.child import Child, log_tail
+
+OBEDIENT = "import signal; print('up', flush=True); signal.pause()"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {OBEDIENT}"
+PARENT = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}]); "
+
+
+def python(code: str, log: Path, **env: str) -> Child:
+    return Child([sys.executable, "-c", code], env, log)
+
+
+def wait_until_up(log: Path, processes: int = 1) -> None:
+    deadline = time.monotonic() + 30
+    while log.read_text().count("up") < processes:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+
+
+def descendants() -> list[psutil.Process]:
+    return list(psutil.Process().children(recursive=True))
+
+
+def test_it_runs_until_the_block_is_left(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "child.log"
+    with python(OBEDIENT, log) as child:
+        wait_until_up(log)
+        assert child.is_running()
+        (process,) = descendants()
+        assert os.getsid(process.pid) == process.pid
+    assert not child.is_running()
+    assert not process.is_running()
+
+
+def test_it_sees_the_environment_with_additions(tmp_path: Path) -> None:
+    code = "import os; print(os.environ['ADDED'], 'PATH' in os.environ); " + OBEDIENT
+    with python(code, tmp_path / "log", ADDED="yes"):
+        wait_until_up(tmp_path / "log")
+    assert log_tail(tmp_path / "log").splitlines() == ["yes True", "up"]
+
+
+@pytest.mark.parametrize("code", [STUBBORN, PARENT + STUBBORN, PARENT + OBEDIENT])
+def test_what_does_not_end_by_itself_is_killed_children_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    monkeypatch.setattr(service.child, "STOP_SECONDS", 0.2)
+    log = tmp_path / "log"
+    with python(code, log):
+        wait_until_up(log, code.count("'up'"))
+        processes = descendants()
+        assert len(processes) == code.count("'up'")
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert alive == []
+
+
+def test_one_that_has_died_is_not_running_and_its_last_words_are_kept(tmp_path: Path) -> None:
+    with python("print('before'); raise SystemExit('why')", tmp_path / "log") as child:
+        for process in descendants():
+            process.wait(30)
+        assert not child.is_running()
+    assert log_tail(tmp_path / "log", 1) == "why"
