@@ -8,9 +8,7 @@ another, and what it repeats (a submission, a stop, a deletion) changes nothing 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -25,6 +23,7 @@ from service.errors import (
 from service.jobs import Job
 from service.settings import Settings
 from service.states import JobState
+from service.stopping import StopRequest, stop_on_signals
 from service.storage import ObjectStorage
 from service.store import Store
 
@@ -52,9 +51,9 @@ class Dispatcher:
         self._pause = 0
         self._complaints: dict[str, str] = {}
 
-    def run(self, stop: threading.Event) -> None:
-        """Pass after pass until `stop` is set."""
-        while not stop.is_set():
+    def run(self, stop: StopRequest) -> None:
+        """Pass after pass until a stop is requested."""
+        while not stop.requested:
             self.tick()
             stop.wait(self._settings.poll_seconds)
 
@@ -166,14 +165,12 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request as INFO
     settings = Settings()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     store = Store(settings.database)
     try:
         store.migrate()
         storage = ObjectStorage.from_settings(settings)
-        with RayCluster(settings.ray_address, settings.driver_command) as cluster:
+        cluster = RayCluster(settings.ray_address, settings.driver_command)
+        with cluster, stop_on_signals() as stop:
             Dispatcher(store, cluster, storage, settings).run(stop)
     except EigenpressError as error:
         sys.exit(f"The dispatcher cannot start: {error}")

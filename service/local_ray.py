@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,14 +22,13 @@ import httpx
 import psutil
 
 from service.errors import ClusterUnavailable
+from service.ports import LOOPBACK, choose_port
 
 START_SECONDS = 120.0
 """How long Ray may take until its Jobs API answers; about 8 on two idle cores."""
 
 STOP_SECONDS = 15.0
 """How long Ray may take to stop by itself before its processes are killed."""
-
-LOOPBACK = "127.0.0.1"
 
 _POLL_SECONDS = 0.1
 _LOG_LINES = 20
@@ -92,16 +90,16 @@ class LocalRay:
         self.stop()
 
     def start(self) -> None:
-        """Start Ray and wait until its Jobs API answers.
+        """Start Ray and wait until it takes jobs.
 
-        Raises ClusterUnavailable, with the end of Ray's log, if it ends or takes too long; nothing
-        is left running then.
+        Raises InvalidParameter if the dashboard's port is taken, and ClusterUnavailable, with the
+        end of Ray's log, if Ray ends or takes too long; nothing is left running then.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
+        # Also checks that no other Ray is there, which would answer in place of ours.
+        self._dashboard_port = choose_port(self._dashboard_port, "dashboard_port")
         # Ray's unix sockets lie 60 characters below this, and the system allows 107 in all.
         self._session = Path(tempfile.mkdtemp(prefix="ray-"))
-        self._dashboard_port = self._dashboard_port or _free_port()
-        _check_free(self._dashboard_port)
         with self.log_path.open("wb") as log:
             self._head = subprocess.Popen(
                 self._command(self._session),
@@ -140,7 +138,7 @@ class LocalRay:
             "--dashboard-port": self._dashboard_port,
             # These have fixed defaults, at which a second Ray on the machine would fail.
             "--dashboard-agent-listen-port": 0,
-            "--ray-client-server-port": _free_port(),
+            "--ray-client-server-port": choose_port(0, ""),
             "--min-worker-port": 0,
             "--max-worker-port": 0,
             "--temp-dir": session,
@@ -157,7 +155,9 @@ class LocalRay:
     def _environment(self) -> dict[str, str]:
         # `python` in a driver's command has to be this one, with these packages.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        ports = {f"{name}_METRIC_PORT": str(_free_port()) for name in ("AUTOSCALER", "DASHBOARD")}
+        ports = {
+            f"{name}_METRIC_PORT": str(choose_port(0, "")) for name in ("AUTOSCALER", "DASHBOARD")
+        }
         return {**os.environ, **self._env, **_ENVIRONMENT, **ports, "PATH": path}
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
@@ -228,22 +228,3 @@ def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _check_free(port: int) -> None:
-    # Else another Ray at this port would answer in place of ours.
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            raise ClusterUnavailable(
-                f"Port {port}, wanted for the Ray dashboard, is taken: {error}"
-            ) from error

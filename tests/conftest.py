@@ -2,4 +2,9 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.fixtures.inputs", "tests.fixtures.servers", "tests.fixtures.storage"]
+pytest_plugins = [
+    "tests.fixtures.inputs",
+    "tests.fixtures.jobs",
+    "tests.fixtures.servers",
+    "tests.fixtures.storage",
+]

@@ -1,0 +1,52 @@
+"""The migrations lead to the tables that the code uses, wherever they start."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, inspect
+
+from service.store import Store
+from service.tables import metadata
+
+
+@pytest.mark.usefixtures("job_store")
+def test_migrations_agree_with_the_tables(database_url: str) -> None:
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+        indexes = {index["name"] for index in inspect(connection).get_indexes("jobs")}
+    engine.dispose()
+    assert indexes == {"ix_jobs_state_id"}
+
+
+def test_migrating_again_keeps_what_is_there(job_store: Store) -> None:
+    job_store.migrate()
+    job_store.check()
+
+
+def test_several_processes_may_migrate_at_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new' / 'jobs.db'}"
+    together = threading.Barrier(6)
+
+    def migrate(_: int) -> None:
+        store = Store(url)
+        together.wait()
+        store.migrate()
+        store.check()
+        store.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(migrate, range(6)))
+
+
+def test_migrations_are_found_inside_the_package() -> None:
+    versions = files("service.migrations") / "versions"
+    assert any(entry.name.startswith("0001_") for entry in versions.iterdir())

@@ -1,0 +1,33 @@
+"""The table of states: what it promises as a whole."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from service.states import TERMINAL, TRANSITIONS, JobState, may_become
+
+
+def test_every_state_has_its_transitions() -> None:
+    assert set(TRANSITIONS) == set(JobState)
+
+
+@pytest.mark.parametrize(("current", "wanted"), list(product(JobState, JobState)))
+def test_the_table_is_what_may_happen(current: JobState, wanted: JobState) -> None:
+    assert may_become(current, wanted) == (wanted in TRANSITIONS[current])
+
+
+def test_exactly_the_terminal_states_lead_nowhere() -> None:
+    assert {state for state, targets in TRANSITIONS.items() if not targets} == TERMINAL
+
+
+def test_every_state_is_reached_from_queued_and_can_end() -> None:
+    reached = {JobState.QUEUED}
+    while more := {target for state in reached for target in TRANSITIONS[state]} - reached:
+        reached |= more
+    assert reached == set(JobState)
+
+
+def test_a_cancelled_job_never_runs_again() -> None:
+    assert TRANSITIONS[JobState.CANCELLING] == {JobState.CANCELLED}

@@ -1,0 +1,322 @@
+"""The store on a real SQLite file: reads, the life of a job, the fence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from service.errors import (
+    AttemptStale,
+    InvalidParameter,
+    JobConflict,
+    JobNotFound,
+    StorageUnavailable,
+)
+from service.jobs import Artifact, EventType, FileEntry, Job
+from service.spec import JobSpec
+from service.states import TRANSITIONS, JobState, Step
+from service.store import Store
+from tests.fixtures.jobs import small_spec
+
+RETRYABLE = StorageUnavailable("S3 is away").failure()
+FATAL = InvalidParameter("no such thing", param="model.path").failure()
+ARTIFACT = Artifact("keep-0.8", "jobs/x/artifacts/keep-0.8/", (FileEntry("a/b", 3, "0" * 64),))
+
+
+def claimed(store: Store) -> Job:
+    store.create(small_spec())
+    job = store.claim()
+    assert job is not None
+    return job
+
+
+def types(store: Store, job_id: str) -> list[str]:
+    return [event.type for event in store.events(job_id)]
+
+
+def test_a_created_job_waits_and_reads_back(job_store: Store, job_spec: JobSpec) -> None:
+    before = datetime.now(UTC)
+    job = job_store.create(job_spec)
+    assert job == job_store.get(job.id)
+    assert (job.spec, job.name, job.state, job.attempt) == (job_spec, "small", "queued", 0)
+    assert before <= job.created_at <= datetime.now(UTC)
+    assert job.created_at.utcoffset() is not None
+    assert (job.started_at, job.finished_at, job.failure, job.steps) == (None, None, None, ())
+    assert types(job_store, job.id) == [EventType.QUEUED]
+
+
+def test_an_attempt_from_claim_to_success(job_store: Store) -> None:
+    job = claimed(job_store)
+    assert (job.state, job.attempt, job.submitted_at) == (JobState.RUNNING, 1, None)
+    assert job.started_at is not None
+    job_store.submitted(job.id, 1)
+    job_store.submitted(job.id, 1)
+    job_store.record(job.id, 1, "gpu.found", "Two GPUs", {"count": 2})
+    job_store.succeed(job.id, 1, [ARTIFACT], {"loss": 1.5})
+    ended = job_store.get(job.id)
+    assert ended.state is JobState.SUCCEEDED
+    assert ended.finished_at is not None
+    assert ended.submitted_at is not None
+    assert job_store.artifacts(job.id) == (ARTIFACT,)
+    assert job_store.report(job.id) == {"loss": 1.5}
+    assert types(job_store, job.id) == [
+        EventType.QUEUED,
+        EventType.CLAIMED,
+        EventType.SUBMITTED,
+        "gpu.found",
+        EventType.SUCCEEDED,
+    ]
+    found = job_store.events(job.id)[3]
+    assert (found.attempt, found.message, found.data) == (1, "Two GPUs", {"count": 2})
+
+
+def test_nothing_is_published_before_success(job_store: Store) -> None:
+    job = claimed(job_store)
+    assert job_store.artifacts(job.id) == ()
+    assert job_store.report(job.id) is None
+
+
+def test_a_report_must_be_json_that_every_reader_takes(job_store: Store) -> None:
+    job = claimed(job_store)
+    with pytest.raises(Exception, match="Out of range float"):
+        job_store.succeed(job.id, 1, [], {"perplexity": float("nan")})
+    assert job_store.get(job.id).state is JobState.RUNNING  # nothing half-written
+
+
+@pytest.mark.parametrize("method", ["get", "events", "artifacts", "report", "cancel"])
+def test_an_unknown_job_is_not_found(job_store: Store, method: str) -> None:
+    with pytest.raises(JobNotFound, match="job-none"):
+        getattr(job_store, method)("job-none")
+
+
+class TestListing:
+    def test_newest_first_in_pages(self, job_store: Store) -> None:
+        jobs = [job_store.create(small_spec(f"n{number}")) for number in range(5)]
+        newest = list(reversed(jobs))
+        assert job_store.list_jobs(limit=2) == newest[:2]
+        assert job_store.list_jobs(limit=2, before=newest[1].id) == newest[2:4]
+        assert job_store.list_jobs(limit=9, before=jobs[0].id) == []
+
+    def test_by_state_with_steps(self, job_store: Store) -> None:
+        running = claimed(job_store)
+        job_store.create(small_spec())
+        job_store.progress(running.id, 1, Step.RESOLVE, 1, 2, "files")
+        (found,) = job_store.list_jobs(limit=9, states={JobState.RUNNING, JobState.FAILED})
+        assert found == job_store.get(running.id)
+        assert [step.step for step in found.steps] == [Step.RESOLVE]
+
+    def test_events_after_one_seen(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        for number in range(3):
+            job_store.record(job.id, 1, "note", str(number))
+        first = job_store.events(job.id, limit=3)
+        rest = job_store.events(job.id, after=first[-1].id)
+        assert [event.message for event in rest] == ["1", "2"]
+        assert [event.id for event in first + rest] == sorted(e.id for e in first + rest)
+
+
+class TestSteps:
+    def test_progress_starts_and_finishes_a_step_once(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        for done in (0, 1, 2, 2):
+            job_store.progress(job.id, 1, Step.CALIBRATE, done, 2, "sequences")
+        (step,) = job_store.get(job.id).steps
+        assert (step.step, step.done, step.total, step.unit) == ("calibrate", 2, 2, "sequences")
+        assert step.finished_at is not None
+        assert step.finished_at >= step.started_at
+        assert types(job_store, job.id)[2:] == [EventType.STEP_STARTED, EventType.STEP_FINISHED]
+
+    def test_an_empty_step_finishes_as_it_starts(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        job_store.progress(job.id, 1, Step.EVALUATE, 0, 0, "texts")
+        assert job_store.get(job.id).steps[0].finished_at is not None
+
+    def test_steps_come_in_order_and_belong_to_the_attempt(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        for step in (Step.SOLVE, Step.RESOLVE, Step.CALIBRATE):
+            job_store.progress(job.id, 1, step, 0, 1, "parts")
+        order = [progress.step for progress in job_store.get(job.id).steps]
+        assert order == [Step.RESOLVE, Step.CALIBRATE, Step.SOLVE]
+        job_store.fail(job.id, 1, RETRYABLE, max_attempts=2)
+        job_store.claim()
+        assert job_store.get(job.id).steps == ()
+
+    @pytest.mark.parametrize(("done", "total"), [(-1, 2), (3, 2), (0, -1)])
+    def test_impossible_progress_is_a_defect(self, job_store: Store, done: int, total: int) -> None:
+        job = claimed(job_store)
+        with pytest.raises(ValueError, match="cannot be done"):
+            job_store.progress(job.id, 1, Step.SOLVE, done, total, "layers")
+
+
+class TestFailure:
+    def test_retryable_failures_go_back_to_the_queue(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        assert job_store.fail(job.id, 1, RETRYABLE, max_attempts=2) is JobState.QUEUED
+        waiting = job_store.get(job.id)
+        assert (waiting.started_at, waiting.failure, waiting.finished_at) == (None, None, None)
+        assert job_store.events(job.id)[-1].data["code"] == "storage_unavailable"
+        again = job_store.claim()
+        assert again is not None
+        assert (again.id, again.attempt) == (job.id, 2)
+        assert job_store.fail(job.id, 2, RETRYABLE, max_attempts=2) is JobState.FAILED
+        assert job_store.get(job.id).failure == RETRYABLE
+
+    def test_a_users_mistake_ends_the_job(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        assert job_store.fail(job.id, 1, FATAL, max_attempts=9) is JobState.FAILED
+        ended = job_store.get(job.id)
+        assert ended.failure == FATAL
+        assert ended.finished_at is not None
+
+    def test_a_failed_job_is_cleaned_once(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        job_store.fail(job.id, 1, FATAL, max_attempts=1)
+        assert [dirty.id for dirty in job_store.uncleaned()] == [job.id]
+        job_store.mark_cleaned(job.id)
+        job_store.mark_cleaned(job.id)
+        assert job_store.uncleaned() == []
+
+    def test_what_succeeded_is_never_cleaned(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        job_store.succeed(job.id, 1, [ARTIFACT], {})
+        assert job_store.uncleaned() == []
+        with pytest.raises(JobConflict, match="must stay"):
+            job_store.mark_cleaned(job.id)
+
+
+class TestCancellation:
+    def test_of_a_waiting_job_is_at_once(self, job_store: Store, job_spec: JobSpec) -> None:
+        job = job_store.create(job_spec)
+        assert job_store.cancel(job.id).state is JobState.CANCELLED
+        assert job_store.claim() is None
+        assert job_store.uncleaned() == []  # it never wrote anything
+
+    def test_of_a_running_job_waits_for_its_attempt(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        assert job_store.cancel(job.id).state is JobState.CANCELLING
+        assert job_store.in_flight() == [job_store.get(job.id)]
+        job_store.end_cancelled(job.id, 1)
+        assert job_store.get(job.id).state is JobState.CANCELLED
+        assert [dirty.id for dirty in job_store.uncleaned()] == [job.id]
+
+    def test_again_changes_nothing(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        first = job_store.cancel(job.id)
+        assert job_store.cancel(job.id) == first
+        job_store.end_cancelled(job.id, 1)
+        assert job_store.cancel(job.id).state is JobState.CANCELLED
+        assert types(job_store, job.id)[2:] == [EventType.CANCELLING, EventType.CANCELLED]
+
+    def test_between_two_attempts(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        job_store.fail(job.id, 1, RETRYABLE, max_attempts=2)
+        assert job_store.cancel(job.id).state is JobState.CANCELLED
+        assert [dirty.id for dirty in job_store.uncleaned()] == [job.id]
+
+
+def test_a_released_job_waits_and_its_attempt_is_not_counted(job_store: Store) -> None:
+    job = claimed(job_store)
+    job_store.progress(job.id, 1, Step.RESOLVE, 0, 1, "models")
+    job_store.release(job.id, 1, "Ray does not answer")
+    waiting = job_store.get(job.id)
+    assert replace(waiting, steps=()) == replace(
+        job, state=JobState.QUEUED, attempt=0, started_at=None
+    )
+    event = job_store.events(job.id)[-1]
+    assert (event.type, event.attempt, event.message) == (
+        EventType.RELEASED,
+        1,
+        "Ray does not answer",
+    )
+    again = job_store.claim()
+    assert again is not None
+    assert (again.attempt, again.steps) == (1, ())
+
+
+def test_the_oldest_job_is_claimed_first(job_store: Store) -> None:
+    jobs = [job_store.create(small_spec()) for _ in range(3)]
+    claims = [job_store.claim() for _ in range(4)]
+    assert [job and job.id for job in claims] == [*(job.id for job in jobs), None]
+    assert [job.id for job in job_store.in_flight()] == [job.id for job in jobs]
+
+
+# Every way into every state, and every write, tried in each of them.
+
+PATHS: dict[JobState, Callable[[Store, str], object]] = {
+    JobState.QUEUED: lambda store, job: store.fail(job, 1, RETRYABLE, 2),
+    JobState.RUNNING: lambda *_: None,
+    JobState.CANCELLING: lambda store, job: store.cancel(job),
+    JobState.SUCCEEDED: lambda store, job: store.succeed(job, 1, [], {}),
+    JobState.FAILED: lambda store, job: store.fail(job, 1, FATAL, 1),
+    JobState.CANCELLED: lambda store, job: (store.cancel(job), store.end_cancelled(job, 1)),
+}
+
+WRITES: dict[str, tuple[JobState | None, Callable[[Store, str, int], object]]] = {
+    "succeed": (JobState.SUCCEEDED, lambda store, job, n: store.succeed(job, n, [], {})),
+    "fail": (JobState.FAILED, lambda store, job, n: store.fail(job, n, FATAL, 1)),
+    "retry": (JobState.QUEUED, lambda store, job, n: store.fail(job, n, RETRYABLE, 9)),
+    "release": (JobState.QUEUED, lambda store, job, n: store.release(job, n, "no room")),
+    "end_cancelled": (JobState.CANCELLED, lambda store, job, n: store.end_cancelled(job, n)),
+    "submitted": (None, lambda store, job, n: store.submitted(job, n)),
+    "record": (None, lambda store, job, n: store.record(job, n, "note", "")),
+    "progress": (None, lambda store, job, n: store.progress(job, n, Step.SOLVE, 0, 1, "layers")),
+}
+
+
+def brought_to(store: Store, state: JobState) -> Job:
+    job = claimed(store)
+    PATHS[state](store, job.id)
+    job = store.get(job.id)
+    assert job.state is state
+    return job
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("state", JobState)
+def test_writes_follow_the_table_of_transitions(
+    job_store: Store, state: JobState, write: str
+) -> None:
+    target, act = WRITES[write]
+    job = brought_to(job_store, state)
+    history = job_store.events(job.id)
+    needed = JobState.CANCELLING if write == "end_cancelled" else JobState.RUNNING
+    if state is needed:
+        act(job_store, job.id, job.attempt)
+        assert job_store.get(job.id).state is (target or state)
+        assert target is None or target in TRANSITIONS[state]
+    else:
+        with pytest.raises(AttemptStale, match=job.id):
+            act(job_store, job.id, job.attempt)
+        assert job_store.get(job.id) == job
+        assert job_store.events(job.id) == history
+
+
+@pytest.mark.parametrize("attempt", [0, 1, 3])
+@pytest.mark.parametrize("write", [write for write in WRITES if write != "end_cancelled"])
+def test_other_attempts_are_refused(job_store: Store, write: str, attempt: int) -> None:
+    job = claimed(job_store)
+    job_store.fail(job.id, 1, RETRYABLE, max_attempts=9)
+    job_store.claim()
+    before = job_store.get(job.id), job_store.events(job.id)
+    with pytest.raises(AttemptStale):
+        WRITES[write][1](job_store, job.id, attempt)
+    assert (job_store.get(job.id), job_store.events(job.id)) == before
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_cancel_in_every_state(job_store: Store, state: JobState) -> None:
+    job = brought_to(job_store, state)
+    match state:
+        case JobState.SUCCEEDED | JobState.FAILED:
+            with pytest.raises(JobConflict, match=state):
+                job_store.cancel(job.id)
+            assert job_store.get(job.id) == job
+        case JobState.QUEUED:
+            assert job_store.cancel(job.id).state is JobState.CANCELLED
+        case JobState.RUNNING:
+            assert job_store.cancel(job.id).state is JobState.CANCELLING
+        case _:
+            assert job_store.cancel(job.id) == job
