@@ -36,7 +36,9 @@ logger = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_SECONDS = 10
-MAX_SHOWN_VALUE = 80
+MAX_LISTED_ERRORS = 20
+MAX_SHOWN_CHARACTERS = 80
+"""How much of a name or a value that the user sent is sent back."""
 
 UNION_FIELDS = frozenset({"model", "data"})
 """Fields whose type `source` decides; pydantic puts that type's tag into an error's location."""
@@ -125,7 +127,7 @@ async def _on_service_error(request: Request, error: EigenpressError) -> Problem
 
 
 async def _on_invalid_request(request: Request, error: RequestValidationError) -> ProblemResponse:
-    found = error.errors()
+    found = error.errors()[:MAX_LISTED_ERRORS]
     instance = request.url.path
     first = found[0]
     if first["type"] == "json_invalid":
@@ -170,7 +172,7 @@ def param_of(location: Sequence[str | int]) -> str | None:
 
     ``("body", "model", "local", "path")`` is ``model.path``; None is the body as a whole.
     """
-    parts = [str(part) for part in location[1:]]
+    parts = [_cut(str(part)) for part in location[1:]]
     kept = [part for i, part in enumerate(parts) if i == 0 or parts[i - 1] not in UNION_FIELDS]
     return ".".join(kept) or None
 
@@ -180,8 +182,11 @@ def _shown(error: Mapping[str, Any]) -> str:
     value = error.get("ctx", {}).get("tag", error["input"])
     if error["type"] == "missing" or not isinstance(value, str | int | float):
         return ""
-    text = json.dumps(value)
-    return f" (got {text if len(text) <= MAX_SHOWN_VALUE else text[:MAX_SHOWN_VALUE] + '…'})"
+    return f" (got {_cut(json.dumps(value))})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> ProblemResponse:

@@ -1,0 +1,89 @@
+"""The application: ``uvicorn --factory api.app:create_app``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from importlib.metadata import version
+from typing import Any, TypedDict
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.responses import RedirectResponse
+
+from api import errors
+from api.limits import BodyLimit
+from api.routes import artifacts, health, jobs
+from api.services import Services, open_services
+from service.settings import Settings
+
+DESCRIPTION = """
+Post a job, watch its steps, download the compressed models.
+
+Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problems with a stable `code`
+and, where a field of the request is at fault, its name in `param`.
+"""
+
+TAGS = [
+    {"name": "jobs", "description": "Submit, follow and cancel compression jobs."},
+    {"name": "results", "description": "What a job that succeeded has made."},
+    {"name": "health", "description": "For load balancers and for people who wonder."},
+]
+
+
+class State(TypedDict):
+    """What the lifespan gives to every request."""
+
+    services: Services
+
+
+def create_app(
+    settings: Settings | None = None,
+    open_services: Callable[[Settings], AbstractContextManager[Services]] = open_services,
+) -> FastAPI:
+    """The API on ``settings``, or on those of the environment."""
+    chosen = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        with open_services(chosen) as services:
+            yield {"services": services}
+
+    # FastAPI's own /docs loads Swagger UI from a CDN: behind a firewall, an empty page.
+    app = FastAPIOffline(
+        title="Eigenpress",
+        summary="Compression of large language models as a service",
+        description=DESCRIPTION,
+        version=version("eigenpress"),
+        openapi_tags=TAGS,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call it
+        lifespan=lifespan,
+    )
+    app.add_middleware(BodyLimit)
+    errors.install(app)
+    for routes in (jobs, artifacts, health):
+        app.include_router(routes.router)
+    app.add_api_route("/", _to_docs, include_in_schema=False)
+    _declare_problems(app)
+    return app
+
+
+def _to_docs() -> RedirectResponse:
+    return RedirectResponse("docs")
+
+
+def _declare_problems(app: FastAPI) -> None:
+    """Give problem responses their media type in the OpenAPI document; FastAPI knows only JSON."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = generate()
+        operations = (each for path in schema["paths"].values() for each in path.values())
+        for response in (each for op in operations for each in op["responses"].values()):
+            body = response.get("content", {}).get("application/json", {})
+            if body.get("schema", {}).get("$ref", "").endswith("/Problem"):
+                response["content"] = {errors.PROBLEM_JSON: body}
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,76 @@
+"""What a job has made: its artifacts, with URLs to download them by, and its report."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fastapi import APIRouter
+
+from api.routes import JobId, problems
+from api.schemas import Artifact, ArtifactFile, ArtifactList
+from api.services import Services, ServicesDep
+from service import jobs
+from service.artifacts import MANIFEST_NAME
+from service.errors import JobConflict
+from service.states import JobState
+from service.storage import ObjectStorage
+
+router = APIRouter(
+    prefix="/v1/jobs/{job_id}", tags=["results"], responses=problems(404, 409, 422, 503)
+)
+
+
+@router.get("/artifacts", summary="List a job's artifacts", responses=problems(410))
+def artifacts(job_id: JobId, services: ServicesDep) -> ArtifactList:
+    """Every file of every artifact, with its size, its sha256 and a presigned URL."""
+    _require_success(job_id, services)
+    lifetime = services.settings.presigned_url_seconds
+    expires_at = datetime.now(UTC) + timedelta(seconds=lifetime)
+    return ArtifactList(
+        artifacts=[
+            _artifact(artifact, services.storage, lifetime, expires_at)
+            for artifact in services.store.artifacts(job_id)
+        ]
+    )
+
+
+@router.get("/report", summary="Get a job's report")
+def report(job_id: JobId, services: ServicesDep) -> dict[str, Any]:
+    """Sizes, perplexities, ranks and times: the same as `report.json` of every artifact."""
+    _require_success(job_id, services)
+    return services.store.report(job_id) or {}
+
+
+def _require_success(job_id: str, services: Services) -> None:
+    state = services.store.get(job_id).state
+    if state is not JobState.SUCCEEDED:
+        raise JobConflict(f"The job is {state}; it has results once it has succeeded")
+
+
+def _artifact(
+    artifact: jobs.Artifact, storage: ObjectStorage, lifetime_seconds: int, expires_at: datetime
+) -> Artifact:
+    files = [
+        ArtifactFile(
+            path=entry.path,
+            size=entry.size,
+            sha256=entry.sha256,
+            url=storage.presign(artifact.prefix + entry.path, lifetime_seconds),
+        )
+        for entry in (*artifact.files, _manifest(artifact, storage))
+    ]
+    return Artifact(
+        name=artifact.name,
+        uri=f"s3://{storage.bucket}/{artifact.prefix}",
+        bytes=sum(file.size for file in files),
+        files=files,
+        expires_at=expires_at,
+    )
+
+
+def _manifest(artifact: jobs.Artifact, storage: ObjectStorage) -> jobs.FileEntry:
+    """The manifest lists the other files but not itself, so it is read to be measured."""
+    content = storage.get_bytes(artifact.prefix + MANIFEST_NAME)
+    return jobs.FileEntry(MANIFEST_NAME, len(content), hashlib.sha256(content).hexdigest())

@@ -1,0 +1,43 @@
+"""Whether the process lives, and whether it has what it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from fastapi import APIRouter, Response
+
+from api.schemas import Check, Health, Readiness
+from api.services import ServicesDep
+from service.errors import EigenpressError
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz", summary="Is the process alive?")
+def healthz() -> Health:
+    """Touches nothing else."""
+    return Health()
+
+
+@router.get(
+    "/readyz",
+    summary="Is everything there?",
+    responses={503: {"model": Readiness, "description": "At least one check failed."}},
+)
+def readyz(response: Response, services: ServicesDep) -> Readiness:
+    """Asks the database, the bucket and Ray, all at once."""
+    checks = (services.store.check, services.storage.check, services.cluster.check)
+    with ThreadPoolExecutor(max_workers=len(checks)) as pool:
+        database, storage, cluster = pool.map(_outcome, checks)
+    ready = database.ok and storage.ok and cluster.ok
+    response.status_code = 200 if ready else 503
+    return Readiness(ready=ready, database=database, storage=storage, cluster=cluster)
+
+
+def _outcome(check: Callable[[], None]) -> Check:
+    try:
+        check()
+    except EigenpressError as error:
+        return Check(ok=False, detail=error.detail)
+    return Check(ok=True)

@@ -1,0 +1,159 @@
+"""Submit, list, follow and cancel jobs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query, Request, Response
+
+from api.routes import JobId, problems
+from api.schemas import EventPage, Job, JobPage
+from api.services import Services, ServicesDep
+from service import jobs
+from service.errors import InvalidParameter
+from service.sources import check_data, check_model
+from service.spec import JobSpec
+from service.states import JobState
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(422, 503))
+
+MAX_JOBS = 200
+MAX_EVENTS = 1000
+
+EXAMPLES = {
+    "local": {
+        "summary": "A local model, two sizes from one calibration",
+        "value": {
+            "name": "llama-3-code",
+            "model": {"source": "local", "path": "/models/llama-3-8b"},
+            "calibration": {
+                "data": {"source": "local", "path": "/texts/code", "pattern": "**/*.py"},
+                "sequences": 256,
+                "sequence_length": 1024,
+            },
+            "targets": [{"keep": 0.8}, {"keep": 0.6}],
+        },
+    },
+    "bucket": {
+        "summary": "Model and text in buckets, judged on a second text",
+        "value": {
+            "model": {"source": "s3", "uri": "s3://models/llama-3-8b"},
+            "calibration": {"data": {"source": "s3", "uri": "s3://texts/code.jsonl"}},
+            "method": "impact",
+            "targets": [{"keep": 0.7, "scope": "model"}],
+            "evaluation": {
+                "datasets": [
+                    {"name": "prose", "data": {"source": "s3", "uri": "s3://texts/prose.jsonl"}}
+                ]
+            },
+            "workers": 4,
+        },
+    },
+}
+
+
+@router.post("", status_code=201, summary="Submit a job", responses=problems(400, 413, 415))
+def submit(
+    spec: Annotated[JobSpec, Body(openapi_examples=EXAMPLES)],
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+) -> Job:
+    """Check the inputs and queue the job; `Location` says where it is.
+
+    The model's and the texts' places are looked at now, and the bucket; a job that is refused
+    leaves nothing behind. Ray need not be up: the job waits for it.
+    """
+    _check(spec, services)
+    job = _shown(services.store.create(spec), request, services)
+    response.headers["Location"] = job.links.self
+    return job
+
+
+@router.get("", summary="List jobs")
+def list_jobs(
+    request: Request,
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=MAX_JOBS, description="Jobs per page.")] = 50,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+    state: Annotated[
+        tuple[JobState, ...], Query(description="Only jobs in this state; may be repeated.")
+    ] = (),
+) -> JobPage:
+    """Newest first."""
+    before = None if cursor is None else decode_cursor(cursor)
+    # One more than asked for tells whether there is a next page.
+    found = services.store.list_jobs(limit=limit + 1, before=before, states=state)
+    page = found[:limit]
+    return JobPage(
+        jobs=[_shown(job, request, services) for job in page],
+        next_cursor=encode_cursor(page[-1].id) if len(found) > limit else None,
+    )
+
+
+@router.get("/{job_id}", summary="Get a job", responses=problems(404))
+def get_job(job_id: JobId, request: Request, services: ServicesDep) -> Job:
+    """Its state, the progress of its steps and, if it failed, why."""
+    return _shown(services.store.get(job_id), request, services)
+
+
+@router.post(
+    "/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=problems(404, 409)
+)
+def cancel(job_id: JobId, request: Request, services: ServicesDep) -> Job:
+    """A queued job is cancelled at once, a running one passes through `cancelling`.
+
+    Asking again changes nothing. A job that has succeeded or failed cannot be cancelled.
+    """
+    return _shown(services.store.cancel(job_id), request, services)
+
+
+@router.get("/{job_id}/events", summary="Read a job's events", responses=problems(404))
+def events(
+    job_id: JobId,
+    services: ServicesDep,
+    after: Annotated[int, Query(ge=0, description="Only events with a greater id.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
+) -> EventPage:
+    """Everything that has happened to the job, oldest first, over all its attempts."""
+    return EventPage.of(services.store.events(job_id, after=after, limit=limit), after=after)
+
+
+def _check(spec: JobSpec, services: Services) -> None:
+    """Refuse what could not succeed. Nothing is written before this returns."""
+    settings = services.settings
+    check_model(spec.model, settings)
+    check_data(spec.calibration.data, settings, "calibration.data")
+    for index, dataset in enumerate(spec.evaluation.datasets):
+        check_data(dataset.data, settings, f"evaluation.datasets.{index}.data")
+    services.storage.check()
+
+
+def _shown(job: jobs.Job, request: Request, services: Services) -> Job:
+    root_path: str = request.scope.get("root_path", "")
+    return Job.of(job, root_path=root_path, dashboard_url=services.cluster.dashboard_url)
+
+
+def encode_cursor(job_id: str) -> str:
+    """Opaque on purpose: what it holds may change."""
+    return base64.urlsafe_b64encode(job_id.encode()).decode()
+
+
+def decode_cursor(cursor: str) -> str:
+    """The job id within.
+
+    :raises InvalidParameter: it is not a cursor that `encode_cursor` made
+    """
+    try:
+        job_id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
+    except (binascii.Error, ValueError):
+        job_id = ""
+    if not re.fullmatch(jobs.JOB_ID_PATTERN, job_id):
+        raise InvalidParameter(
+            "cursor: not a cursor of this server; take `next_cursor` from a page of jobs",
+            param="cursor",
+        )
+    return job_id

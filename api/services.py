@@ -1,0 +1,45 @@
+"""What the routes work with, opened once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.cluster import RayCluster
+from service.settings import Settings
+from service.storage import ObjectStorage
+from service.store import Store
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of the service that requests are answered from."""
+
+    settings: Settings
+    store: Store
+    storage: ObjectStorage
+    cluster: RayCluster
+
+
+@contextmanager
+def open_services(settings: Settings) -> Iterator[Services]:
+    """Open the database, migrated to this version; S3 and Ray are contacted only when needed."""
+    storage = ObjectStorage.from_settings(settings)
+    with (
+        closing(Store(settings.database)) as store,
+        RayCluster(settings.ray_address, settings.driver_command) as cluster,
+    ):
+        store.migrate()
+        yield Services(settings, store, storage, cluster)
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

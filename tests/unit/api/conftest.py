@@ -1,0 +1,100 @@
+"""The API on a real database, with S3 and Ray replaced: their checks say what a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+
+from api.app import create_app
+from api.services import Services
+from service.cluster import RayCluster
+from service.errors import ObjectMissing
+from service.settings import Settings
+from service.storage import ObjectStorage
+from service.store import Store
+
+S3: dict[str, Any] = {
+    "s3_endpoint_url": "http://s3.test:8333",
+    "s3_access_key_id": SecretStr("key"),
+    "s3_secret_access_key": SecretStr("secret"),
+}
+
+
+class OfflineStorage(ObjectStorage):
+    """A bucket in memory, as far as the API reads one; URLs are signed as in the real class."""
+
+    def empty(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.trouble: Exception | None = None
+
+    def check(self) -> None:
+        if self.trouble:
+            raise self.trouble
+
+    def get_bytes(self, key: str) -> bytes:
+        self.check()
+        if key not in self.objects:
+            raise ObjectMissing
+        return self.objects[key]
+
+
+class OfflineCluster(RayCluster):
+    """A cluster that answers unless told otherwise."""
+
+    trouble: Exception | None = None
+
+    def check(self) -> None:
+        if self.trouble:
+            raise self.trouble
+
+
+@pytest.fixture
+def settings(tmp_path: Path, allowed_root: Path) -> Settings:
+    return Settings(
+        data_dir=tmp_path / "data",
+        allowed_roots=(allowed_root,),
+        ray_address="http://ray.test:8265",
+        **S3,
+    )
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    with closing(Store(settings.database)) as store:
+        store.migrate()
+        yield store
+
+
+@pytest.fixture(scope="session")
+def shared_storage() -> OfflineStorage:
+    """One for all tests: boto takes longer to make its clients than a test takes."""
+    return OfflineStorage(Settings(**S3), "eigenpress")
+
+
+@pytest.fixture
+def storage(shared_storage: OfflineStorage) -> OfflineStorage:
+    shared_storage.empty()
+    return shared_storage
+
+
+@pytest.fixture
+def cluster(settings: Settings) -> Iterator[OfflineCluster]:
+    with closing(OfflineCluster(settings.ray_address, settings.driver_command)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(
+    settings: Settings, store: Store, storage: OfflineStorage, cluster: OfflineCluster
+) -> Iterator[TestClient]:
+    """A client of the application, which answers 500 as a server would instead of raising."""
+    services = Services(settings, store, storage, cluster)
+    app = create_app(settings, lambda _: nullcontext(services))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client

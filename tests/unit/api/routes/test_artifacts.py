@@ -1,0 +1,94 @@
+"""Handing out artifacts and the report."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.errors import EigenpressError, StorageUnavailable
+from service.jobs import Artifact, FileEntry
+from service.spec import JobSpec
+from service.store import Store
+
+MANIFEST = b'{"files": []}'
+WEIGHTS = FileEntry("model.safetensors", 1000, "ab" * 32)
+
+
+@pytest.fixture
+def succeeded(store: Store, storage: Any, job_body: dict[str, Any]) -> str:
+    """A job with one artifact of one file, and its manifest in the bucket."""
+    job_id = store.create(JobSpec.model_validate(job_body)).id
+    store.claim()
+    prefix = f"jobs/{job_id}/artifacts/keep-0.8/"
+    storage.objects[prefix + "manifest.json"] = MANIFEST
+    store.succeed(job_id, 1, [Artifact("keep-0.8", prefix, (WEIGHTS,))], {"loss": 1.5})
+    return job_id
+
+
+def test_files_have_sizes_hashes_and_urls(client: TestClient, succeeded: str) -> None:
+    (artifact,) = client.get(f"/v1/jobs/{succeeded}/artifacts").json()["artifacts"]
+    prefix = f"jobs/{succeeded}/artifacts/keep-0.8/"
+    assert artifact["name"] == "keep-0.8"
+    assert artifact["uri"] == f"s3://eigenpress/{prefix}"
+    assert artifact["bytes"] == 1000 + len(MANIFEST)
+    weights, manifest = artifact["files"]
+    assert (weights["path"], weights["size"], weights["sha256"]) == (
+        WEIGHTS.path,
+        WEIGHTS.size,
+        WEIGHTS.sha256,
+    )
+    assert manifest["path"] == "manifest.json"
+    assert manifest["size"] == len(MANIFEST)
+    assert manifest["sha256"] == hashlib.sha256(MANIFEST).hexdigest()
+    for file in artifact["files"]:
+        url = urlsplit(file["url"])
+        assert url.path == f"/eigenpress/{prefix}{file['path']}"
+        assert parse_qs(url.query)["X-Amz-Expires"] == ["3600"]
+
+
+def test_expiry_is_stated(client: TestClient, succeeded: str) -> None:
+    before = datetime.now(UTC)
+    (artifact,) = client.get(f"/v1/jobs/{succeeded}/artifacts").json()["artifacts"]
+    expires = datetime.fromisoformat(artifact["expires_at"])
+    assert before <= expires - timedelta(seconds=3600) <= datetime.now(UTC)
+
+
+def test_an_artifact_that_was_deleted_is_gone(
+    client: TestClient, storage: Any, succeeded: str
+) -> None:
+    storage.objects.clear()
+    response = client.get(f"/v1/jobs/{succeeded}/artifacts")
+    assert (response.status_code, response.json()["code"]) == (410, "object_missing")
+
+
+def test_no_artifacts_while_the_bucket_is_away(
+    client: TestClient, storage: Any, succeeded: str
+) -> None:
+    trouble: EigenpressError = StorageUnavailable()
+    storage.trouble = trouble
+    response = client.get(f"/v1/jobs/{succeeded}/artifacts")
+    assert (response.status_code, response.json()["code"]) == (503, trouble.code)
+
+
+def test_the_report(client: TestClient, succeeded: str) -> None:
+    assert client.get(f"/v1/jobs/{succeeded}/report").json() == {"loss": 1.5}
+
+
+@pytest.mark.parametrize("what", ["artifacts", "report"])
+def test_nothing_before_success(
+    client: TestClient, store: Store, job_body: dict[str, Any], what: str
+) -> None:
+    job_id = store.create(JobSpec.model_validate(job_body)).id
+    for state in ("queued", "running", "cancelling"):
+        response = client.get(f"/v1/jobs/{job_id}/{what}")
+        assert (response.status_code, response.json()["code"]) == (409, "job_conflict")
+        assert state in response.json()["detail"]
+        if state == "queued":
+            store.claim()
+        else:
+            store.cancel(job_id)

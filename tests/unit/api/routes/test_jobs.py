@@ -1,0 +1,245 @@
+"""Submitting, listing, following and cancelling jobs."""
+
+from __future__ import annotations
+
+import base64
+from datetime import datetime
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.routes.jobs import decode_cursor, encode_cursor
+from service.errors import (
+    BucketMissing,
+    ClusterUnavailable,
+    EigenpressError,
+    Failure,
+    InvalidParameter,
+    StorageCredentialsInvalid,
+    StorageUnavailable,
+)
+from service.jobs import new_job_id
+from service.spec import JobSpec
+from service.states import JobState, Step
+from service.store import Store
+
+UNKNOWN = new_job_id()
+
+
+def _submit(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
+    response = client.post("/v1/jobs", json=body)
+    assert response.status_code == 201, response.text
+    job: dict[str, Any] = response.json()
+    return job
+
+
+def test_submit_queues_the_job(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
+    response = client.post("/v1/jobs", json=job_body)
+    job = response.json()
+    assert response.status_code == 201
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}" == job["links"]["self"]
+    assert job["spec"] == JobSpec.model_validate(job_body).model_dump(mode="json")
+    expected = {
+        "name": "small",
+        "state": "queued",
+        "attempt": 0,
+        "started_at": None,
+        "finished_at": None,
+        "steps": [],
+        "error": None,
+    }
+    assert {key: job[key] for key in expected} == expected
+    assert datetime.fromisoformat(job["created_at"]).utcoffset() is not None
+    assert job["created_at"].endswith("Z")
+    assert [each.id for each in store.list_jobs(limit=9)] == [job["id"]]
+    assert client.get(response.headers["location"]).json() == job
+
+
+def test_submit_does_not_need_ray(
+    client: TestClient, cluster: Any, job_body: dict[str, Any]
+) -> None:
+    cluster.trouble = ClusterUnavailable()
+    assert _submit(client, job_body)["state"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "waits"),
+    [(StorageUnavailable(), True), (BucketMissing(), False), (StorageCredentialsInvalid(), False)],
+)
+def test_submit_needs_the_bucket(
+    client: TestClient,
+    store: Store,
+    storage: Any,
+    job_body: dict[str, Any],
+    trouble: EigenpressError,
+    waits: bool,
+) -> None:
+    storage.trouble = trouble
+    response = client.post("/v1/jobs", json=job_body)
+    assert (response.status_code, response.json()["code"]) == (503, trouble.code)
+    assert ("retry-after" in response.headers) is waits
+    assert store.list_jobs(limit=1) == []
+
+
+def test_list_pages_from_newest_to_oldest(client: TestClient, job_body: dict[str, Any]) -> None:
+    ids = [_submit(client, job_body)["id"] for _ in range(5)]
+    seen: list[str] = []
+    query: dict[str, Any] = {"limit": 2}
+    pages = 0
+    while True:
+        page = client.get("/v1/jobs", params=query).json()
+        seen += [job["id"] for job in page["jobs"]]
+        pages += 1
+        if page["next_cursor"] is None:
+            break
+        query["cursor"] = page["next_cursor"]
+    assert seen == ids[::-1]
+    assert pages == 3
+
+
+def test_a_full_last_page_has_no_next(client: TestClient, job_body: dict[str, Any]) -> None:
+    for _ in range(2):
+        _submit(client, job_body)
+    assert client.get("/v1/jobs", params={"limit": 2}).json()["next_cursor"] is None
+
+
+def test_list_filters_by_state(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
+    first, second, third = (_submit(client, job_body)["id"] for _ in range(3))
+    store.claim()
+    store.cancel(second)
+    states = {"state": ["running", "cancelled"]}
+    page = client.get("/v1/jobs", params=states).json()
+    assert [job["id"] for job in page["jobs"]] == [second, first]
+    page = client.get("/v1/jobs", params={"state": "queued"}).json()
+    assert [job["id"] for job in page["jobs"]] == [third]
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("limit", "0"),
+        ("limit", "201"),
+        ("limit", "many"),
+        ("state", "sleeping"),
+        ("cursor", "!!"),
+        ("cursor", ""),
+        ("cursor", "é"),
+        ("cursor", base64.urlsafe_b64encode(b"job-1").decode()),
+        ("cursor", base64.urlsafe_b64encode(b"\xff" * 30).decode()),
+    ],
+)
+def test_invalid_query(client: TestClient, param: str, value: str) -> None:
+    response = client.get("/v1/jobs", params={param: value})
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (422, "invalid_parameter")
+    assert problem["param"].partition(".")[0] == param
+
+
+def test_cursors_round_trip() -> None:
+    job_id = new_job_id()
+    assert decode_cursor(encode_cursor(job_id)) == job_id
+    with pytest.raises(InvalidParameter):
+        decode_cursor(encode_cursor(job_id + "\n"))
+
+
+def test_a_running_job_shows_its_steps_and_its_page_in_ray(
+    client: TestClient, store: Store, job_body: dict[str, Any]
+) -> None:
+    job_id = _submit(client, job_body)["id"]
+    store.claim()
+    store.progress(job_id, 1, Step.RESOLVE, 1, 1, "models")
+    store.progress(job_id, 1, Step.CALIBRATE, 3, 8, "sequences")
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert (job["state"], job["attempt"]) == ("running", 1)
+    assert job["started_at"]
+    assert [(s["step"], s["done"], s["total"], s["unit"]) for s in job["steps"]] == [
+        ("resolve", 1, 1, "models"),
+        ("calibrate", 3, 8, "sequences"),
+    ]
+    assert job["steps"][0]["finished_at"]
+    assert job["steps"][1]["finished_at"] is None
+    assert job["links"]["ray_dashboard"] == f"http://ray.test:8265/#/jobs/{job_id}-1"
+
+
+def test_a_failed_job_shows_why(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
+    job_id = _submit(client, job_body)["id"]
+    store.claim()
+    failure = Failure("calibration_too_short", "only 7 tokens", "calibration.data")
+    store.fail(job_id, 1, failure, max_attempts=3)
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert job["state"] == "failed"
+    assert job["error"] == {
+        "code": "calibration_too_short",
+        "detail": "only 7 tokens",
+        "param": "calibration.data",
+    }
+
+
+def test_links_carry_the_prefix_that_a_proxy_mounts_the_server_under(
+    client: TestClient, job_body: dict[str, Any]
+) -> None:
+    client.app.root_path = "/eigenpress"  # type: ignore[attr-defined]
+    job = _submit(client, job_body)
+    assert job["links"]["events"] == f"/eigenpress/v1/jobs/{job['id']}/events"
+
+
+def test_cancel(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
+    running, queued = (_submit(client, job_body)["id"] for _ in range(2))
+    store.claim()
+    for job_id, state in ((queued, "cancelled"), (running, "cancelling")):
+        for _ in range(2):  # asking again changes nothing
+            response = client.post(f"/v1/jobs/{job_id}/cancel")
+            assert (response.status_code, response.json()["state"]) == (202, state)
+
+
+def test_cancel_after_the_end_is_a_conflict(
+    client: TestClient, store: Store, job_body: dict[str, Any]
+) -> None:
+    job_id = _submit(client, job_body)["id"]
+    store.claim()
+    store.succeed(job_id, 1, [], {})
+    response = client.post(f"/v1/jobs/{job_id}/cancel")
+    assert (response.status_code, response.json()["code"]) == (409, "job_conflict")
+    assert store.get(job_id).state is JobState.SUCCEEDED
+
+
+def test_events_can_be_followed(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
+    job_id = _submit(client, job_body)["id"]
+    store.claim()
+    store.record(job_id, 1, "note", "a word", {"size": 3})
+    url = f"/v1/jobs/{job_id}/events"
+    page = client.get(url, params={"limit": 2}).json()
+    assert [event["type"] for event in page["events"]] == ["job.queued", "job.claimed"]
+    rest = client.get(url, params={"after": page["next_after"]}).json()
+    (note,) = rest["events"]
+    assert (note["type"], note["message"], note["data"]) == ("note", "a word", {"size": 3})
+    assert note["attempt"] == 1
+    end = client.get(url, params={"after": rest["next_after"]}).json()
+    assert end == {"events": [], "next_after": rest["next_after"]}
+
+
+@pytest.mark.parametrize(("param", "value"), [("after", "-1"), ("limit", "0"), ("limit", "1001")])
+def test_invalid_events_query(
+    client: TestClient, job_body: dict[str, Any], param: str, value: str
+) -> None:
+    job_id = _submit(client, job_body)["id"]
+    response = client.get(f"/v1/jobs/{job_id}/events", params={param: value})
+    assert (response.status_code, response.json()["param"]) == (422, param)
+
+
+@pytest.mark.parametrize("job_id", [UNKNOWN, "job-1", "..%2F..", "%00", "%F0%9F%A6%8A"])
+@pytest.mark.parametrize(
+    ("method", "suffix"),
+    [
+        ("GET", ""),
+        ("POST", "/cancel"),
+        ("GET", "/events"),
+        ("GET", "/artifacts"),
+        ("GET", "/report"),
+    ],
+)
+def test_an_unknown_job(client: TestClient, job_id: str, method: str, suffix: str) -> None:
+    response = client.request(method, f"/v1/jobs/{job_id}{suffix}")
+    expected = "not_found" if "%2F" in job_id else "job_not_found"
+    assert (response.status_code, response.json()["code"]) == (404, expected)

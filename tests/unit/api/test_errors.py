@@ -1,0 +1,248 @@
+"""Every mistake in a request is answered with its code and the field at fault."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any, get_args, get_origin
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+import service.errors
+from api.errors import UNION_FIELDS, param_of, status_of
+from service.errors import EigenpressError, InfrastructureError, UserError
+from service.spec import JobSpec
+from service.store import Store
+
+GONE = object()
+
+INVALID = [
+    pytest.param("targets.0.keep", 0, "invalid_parameter", "targets.0.keep", id="keep-0"),
+    pytest.param("targets.0.keep", 1, "invalid_parameter", "targets.0.keep", id="keep-1"),
+    pytest.param("targets.0.keep", 1.5, "invalid_parameter", "targets.0.keep", id="keep-1.5"),
+    pytest.param("targets.0.keep", -0.5, "invalid_parameter", "targets.0.keep", id="keep-negative"),
+    pytest.param("targets.1.keep", "0.5", "invalid_parameter", "targets.1.keep", id="keep-text"),
+    pytest.param("targets.0.keep", True, "invalid_parameter", "targets.0.keep", id="keep-true"),
+    pytest.param("targets.0.keep", None, "invalid_parameter", "targets.0.keep", id="keep-null"),
+    pytest.param("targets.0.keep", GONE, "invalid_parameter", "targets.0.keep", id="keep-missing"),
+    pytest.param("targets.0.keep", 0.6, "duplicate_target", "targets", id="duplicate-targets"),
+    pytest.param("targets", [], "invalid_parameter", "targets", id="no-targets"),
+    pytest.param("targets", {"keep": 0.5}, "invalid_parameter", "targets", id="targets-object"),
+    pytest.param("method", "magic", "invalid_parameter", "method", id="unknown-method"),
+    pytest.param("model", GONE, "invalid_parameter", "model", id="no-model"),
+    pytest.param("model", "/models/x", "invalid_parameter", "model", id="model-text"),
+    pytest.param("model.source", GONE, "invalid_parameter", "model.source", id="no-source"),
+    pytest.param("model.source", "ftp", "invalid_parameter", "model.source", id="unknown-source"),
+    pytest.param("model.path", GONE, "invalid_parameter", "model.path", id="no-path"),
+    pytest.param("model.path", 5, "invalid_parameter", "model.path", id="path-number"),
+    pytest.param("model.hub", 5, "invalid_parameter", "model.hub", id="unknown-field-like-a-tag"),
+    pytest.param(
+        "calibration.data.path", "", "invalid_parameter", "calibration.data.path", id="empty-path"
+    ),
+    pytest.param(
+        "calibration.sequences", 0, "invalid_parameter", "calibration.sequences", id="no-sequences"
+    ),
+    pytest.param("name", "a b", "invalid_parameter", "name", id="name-with-space"),
+    pytest.param("colour", "red", "invalid_parameter", "colour", id="unknown-field"),
+    pytest.param(
+        "evaluation",
+        {"datasets": [{"name": "a", "data": {"source": "s3", "uri": "nope"}}]},
+        "invalid_parameter",
+        "evaluation.datasets.0.data.uri",
+        id="uri-within-datasets",
+    ),
+    pytest.param(
+        "evaluation",
+        {"datasets": [{"name": "held-out", "data": {"source": "s3", "uri": "s3://texts"}}]},
+        "duplicate_dataset",
+        "evaluation.datasets",
+        id="duplicate-dataset",
+    ),
+]
+
+
+def _put(body: dict[str, Any], field: str, value: object) -> None:
+    *path, last = field.split(".")
+    place: Any = body
+    for part in path:
+        place = place[int(part)] if isinstance(place, list) else place[part]
+    if value is GONE:
+        del place[last]
+    else:
+        place[int(last) if isinstance(place, list) else last] = value
+
+
+@pytest.mark.parametrize(("field", "value", "code", "param"), INVALID)
+def test_an_invalid_field_is_named(
+    client: TestClient,
+    store: Store,
+    job_body: dict[str, Any],
+    field: str,
+    value: object,
+    code: str,
+    param: str,
+) -> None:
+    _put(job_body, field, value)
+    response = client.post("/v1/jobs", json=job_body)
+    problem = response.json()
+    assert (response.status_code, problem["code"], problem["param"]) == (422, code, param)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["detail"].startswith(f"{param}: ")
+    assert problem["errors"][0] == {"code": code, "detail": problem["detail"], "param": param}
+    assert store.list_jobs(limit=1) == []
+
+
+def test_all_mistakes_are_listed_without_their_consequences(
+    client: TestClient, job_body: dict[str, Any]
+) -> None:
+    job_body["targets"] = [{"keep": 7}]
+    job_body["method"] = "magic"
+    problem = client.post("/v1/jobs", json=job_body).json()
+    assert {each["param"] for each in problem["errors"]} == {"targets.0.keep", "method"}
+
+
+def test_a_problem_has_the_members_of_the_standard_and_ours(
+    client: TestClient, job_body: dict[str, Any]
+) -> None:
+    job_body["targets"][0]["keep"] = 1.5
+    problem = client.post("/v1/jobs", json=job_body).json()
+    problem.pop("errors")
+    assert problem == {
+        "type": "urn:eigenpress:problem:invalid_parameter",
+        "title": "Invalid parameter",
+        "status": 422,
+        "detail": "targets.0.keep: Input should be less than 1 (got 1.5)",
+        "code": "invalid_parameter",
+        "param": "targets.0.keep",
+        "instance": "/v1/jobs",
+    }
+
+
+def test_a_long_value_is_cut(client: TestClient, job_body: dict[str, Any]) -> None:
+    job_body["name"] = "x" * 5000
+    assert len(client.post("/v1/jobs", json=job_body).json()["detail"]) < 250
+
+
+def test_a_flood_of_mistakes_is_bounded(client: TestClient, job_body: dict[str, Any]) -> None:
+    job_body |= {f"{number:x<1000}": 1 for number in range(900)}
+    response = client.post("/v1/jobs", json=job_body)
+    assert response.status_code == 422
+    assert len(response.json()["errors"]) == 20
+    assert len(response.content) < 10_000
+
+
+@pytest.mark.parametrize("field", [rb'"\ud800"', rb'"name"', rb'"method"', rb'"model"'])
+def test_text_that_has_no_utf_8(client: TestClient, field: bytes) -> None:
+    content = b"{" + field + rb': "\ud800"}'
+    headers = {"Content-Type": "application/json"}
+    response = client.post("/v1/jobs", content=content, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_parameter")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"", b"\xff", b"[" * 500_000, b'{"name": ' + b"9" * 5000 + b"}"],
+    ids=["cut-off", "empty", "not-utf-8", "deeply-nested", "endless-number"],
+)
+def test_a_body_that_is_not_json(client: TestClient, content: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    response = client.post("/v1/jobs", content=content, headers=headers)
+    expected = (400, "malformed_json") if content else (422, "invalid_parameter")
+    assert (response.status_code, response.json()["code"]) == expected
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"5"])
+def test_a_body_that_is_no_object(client: TestClient, body: bytes) -> None:
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    response = client.post("/v1/jobs", content=body, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_parameter")
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-yaml"}]
+)
+def test_a_body_under_another_media_type(client: TestClient, headers: dict[str, str]) -> None:
+    """Refused also for safety: a browser sends JSON to a foreign server only if that allows it."""
+    response = client.post("/v1/jobs", content=b"{}", headers=headers)
+    assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/job", "/favicon.ico", "/static-offline-docs/x.js"])
+def test_an_unknown_path(client: TestClient, path: str) -> None:
+    response = client.get(path)
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_a_wrong_method(client: TestClient) -> None:
+    response = client.delete("/v1/jobs")
+    assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
+    assert "POST" in response.headers["allow"]
+
+
+def test_a_defect_shows_nothing_of_its_cause(
+    client: TestClient,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("the password is swordfish")
+
+    monkeypatch.setattr(store, "list_jobs", fail)
+    with caplog.at_level(logging.ERROR, logger="api"):
+        response = client.get("/v1/jobs")
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert "swordfish" not in response.text
+    assert "Traceback" not in response.text
+    assert "swordfish" in caplog.text
+
+
+def test_param_of_leaves_out_what_the_user_did_not_write() -> None:
+    data = ("body", "evaluation", "datasets", 3, "data", "hub", "revision")
+    assert param_of(data) == "evaluation.datasets.3.data.revision"
+    assert param_of(("body", "model", "local", "local")) == "model.local"
+    assert param_of(("query", "limit")) == "limit"
+    assert param_of(("body",)) is None
+
+
+def test_every_union_of_the_specification_is_known() -> None:
+    assert set(_union_fields(JobSpec)) == UNION_FIELDS
+
+
+def _union_fields(model: type[BaseModel]) -> Any:
+    for name, field in model.model_fields.items():
+        if _is_union(field):
+            yield name
+        for kind in _models_in(field.annotation):
+            yield from _union_fields(kind)
+
+
+def _is_union(field: FieldInfo) -> bool:
+    nested = [m for arg in get_args(field.annotation) for m in getattr(arg, "__metadata__", ())]
+    return any(getattr(each, "discriminator", None) for each in (field, *nested))
+
+
+def _models_in(annotation: Any) -> Any:
+    if inspect.isclass(annotation) and get_origin(annotation) is None:
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    for each in get_args(annotation):
+        yield from _models_in(each)
+
+
+def _errors() -> list[type[EigenpressError]]:
+    found = [kind for _, kind in inspect.getmembers(service.errors, inspect.isclass)]
+    return [kind for kind in found if issubclass(kind, EigenpressError)]
+
+
+@pytest.mark.parametrize("kind", _errors())
+def test_each_error_has_its_status(kind: type[EigenpressError]) -> None:
+    families = {UserError: 422, InfrastructureError: 503}
+    named = {"JobNotFound": 404, "JobConflict": 409, "ObjectMissing": 410}
+    family = next((status for base, status in families.items() if issubclass(kind, base)), 500)
+    assert status_of(kind) == named.get(kind.__name__, family)

@@ -1,0 +1,52 @@
+"""docs/api.md says what the code does: every route, every code, each with its status."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+
+import service.errors
+from api.errors import status_of
+from service.errors import EigenpressError
+
+PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+ANSWERS = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE, re.MULTILINE))
+FAILURES = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (yes|no) \|$", PAGE, re.MULTILINE))
+
+INTERNAL = {"attempt_stale"}
+"""Seen by no user: the attempt that it tells has nobody to tell it to."""
+
+
+def _errors() -> list[type[EigenpressError]]:
+    """Those that are raised; the others are families."""
+    found = [kind for _, kind in inspect.getmembers(service.errors, inspect.isclass)]
+    ours = [kind for kind in found if issubclass(kind, EigenpressError)]
+    return [kind for kind in ours if not kind.__subclasses__()]
+
+
+def test_every_code_is_explained() -> None:
+    codes = {kind.code for kind in _errors()}
+    assert codes - INTERNAL <= ANSWERS.keys() | FAILURES.keys()
+    assert not ANSWERS.keys() & FAILURES.keys()
+
+
+def test_statuses_are_right() -> None:
+    for kind in _errors():
+        if kind.code in ANSWERS:
+            assert int(ANSWERS[kind.code]) == status_of(kind), kind
+
+
+def test_retries_are_right() -> None:
+    for kind in _errors():
+        if kind.code in FAILURES:
+            assert (FAILURES[kind.code] == "yes") is kind.retryable, kind
+
+
+def test_every_route_is_shown(client: TestClient) -> None:
+    shown = PAGE.replace("{id}", "{job_id}")
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for method in operations:
+            assert f"`{method.upper()} {path}`" in shown
