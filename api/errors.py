@@ -114,7 +114,7 @@ def status_of(error: type[EigenpressError]) -> HTTPStatus:
 async def _on_service_error(request: Request, error: EigenpressError) -> ProblemResponse:
     status = status_of(type(error))
     if status >= 500:
-        logger.warning("%s %s: %s: %s", request.method, request.url.path, error.code, error)
+        logger.warning("%s %r: %s: %s", request.method, request.url.path, error.code, error)
     wait = status == HTTPStatus.SERVICE_UNAVAILABLE and error.retryable
     return ProblemResponse(
         status,
@@ -208,7 +208,7 @@ async def _on_http_error(request: Request, error: HTTPException) -> ProblemRespo
 
 async def _on_defect(request: Request, error: Exception) -> ProblemResponse:
     # The server prints the traceback: starlette raises the error again after this response.
-    logger.error("%s %s failed: %r", request.method, request.url.path, error)
+    logger.error("%s %r failed: %r", request.method, request.url.path, error)
     return ProblemResponse(
         500,
         EigenpressError.code,

@@ -46,7 +46,7 @@ def report(job_id: JobId, services: ServicesDep) -> dict[str, Any]:
 def _require_success(job_id: str, services: Services) -> None:
     state = services.store.get(job_id).state
     if state is not JobState.SUCCEEDED:
-        raise JobConflict(f"The job is {state}; it has results once it has succeeded")
+        raise JobConflict(f"The job is {state}; only a job that has succeeded has results.")
 
 
 def _artifact(

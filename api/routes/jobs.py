@@ -22,6 +22,8 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(422, 503
 
 MAX_JOBS = 200
 MAX_EVENTS = 1000
+MAX_EVENT_ID = 2**63 - 1
+"""What the database counts to."""
 
 EXAMPLES = {
     "local": {
@@ -115,7 +117,9 @@ def cancel(job_id: JobId, request: Request, services: ServicesDep) -> Job:
 def events(
     job_id: JobId,
     services: ServicesDep,
-    after: Annotated[int, Query(ge=0, description="Only events with a greater id.")] = 0,
+    after: Annotated[
+        int, Query(ge=0, le=MAX_EVENT_ID, description="Only events with a greater id.")
+    ] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
 ) -> EventPage:
     """Everything that has happened to the job, oldest first, over all its attempts."""

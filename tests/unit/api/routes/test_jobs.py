@@ -219,7 +219,10 @@ def test_events_can_be_followed(client: TestClient, store: Store, job_body: dict
     assert end == {"events": [], "next_after": rest["next_after"]}
 
 
-@pytest.mark.parametrize(("param", "value"), [("after", "-1"), ("limit", "0"), ("limit", "1001")])
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [("after", "-1"), ("after", str(2**63)), ("limit", "0"), ("limit", "1001")],
+)
 def test_invalid_events_query(
     client: TestClient, job_body: dict[str, Any], param: str, value: str
 ) -> None:
