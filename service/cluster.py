@@ -51,7 +51,13 @@ class Cluster(Protocol):
 class RayCluster:
     """A Ray cluster, named by the address of its dashboard. Connects when first used."""
 
-    def __init__(self, address: str, driver_command: str) -> None:
+    def __init__(
+        self,
+        address: str,
+        driver_command: str,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Job id and attempt are appended to `driver_command`; `transport` is for tests."""
         self.dashboard_url = address.rstrip("/")
         self._driver_command = driver_command
         token = os.environ.get(TOKEN_VARIABLE)
@@ -59,6 +65,7 @@ class RayCluster:
             base_url=self.dashboard_url,
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            transport=transport,
             trust_env=False,  # a proxy to the internet is no way to the cluster
         )
 
@@ -90,10 +97,13 @@ class RayCluster:
                 "eigenpress_attempt": str(attempt),
             },
         }
-        response = self._request("POST", "/api/jobs/", json=body, allowed=(400,))
-        # Ray answers 400 both to an id that it knows and to a body that it does not take.
-        if response.status_code == 400 and self._status(job_id, attempt) is None:
-            raise SubmissionRefused(f"Ray refuses the job: {_last_line(response)}")
+        response = self._request("POST", "/api/jobs/", json=body, allowed=(400, 500))
+        # Ray answers 500, by way of its agent, or 400 to an id that it knows.
+        if response.is_success or self._status(job_id, attempt) is not None:
+            return
+        if response.status_code == 400:
+            raise SubmissionRefused(f"Ray refuses the job: {_gist(response)}")
+        raise ClusterUnavailable(f"Ray could not take the job: {_gist(response)}")
 
     def is_active(self, job_id: str, attempt: int) -> bool:
         status = self._status(job_id, attempt)
@@ -125,12 +135,12 @@ class RayCluster:
             response = self._http.request(method, path, json=json)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ClusterUnavailable(
-                f"Ray at {self.dashboard_url} does not answer: {error or type(error).__name__}"
+                f"Ray at {self.dashboard_url} does not answer: {str(error) or type(error).__name__}"
             ) from error
         if not response.is_success and response.status_code not in allowed:
             raise ClusterUnavailable(
                 f"Ray at {self.dashboard_url} answers {response.status_code} to {method} {path}: "
-                f"{_last_line(response)}"
+                f"{_gist(response)}"
             )
         return response
 
@@ -153,7 +163,7 @@ def _path(job_id: str, attempt: int) -> str:
     return f"/api/jobs/{submission_id(job_id, attempt)}"
 
 
-def _last_line(response: httpx.Response) -> str:
-    # Ray answers errors with a traceback; what happened is on its last line.
-    lines = response.text.strip().splitlines() or [response.reason_phrase]
-    return lines[-1][:MAX_LOG_LINE_CHARACTERS]
+def _gist(response: httpx.Response) -> str:
+    # Ray answers errors with a traceback, or two in one; what happened is near its end.
+    lines = [line for line in response.text.splitlines() if any(map(str.isalpha, line))]
+    return lines[-1].strip()[:MAX_LOG_LINE_CHARACTERS] if lines else response.reason_phrase
