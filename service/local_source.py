@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 from service.errors import InvalidParameter, PathNotAllowed, UserError
@@ -17,9 +16,13 @@ def allowed_path(path: str, settings: Settings, not_found: type[UserError], para
     """
     if not Path(path).is_absolute() or "\0" in path:
         raise InvalidParameter(f"'{path}' is not an absolute path.", param=param)
-    resolved = _resolve(Path(path), not_found, param)
-    refuse_outside(resolved, settings, param)
-    if not resolved.exists():
+    try:
+        resolved = Path(path).resolve()
+        refuse_outside(resolved, settings, param)
+        exists = resolved.exists()
+    except (OSError, RuntimeError) as error:  # too long, unreachable, a loop of links
+        raise not_found(f"{path} cannot be reached: {error}", param=param) from error
+    if not exists:
         raise not_found(f"There is nothing at {path}.", param=param)
     return resolved
 
@@ -35,14 +38,3 @@ def refuse_outside(resolved: Path, settings: Settings, param: str) -> None:
         else "This server reads no local paths; EIGENPRESS_ALLOWED_ROOTS would name them.",
         param=param,
     )
-
-
-def _resolve(path: Path, not_found: type[UserError], param: str) -> Path:
-    try:
-        return path.resolve()
-    except RuntimeError as error:  # how Python before 3.13 reports a loop of links
-        raise not_found(f"{path} is a loop of links.", param=param) from error
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
-            raise not_found(f"{path} cannot be reached: {error.strerror}.", param=param) from error
-        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 pytest_plugins = [
+    "tests.fixtures.hub",
     "tests.fixtures.inputs",
     "tests.fixtures.jobs",
     "tests.fixtures.servers",
