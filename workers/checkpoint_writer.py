@@ -1,0 +1,174 @@
+"""Writes a compressed checkpoint: streams the source's safetensors, putting factors in.
+
+At most one output shard is in memory. The folder holds what `AutoModelForCausalLM` needs and
+nothing that is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from service.errors import ModelInvalid
+from workers.compression import checkpoint
+from workers.compression.solve import Factors
+from workers.model import weight_files
+
+MAX_SHARD_BYTES = 2 << 30
+
+COMPANIONS = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*", "NOTICE*")
+"""Files of the source that an artifact needs beside its weights: tokenizer, licences."""
+
+REPLACED = ("config.json", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class CheckpointSize:
+    """What a checkpoint on disk holds."""
+
+    parameters: int
+    bytes: int  # of its safetensors files
+
+
+def write_checkpoint(
+    source: Path,
+    folder: Path,
+    ranks: Mapping[str, int],
+    factors: Callable[[str], Factors],
+    dtype: torch.dtype,
+) -> CheckpointSize:
+    """Write the checkpoint in which every layer named in `ranks` is replaced by its factors.
+
+    Raises ModelInvalid if the source's tensors do not carry the names of the model's layers.
+    """
+    folder.mkdir(parents=True)
+    biased: dict[str, bool] = {}
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        for key, tensor in _source_tensors(source, _prefix(source, ranks)):
+            layer, _, part = key.rpartition(".")
+            if layer not in ranks:
+                yield key, tensor.to(dtype) if tensor.is_floating_point() else tensor
+            elif part == "weight":
+                replacement = factors(layer)
+                biased[layer] = replacement.bias is not None
+                for name, factor in checkpoint.tensors(layer, replacement):
+                    yield name, factor.to(dtype)
+
+    size = _write_shards(stream(), folder)
+    if absent := sorted(set(ranks) - set(biased)):
+        raise ModelInvalid(f"the checkpoint has no weight for {absent[0]}", param="model")
+    layers = {name: (ranks[name], biased[name]) for name in ranks}
+    _write_configuration(source, folder, layers, dtype)
+    for pattern in COMPANIONS:
+        for file in source.glob(pattern):
+            if file.name not in REPLACED:
+                shutil.copyfile(file, folder / file.name)
+    return size
+
+
+def checkpoint_size(folder: Path) -> CheckpointSize:
+    """Measure a checkpoint folder; a tied weight that is stored twice counts once."""
+    parameters = sum(tensor.numel() for _, tensor in _source_tensors(folder, ""))
+    return CheckpointSize(parameters, sum(file.stat().st_size for file in weight_files(folder)))
+
+
+def _source_tensors(source: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint under its name in the model, tied copies left out."""
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
+    for file in weight_files(source):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                if prefix + key not in tied:
+                    yield prefix + key, tensors.get_tensor(key)
+
+
+def _prefix(source: Path, ranks: Mapping[str, int]) -> str:
+    """What the source's names lack: checkpoints of a bare base model have no ``model.``."""
+    if not ranks:
+        return ""
+    layer = next(iter(ranks))
+    for file in weight_files(source):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                if f"{layer}.weight".endswith(f".{key}"):
+                    return f"{layer}.weight".removesuffix(key)
+    return ""
+
+
+def _write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> CheckpointSize:
+    """Write shards of at most MAX_SHARD_BYTES (or one tensor), and their index if several."""
+    parts: list[dict[str, str]] = []  # per shard: tensor name -> temporary file name
+    parameters = total_bytes = 0
+
+    def write(shard: dict[str, Tensor]) -> None:
+        name = f"part-{len(parts)}.safetensors"
+        # One metadata key: safetensors orders several at random.
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        parts.append(dict.fromkeys(shard, name))
+
+    shard: dict[str, Tensor] = {}
+    shard_bytes = 0
+    for name, tensor in tensors:
+        if shard and shard_bytes + tensor.nbytes > MAX_SHARD_BYTES:
+            write(shard)
+            shard, shard_bytes = {}, 0
+        shard[name] = tensor.contiguous()
+        shard_bytes += tensor.nbytes
+        total_bytes += tensor.nbytes
+        parameters += tensor.numel()
+    write(shard)
+    _name_shards(folder, parts, total_bytes)
+    return CheckpointSize(
+        parameters, sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    )
+
+
+def _name_shards(folder: Path, parts: list[dict[str, str]], total_bytes: int) -> None:
+    if len(parts) == 1:
+        (folder / "part-0.safetensors").rename(folder / "model.safetensors")
+        return
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate(parts):
+        name = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+        (folder / f"part-{number}.safetensors").rename(folder / name)
+        weight_map |= dict.fromkeys(part, name)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_configuration(
+    source: Path, folder: Path, layers: Mapping[str, tuple[int, bool]], dtype: torch.dtype
+) -> None:
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    config.pop("torch_dtype", None)  # the name that older checkpoints give it
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    model_type = config["model_type"]
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    config_class = type(AutoConfig.for_model(model_type)).__name__
+    for name in (architecture, config_class):
+        if not hasattr(transformers, name):
+            raise ModelInvalid(f"transformers does not export {name}", param="model")
+    compressed: dict[str, Any] = checkpoint.compressed_config(
+        config, architecture, config_class, layers
+    )
+    _write_json(folder / "config.json", compressed)
+    source_text = checkpoint.modeling_source(architecture, config_class, model_type)
+    (folder / f"{checkpoint.MODELING_MODULE}.py").write_text(source_text, "utf-8")
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")

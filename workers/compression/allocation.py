@@ -1,0 +1,158 @@
+"""How many parameters each layer may keep.
+
+The spectra of all layers are in the same unit, the loss's square, so their eigenvalues compare.
+Given a budget, minimise the sum of dropped eigenvalues subject to the sum of costs: for a
+multiplier λ each layer on its own picks the rank, or stays dense, at the least error + λ · cost;
+bisection finds the smallest λ that meets the budget, and what is left of the budget is spent
+greedily. Pure functions on plain data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.compression.errors import BudgetTooSmall
+
+BISECTIONS = 100
+
+Ranks = Mapping[str, int | None]
+"""Per layer its rank; None leaves it dense."""
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """What one layer offers: an error and a cost for every rank, and for staying dense."""
+
+    name: str
+    spectrum: Tensor  # (k,) float64, descending
+    max_rank: int
+    dense_cost: int  # parameters
+    rank_cost: int  # parameters that one more rank adds: out + in
+    fixed_cost: int  # parameters at any rank: the bias
+
+    def cost(self, rank: int | None) -> int:
+        return self.dense_cost if rank is None else self.fixed_cost + rank * self.rank_cost
+
+    def error(self, rank: int | None) -> float:
+        """The sum of the eigenvalues dropped; 0 for a dense layer."""
+        return 0.0 if rank is None else float(self.spectrum[rank:].sum())
+
+
+def total_cost(layers: Sequence[LayerOptions], ranks: Ranks) -> int:
+    return sum(layer.cost(ranks[layer.name]) for layer in layers)
+
+
+def total_error(layers: Sequence[LayerOptions], ranks: Ranks) -> float:
+    return math.fsum(layer.error(ranks[layer.name]) for layer in layers)
+
+
+def allocate_uniform(layers: Sequence[LayerOptions], budget: int) -> dict[str, int | None]:
+    """The same fraction of every layer, rounded down to a whole rank; what SVD-LLM does.
+
+    Raises BudgetTooSmall if rank 1 everywhere costs more than `budget` parameters.
+    """
+    _check_budget(layers, budget)
+    keep = budget / sum(layer.dense_cost for layer in layers)
+
+    def rank(layer: LayerOptions) -> int:
+        wanted = math.floor((keep * layer.dense_cost - layer.fixed_cost) / layer.rank_cost)
+        return min(max(wanted, 1), layer.max_rank)
+
+    ranks: dict[str, int | None] = {layer.name: rank(layer) for layer in layers}
+    if total_cost(layers, ranks) > budget:  # layers too small for their share took rank 1
+        return _shrunk(layers, ranks, budget)
+    return ranks
+
+
+def allocate_global(layers: Sequence[LayerOptions], budget: int) -> dict[str, int | None]:
+    """The ranks that drop the least energy within `budget` parameters, by a Lagrange multiplier.
+
+    Never worse than `allocate_uniform`, whose result is taken where rounding favours it.
+    Raises BudgetTooSmall if rank 1 everywhere costs more than `budget` parameters.
+    """
+    _check_budget(layers, budget)
+    curves = [_Curve(layer) for layer in layers]
+
+    def pick(multiplier: float) -> dict[str, int | None]:
+        return {curve.layer.name: curve.best(multiplier) for curve in curves}
+
+    affordable, scarce = 0.0, 1.0
+    while total_cost(layers, pick(scarce)) > budget:
+        affordable, scarce = scarce, scarce * 16
+    for _ in range(BISECTIONS):
+        middle = (affordable + scarce) / 2
+        if total_cost(layers, pick(middle)) > budget:
+            affordable = middle
+        else:
+            scarce = middle
+    chosen = _spend(layers, pick(scarce), budget)
+    return min(
+        (chosen, allocate_uniform(layers, budget)), key=lambda ranks: total_error(layers, ranks)
+    )
+
+
+class _Curve:
+    """Error and cost of every option of a layer, as tensors: ranks 1 to max_rank, then dense."""
+
+    def __init__(self, layer: LayerOptions) -> None:
+        self.layer = layer
+        kept = layer.spectrum.cumsum(0)[: layer.max_rank]
+        dropped = (layer.spectrum.sum() - kept).clamp_min(0)
+        ranks = torch.arange(1, layer.max_rank + 1, dtype=torch.float64)
+        self.errors = torch.cat([dropped.cpu(), torch.zeros(1, dtype=torch.float64)])
+        self.costs = torch.cat(
+            [
+                ranks * layer.rank_cost + layer.fixed_cost,
+                torch.tensor([layer.dense_cost], dtype=torch.float64),
+            ]
+        )
+
+    def best(self, multiplier: float) -> int | None:
+        option = int(torch.argmin(self.errors + multiplier * self.costs))
+        return None if option == self.layer.max_rank else option + 1
+
+
+def _spend(
+    layers: Sequence[LayerOptions], ranks: dict[str, int | None], budget: int
+) -> dict[str, int | None]:
+    """Spend what is left of the budget, one rank at a time, where it saves most per parameter."""
+    left = budget - total_cost(layers, ranks)
+    while True:
+        gains = [
+            (float(layer.spectrum[rank]) / layer.rank_cost, layer)
+            for layer in layers
+            if (rank := ranks[layer.name]) is not None
+            and rank < layer.max_rank
+            and layer.rank_cost <= left
+        ]
+        if not gains:
+            return ranks
+        _, layer = max(gains, key=lambda gain: gain[0])
+        ranks[layer.name] = (ranks[layer.name] or 0) + 1
+        left -= layer.rank_cost
+
+
+def _shrunk(
+    layers: Sequence[LayerOptions], ranks: dict[str, int | None], budget: int
+) -> dict[str, int | None]:
+    """Take ranks from the largest layers until the budget is met."""
+    while total_cost(layers, ranks) > budget:
+        largest = max(layers, key=lambda layer: ranks[layer.name] or 0)
+        ranks[largest.name] = (ranks[largest.name] or 0) - 1
+    return ranks
+
+
+def _check_budget(layers: Sequence[LayerOptions], budget: int) -> None:
+    least = sum(layer.cost(1) for layer in layers)
+    if budget < least:
+        raise BudgetTooSmall(
+            f"a budget of {budget} parameters is less than the {least} that rank 1 takes everywhere"
+        )
+
+
+ALLOCATIONS = {"global": allocate_global, "uniform": allocate_uniform}

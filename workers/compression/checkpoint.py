@@ -1,0 +1,114 @@
+"""The format of a compressed checkpoint: pure functions on configurations and tensor names.
+
+A compressed checkpoint is an ordinary Hugging Face folder. Each compressed layer ``L.weight``
+(out, in) is stored as ``L.down.weight`` (r, in) and ``L.up.weight`` (out, r), with ``L.up.bias``
+(out,) where it has one. config.json carries the ranks under one key and an `auto_map` to a small
+generated modelling file, which subclasses the base architecture and needs only transformers.
+
+The configuration has a model type of its own, so that a loader which was not told to trust the
+modelling file stops, instead of loading the base architecture with random weights in the gaps.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from workers.compression.lowrank import LowRankLinear
+from workers.compression.solve import Factors
+
+FORMAT = 1
+CONFIG_KEY = "eigenpress"
+MODELING_MODULE = "modeling_eigenpress"
+MODEL_TYPE_PREFIX = "eigenpress_"
+
+_MODELING_TEMPLATE = '''"""A {base} compressed by Eigenpress: some linear layers are products of two.
+
+Load it with ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
+"""
+
+from torch import Tensor, nn
+from transformers import {config}, {base}
+
+
+{low_rank_linear}
+
+class Eigenpress{config}({config}):
+    model_type = "{model_type}"
+
+
+class Eigenpress{base}({base}):
+    config_class = Eigenpress{config}
+
+    def __init__(self, config):
+        super().__init__(config)
+        for path, shape in config.{key}["layers"].items():
+            dense = self.get_submodule(path)
+            self.set_submodule(
+                path,
+                LowRankLinear(dense.in_features, dense.out_features, shape["rank"], shape["bias"]),
+            )
+'''
+
+
+def tensors(name: str, factors: Factors) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that stand for the compressed layer `name`, by their names in the checkpoint."""
+    yield f"{name}.down.weight", factors.down
+    yield f"{name}.up.weight", factors.up
+    if factors.bias is not None:
+        yield f"{name}.up.bias", factors.bias
+
+
+def modeling_source(base_architecture: str, config_class: str, model_type: str) -> str:
+    """The text of the modelling file for a base class of transformers, such as LlamaForCausalLM."""
+    return _MODELING_TEMPLATE.format(
+        base=base_architecture,
+        config=config_class,
+        model_type=MODEL_TYPE_PREFIX + model_type,
+        key=CONFIG_KEY,
+        low_rank_linear=inspect.getsource(LowRankLinear),
+    )
+
+
+def compressed_config(
+    config: Mapping[str, Any],
+    base_architecture: str,
+    config_class: str,
+    layers: Mapping[str, tuple[int, bool]],
+) -> dict[str, Any]:
+    """config.json of the compressed model; `layers` gives rank and has-bias of each."""
+    module = MODELING_MODULE
+    return {
+        **config,
+        "architectures": [f"Eigenpress{base_architecture}"],
+        "model_type": MODEL_TYPE_PREFIX + str(config["model_type"]),
+        "auto_map": {
+            "AutoConfig": f"{module}.Eigenpress{config_class}",
+            "AutoModelForCausalLM": f"{module}.Eigenpress{base_architecture}",
+        },
+        CONFIG_KEY: {
+            "format": FORMAT,
+            "base_architecture": base_architecture,
+            "base_model_type": config["model_type"],
+            "layers": {name: {"rank": rank, "bias": bias} for name, (rank, bias) in layers.items()},
+        },
+    }
+
+
+def replace_layers(model: nn.Module, factors: Mapping[str, Factors]) -> nn.Module:
+    """Put low-rank modules in place of the named linear layers of a model in memory."""
+    for name, factor in factors.items():
+        dense = model.get_submodule(name)
+        if not isinstance(dense, nn.Linear):
+            raise TypeError(f"{name} is a {type(dense).__name__}, not an nn.Linear")
+        module = LowRankLinear(
+            dense.in_features, dense.out_features, factor.rank, factor.bias is not None
+        ).to(dense.weight)
+        module.load_state_dict(
+            {key.removeprefix(f"{name}."): value for key, value in tensors(name, factor)}
+        )
+        model.set_submodule(name, module)
+    return model

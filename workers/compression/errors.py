@@ -1,0 +1,25 @@
+"""What can go wrong in the mathematics.
+
+CompressionError
+├── UnsupportedLayer     a layer of a kind that cannot be compressed
+├── SolveFailed          an eigenproblem without a finite solution
+└── BudgetTooSmall       no choice of ranks meets the budget
+"""
+
+from __future__ import annotations
+
+
+class CompressionError(Exception):
+    """The model cannot be compressed as asked."""
+
+
+class UnsupportedLayer(CompressionError):
+    """The model has a layer of a kind that cannot be compressed."""
+
+
+class SolveFailed(CompressionError):
+    """An eigenproblem has no finite solution."""
+
+
+class BudgetTooSmall(CompressionError):
+    """Rank one in every layer already exceeds the budget."""

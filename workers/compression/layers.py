@@ -1,0 +1,151 @@
+"""Which linear layers of a model can be compressed, and which of them share an input.
+
+Every matrix inside the transformer blocks must be an `nn.Linear`: a block that holds any other
+kind of matrix is refused by name, never skipped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from workers.compression.errors import UnsupportedLayer
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """The shape of one compressible layer; `name` is its path in the model."""
+
+    name: str
+    out_features: int
+    in_features: int
+    has_bias: bool
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the dense layer, its bias included."""
+        return self.out_features * (self.in_features + self.has_bias)
+
+
+@dataclass(frozen=True)
+class InputGroup:
+    """Layers that are given the very same input (q, k and v; gate and up), in calling order.
+
+    One second moment serves them all, so a group is the unit of statistics and of solving.
+    """
+
+    layers: tuple[LinearLayer, ...]
+
+    @property
+    def name(self) -> str:
+        return self.layers[0].name
+
+    @property
+    def in_features(self) -> int:
+        return self.layers[0].in_features
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether the outputs' second moments are smaller than the input's (down_proj)."""
+        return sum(layer.out_features**2 for layer in self.layers) < self.in_features**2
+
+    @property
+    def solve_operations(self) -> int:
+        """The order of floating-point operations that solving the group takes."""
+        root = 0 if self.keeps_outputs else self.in_features**3
+        return root + sum(
+            min(layer.out_features, layer.in_features) ** 3
+            + layer.out_features * layer.in_features**2
+            for layer in self.layers
+        )
+
+
+def transformer_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of the model's blocks and its path.
+
+    Raises UnsupportedLayer if the model does not keep its blocks in exactly one `nn.ModuleList`
+    as long as its configuration says it is deep.
+    """
+    config = model.config
+    depth = config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    outermost = [
+        (name, module)
+        for name, module in found
+        if not any(name.startswith(f"{other}.") for other, _ in found)
+    ]
+    if len(outermost) != 1:
+        raise UnsupportedLayer(
+            f"{type(model).__name__} keeps its {depth} blocks in {len(outermost)} module lists; "
+            "exactly one is supported"
+        )
+    return outermost[0]
+
+
+def compressible_layers(model: nn.Module) -> tuple[LinearLayer, ...]:
+    """The linear layers inside the model's blocks, in module order.
+
+    Raises UnsupportedLayer naming the first matrix that is not the weight of an `nn.Linear`.
+    """
+    prefix, blocks = transformer_blocks(model)
+    return tuple(_linear_layers(prefix, blocks))
+
+
+def _linear_layers(prefix: str, blocks: nn.ModuleList) -> Iterator[LinearLayer]:
+    owners: dict[int, str] = {}
+    for path, module in blocks.named_modules(prefix=prefix):
+        matrices = [
+            parameter
+            for parameter in module.parameters(recurse=False)
+            if parameter.ndim >= 2  # vectors are norms and biases: they stay as they are
+        ]
+        if not matrices:
+            continue
+        if type(module) is not nn.Linear:
+            raise UnsupportedLayer(f"{path} is a {type(module).__name__}, not an nn.Linear")
+        owner = owners.setdefault(id(module.weight), path)
+        if owner != path:
+            raise UnsupportedLayer(f"{path} shares its weight with {owner}")
+        yield LinearLayer(path, module.out_features, module.in_features, module.bias is not None)
+
+
+def input_groups(model: nn.Module, layers: tuple[LinearLayer, ...]) -> tuple[InputGroup, ...]:
+    """Find which layers share an input by watching one short forward pass.
+
+    Two layers share an input when they are called with the same memory, shape and version.
+    Raises UnsupportedLayer if the pass does not call every layer exactly once.
+    """
+    calls: list[tuple[str, Tensor]] = []  # the tensors are held, so that no memory is reused
+
+    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
+        module = model.get_submodule(name)
+        return module.register_forward_pre_hook(lambda _, args: calls.append((name, args[0])))
+
+    hooks = [watch(layer.name) for layer in layers]
+    try:
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    called = [name for name, _ in calls]
+    for layer in layers:
+        if called.count(layer.name) != 1:
+            raise UnsupportedLayer(
+                f"{layer.name} is called {called.count(layer.name)} times in a forward pass"
+            )
+    by_name = {layer.name: layer for layer in layers}
+    members: dict[tuple[object, ...], list[LinearLayer]] = {}
+    for name, tensor in calls:
+        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version)
+        members.setdefault(identity, []).append(by_name[name])
+    return tuple(InputGroup(tuple(group)) for group in members.values())

@@ -1,0 +1,81 @@
+"""The actors of one attempt, in one placement group: they live and die with its driver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from service.errors import InsufficientResources
+from service.spec import JobSpec
+from workers.assembler import Assembler
+from workers.placement import Placement
+from workers.worker import SERVING, Worker
+
+PLACEMENT_SECONDS = 900
+"""How long to wait for the resources that a cluster has, or that its autoscaler brings."""
+
+NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+"""An actor without GPUs would otherwise see every GPU of its node."""
+
+
+class Crew:
+    """The workers, one per bundle, and the assemblers beside them. A context manager.
+
+    Actors are named after the attempt, so that Ray's dashboard shows whose they are, and are
+    never detached. Raises InsufficientResources if the resources do not become free in time.
+    """
+
+    def __init__(self, attempt: str, spec: JobSpec, placement: Placement) -> None:
+        self._attempt = attempt
+        self._spec = spec
+        self._placement = placement
+        self._group: PlacementGroup = placement_group(placement.bundles, name=attempt)
+        self.workers: list[Any] = []
+
+    def __enter__(self) -> Crew:
+        if not self._group.wait(PLACEMENT_SECONDS):
+            self.__exit__()
+            raise InsufficientResources(
+                f"{self._placement.bundles} did not become free within {PLACEMENT_SECONDS} s",
+                param="workers",
+            )
+        self.workers = [self._worker(number) for number in range(self._placement.workers)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        remove_placement_group(self._group)
+
+    def assembler(self, target: str, beside: int) -> Any:
+        """An assembler on the node of the worker `beside`; it takes no CPU of its own."""
+        return (
+            ray.remote(Assembler)
+            .options(
+                name=f"{self._attempt}/assembler-{target}",
+                num_cpus=0,
+                runtime_env=NO_GPU,
+                scheduling_strategy=self._strategy(beside),
+            )
+            .remote(self._spec, self._attempt, target)
+        )
+
+    def _worker(self, number: int) -> Any:
+        placement = self._placement
+        return (
+            ray.remote(concurrency_groups={SERVING: 1})(Worker)  # type: ignore[call-overload]
+            .options(
+                name=f"{self._attempt}/worker-{number}",
+                num_cpus=placement.cpus,
+                num_gpus=placement.gpus,
+                runtime_env=None if placement.gpus else NO_GPU,
+                scheduling_strategy=self._strategy(number),
+            )
+            .remote(self._spec, number, placement.cpus)
+        )
+
+    def _strategy(self, bundle: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(
+            placement_group=self._group, placement_group_bundle_index=bundle
+        )

@@ -1,0 +1,97 @@
+"""The driver of one attempt: ``python -m workers.driver JOB ATTEMPT``, as a Ray job.
+
+It runs the pipeline and tells the database how it ended. Every write carries the attempt's
+number; a driver whose attempt is no longer current stops without a trace.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+
+from service.errors import (
+    AttemptStale,
+    EigenpressError,
+    Failure,
+    SolveFailed,
+    UnsupportedLayer,
+    WorkerLost,
+)
+from service.settings import Settings
+from service.store import Store
+from workers.compression import errors as compression
+from workers.pipeline import run_attempt
+from workers.progress import Progress
+
+log = logging.getLogger("eigenpress.driver")
+
+EXIT_FAILED = 1
+EXIT_STALE = 3
+
+
+def main(job_id: str, attempt: int) -> int:
+    """Run the attempt to its end; the exit status tells Ray whether it succeeded."""
+    settings = Settings()
+    store = Store(settings.database)
+    try:
+        return _run(job_id, attempt, store, settings)
+    except AttemptStale as error:
+        log.warning("%s, attempt %d: %s", job_id, attempt, error)
+        return EXIT_STALE
+    finally:
+        store.close()
+
+
+def _run(job_id: str, attempt: int, store: Store, settings: Settings) -> int:
+    job = store.get(job_id)
+    if job.attempt != attempt:
+        raise AttemptStale
+    ray.init(namespace=f"{job_id}-{attempt}", logging_level=logging.WARNING)
+    try:
+        outcome = run_attempt(job, Progress(store, job_id, attempt), settings)
+        store.succeed(job_id, attempt, outcome.artifacts, outcome.report)
+    except AttemptStale:
+        raise
+    except Exception as error:
+        log.exception("%s, attempt %d failed", job_id, attempt)
+        store.fail(job_id, attempt, failure_of(error), settings.max_attempts)
+        return EXIT_FAILED
+    finally:
+        ray.shutdown()
+        _remove_scratch(settings.scratch_dir / f"{job_id}-{attempt}")
+    return 0
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What the job's user is told of an error, wherever in the cluster it arose."""
+    if isinstance(error, RayTaskError):
+        return failure_of(error.cause)
+    if isinstance(error, RayActorError | WorkerCrashedError):
+        return WorkerLost(f"A worker died: {_first_line(error)}").failure()
+    if isinstance(error, compression.UnsupportedLayer):
+        return UnsupportedLayer(str(error), param="model").failure()
+    if isinstance(error, compression.SolveFailed | FloatingPointError):
+        return SolveFailed(str(error)).failure()
+    if isinstance(error, EigenpressError):
+        return error.failure()
+    return EigenpressError(
+        f"Unexpected {type(error).__name__}: {_first_line(error)}. The driver's log has more."
+    ).failure()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _remove_scratch(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,323 @@
+"""One attempt from beginning to end: the seven steps, over the actors of a crew.
+
+    resolve ─> calibrate ─> solve ─> allocate ─> assemble ─> evaluate ─> publish
+
+Each step takes what the steps before it gave and returns plain data; big tensors stay on the
+workers. An error of any step ends the attempt: nothing here retries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from service.errors import TargetUnreachable
+from service.jobs import Artifact, Job
+from service.settings import Settings
+from service.spec import Target
+from service.states import Step
+from service.storage import ObjectStorage
+from workers.checkpoint_writer import CheckpointSize
+from workers.compression.allocation import ALLOCATIONS, LayerOptions, Ranks
+from workers.compression.errors import BudgetTooSmall
+from workers.crew import Crew
+from workers.evaluator import TextLoss
+from workers.placement import assign_owners, plan_placement, shares
+from workers.progress import Progress
+from workers.report import Evaluation, TargetResult, job_report, model_card
+from workers.schedule import Call, drive
+from workers.texts import Texts
+from workers.worker import ModelSummary
+
+DENSE = -1
+"""Stands for the source model where artifacts are numbered."""
+
+MAX_NAMES_IN_EVENT = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished attempt hands to the database."""
+
+    artifacts: list[Artifact]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """An artifact on the disk of the node of worker `worker`."""
+
+    target: Target
+    ranks: Ranks
+    assembler: Any
+    worker: int
+    folder: Path
+    size: CheckpointSize
+
+
+def run_attempt(job: Job, progress: Progress, settings: Settings) -> Outcome:
+    """Compress the job's model. Raises the errors of `service.errors` and of the steps."""
+    placement = plan_placement(job.spec.workers, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    with Crew(f"{job.id}-{job.attempt}", job.spec, placement) as crew:
+        attempt = _Attempt(job, progress, settings, crew)
+        return attempt.run()
+
+
+class _Attempt:
+    def __init__(self, job: Job, progress: Progress, settings: Settings, crew: Crew) -> None:
+        self.job = job
+        self.spec = job.spec
+        self.progress = progress
+        self.settings = settings
+        self.workers = crew.workers
+        self.crew = crew
+        self.owners: dict[str, Any] = {}  # layer name -> the worker that solved it
+        self.assemblers: list[Any] = []
+
+    def run(self) -> Outcome:
+        try:
+            model, texts = self.resolve()
+            calibration_loss = self.calibrate(texts)
+            options = self.solve(model)
+            choices = self.allocate(model, options)
+            dense_size, assembled = self.assemble(model, choices)
+            dense, evaluations = self.evaluate(texts, assembled)
+            results = [
+                TargetResult(artifact.target, artifact.ranks, artifact.size, evaluation)
+                for artifact, evaluation in zip(assembled, evaluations, strict=True)
+            ]
+            report = partial(
+                job_report,
+                self.job,
+                model,
+                dense_size,
+                options,
+                texts,
+                calibration_loss,
+                dense,
+                results,
+                self.progress.seconds,
+            )
+            artifacts = self.publish(assembled, report())
+            return Outcome(artifacts, report())  # which now knows how long publishing took
+        finally:
+            self._clean()
+
+    def resolve(self) -> tuple[ModelSummary, Texts]:
+        """Load the model on every worker, and cut the texts on one."""
+        with self.progress.step(Step.RESOLVE, "workers") as meter:
+            meter.expect(len(self.workers))
+            places = ray.get([worker.place.remote() for worker in self.workers])
+            self.progress.note(
+                "workers.placed",
+                f"{len(places)} workers on {', '.join(place.device for place in places)}.",
+                {"workers": [asdict(place) for place in places]},
+            )
+            texts_reference = self.workers[0].texts.remote()
+            summaries = []
+            for _, summary in drive([[Call(None, w.load.remote)] for w in self.workers]):
+                summaries.append(summary)
+                meter.advance()
+            texts: Texts = ray.get(texts_reference)
+            if texts.skipped_files:
+                self.progress.note(
+                    "texts.skipped",
+                    f"{len(texts.skipped_files)} files are not text and were skipped.",
+                    {"files": texts.skipped_files[:MAX_NAMES_IN_EVENT]},
+                )
+            return summaries[0], texts
+
+    def calibrate(self, texts: Texts) -> float:
+        """Each worker its share; the mean loss in nats per predicted token is returned."""
+        size = self.spec.calibration.batch_size
+        with self.progress.step(Step.CALIBRATE, "sequences") as meter:
+            meter.expect(len(texts.calibration))
+            losses = []
+            queues = [
+                [
+                    Call(len(batch), partial(worker.calibrate.remote, batch))
+                    for batch in _batches(share, size)
+                ]
+                for worker, share in self._shares(texts.calibration)
+            ]
+            for count, loss in drive(queues):
+                losses.append(loss)
+                meter.advance(count)
+        predicted = len(texts.calibration) * (self.spec.calibration.sequence_length - 1)
+        return math.fsum(losses) / predicted
+
+    def solve(self, model: ModelSummary) -> list[LayerOptions]:
+        """Each group at its owner, which is given every shard's statistics of it."""
+        with self.progress.step(Step.SOLVE, "groups") as meter:
+            meter.expect(len(model.groups))
+            queues = []
+            for worker, groups in zip(
+                self.workers, assign_owners(model.groups, len(self.workers)), strict=True
+            ):
+                queues.append([Call(g.name, partial(self._solve, worker, g.name)) for g in groups])
+                self.owners |= {layer.name: worker for g in groups for layer in g.layers}
+            solved: dict[str, LayerOptions] = {}
+            for _, options in drive(queues):
+                solved |= {layer.name: layer for layer in options}
+                meter.advance()
+        return [solved[layer.name] for layer in model.layers]
+
+    def _solve(self, owner: Any, group: str) -> Any:
+        return owner.solve.remote(group, *(w.statistics.remote(group) for w in self.workers))
+
+    def allocate(self, model: ModelSummary, options: Sequence[LayerOptions]) -> list[Ranks]:
+        """The ranks of every target. Raises TargetUnreachable naming the target."""
+        with self.progress.step(Step.ALLOCATE, "targets") as meter:
+            meter.expect(len(self.spec.targets))
+            choices: list[Ranks] = []
+            for number, target in enumerate(self.spec.targets):
+                budget = linear_budget(target, model.parameters, options)
+                try:
+                    choices.append(ALLOCATIONS[self.spec.allocation](options, budget))
+                except BudgetTooSmall as error:
+                    raise TargetUnreachable(str(error), param=f"targets.{number}.keep") from error
+                meter.advance()
+            return choices
+
+    def assemble(
+        self, model: ModelSummary, choices: Sequence[Ranks]
+    ) -> tuple[CheckpointSize, list[Assembled]]:
+        """Write every target's checkpoint, beside the worker that will measure it."""
+        dtype = model.dtype if self.spec.dtype == "auto" else self.spec.dtype
+        with self.progress.step(Step.ASSEMBLE, "targets") as meter:
+            meter.expect(len(choices))
+            queues = []
+            numbered = zip(self.spec.targets, choices, cycle(range(len(self.workers))))
+            plans = list(numbered)
+            for number, (target, choice, worker) in enumerate(plans):
+                assembler = self.crew.assembler(target.name, worker)
+                self.assemblers.append(assembler)
+                ranks = {name: rank for name, rank in choice.items() if rank is not None}
+                owners = {name: self.owners[name] for name in ranks}
+                queues.append(
+                    [Call(number, partial(assembler.assemble.remote, ranks, owners, dtype))]
+                )
+            dense_size = self.workers[0].source_size.remote()
+            written = {}
+            for number, result in drive(queues):
+                written[number] = result
+                meter.advance()
+            assembled = [
+                Assembled(target, choice, self.assemblers[number], worker, *written[number])
+                for number, (target, choice, worker) in enumerate(plans)
+            ]
+            return ray.get(dense_size), assembled
+
+    def evaluate(
+        self, texts: Texts, assembled: Sequence[Assembled]
+    ) -> tuple[Evaluation | None, list[Evaluation | None]]:
+        """The dense model's sequences are shared by all; an artifact's stay on its node."""
+        if not self.spec.evaluation.enabled:
+            return None, [None] * len(assembled)
+        with self.progress.step(Step.EVALUATE, "sequences") as meter:
+            meter.expect(
+                sum(len(text.sequences) for text in texts.evaluation) * (1 + len(assembled))
+            )
+            losses: dict[tuple[int, str], list[TextLoss]] = defaultdict(list)
+            for label, loss in drive(self._measurements(texts, assembled)):
+                losses[label].append(loss)
+                meter.advance(loss.sequences)
+            folders = [
+                (DENSE, 0, None),
+                *((n, a.worker, a.folder) for n, a in enumerate(assembled)),
+            ]
+            # One after the other, on machines that do nothing else.
+            dense, *others = (
+                Evaluation(
+                    {
+                        text.name: TextLoss.total(losses[number, text.name])
+                        for text in texts.evaluation
+                    },
+                    self._decode_speed(texts, self.workers[worker], folder),
+                )
+                for number, worker, folder in folders
+            )
+            return dense, list(others)
+
+    def _measurements(self, texts: Texts, assembled: Sequence[Assembled]) -> list[list[Call]]:
+        """Per worker: its share of the dense model's batches, then its artifacts' batches."""
+        size = self.spec.calibration.batch_size
+        queues: list[list[Call]] = [[] for _ in self.workers]
+        for text in texts.evaluation:
+            batches = _batches(sorted(text.sequences, key=len), size)
+            for batch, number in zip(batches, cycle(range(len(queues)))):
+                measure = partial(self.workers[number].measure.remote, None, batch)
+                queues[number].append(Call((DENSE, text.name), measure))
+        for index, artifact in enumerate(assembled):
+            for text in texts.evaluation:
+                for batch in _batches(sorted(text.sequences, key=len), size):
+                    worker = self.workers[artifact.worker]
+                    measure = partial(worker.measure.remote, artifact.folder, batch)
+                    queues[artifact.worker].append(Call((index, text.name), measure))
+        return queues
+
+    def _decode_speed(self, texts: Texts, worker: Any, folder: Path | None) -> float | None:
+        if not self.spec.evaluation.decode_tokens:
+            return None
+        speed: float = ray.get(worker.decode_speed.remote(folder, texts.evaluation[0].sequences[0]))
+        return round(speed, 2)
+
+    def publish(self, assembled: Sequence[Assembled], report: dict[str, Any]) -> list[Artifact]:
+        """Upload every artifact, its manifest last."""
+        with self.progress.step(Step.PUBLISH, "artifacts") as meter:
+            meter.expect(len(assembled))
+            # What an earlier attempt of this job may have left is replaced whole.
+            storage = ObjectStorage.from_settings(self.settings)
+            storage.delete_prefix(f"jobs/{self.job.id}/")
+            queues = [
+                [
+                    Call(
+                        number,
+                        partial(
+                            artifact.assembler.publish.remote,
+                            self.job.id,
+                            report,
+                            model_card(report, artifact.target.name),
+                        ),
+                    )
+                ]
+                for number, artifact in enumerate(assembled)
+            ]
+            published = {}
+            for number, artifact in drive(queues):
+                published[number] = artifact
+                meter.advance()
+            return [published[number] for number in range(len(assembled))]
+
+    def _shares(self, sequences: list[list[int]]) -> Iterator[tuple[Any, Sequence[list[int]]]]:
+        return zip(self.workers, shares(sequences, len(self.workers)), strict=True)
+
+    def _clean(self) -> None:
+        # An assembler that died with its node has nothing left to remove there, or nobody to ask.
+        with suppress(ray.exceptions.RayError):
+            ray.get([assembler.clean.remote() for assembler in self.assemblers])
+
+
+def linear_budget(target: Target, parameters: int, options: Sequence[LayerOptions]) -> int:
+    """How many parameters the compressible layers may keep together for a target.
+
+    With the scope `model` the rest of the model, which stays dense, counts against `keep`.
+    """
+    linear = sum(layer.dense_cost for layer in options)
+    if target.scope == "linear":
+        return math.floor(target.keep * linear)
+    return math.floor(target.keep * parameters) - (parameters - linear)
+
+
+def _batches(sequences: Sequence[list[int]], size: int) -> Iterator[Sequence[list[int]]]:
+    for start in range(0, len(sequences), size):
+        yield sequences[start : start + size]

@@ -1,0 +1,48 @@
+"""Keeps Ray actors busy: a queue of calls per actor, a few of them under way at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+IN_FLIGHT_PER_QUEUE = 2
+"""One call running and one waiting, so that an actor never waits for the driver."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call to an actor, made when its turn comes; `label` tells whose result is whose."""
+
+    label: Hashable
+    submit: Callable[[], Any]  # returns a ray.ObjectRef
+
+
+def drive(queues: Sequence[Iterable[Call]]) -> Iterator[tuple[Any, Any]]:
+    """Run the queues side by side, each in order; yields (label, result) as the calls end.
+
+    A result is fetched and its reference dropped before the next call of its queue is submitted,
+    so the object store holds no more than what is in flight. The first error of any call is
+    raised here.
+    """
+    waiting = [deque(queue) for queue in queues]
+    running: dict[Any, tuple[int, Hashable]] = {}
+
+    def submit(number: int) -> None:
+        if waiting[number]:
+            call = waiting[number].popleft()
+            running[call.submit()] = (number, call.label)
+
+    for number in range(len(waiting)):
+        for _ in range(IN_FLIGHT_PER_QUEUE):
+            submit(number)
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        number, label = running.pop(ready)
+        result = ray.get(ready)
+        del ready
+        submit(number)
+        yield label, result

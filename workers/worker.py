@@ -1,0 +1,193 @@
+"""The pinned worker: one Ray actor per GPU (or per share of the CPUs) that stays for a whole job.
+
+It calibrates its share of the sequences, solves the groups of layers that it owns, and measures
+models. Statistics and factors are served by a thread of their own, so that other workers never
+wait for what this one is computing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import nn
+
+from service.settings import Settings
+from service.spec import JobSpec
+from workers.checkpoint_writer import CheckpointSize, checkpoint_size
+from workers.compression.allocation import LayerOptions
+from workers.compression.layers import InputGroup, LinearLayer, compressible_layers, input_groups
+from workers.compression.metrics import METHODS
+from workers.compression.solve import Factors, Solution, solve_group
+from workers.compression.statistics import Calibration, GroupStatistics, merged
+from workers.evaluator import TextLoss, decode_speed, text_loss
+from workers.model import (
+    load_model,
+    load_tokenizer,
+    parameter_count,
+    prepare_model,
+    stored_dtype,
+)
+from workers.texts import Texts, read_texts
+
+SERVING = "serving"
+"""The concurrency group of the methods that only hand out what is already computed."""
+
+
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Where a worker runs and on what."""
+
+    worker: int
+    host: str
+    pid: int
+    device: str
+    gpu_ids: list[str]
+    cuda_visible_devices: str | None
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What the driver must know of the model; every worker finds the same."""
+
+    architecture: str
+    parameters: int
+    dtype: str  # of the checkpoint, as torch names it
+    groups: tuple[InputGroup, ...]
+    left_dense: tuple[str, ...]  # matrices outside the blocks
+
+    @property
+    def layers(self) -> tuple[LinearLayer, ...]:
+        return tuple(layer for group in self.groups for layer in group.layers)
+
+
+class Worker:
+    """See the module. Made a Ray actor by `workers.crew`, so that tests can call it directly."""
+
+    def __init__(self, spec: JobSpec, number: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._spec = spec
+        self._number = number
+        self._settings = Settings()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._groups: dict[str, InputGroup] = {}
+        self._statistics: dict[str, GroupStatistics] = {}
+        self._solutions: dict[str, Solution] = {}
+        self._model: Any = None
+        self._loaded_from: Path | None = None
+
+    def place(self) -> WorkerPlace:
+        gpu_ids = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        return WorkerPlace(
+            self._number,
+            socket.gethostname(),
+            os.getpid(),
+            str(self._device),
+            gpu_ids,
+            os.environ.get("CUDA_VISIBLE_DEVICES"),
+        )
+
+    def load(self) -> ModelSummary:
+        """Fetch and load the model and find its layers.
+
+        Raises the errors of `workers.model` and `workers.compression.layers`.
+        """
+        folder = prepare_model(self._spec.model, self._settings)
+        self._model = load_model(folder, self._device)
+        self._loaded_from = folder
+        groups = input_groups(self._model, compressible_layers(self._model))
+        self._groups = {group.name: group for group in groups}
+        self._statistics = Calibration.zeros(self._model, groups, self._accumulator)
+        return ModelSummary(
+            type(self._model).__name__,
+            parameter_count(self._model),
+            str(stored_dtype(folder)).removeprefix("torch."),
+            groups,
+            tuple(_matrices_outside(self._model, groups)),
+        )
+
+    @property
+    def _accumulator(self) -> torch.dtype:
+        """Sums over tokens are kept in float64 where memory is plentiful, in float32 on a GPU."""
+        return torch.float64 if self._device.type == "cpu" else torch.float32
+
+    def texts(self) -> Texts:
+        """Read and tokenize the job's texts; one worker does it for all."""
+        tokenizer = load_tokenizer(prepare_model(self._spec.model, self._settings))
+        return read_texts(self._spec, tokenizer, self._settings)
+
+    def source_size(self) -> CheckpointSize:
+        """What the source model's checkpoint holds."""
+        return checkpoint_size(prepare_model(self._spec.model, self._settings))
+
+    def calibrate(self, sequences: Sequence[Sequence[int]]) -> float:
+        """Add one batch of equally long sequences to this worker's statistics; its summed loss."""
+        groups = tuple(self._groups.values())
+        with Calibration(self._model, groups, self._statistics) as calibration:
+            return calibration.run(torch.tensor(sequences, device=self._device))
+
+    @ray.method(concurrency_group=SERVING)
+    def statistics(self, group: str) -> GroupStatistics:
+        """Hand over this shard's statistics of a group; they are no longer held here."""
+        return self._statistics.pop(group).to(torch.device("cpu"))
+
+    def solve(self, group: str, *shards: GroupStatistics) -> list[LayerOptions]:
+        """Sum the shards' statistics of a group and solve its layers.
+
+        Spectra and costs are returned; the factors stay here. Raises SolveFailed.
+        """
+        whole = merged(shard.to(self._device) for shard in shards)
+        layers = self._groups[group].layers
+        modules = {layer.name: self._model.get_submodule(layer.name) for layer in layers}
+        solutions = solve_group(
+            self._groups[group],
+            {name: module.weight for name, module in modules.items()},
+            {name: module.bias for name, module in modules.items()},
+            whole,
+            METHODS[self._spec.method],
+        )
+        self._solutions |= {
+            name: solution.to(torch.device("cpu")) for name, solution in solutions.items()
+        }
+        return [solution.options() for solution in solutions.values()]
+
+    @ray.method(concurrency_group=SERVING)
+    def factors(self, layer: str, rank: int) -> Factors:
+        """The factors of a layer that this worker has solved."""
+        return self._solutions[layer].truncate(rank)
+
+    def measure(self, folder: Path | None, sequences: Sequence[Sequence[int]]) -> TextLoss:
+        """The loss on one batch of the source model (None), or of the artifact in a folder."""
+        return text_loss(self._use(folder), sequences)
+
+    def decode_speed(self, folder: Path | None, prompt: Sequence[int]) -> float:
+        """Tokens per second of the source model (None), or of the artifact in a folder."""
+        return decode_speed(self._use(folder), prompt, self._spec.evaluation.decode_tokens)
+
+    def _use(self, artifact: Path | None) -> Any:
+        """The source model (None), or an artifact loaded as its user will load it.
+
+        The model held before is dropped first: a worker has memory for one.
+        """
+        folder = artifact or prepare_model(self._spec.model, self._settings)
+        if folder != self._loaded_from:
+            self._model = None
+            self._model = load_model(folder, self._device, trust_remote_code=artifact is not None)
+            self._loaded_from = folder
+        return self._model
+
+
+def _matrices_outside(model: nn.Module, groups: Sequence[InputGroup]) -> list[str]:
+    """Matrices that no group compresses: embeddings, the output head."""
+    compressed = {f"{layer.name}.weight" for group in groups for layer in group.layers}
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and name not in compressed
+    ]
