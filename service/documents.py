@@ -1,9 +1,9 @@
 """Documents out of files: each text file, JSONL line or Parquet row is one.
 
-A file that is not UTF-8 text ends the reading when a pattern names it, and is skipped, counted and
-reported when the pattern is the default one, which takes everything: a picture beside the texts
-is no reason to fail. A JSONL or Parquet file must always be readable. Documents without any text
-are left out.
+A file that is not UTF-8 text, or is a link that leads out of the folder, ends the reading when it
+was named, and is skipped, counted and reported when a wildcard took it: a picture beside the texts
+or one file in an old encoding is no reason to fail. A JSONL or Parquet file must always be
+readable. Documents without any text are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from service.errors import DataInvalid, DataNotFound, PathNotAllowed
-from service.patterns import EVERYTHING, selected_files
+from service.patterns import has_wildcard, selected_files
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
 MAX_DOCUMENTS = 10_000_000
@@ -52,11 +52,11 @@ def read_documents(
     """Every document of one file, or of the files below a folder in the order of their paths.
 
     `on_skip` is told the path of each skipped file and why. Raises `DataNotFound` if the pattern
-    selects nothing, `PathNotAllowed` if it selects a link that leads out of `root`, `DataInvalid`
-    for text that cannot be read, is beyond a bound, or is not there at all.
+    selects nothing, `PathNotAllowed` if it names a link that leads out of `root`, `DataInvalid` for
+    text that cannot be read, is beyond a bound, or is not there at all.
     """
     folder, paths = _files(root, pattern, param)
-    tolerant = pattern == EVERYTHING and root.is_dir()
+    tolerant = has_wildcard(pattern) and root.is_dir()
     skipped: list[str] = []
     count = size = 0
     for path in paths:

@@ -14,8 +14,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-EVERYTHING = "**/*"
+WILDCARDS = "*?["
 ANY_FOLDERS = "**"
+
+
+def has_wildcard(pattern: str) -> bool:
+    """Whether the pattern can select more than the one path that it spells."""
+    return any(character in pattern for character in WILDCARDS)
 
 
 def is_plain(path: str) -> bool:
