@@ -136,6 +136,7 @@ def specification(console: Console, folder: Path) -> dict[str, Any]:
             "data": {"source": "local", "path": str(library), "pattern": "**/*.py"},
             "sequences": 128,
             "sequence_length": 256,
+            "batch_size": 4,  # the demo should run in the memory of a small machine
         },
         "evaluation": {
             "sequences": demo_data.PROBLEM_COUNT,

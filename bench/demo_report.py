@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +23,8 @@ def comparison(report: Report) -> Table:
     for name in ["dense", *(target["name"] for target in targets)]:
         table.add_column(name, justify="right")
     for dataset in models[0]["perplexity"]:
-        values = [f"{model['perplexity'][dataset]['perplexity']:.2f}" for model in models]
-        table.add_row(f"perplexity, {dataset}", *values)
+        values = [model["perplexity"][dataset]["perplexity"] for model in models]
+        table.add_row(f"perplexity, {dataset}", *(_shown(value, "infinite", 2) for value in values))
     table.add_section()
     for label, field in (("linear", "linear_fraction"), ("all", "model_fraction")):
         fractions = [f"{target['size'][field]:.1%}" for target in targets]
@@ -33,8 +32,8 @@ def comparison(report: Report) -> Table:
     sizes = [report["model"]["bytes"], *(target["size"]["bytes"] for target in targets)]
     table.add_row("on disk", *map(_megabytes, sizes))
     table.add_section()
-    speeds = [_speed(model["decode_tokens_per_second"]) for model in models]
-    table.add_row("decoded tokens per second", *speeds)
+    speeds = [model["decode_tokens_per_second"] for model in models]
+    table.add_row("tokens written per second", *(_shown(speed, "-", 1) for speed in speeds))
     return table
 
 
@@ -58,8 +57,8 @@ def complaints(report: Report, expected: list[str]) -> Iterator[str]:
     models |= {target["name"]: target for target in report["targets"]}
     for name, model in models.items():
         for dataset, measured in model["perplexity"].items():
-            if not math.isfinite(measured["perplexity"]):
-                yield f"{name}: the perplexity on {dataset} is {measured['perplexity']}"
+            if measured["perplexity"] is None:
+                yield f"{name}: the perplexity on {dataset} is beyond measure"
     for target in report["targets"]:
         kept = target["size"]["linear_fraction"]
         if target["scope"] == "linear" and kept > target["keep"] + KEEP_TOLERANCE:
@@ -70,5 +69,5 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
 
 
-def _speed(tokens_per_second: float | None) -> str:
-    return "not measured" if tokens_per_second is None else f"{tokens_per_second:.1f}"
+def _shown(number: float | None, absent: str, digits: int) -> str:
+    return absent if number is None else f"{number:.{digits}f}"

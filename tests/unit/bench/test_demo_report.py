@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from typing import Any
 
@@ -11,14 +10,14 @@ from rich.table import Table
 from bench import demo_report
 
 
-def perplexity(held_out: float, humaneval: float) -> dict[str, Any]:
+def perplexity(held_out: float | None, humaneval: float) -> dict[str, Any]:
     return {
         "held-out": {"perplexity": held_out, "tokens": 1000, "documents": 10},
         "humaneval": {"perplexity": humaneval, "tokens": 1000, "documents": 164},
     }
 
 
-def target(keep: float, held_out: float, linear_fraction: float) -> dict[str, Any]:
+def target(keep: float, held_out: float | None, linear_fraction: float) -> dict[str, Any]:
     return {
         "name": f"keep-{keep:g}",
         "keep": keep,
@@ -51,7 +50,7 @@ def test_the_comparison_sets_every_size_beside_the_dense_model() -> None:
 
     [held_out] = [line for line in text.splitlines() if "held-out" in line]
     assert re.findall(r"[\d.]+", held_out) == ["12.00", "16.00", "29.00"]
-    for value in ("80.0%", "60.0%", "85.0%", "538 MB", "420 MB", "not measured", "20.0"):
+    for value in ("80.0%", "60.0%", "85.0%", "538 MB", "420 MB", "20.0"):
         assert value in text
 
 
@@ -69,12 +68,13 @@ def test_a_missing_target_is_a_complaint() -> None:
     assert "keep-0.8" in complaint
 
 
-def test_a_perplexity_that_is_no_number_is_a_complaint() -> None:
-    bad = report(targets=[target(0.8, math.nan, 0.8)])
+def test_a_model_lost_beyond_measure_is_shown_and_is_a_complaint() -> None:
+    bad = report(targets=[target(0.8, None, 0.8)])
 
     [complaint] = demo_report.complaints(bad, ["keep-0.8"])
 
     assert "held-out" in complaint
+    assert "infinite" in shown(demo_report.comparison(bad))
 
 
 def test_an_artifact_larger_than_asked_for_is_a_complaint() -> None:
