@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections import deque
@@ -13,6 +14,8 @@ from types import TracebackType
 from typing import Self
 
 STOP_SECONDS = 15.0
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Child:
@@ -62,6 +65,6 @@ class Child:
 
 
 def log_tail(path: Path, lines: int = 20) -> str:
-    """The end of a log, for a message about the one who wrote it."""
+    """The end of a log, without colours, for a message about the one who wrote it."""
     with path.open(errors="replace") as log:
-        return "".join(deque(log, lines)).rstrip()
+        return _COLOUR.sub("", "".join(deque(log, lines))).rstrip()

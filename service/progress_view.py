@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.client import Client, Json
-from service.states import JobState, Step
+from service.states import TERMINAL, JobState, Step
 
 STATE_STYLES = {
     JobState.QUEUED: "yellow",
@@ -48,7 +48,7 @@ def follow(client: Client, job_id: str, console: Console) -> Json:
         )
         with drawn:
             job = client.wait(job_id, lambda job: latest.__setitem__(slice(None), [job]))
-    console.print(outcome(job))
+    console.print(outcome(job), soft_wrap=True)
     return job
 
 
@@ -118,7 +118,8 @@ class _Lines:
         self._said: set[str] = set()
 
     def __call__(self, job: Json) -> None:
-        self._say(_state_line(job))
+        if job["state"] not in TERMINAL:  # the outcome will say that
+            self._say(_state_line(job))
         for step in job["steps"]:
             self._say(f"attempt {job['attempt']}: {step['step']} began")
             if step["finished_at"]:

@@ -71,3 +71,8 @@ def test_one_that_has_died_is_not_running_and_its_last_words_are_kept(tmp_path: 
             process.wait(30)
         assert not child.is_running()
     assert log_tail(tmp_path / "log", 1) == "why"
+
+
+def test_a_log_s_end_is_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"first\n\x1b[31mred\x1b[39m\n\xff\n")
+    assert log_tail(tmp_path / "log", 2) == "red\n\N{REPLACEMENT CHARACTER}"
