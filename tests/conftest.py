@@ -6,6 +6,7 @@ pytest_plugins = [
     "tests.fixtures.hub",
     "tests.fixtures.inputs",
     "tests.fixtures.jobs",
+    "tests.fixtures.models",
     "tests.fixtures.servers",
     "tests.fixtures.storage",
 ]

@@ -25,7 +25,7 @@ CONFIG_KEY = "eigenpress"
 MODELING_MODULE = "modeling_eigenpress"
 MODEL_TYPE_PREFIX = "eigenpress_"
 
-_MODELING_TEMPLATE = '''"""A {base} compressed by Eigenpress: some linear layers are products of two.
+_MODELING_TEMPLATE = '''"""A {base} compressed by Eigenpress: some layers are products of two.
 
 Load it with ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
 """

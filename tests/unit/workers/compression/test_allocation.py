@@ -1,0 +1,152 @@
+"""The allocation of ranks: never over budget, never worse than uniform, optimal where small."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.compression.allocation import (
+    ALLOCATIONS,
+    LayerOptions,
+    allocate_global,
+    allocate_uniform,
+    total_cost,
+    total_error,
+)
+from workers.compression.errors import BudgetTooSmall
+from workers.compression.layers import LinearLayer
+from workers.compression.solve import break_even_rank
+
+Allocate = Callable[[list[LayerOptions], int], dict[str, int | None]]
+
+
+def options(
+    name: str, out: int, inner: int, spectrum: list[float], *, bias: bool = False
+) -> LayerOptions:
+    layer = LinearLayer(name, out, inner, has_bias=False)
+    return LayerOptions(
+        name,
+        torch.tensor(sorted(spectrum, reverse=True), dtype=torch.float64),
+        break_even_rank(layer, has_bias=bias),
+        layer.parameters,
+        out + inner,
+        out * bias,
+    )
+
+
+@st.composite
+def random_layers(draw: st.DrawFn) -> list[LayerOptions]:
+    layers = []
+    for number in range(draw(st.integers(1, 6))):
+        out, inner = draw(st.integers(4, 24)), draw(st.integers(4, 24))
+        rank = min(out, inner)
+        decay = draw(st.floats(0.1, 1.0))
+        scale = 10.0 ** draw(st.integers(-6, 6))
+        spectrum = [scale * decay**index for index in range(rank)]
+        layers.append(options(str(number), out, inner, spectrum, bias=draw(st.booleans())))
+    return layers
+
+
+@given(layers=random_layers(), keep=st.floats(0.05, 0.99))
+@settings(deadline=None)
+def test_the_budget_is_kept_and_uniform_never_beaten(
+    layers: list[LayerOptions], keep: float
+) -> None:
+    budget = int(keep * sum(layer.dense_cost for layer in layers))
+    if budget < sum(layer.cost(1) for layer in layers):
+        for allocate in ALLOCATIONS.values():
+            with pytest.raises(BudgetTooSmall):
+                allocate(layers, budget)
+        return
+    chosen = {name: allocate(layers, budget) for name, allocate in ALLOCATIONS.items()}
+    for ranks in chosen.values():
+        assert total_cost(layers, ranks) <= budget
+        for layer in layers:
+            rank = ranks[layer.name]
+            assert rank is None or 1 <= rank <= layer.max_rank
+    error = {name: total_error(layers, ranks) for name, ranks in chosen.items()}
+    assert error["global"] <= error["uniform"]
+
+
+@given(layers=random_layers(), keep=st.floats(0.2, 0.9))
+@settings(deadline=None, max_examples=50)
+def test_what_is_left_of_the_budget_buys_no_further_rank(
+    layers: list[LayerOptions], keep: float
+) -> None:
+    budget = int(keep * sum(layer.dense_cost for layer in layers))
+    if budget < sum(layer.cost(1) for layer in layers):
+        return
+    ranks = allocate_global(layers, budget)
+    left = budget - total_cost(layers, ranks)
+    for layer in layers:
+        rank = ranks[layer.name]
+        useful = rank is not None and rank < layer.max_rank and float(layer.spectrum[rank]) > 0
+        if useful and ranks != allocate_uniform(layers, budget):
+            assert layer.rank_cost > left
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.5, 0.7, 0.9])
+def test_at_the_multipliers_budgets_nothing_is_better(keep: float) -> None:
+    """Against brute force; a Lagrangian solution is optimal for the budget that it spends."""
+    generator = torch.Generator().manual_seed(int(keep * 10))
+    layers = [
+        options(str(n), 12, 10, (torch.rand(10, generator=generator) * 10**n).tolist())
+        for n in range(3)
+    ]
+    budget = int(keep * sum(layer.dense_cost for layer in layers))
+    ranks = allocate_global(layers, budget)
+    spent = total_cost(layers, ranks)
+    choices = [[None, *range(1, layer.max_rank + 1)] for layer in layers]
+    names = [layer.name for layer in layers]
+    best = min(
+        total_error(layers, candidate)
+        for combination in itertools.product(*choices)
+        if total_cost(layers, candidate := dict(zip(names, combination, strict=True))) <= spent
+    )
+    # One layer's step to dense is worth several ranks, so the last step may fall short by less
+    # than what the most valuable rank left out is worth.
+    gap = max(float(layer.spectrum[0]) for layer in layers)
+    assert best <= total_error(layers, ranks) <= best + gap
+
+
+def test_a_layer_whose_directions_all_matter_stays_dense() -> None:
+    flat = options("flat", 16, 16, [1.0] * 16)
+    steep = options("steep", 16, 16, [2.0**-index for index in range(16)])
+    ranks = allocate_global([flat, steep], int(0.7 * 512))
+    assert ranks["flat"] is None
+    assert ranks["steep"] is not None
+
+
+def test_uniform_gives_every_layer_its_share() -> None:
+    layers = [options("a", 40, 40, [1.0] * 40), options("b", 40, 120, [9.0] * 40)]
+    ranks = allocate_uniform(layers, int(0.5 * (1600 + 4800)))
+    assert ranks == {"a": 10, "b": 15}
+
+
+@pytest.mark.parametrize("allocate", ALLOCATIONS.values(), ids=ALLOCATIONS.keys())
+def test_a_budget_below_rank_one_everywhere_is_refused(allocate: Allocate) -> None:
+    layers = [options("a", 8, 8, [1.0] * 8)]
+    with pytest.raises(BudgetTooSmall, match="15 parameters is less than the 16"):
+        allocate(layers, 15)
+    assert allocate(layers, 16) == {"a": 1}
+
+
+def test_layers_without_any_energy_are_no_obstacle() -> None:
+    layers = [options("silent", 8, 8, [0.0] * 8), options("heard", 8, 8, [1.0] * 8)]
+    ranks = allocate_global(layers, 90)
+    assert total_cost(layers, ranks) <= 90
+    assert ranks["heard"] is None
+
+
+def test_tiny_layers_that_need_more_than_their_share_take_it_from_large_ones() -> None:
+    layers = [options(str(n), 3, 3, [1.0] * 3) for n in range(5)]
+    layers.append(options("large", 60, 60, [1.0] * 60))
+    budget = int(0.4 * sum(layer.dense_cost for layer in layers))
+    ranks = allocate_uniform(layers, budget)
+    assert total_cost(layers, ranks) <= budget
+    assert min(rank or 0 for rank in ranks.values()) == 1

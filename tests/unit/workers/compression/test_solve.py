@@ -1,0 +1,359 @@
+"""The solver against independent float64 oracles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from workers.compression.errors import SolveFailed
+from workers.compression.layers import InputGroup, LinearLayer
+from workers.compression.metrics import METHODS, Metrics, RightMetric, importance
+from workers.compression.solve import Factors, Solution, break_even_rank, solve_group
+from workers.compression.statistics import GroupStatistics, Moments
+
+TOKENS = 200
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A random layer with its calibration inputs and output gradients, all float64."""
+
+    group: InputGroup
+    weight: Tensor  # (out, in)
+    bias: Tensor | None  # (out,)
+    inputs: Tensor  # (tokens, in)
+    gradients: Tensor  # (tokens, out)
+
+    @property
+    def layer(self) -> LinearLayer:
+        return self.group.layers[0]
+
+    @property
+    def outputs(self) -> Tensor:
+        """(tokens, out)"""
+        outputs = self.inputs @ self.weight.T
+        return outputs if self.bias is None else outputs + self.bias
+
+    @property
+    def scale(self) -> Tensor:
+        """√m, (out,)"""
+        return self.gradients.square().mean(0).sqrt()
+
+    def statistics(self, *, keep_outputs: bool) -> GroupStatistics:
+        inputs = moments_of(self.inputs)
+        outputs = {self.layer.name: moments_of(self.inputs @ self.weight.T)}
+        return GroupStatistics(
+            inputs=None if keep_outputs else inputs,
+            outputs=outputs if keep_outputs else {},
+            gradient_squares={self.layer.name: self.gradients.square().sum(0)},
+            tokens=TOKENS,
+        )
+
+    def solve(
+        self, method: str = "impact", *, keep_outputs: bool = False, full: bool = True
+    ) -> Solution:
+        return solve_group(
+            self.group,
+            {self.layer.name: self.weight},
+            {self.layer.name: self.bias},
+            self.statistics(keep_outputs=keep_outputs),
+            METHODS[method],
+            max_rank=min(self.weight.shape) if full else None,
+        )[self.layer.name]
+
+    def weighted_error(self, approximation: Tensor, scale: Tensor) -> float:
+        """Mean over tokens of ‖D (ŷ − y)‖² on the calibration set."""
+        return float(((approximation - self.outputs) * scale).square().sum(1).mean())
+
+
+def problem(out: int, inner: int, *, bias: bool = False, seed: int = 0) -> Problem:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    layer = LinearLayer("layer", out, inner, bias)
+    mixing = random(inner, inner) * torch.logspace(0, -2, inner, dtype=torch.float64)
+    return Problem(
+        InputGroup((layer,)),
+        random(out, inner),
+        random(out) if bias else None,
+        random(TOKENS, inner) @ mixing + random(inner),
+        random(TOKENS, out) * torch.logspace(0, -1.5, out, dtype=torch.float64),
+    )
+
+
+def moments_of(rows: Tensor) -> Moments:
+    moments = Moments.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    moments.update(rows)
+    return moments
+
+
+def apply(factors: Factors, inputs: Tensor) -> Tensor:
+    outputs = inputs @ factors.down.T @ factors.up.T
+    return outputs if factors.bias is None else outputs + factors.bias
+
+
+shapes = pytest.mark.parametrize(("out", "inner"), [(12, 12), (20, 9), (9, 20)])
+biases = pytest.mark.parametrize("bias", [False, True])
+
+
+@shapes
+def test_the_spectrum_is_that_of_the_covariance_of_the_weighted_outputs(
+    out: int, inner: int
+) -> None:
+    case = problem(out, inner)
+    covariance = torch.cov((case.outputs * case.scale).T, correction=0)
+    oracle = torch.linalg.eigvalsh(covariance).flip(0)[: min(out, inner)]
+    torch.testing.assert_close(case.solve().spectrum, oracle, rtol=1e-9, atol=1e-12)
+
+
+@biases
+@shapes
+@pytest.mark.parametrize("method", ["impact", "afm"])
+def test_the_error_on_the_calibration_set_is_what_was_dropped(
+    out: int, inner: int, bias: bool, method: str
+) -> None:
+    case = problem(out, inner, bias=bias)
+    solution = case.solve(method)
+    scale = case.scale if method == "impact" else torch.ones(out, dtype=torch.float64)
+    for rank in range(1, min(out, inner)):
+        error = case.weighted_error(apply(solution.truncate(rank), case.inputs), scale)
+        assert error == pytest.approx(float(solution.spectrum[rank:].sum()), rel=1e-9)
+
+
+@biases
+@shapes
+def test_the_formulas_of_the_design_written_out(out: int, inner: int, bias: bool) -> None:
+    case, rank = problem(out, inner, bias=bias), 4
+    covariance = torch.cov(case.outputs.T, correction=0)
+    m = case.gradients.square().mean(0)
+    weighted = covariance * torch.sqrt(torch.outer(m, m))  # C = Cov(y) ⊙ M
+    _, vectors = torch.linalg.eigh(weighted)
+    top = vectors[:, -rank:]
+    projection = torch.diag(m.sqrt().reciprocal()) @ top @ top.T @ torch.diag(m.sqrt())
+    mean = case.outputs.mean(0)
+    oracle = mean + (case.outputs - mean) @ projection.T
+    found = apply(case.solve().truncate(rank), case.inputs)
+    torch.testing.assert_close(found, oracle, rtol=1e-8, atol=1e-9)
+
+
+@shapes
+def test_no_random_linear_map_of_the_same_rank_does_better(out: int, inner: int) -> None:
+    case, rank = problem(out, inner), 3
+    solution = case.solve()
+    best = case.weighted_error(apply(solution.truncate(rank), case.inputs), case.scale)
+    generator = torch.Generator().manual_seed(1)
+    factors = solution.truncate(rank)
+    for trial in range(200):
+        size = 10.0 ** -(trial % 6)  # from anywhere to very near the optimum
+
+        def near(tensor: Tensor, size: float = size) -> Tensor:
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            return tensor + size * noise
+
+        down, up = near(factors.down), near(factors.up)
+        response = case.inputs @ down.T @ up.T
+        rival = response + (case.outputs - response).mean(0)  # with the bias that suits it best
+        assert case.weighted_error(rival, case.scale) >= best
+
+
+def test_with_equal_importance_impact_is_principal_component_analysis() -> None:
+    case = problem(10, 14)
+    equal = Problem(case.group, case.weight, None, case.inputs, torch.ones(TOKENS, 10).double())
+    centred = case.outputs - case.outputs.mean(0)
+    _, singular, right = torch.linalg.svd(centred, full_matrices=False)
+    pca = case.outputs.mean(0) + centred @ right[:4].T @ right[:4]
+    for method in ("impact", "afm"):
+        solution = equal.solve(method)
+        torch.testing.assert_close(solution.spectrum, singular.square() / TOKENS)
+        torch.testing.assert_close(apply(solution.truncate(4), case.inputs), pca)
+
+
+@shapes
+def test_svd_is_the_truncated_singular_value_decomposition(out: int, inner: int) -> None:
+    case, rank = problem(out, inner), 5
+    u, singular, v = torch.linalg.svd(case.weight, full_matrices=False)
+    solution = case.solve("svd")
+    factors = solution.truncate(rank)
+    torch.testing.assert_close(solution.spectrum, singular.square())
+    torch.testing.assert_close(
+        factors.up @ factors.down, u[:, :rank] * singular[:rank] @ v[:rank], rtol=1e-8, atol=1e-9
+    )
+    assert factors.bias is None
+
+
+@biases
+@shapes
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_full_rank_reproduces_the_layer(out: int, inner: int, bias: bool, method: str) -> None:
+    case = problem(out, inner, bias=bias)
+    factors = case.solve(method).truncate(min(out, inner))
+    unseen = torch.randn(50, inner, dtype=torch.float64)
+    expected = unseen @ case.weight.T + (0 if case.bias is None else case.bias)
+    torch.testing.assert_close(apply(factors, unseen), expected, rtol=1e-7, atol=1e-7)
+
+
+@biases
+@shapes
+def test_input_and_output_moments_give_the_same_layer(out: int, inner: int, bias: bool) -> None:
+    case, rank = problem(out, inner, bias=bias), 4
+    by_input, by_output = case.solve(), case.solve(keep_outputs=True)
+    torch.testing.assert_close(by_input.spectrum, by_output.spectrum, rtol=1e-8, atol=1e-11)
+    torch.testing.assert_close(
+        apply(by_input.truncate(rank), case.inputs),
+        apply(by_output.truncate(rank), case.inputs),
+        rtol=1e-7,
+        atol=1e-8,
+    )
+
+
+def test_the_root_of_a_shared_input_serves_layers_of_every_shape() -> None:
+    """Wide layers go by the in × in problem, narrow ones by the out × out one."""
+    wide, narrow = problem(30, 10, seed=1), problem(6, 10, seed=2)
+    layers = (LinearLayer("wide", 30, 10, False), LinearLayer("narrow", 6, 10, False))
+    statistics = GroupStatistics(
+        inputs=moments_of(wide.inputs),
+        gradient_squares={
+            "wide": wide.gradients.square().sum(0),
+            "narrow": narrow.gradients.square().sum(0),
+        },
+        tokens=TOKENS,
+    )
+    weights = {"wide": wide.weight, "narrow": narrow.weight}
+    solved = solve_group(
+        InputGroup(layers), weights, dict.fromkeys(weights), statistics, METHODS["impact"]
+    )
+    for name, scale in (("wide", wide.scale), ("narrow", narrow.scale)):
+        outputs = wide.inputs @ weights[name].T * scale
+        spectrum = torch.linalg.eigvalsh(torch.cov(outputs.T, correction=0)).flip(0)
+        torch.testing.assert_close(
+            solved[name].spectrum, spectrum[: min(weights[name].shape)], rtol=1e-9, atol=1e-12
+        )
+
+
+def test_an_input_that_never_varies_in_some_direction_is_no_obstacle() -> None:
+    case = problem(20, 9)
+    flat = case.inputs.clone()
+    flat[:, 4] = 1.0
+    flat[:, 5] = flat[:, 6]
+    degenerate = Problem(case.group, case.weight, None, flat, case.gradients)
+    solution = degenerate.solve()
+    error = degenerate.weighted_error(apply(solution.truncate(7), flat), case.scale)
+    assert error == pytest.approx(0, abs=1e-9)
+
+
+def test_an_output_without_gradient_keeps_the_factors_finite() -> None:
+    case = problem(12, 12)
+    silent = case.gradients.clone()
+    silent[:, 3] = 0
+    factors = Problem(case.group, case.weight, None, case.inputs, silent).solve().truncate(12)
+    torch.testing.assert_close(apply(factors, case.inputs), case.outputs, rtol=1e-6, atol=1e-6)
+
+
+def test_a_layer_that_no_gradient_reached_counts_its_outputs_alike() -> None:
+    case = problem(12, 12)
+    statistics = case.statistics(keep_outputs=False)
+    statistics.gradient_squares["layer"].zero_()
+    assert torch.equal(importance(statistics, "layer"), torch.ones(12, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["inputs", "gradients"])
+def test_numbers_that_are_not_finite_are_refused_by_name(value: float, where: str) -> None:
+    case = problem(12, 12)
+    getattr(case, where)[7, 3] = value
+    with pytest.raises(SolveFailed, match=r"layer: .* not finite"):
+        case.solve()
+
+
+def test_a_covariance_that_cannot_be_one_is_refused() -> None:
+    case = problem(12, 12)
+    statistics = case.statistics(keep_outputs=True)
+    statistics.outputs["layer"].second.neg_()
+    with pytest.raises(SolveFailed, match="has the eigenvalue"):
+        solve_group(
+            case.group, {"layer": case.weight}, {"layer": None}, statistics, METHODS["impact"]
+        )
+
+
+@given(
+    out=st.integers(2, 24),
+    inner=st.integers(2, 24),
+    bias=st.booleans(),
+    method=st.sampled_from(sorted(METHODS)),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_more_rank_never_hurts(out: int, inner: int, bias: bool, method: str, seed: int) -> None:
+    case = problem(out, inner, bias=bias, seed=seed)
+    scale = case.scale if method == "impact" else torch.ones(out, dtype=torch.float64)
+    solution = case.solve(method)
+    if method == "svd":
+        errors = [
+            float((f.up @ f.down - case.weight).square().sum())
+            for f in map(solution.truncate, range(1, min(out, inner) + 1))
+        ]
+    else:
+        errors = [
+            case.weighted_error(apply(solution.truncate(rank), case.inputs), scale)
+            for rank in range(1, min(out, inner) + 1)
+        ]
+    slack = 1e-9 * errors[0]
+    assert all(later <= earlier + slack for earlier, later in zip(errors, errors[1:], strict=False))
+
+
+@given(out=st.integers(1, 64), inner=st.integers(1, 64), own=st.booleans(), carried=st.booleans())
+def test_the_break_even_rank_is_the_last_that_saves_parameters(
+    out: int, inner: int, own: bool, carried: bool
+) -> None:
+    layer = LinearLayer("layer", out, inner, own)
+
+    def cost(rank: int) -> int:
+        return rank * (out + inner) + carried * out
+
+    rank = break_even_rank(layer, has_bias=carried)
+    assert 1 <= rank <= min(out, inner)
+    assert rank == 1 or cost(rank) < layer.parameters
+    assert rank == min(out, inner) or cost(rank + 1) >= layer.parameters
+
+
+def test_only_ranks_that_save_parameters_are_kept() -> None:
+    solution = problem(12, 12).solve(full=False)
+    assert solution.max_rank == break_even_rank(solution.layer, has_bias=True) == 5
+    for rank in (0, 6):
+        with pytest.raises(ValueError, match=r"not in 1\.\.5"):
+            solution.truncate(rank)
+
+
+def test_halves_are_solved_in_float64_and_answered_in_float32() -> None:
+    case = problem(12, 12, bias=True)
+    assert case.bias is not None
+    half = Problem(
+        case.group, case.weight.bfloat16(), case.bias.bfloat16(), case.inputs, case.gradients
+    )
+    solution = solve_group(
+        half.group,
+        {"layer": half.weight},
+        {"layer": half.bias},
+        case.statistics(keep_outputs=False),
+        METHODS["impact"],
+    )["layer"]
+    factors = solution.truncate(2)
+    assert factors.down.dtype == factors.up.dtype == torch.float32
+    assert factors.bias is not None
+    assert factors.bias.dtype == torch.float32
+    assert solution.spectrum.dtype == torch.float64
+
+
+def test_metrics_are_the_only_thing_that_tells_methods_apart() -> None:
+    statistics = problem(12, 12).statistics(keep_outputs=False)
+    found = {name: method(statistics, "layer") for name, method in METHODS.items()}
+    assert all(isinstance(metrics, Metrics) for metrics in found.values())
+    assert found["svd"].right is RightMetric.IDENTITY
+    assert found["afm"].right is found["impact"].right is RightMetric.CENTRED

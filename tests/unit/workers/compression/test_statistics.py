@@ -1,0 +1,163 @@
+"""Statistics of a model's layers against autograd and float64 sums over all tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.fixtures.models import tiny_llama_config, tiny_model
+from workers.compression.errors import SolveFailed
+from workers.compression.layers import compressible_layers, input_groups
+from workers.compression.statistics import Calibration, GroupStatistics, Moments, merged
+
+BATCH, LENGTH = 4, 12
+TOKENS = BATCH * LENGTH
+
+
+@pytest.fixture
+def model() -> Any:
+    return tiny_model(tiny_llama_config(attention_bias=True)).double()
+
+
+@pytest.fixture
+def input_ids() -> Tensor:
+    return torch.randint(258, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+def calibrated(model: nn.Module, *batches: Tensor) -> dict[str, GroupStatistics]:
+    groups = input_groups(model, compressible_layers(model))
+    statistics = Calibration.zeros(model, groups, torch.float64)
+    with Calibration(model, groups, statistics) as calibration:
+        for batch in batches:
+            calibration.run(batch)
+    return statistics
+
+
+class Observed:
+    """Every layer's inputs, outputs and output gradients, from plain autograd with all gradients."""
+
+    def __init__(self, model: Any, input_ids: Tensor) -> None:
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+        model.requires_grad_(True)
+        handles = [
+            model.get_submodule(layer.name).register_forward_hook(self._keep(layer.name))
+            for layer in compressible_layers(model)
+        ]
+        logits = model(input_ids=input_ids).logits
+        loss = -functional.log_softmax(logits[:, :-1], -1).gather(2, input_ids[:, 1:, None]).sum()
+        names = list(self.outputs)
+        found = torch.autograd.grad(loss, [self.outputs[name] for name in names])
+        self.gradients = {
+            name: gradient.flatten(0, 1) for name, gradient in zip(names, found, strict=True)
+        }
+        self.loss = float(loss.detach())
+        for handle in handles:
+            handle.remove()
+
+    def _keep(self, name: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.inputs[name], self.outputs[name] = args[0].detach(), output
+
+        return hook
+
+
+def test_gradients_without_weight_gradients_equal_those_of_autograd(
+    model: Any, input_ids: Tensor
+) -> None:
+    truth = Observed(model, input_ids)
+    model.zero_grad(set_to_none=True)
+    statistics = calibrated(model, input_ids)
+    squares = {
+        name: tensor
+        for group in statistics.values()
+        for name, tensor in group.gradient_squares.items()
+    }
+    assert squares.keys() == truth.gradients.keys()
+    for name, gradient in truth.gradients.items():
+        torch.testing.assert_close(squares[name], gradient.square().sum(0), rtol=1e-9, atol=1e-15)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_moments_equal_those_of_all_tokens_at_once(model: Any, input_ids: Tensor) -> None:
+    truth = Observed(model, input_ids)
+    kept_outputs = 0
+    for name, statistics in calibrated(model, input_ids).items():
+        assert statistics.tokens == TOKENS
+        if statistics.inputs is not None:
+            assert_moments(statistics.inputs, truth.inputs[name].flatten(0, 1))
+        for layer, moments in statistics.outputs.items():
+            module = model.get_submodule(layer)
+            assert_moments(moments, truth.inputs[layer].flatten(0, 1) @ module.weight.detach().T)
+            kept_outputs += 1
+    assert kept_outputs == 2  # down_proj of each block: 32 outputs, 80 inputs
+
+
+def assert_moments(moments: Moments, rows: Tensor) -> None:
+    assert moments.count == len(rows)
+    torch.testing.assert_close(moments.mean(), rows.mean(0))
+    torch.testing.assert_close(moments.second_moment(), rows.T @ rows / len(rows))
+    torch.testing.assert_close(moments.covariance(), torch.cov(rows.T, correction=0))
+
+
+def test_the_loss_is_the_sum_over_predicted_tokens(model: Any, input_ids: Tensor) -> None:
+    truth = Observed(model, input_ids).loss
+    groups = input_groups(model, compressible_layers(model))
+    with Calibration(model, groups, Calibration.zeros(model, groups, torch.float64)) as run:
+        assert run.run(input_ids) == pytest.approx(truth, rel=1e-12)
+
+
+def test_shards_add_up_to_the_whole(model: Any, input_ids: Tensor) -> None:
+    whole = calibrated(model, input_ids)
+    shards = [calibrated(model, rows) for rows in (input_ids[:1], input_ids[1:2], input_ids[2:])]
+    for name, statistics in whole.items():
+        total = merged(shard[name] for shard in shards)
+        assert total.tokens == statistics.tokens
+        for layer, squares in statistics.gradient_squares.items():
+            torch.testing.assert_close(total.gradient_squares[layer], squares)
+        pairs = [(total.inputs, statistics.inputs)]
+        pairs += [(total.outputs[layer], moments) for layer, moments in statistics.outputs.items()]
+        for found, expected in pairs:
+            if found is not None and expected is not None:
+                assert found.count == expected.count
+                torch.testing.assert_close(found.second, expected.second)
+                torch.testing.assert_close(found.total, expected.total)
+
+
+def test_merging_leaves_the_shards_as_they_are(model: Any, input_ids: Tensor) -> None:
+    shards = [calibrated(model, input_ids[:2]), calibrated(model, input_ids[2:])]
+    name = next(iter(shards[0]))
+    before = [shard[name].gradient_squares[name].clone() for shard in shards]
+    once = merged(shard[name] for shard in shards)
+    twice = merged(shard[name] for shard in shards)
+    assert torch.equal(once.gradient_squares[name], twice.gradient_squares[name])
+    for shard, kept in zip(shards, before, strict=True):
+        assert torch.equal(shard[name].gradient_squares[name], kept)
+
+
+@given(cuts=st.lists(st.integers(1, 39), max_size=5, unique=True), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_moments_do_not_depend_on_how_the_stream_is_cut(cuts: list[int], seed: int) -> None:
+    rows = torch.randn(40, 5, generator=torch.Generator().manual_seed(seed)).double()
+    moments = Moments.zeros(5, dtype=torch.float64, device=rows.device)
+    for piece in torch.tensor_split(rows, sorted(cuts)):
+        moments.update(piece)
+    assert_moments(moments, rows)
+
+
+def test_a_loss_that_is_not_finite_ends_the_calibration(model: Any, input_ids: Tensor) -> None:
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    with pytest.raises(SolveFailed, match="loss on the calibration text is not finite"):
+        calibrated(model, input_ids)
+
+
+def test_no_hook_outlives_the_calibration(model: Any, input_ids: Tensor) -> None:
+    calibrated(model, input_ids)
+    assert not any(module._forward_hooks for module in model.modules())
