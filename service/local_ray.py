@@ -31,6 +31,7 @@ STOP_SECONDS = 15.0
 """How long Ray may take to stop by itself before its processes are killed."""
 
 _POLL_SECONDS = 0.1
+_MARK = "EIGENPRESS_LOCAL_RAY"
 _LOG_LINES = 20
 
 _ENVIRONMENT = {
@@ -122,7 +123,15 @@ class LocalRay:
     def stop(self) -> None:
         """End every process that this Ray started, politely and then not; may be called again."""
         if self._head is not None:
-            _end(psutil.Process(self._head.pid))
+            # The head takes Ray down in Ray's own order; what is left then was not Ray's to end.
+            self._head.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._head.wait(STOP_SECONDS)
+            number = signal.SIGTERM
+            while members := _members(self._head.pid, str(self._session)):
+                _signal(members, number)
+                _wait_for(members)
+                number = signal.SIGKILL
             self._head.wait()
             self._head = None
         if self._session is not None:
@@ -158,7 +167,8 @@ class LocalRay:
         ports = {
             f"{name}_METRIC_PORT": str(choose_port(0, "")) for name in ("AUTOSCALER", "DASHBOARD")
         }
-        return {**os.environ, **self._env, **_ENVIRONMENT, **ports, "PATH": path}
+        own = {"PATH": path, _MARK: str(self._session)}
+        return {**os.environ, **self._env, **_ENVIRONMENT, **ports, **own}
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -186,34 +196,26 @@ def _takes_jobs(client: httpx.Client) -> bool:
         return False
 
 
-def _end(head: psutil.Process) -> None:
-    """End this process and all that descend from it.
+def _members(session_id: int, mark: str) -> set[psutil.Process]:
+    """The processes of a Ray that still run, also where their parents are gone.
 
-    The head goes first and takes Ray down in Ray's own order (a raylet told to stop without its
-    gcs waits for it). Drivers outlive their supervisors: they are told next. A child whose parent
-    died belongs to another one, so the tree is remembered from before the first signal.
+    Ray's own stay in the head's session but overwrite their environment with a title; drivers
+    begin sessions of their own, but carry the mark of ours in their environment, as do all that
+    they and the workers start.
     """
-    known = _tree(head)
-    for doomed in ({head}, known):
-        _signal(doomed, signal.SIGTERM)
-        _wait(doomed)
-    while left := set(filter(_alive, known)):
-        known = set[psutil.Process]().union(*map(_tree, left))
-        _signal(known, signal.SIGKILL)
-        _wait(known)
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == session_id or process.environ().get(_MARK) == mark:
+                found.add(process)
+    return set(filter(_alive, found))
 
 
-def _wait(processes: Iterable[psutil.Process]) -> None:
+def _wait_for(processes: Iterable[psutil.Process]) -> None:
     # psutil's own wait counts a zombie as there, and some containers' init never reaps one.
     deadline = time.monotonic() + STOP_SECONDS
     while any(map(_alive, processes)) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-
-
-def _tree(root: psutil.Process) -> set[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return {root, *root.children(recursive=True)}
-    return {root}
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -1,0 +1,145 @@
+"""A local Ray keeps to itself and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from service import local_ray as local_ray_module
+from service.cluster import RayCluster
+from service.errors import ClusterUnavailable, InvalidParameter
+from service.jobs import new_job_id
+from service.local_ray import LocalRay
+from tests.fixtures.waiting import wait_until
+
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+STUBBORN = """
+import os, pathlib, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+pathlib.Path(sys.argv[1]).write_text(f"{os.getpid()} {child.pid}")
+time.sleep(600)
+"""
+
+REPORTING = """
+import json, os, pathlib, sys
+seen = {"python": sys.executable, "passed": os.environ.get("PASSED_ON")}
+pathlib.Path(sys.argv[1]).write_text(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
+    """A Ray of this module's own, beside the session's."""
+    directory = tmp_path_factory.mktemp("own-ray")
+    with LocalRay(directory, num_cpus=1, num_gpus=2, env={"PASSED_ON": "yes"}) as ray:
+        yield ray
+
+
+def alive(process: psutil.Process) -> bool:
+    """Zombies, which a container's init may never collect, are not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def script(folder: Path, code: str) -> str:
+    """A driver's command that runs `code` with the path of its output as first argument."""
+    (folder / "driver.py").write_text(code)
+    return f"python {folder / 'driver.py'} {folder / 'out'}"
+
+
+def start_driver(ray: LocalRay, folder: Path, code: str) -> str:
+    """Start `code` as a driver; returns what it wrote."""
+    job_id = new_job_id()
+    with RayCluster(ray.dashboard_url, script(folder, code)) as cluster:
+        cluster.submit(job_id, 1)
+        out = folder / "out"
+        wait_until(lambda: out.exists() and out.read_text())
+    return out.read_text()
+
+
+def test_it_listens_on_loopback_only(ray: LocalRay, tmp_path: Path) -> None:
+    start_driver(ray, tmp_path, REPORTING)
+    listening = {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in psutil.Process().children(recursive=True)
+        if alive(process)
+        for connection in process.net_connections(kind="inet")
+        if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
+    }
+    assert ("127.0.0.1", int(ray.dashboard_url.rpartition(":")[2])) in listening
+    assert {ip for ip, _ in listening} <= LOOPBACK
+
+
+def test_two_run_side_by_side(ray: LocalRay, local_ray: LocalRay) -> None:
+    assert ray.dashboard_url != local_ray.dashboard_url
+    for one in (ray, local_ray):
+        with RayCluster(one.dashboard_url, "true") as cluster:
+            cluster.check()
+        assert one.is_running()
+
+
+def test_it_has_the_resources_asked_for(ray: LocalRay) -> None:
+    nodes = httpx.get(f"{ray.dashboard_url}/api/v0/nodes", trust_env=False, timeout=30).json()
+    (node,) = nodes["data"]["result"]["result"]
+    assert node["resources_total"]["CPU"] == 1
+    assert node["resources_total"]["GPU"] == 2
+
+
+def test_drivers_get_our_python_and_the_environment(ray: LocalRay, tmp_path: Path) -> None:
+    seen = json.loads(start_driver(ray, tmp_path, REPORTING))
+    assert Path(seen["python"]).samefile(sys.executable)
+    assert seen["passed"] == "yes"
+
+
+@pytest.mark.parametrize("head_first", [False, True], ids=["stopped", "head killed first"])
+def test_nothing_is_left_even_of_a_driver_that_ignores_being_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head_first: bool
+) -> None:
+    monkeypatch.setattr(local_ray_module, "STOP_SECONDS", 4.0)
+    sockets = Path(tempfile.mkdtemp(prefix="sockets-"))  # as short a path as the real one's
+    monkeypatch.setattr(tempfile, "tempdir", str(sockets))
+    others = set(psutil.Process().children())
+    ray = LocalRay(tmp_path / "ray", num_cpus=1)
+    ray.start()
+    (head,) = set(psutil.Process().children()) - others
+    driver = [psutil.Process(int(pid)) for pid in start_driver(ray, tmp_path, STUBBORN).split()]
+    family = [head, *head.children(recursive=True), *driver]
+    if head_first:
+        head.kill()
+        wait_until(lambda: not ray.is_running())
+    ray.stop()
+    ray.stop()  # again does nothing
+    assert not ray.is_running()
+    assert not any(map(alive, family))
+    assert list(sockets.iterdir()) == []
+    shutil.rmtree(sockets)
+
+
+def test_a_taken_port_is_the_callers_mistake(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ray = LocalRay(tmp_path, dashboard_port=taken.getsockname()[1])
+        with pytest.raises(InvalidParameter, match="cannot be used"):
+            ray.start()
+    assert not ray.is_running()
+
+
+def test_a_ray_that_does_not_start_says_why(tmp_path: Path) -> None:
+    ray = LocalRay(tmp_path, num_cpus=-1)
+    with pytest.raises(ClusterUnavailable, match=r"(?s)ended while starting.*negative"):
+        ray.start()
+    assert not ray.is_running()
