@@ -31,7 +31,7 @@ MAX_SHARD_BYTES = 2 << 30
 COMPANIONS = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*", "NOTICE*")
 """Files of the source that an artifact needs beside its weights: tokenizer, licences."""
 
-REPLACED = ("config.json", "model.safetensors.index.json")
+REPLACED = ("config.json", "model.safetensors.index.json", "manifest.json", "report.json")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def write_checkpoint(
     biased: dict[str, bool] = {}
 
     def stream() -> Iterator[tuple[str, Tensor]]:
-        for key, tensor in _source_tensors(source, _prefix(source, ranks)):
+        for key, tensor in read_tensors(source, _prefix(source, ranks)):
             layer, _, part = key.rpartition(".")
             if layer not in ranks:
                 yield key, tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -67,25 +67,30 @@ def write_checkpoint(
                 for name, factor in checkpoint.tensors(layer, replacement):
                     yield name, factor.to(dtype)
 
-    size = _write_shards(stream(), folder)
+    size = write_shards(stream(), folder)
     if absent := sorted(set(ranks) - set(biased)):
         raise ModelInvalid(f"the checkpoint has no weight for {absent[0]}", param="model")
     layers = {name: (ranks[name], biased[name]) for name in ranks}
     _write_configuration(source, folder, layers, dtype)
+    copy_companions(source, folder)
+    return size
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what a model needs beside its weights and configuration: tokenizer, licences."""
     for pattern in COMPANIONS:
         for file in source.glob(pattern):
             if file.name not in REPLACED:
                 shutil.copyfile(file, folder / file.name)
-    return size
 
 
 def checkpoint_size(folder: Path) -> CheckpointSize:
     """Measure a checkpoint folder; a tied weight that is stored twice counts once."""
-    parameters = sum(tensor.numel() for _, tensor in _source_tensors(folder, ""))
+    parameters = sum(tensor.numel() for _, tensor in read_tensors(folder, ""))
     return CheckpointSize(parameters, sum(file.stat().st_size for file in weight_files(folder)))
 
 
-def _source_tensors(source: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(source: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a checkpoint under its name in the model, tied copies left out."""
     config = json.loads((source / "config.json").read_text("utf-8"))
     tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
@@ -109,7 +114,7 @@ def _prefix(source: Path, ranks: Mapping[str, int]) -> str:
     return ""
 
 
-def _write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> CheckpointSize:
+def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> CheckpointSize:
     """Write shards of at most MAX_SHARD_BYTES (or one tensor), and their index if several."""
     parts: list[dict[str, str]] = []  # per shard: tensor name -> temporary file name
     parameters = total_bytes = 0
@@ -147,7 +152,7 @@ def _name_shards(folder: Path, parts: list[dict[str, str]], total_bytes: int) ->
         (folder / f"part-{number}.safetensors").rename(folder / name)
         weight_map |= dict.fromkeys(part, name)
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def _write_configuration(
@@ -165,10 +170,10 @@ def _write_configuration(
     compressed: dict[str, Any] = checkpoint.compressed_config(
         config, architecture, config_class, layers
     )
-    _write_json(folder / "config.json", compressed)
+    write_json(folder / "config.json", compressed)
     source_text = checkpoint.modeling_source(architecture, config_class, model_type)
     (folder / f"{checkpoint.MODELING_MODULE}.py").write_text(source_text, "utf-8")
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -106,7 +106,7 @@ def test_a_shared_weight_is_refused() -> None:
     model = llama()
     first, second = model.model.layers
     second.mlp.up_proj.weight = first.mlp.up_proj.weight
-    with pytest.raises(UnsupportedLayer, match="shares its weight with model.layers.0.mlp.up_proj"):
+    with pytest.raises(UnsupportedLayer, match="shares its weight with"):
         compressible_layers(model)
 
 
@@ -128,14 +128,11 @@ def test_a_layer_that_is_not_called_is_refused() -> None:
 def test_a_layer_that_is_called_twice_is_refused() -> None:
     model = llama()
     attention = model.model.layers[0].self_attn
-    forward = attention.q_proj.forward
-    attention.register_forward_pre_hook(lambda *_: None)
 
-    def twice(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+    def twice(module: nn.Module, _args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
         module.q_proj(kwargs["hidden_states"])  # type: ignore[operator]
 
     attention.register_forward_pre_hook(twice, with_kwargs=True)
-    assert attention.q_proj.forward == forward
     with pytest.raises(UnsupportedLayer, match=r"q_proj is called 2 times"):
         input_groups(model, compressible_layers(model))
 

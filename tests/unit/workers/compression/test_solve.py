@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -305,7 +306,7 @@ def test_more_rank_never_hurts(out: int, inner: int, bias: bool, method: str, se
             for rank in range(1, min(out, inner) + 1)
         ]
     slack = 1e-9 * errors[0]
-    assert all(later <= earlier + slack for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + slack for earlier, later in pairwise(errors))
 
 
 @given(out=st.integers(1, 64), inner=st.integers(1, 64), own=st.booleans(), carried=st.booleans())

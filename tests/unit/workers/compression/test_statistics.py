@@ -40,7 +40,7 @@ def calibrated(model: nn.Module, *batches: Tensor) -> dict[str, GroupStatistics]
 
 
 class Observed:
-    """Every layer's inputs, outputs and output gradients, from plain autograd with all gradients."""
+    """Every layer's inputs, outputs and output gradients, from plain autograd."""
 
     def __init__(self, model: Any, input_ids: Tensor) -> None:
         self.inputs: dict[str, Tensor] = {}
