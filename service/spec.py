@@ -118,13 +118,21 @@ class EvaluationDataset(Body):
 
     name: str = Field(pattern=NAME_PATTERN)
     data: DataSource
+    sequences: int | None = Field(
+        default=None, ge=1, le=MAX_SEQUENCES, description="At most; unset: the evaluation's."
+    )
 
 
 class Evaluation(Body):
     """What is measured, on the dense model and on every compressed one."""
 
     enabled: bool = True
-    sequences: int = Field(default=64, ge=1, le=MAX_SEQUENCES, description="Per dataset, at most.")
+    sequences: int = Field(
+        default=64,
+        ge=1,
+        le=MAX_SEQUENCES,
+        description="Per dataset, at most, of held-out text too.",
+    )
     datasets: tuple[EvaluationDataset, ...] = Field(default=(), max_length=MAX_EVALUATION_DATASETS)
     decode_tokens: int = Field(
         default=32, ge=0, le=4096, description="Tokens generated to time decoding; 0 skips it."

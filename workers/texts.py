@@ -78,12 +78,14 @@ def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts
 def _evaluation_cutter(
     spec: JobSpec, tokenizer: Tokenizer
 ) -> Callable[[str, list[Document]], EvaluationText]:
+    counts = {dataset.name: dataset.sequences for dataset in spec.evaluation.datasets}
+
     def cut(name: str, documents: list[Document]) -> EvaluationText:
         sequences = evaluation_sequences(
             documents,
             tokenizer,
             length=spec.calibration.sequence_length,
-            count=spec.evaluation.sequences,
+            count=counts.get(name) or spec.evaluation.sequences,
             seed=spec.calibration.seed,
         )
         return EvaluationText(name, len(documents), sequences)

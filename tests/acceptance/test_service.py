@@ -1,0 +1,251 @@
+"""The product as its user has it: `eigenpress serve`, REST and the command line, on real parts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from tests.fixtures.models import save_tiny_model, tiny_llama_config
+from tests.fixtures.waiting import wait_until
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from bench.demo_server import Server, serving
+from service.client import Client
+from service.settings import Settings
+from service.storage import ObjectStorage
+
+GENERATE = Path(__file__).parents[2] / "bench" / "generate.py"
+STEPS = ["resolve", "calibrate", "solve", "allocate", "assemble", "evaluate", "publish"]
+JOB_SECONDS = 240.0
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that jobs may read: models and texts."""
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_model(folder / "llama", tiny_llama_config())
+    save_tiny_model(
+        folder / "gpt2", GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=258, n_positions=64)
+    )
+    for name, lines in (("texts", 60), ("short", 1)):
+        (folder / name).mkdir()
+        for number in range(30):
+            text = f"def power_{number}(x):\n    return x ** {number}\n" * lines
+            (folder / name / f"{number}.py").write_text(text)
+    (folder / "second.jsonl").write_text(
+        "".join(json.dumps({"text": f"line {n} of another text"}) + "\n" for n in range(8))
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def server(inputs: Path, data_dir: Path) -> Iterator[Server]:
+    command = [sys.executable, "-m", "service.cli", "serve", "--num-cpus", "2"]
+    with serving(command, data_dir, [inputs]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.url) as client:
+        yield client
+
+
+def body(inputs: Path, **changes: Any) -> dict[str, Any]:
+    """A job on the tiny Llama; `changes` replace top-level fields."""
+    calibration = {
+        "data": {"source": "local", "path": str(inputs / "texts"), "pattern": "*.py"},
+        "sequences": 24,
+        "sequence_length": 32,
+        "batch_size": 4,
+    }
+    second = {"name": "second", "data": {"source": "local", "path": str(inputs / "second.jsonl")}}
+    return {
+        "name": "tiny",
+        "model": {"source": "local", "path": str(inputs / "llama")},
+        "calibration": calibration,
+        "targets": [{"keep": 0.8}, {"keep": 0.6}],
+        "evaluation": {"sequences": 8, "datasets": [second], "decode_tokens": 8},
+        "workers": 2,
+    } | changes
+
+
+def finished(client: Client, job_id: str) -> dict[str, Any]:
+    """The job once it has ended, whichever way."""
+    ended = ("succeeded", "failed", "cancelled")
+    wait_until(lambda: client.job(job_id)["state"] in ended, JOB_SECONDS)
+    return client.job(job_id)
+
+
+@pytest.fixture(scope="module")
+def done(client: Client, inputs: Path) -> dict[str, Any]:
+    """A job that ran to its end."""
+    return finished(client, client.submit(body(inputs))["id"])
+
+
+@pytest.fixture(scope="module")
+def downloads(
+    server: Server, done: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Both artifacts, as the command line downloads them."""
+    assert done["state"] == "succeeded", done
+    folder = tmp_path_factory.mktemp("downloads")
+    for name in ("keep-0.8", "keep-0.6"):
+        run_cli("download", done["id"], name, str(folder / name), "--url", server.url)
+    return folder
+
+
+def run_cli(*arguments: str) -> str:
+    command = [sys.executable, "-m", "service.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_job_runs_through_its_steps(client: Client, done: dict[str, Any]) -> None:
+    assert done["state"] == "succeeded", done
+    assert [step["step"] for step in done["steps"]] == STEPS
+    assert all(step["done"] == step["total"] and step["finished_at"] for step in done["steps"])
+    types = [event["type"] for event in client.events(done["id"])]
+    assert types[0] == "job.queued"
+    assert types[-1] == "job.succeeded"
+
+
+def test_two_workers_shared_the_work_and_saw_no_gpu(client: Client, done: dict[str, Any]) -> None:
+    events = client.events(done["id"])
+    (placed,) = [event for event in events if event["type"] == "workers.placed"]
+    workers = placed["data"]["workers"]
+    assert [worker["worker"] for worker in workers] == [0, 1]
+    assert len({worker["pid"] for worker in workers}) == 2
+    assert all(worker["gpu_ids"] == [] for worker in workers)
+    assert all(worker["cuda_visible_devices"] == "" for worker in workers)
+
+
+def test_the_report_says_every_size_and_perplexity(client: Client, done: dict[str, Any]) -> None:
+    report = client.report(done["id"])
+    dense = report["evaluation"]["dense"]
+    assert set(dense["perplexity"]) == {"held-out", "second"}
+    assert dense["perplexity"]["second"]["documents"] == 8
+    assert report["calibration"]["tokens"] == 24 * 32
+    for target in report["targets"]:
+        assert 0.9 * target["keep"] < target["size"]["linear_fraction"] <= target["keep"]
+        assert target["size"]["model_fraction"] < 1
+        assert target["size"]["bytes"] < report["model"]["bytes"]
+        assert set(target["perplexity"]) == {"held-out", "second"}
+        assert len(target["layers"]) == 14
+        assert target["decode_tokens_per_second"] > 0
+    assert set(report["seconds"]) == set(STEPS)
+    assert {entry["name"] for entry in report["left_dense"]} == {"model.embed_tokens.weight"}
+
+
+def test_the_dashboard_shows_the_job_its_actors_and_its_log(
+    server: Server, done: dict[str, Any]
+) -> None:
+    attempt = f"{done['id']}-1"
+    with httpx.Client(base_url=server.dashboard_url, trust_env=False) as dashboard:
+        job = dashboard.get(f"/api/jobs/{attempt}").raise_for_status().json()
+        assert job["status"] == "SUCCEEDED"
+        assert job["metadata"]["job_name"] == "tiny"
+        assert "logs" in dashboard.get(f"/api/jobs/{attempt}/logs").raise_for_status().json()
+        actors = dashboard.get("/api/v0/actors").raise_for_status().json()
+        names = {actor["name"] for actor in actors["data"]["result"]["result"]}
+    assert {f"{attempt}/{actor}" for actor in ("worker-0", "worker-1")} <= names
+    assert {f"{attempt}/assembler-keep-{keep}" for keep in (0.8, 0.6)} <= names
+
+
+def test_artifacts_load_and_write_without_the_product(downloads: Path) -> None:
+    for name in ("keep-0.8", "keep-0.6"):
+        command = [sys.executable, "-I", str(GENERATE), str(downloads / name)]
+        environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(downloads / "modules")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_expanded_artifact_is_a_plain_llama_that_computes_the_same(
+    downloads: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "dense"
+    run_cli("expand", str(downloads / "keep-0.6"), str(folder))
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    compressed = AutoModelForCausalLM.from_pretrained(
+        downloads / "keep-0.6", trust_remote_code=True
+    )
+    dense = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = torch.randint(258, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            dense(tokens).logits, compressed(tokens).logits, rtol=1e-5, atol=1e-5
+        )
+
+
+def failed_job(client: Client, inputs: Path, **changes: Any) -> dict[str, Any]:
+    job = finished(client, client.submit(body(inputs, workers=1, **changes))["id"])
+    assert job["state"] == "failed"
+    assert job["attempt"] == 1, "a user's mistake is not tried again"
+    response = httpx.get(f"{client.base_url}/v1/jobs/{job['id']}/artifacts", trust_env=False)
+    assert response.status_code == 409
+    return job
+
+
+def test_too_short_a_text_fails_the_job_by_name(client: Client, inputs: Path) -> None:
+    short = body(inputs)["calibration"]
+    short["data"]["path"] = str(inputs / "short")
+    short["sequences"] = 500
+    job = failed_job(client, inputs, calibration=short)
+    assert job["error"]["code"] == "calibration_too_short"
+    assert job["error"]["param"] == "calibration.sequences"
+    assert "not the 500 asked for" in job["error"]["detail"]
+
+
+def test_a_model_with_another_kind_of_layer_fails_the_job_by_name(
+    client: Client, inputs: Path
+) -> None:
+    job = failed_job(client, inputs, model={"source": "local", "path": str(inputs / "gpt2")})
+    assert job["error"]["code"] == "unsupported_layer"
+    assert job["error"]["param"] == "model"
+    assert "transformer.h.0.attn.c_attn is a Conv1D" in job["error"]["detail"]
+
+
+def test_a_running_job_can_be_cancelled(client: Client, inputs: Path) -> None:
+    long = body(inputs)["calibration"] | {"sequences": 400, "batch_size": 1}
+    job_id = client.submit(body(inputs, calibration=long))["id"]
+    wait_until(
+        lambda: any(step["step"] == "calibrate" for step in client.job(job_id)["steps"]),
+        JOB_SECONDS,
+    )
+    assert client.cancel(job_id)["state"] == "cancelling"
+    assert finished(client, job_id)["state"] == "cancelled"
+
+
+def test_nothing_of_a_failed_or_cancelled_job_is_left(
+    data_dir: Path, client: Client, done: dict[str, Any]
+) -> None:
+    (artifact, *_) = client.artifacts(done["id"])
+    url = httpx.URL(artifact["files"][0]["url"])
+    credentials = json.loads((data_dir / "s3" / "credentials.json").read_text())
+    storage = ObjectStorage.from_settings(
+        Settings(
+            s3_endpoint_url=str(url.copy_with(path="/", query=None)),
+            s3_access_key_id=credentials["access_key_id"],
+            s3_secret_access_key=credentials["secret_access_key"],
+        )
+    )
+
+    def jobs_in_the_bucket() -> set[str]:
+        return {found.key.split("/")[1] for found in storage.list_objects("jobs/")}
+
+    succeeded = {job["id"] for job in client.jobs(states=["succeeded"])["jobs"]}
+    wait_until(lambda: jobs_in_the_bucket() == succeeded)
+    assert list((data_dir / "scratch").iterdir()) == []
