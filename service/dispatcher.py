@@ -49,7 +49,7 @@ class Dispatcher:
         self._storage = storage
         self._settings = settings
         self._pause = 0
-        self._complaints: dict[str, str] = {}
+        self._complaints: dict[str, type[Exception]] = {}
 
     def run(self, stop: StopRequest) -> None:
         """Pass after pass until a stop is requested."""
@@ -154,8 +154,9 @@ class Dispatcher:
         return True
 
     def _complain(self, subject: str, error: Exception) -> None:
-        if self._complaints.get(subject) != str(error):
-            self._complaints[subject] = str(error)
+        # By its kind: how exactly a server fails to answer changes from one second to the next.
+        if self._complaints.get(subject) is not type(error):
+            self._complaints[subject] = type(error)
             defect = None if isinstance(error, EigenpressError) else error
             log.warning("%s: %s", subject, error, exc_info=defect)
 
@@ -163,7 +164,8 @@ class Dispatcher:
 def main() -> None:
     """Run a dispatcher until SIGTERM or Ctrl-C."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request as INFO
+    for talkative in ("alembic", "httpx"):  # the latter logs every request
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     settings = Settings()
     store = Store(settings.database)
     try:

@@ -48,8 +48,9 @@ _ENVIRONMENT = {
 class LocalRay:
     """A Ray head with dashboard and Jobs API; a context manager.
 
-    `directory` keeps Ray's log of this start and spilled objects. `env` is what every driver and
-    worker sees besides this process's environment. Unset, the CPUs and GPUs are the machine's.
+    `directory` keeps the log of this start and, while Ray runs, the objects that memory has no
+    room for. `env` is what drivers and workers see besides this process's environment. Unset, the
+    CPUs and GPUs are the machine's.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class LocalRay:
         self._num_gpus = num_gpus
         self._dashboard_port = dashboard_port
         self._env = dict(env or {})
+        self._spilled = directory / "spilled"
         self._session: Path | None = None
         self._head: subprocess.Popen[bytes] | None = None
 
@@ -136,11 +138,11 @@ class LocalRay:
             self._head = None
         if self._session is not None:
             shutil.rmtree(self._session, ignore_errors=True)
+            shutil.rmtree(self._spilled, ignore_errors=True)
             self._session = None
 
     def _command(self, session: Path) -> list[str]:
-        spilled = self._directory / "spilled"
-        spilled.mkdir(exist_ok=True)
+        self._spilled.mkdir(exist_ok=True)
         flags: dict[str, object] = {
             "--port": 0,
             "--dashboard-host": LOOPBACK,
@@ -150,8 +152,8 @@ class LocalRay:
             "--ray-client-server-port": choose_port(0, ""),
             "--min-worker-port": 0,
             "--max-worker-port": 0,
-            "--temp-dir": session,
-            "--object-spilling-directory": spilled,
+            "--temp-dir": session / "r",  # which Ray opens to all users; `session` is ours alone
+            "--object-spilling-directory": self._spilled,
         }
         if self._num_cpus is not None:
             flags["--num-cpus"] = self._num_cpus
