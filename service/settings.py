@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     )
     s3_region: str = "us-east-1"
     s3_bucket: str = "eigenpress"
-    s3_access_key_id: SecretStr | None = Field(default=None, description="Unset: boto3's own chain.")
+    s3_access_key_id: SecretStr | None = Field(
+        default=None, description="Unset: as boto3 finds it."
+    )
     s3_secret_access_key: SecretStr | None = None
     presigned_url_seconds: int = Field(default=3600, ge=60, le=604_800)
 
@@ -93,8 +95,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - read from no .env file
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         named = os.environ.get(CONFIG_VARIABLE)
         if named and not Path(named).is_file():

@@ -55,7 +55,10 @@ class HubModel(Body):
 
 
 class LocalData(LocalPath):
-    """Text files below a local folder, or one file. Each file, JSONL line or Parquet row is a document."""
+    """Text files below a local folder, or one file.
+
+    Each file, JSONL line or Parquet row is a document.
+    """
 
     pattern: str = Field(default="**/*", min_length=1, max_length=512)
     text_field: str = Field(default="text", min_length=1, max_length=200)
@@ -90,7 +93,7 @@ class Target(Body):
     keep: float = Field(gt=0.0, lt=1.0, description="Fraction of the parameters to keep.")
     scope: Scope = Field(
         default="linear",
-        description="What `keep` is a fraction of: the compressible linear layers or the whole model.",
+        description="What `keep` is a fraction of: the compressible layers, or the whole model.",
     )
 
     @property

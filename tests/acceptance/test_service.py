@@ -12,14 +12,15 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from tests.fixtures.models import save_tiny_model, tiny_llama_config
-from tests.fixtures.waiting import wait_until
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from bench.demo_server import Server, serving
 from service.client import Client
 from service.settings import Settings
+from service.states import JobState
 from service.storage import ObjectStorage
+from tests.fixtures.models import save_tiny_model, tiny_llama_config
+from tests.fixtures.waiting import wait_until
 
 GENERATE = Path(__file__).parents[2] / "bench" / "generate.py"
 STEPS = ["resolve", "calibrate", "solve", "allocate", "assemble", "evaluate", "publish"]
@@ -246,6 +247,6 @@ def test_nothing_of_a_failed_or_cancelled_job_is_left(
     def jobs_in_the_bucket() -> set[str]:
         return {found.key.split("/")[1] for found in storage.list_objects("jobs/")}
 
-    succeeded = {job["id"] for job in client.jobs(states=["succeeded"])["jobs"]}
+    succeeded = {job["id"] for job in client.jobs(states=[JobState.SUCCEEDED])["jobs"]}
     wait_until(lambda: jobs_in_the_bucket() == succeeded)
     assert list((data_dir / "scratch").iterdir()) == []
