@@ -139,8 +139,14 @@ def specification(console: Console, folder: Path) -> dict[str, Any]:
             "batch_size": 4,  # the demo should run in the memory of a small machine
         },
         "evaluation": {
-            "sequences": demo_data.PROBLEM_COUNT,
-            "datasets": [{"name": "humaneval", "data": {"source": "local", "path": str(problems)}}],
+            "sequences": 64,
+            "datasets": [
+                {
+                    "name": "humaneval",
+                    "data": {"source": "local", "path": str(problems)},
+                    "sequences": demo_data.PROBLEM_COUNT,
+                }
+            ],
         },
     }
 
