@@ -155,7 +155,7 @@ def compress(console: Console, client: Client, spec: dict[str, Any]) -> dict[str
     """Submit the job and follow it to its end."""
     job = follow(client, client.submit(spec)["id"], console)
     if job["state"] != "succeeded":
-        raise DemoFailed(f"the job {job['state']}; the server's log is in .eigenpress/demo")
+        raise DemoFailed(f"the job {job['state']}; the server's logs are in .eigenpress/demo/logs")
     return job
 
 
