@@ -169,7 +169,9 @@ class LocalRay:
         ports = {
             f"{name}_METRIC_PORT": str(choose_port(0, "")) for name in ("AUTOSCALER", "DASHBOARD")
         }
-        own = {"PATH": path, _MARK: str(self._session)}
+        # The dashboard leaves temporary files behind: they go with the session's folder.
+        session = str(self._session)
+        own = {"PATH": path, "TMPDIR": session, _MARK: session}
         return {**os.environ, **self._env, **_ENVIRONMENT, **ports, **own}
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
