@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +11,7 @@ import pytest
 
 import service.child
 from service.child import Child, log_tail
+from tests.fixtures.waiting import wait_until
 
 OBEDIENT = "import signal; print('up', flush=True); signal.pause()"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {OBEDIENT}"
@@ -23,10 +23,7 @@ def python(code: str, log: Path, **env: str) -> Child:
 
 
 def wait_until_up(log: Path, processes: int = 1) -> None:
-    deadline = time.monotonic() + 30
-    while log.read_text().count("up") < processes:
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.01)
+    wait_until(lambda: log.read_text().count("up") == processes)
 
 
 def descendants() -> list[psutil.Process]:

@@ -1,0 +1,185 @@
+"""`eigenpress serve` as a user runs it: ready, on loopback only, and gone when told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.fixtures.waiting import wait_until
+
+START_SECONDS = 120
+STOP_SECONDS = 60
+MARKER = "EIGENPRESS_TEST_MARKER"
+"""An environment variable that every process of a server inherits, daemons included."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `eigenpress serve`."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    data_dir: Path
+    temp_dir: Path
+    output: Path
+
+    def family(self) -> set[psutil.Process]:
+        """The processes of this server that run, wherever they hang in the tree."""
+        return {process for process in psutil.process_iter() if self._started(process)}
+
+    def stop(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(STOP_SECONDS)
+
+    def _started(self, process: psutil.Process) -> bool:
+        """By the environment, or, where a process has overwritten its own, by a path it names."""
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False  # ended; some containers' init never takes note
+            root = str(self.data_dir.parent)
+            words = [*process.cmdline(), process.environ().get(MARKER, "")]
+            return any(root in word for word in words)
+        return False
+
+
+def assert_gone(server: Server, family: set[psutil.Process]) -> None:
+    """Neither those that were there nor any that came since, and no files outside the data."""
+    left = server.family() | {process for process in family if is_running(process)}
+    assert left == set()
+    assert list(server.temp_dir.iterdir()) == []
+
+
+def is_running(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def start(tmp_path: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    temp_dir = tmp_path / "t"
+    temp_dir.mkdir(exist_ok=True)
+    environment = os.environ | {"TMPDIR": str(temp_dir), MARKER: str(tmp_path / "data")}
+    command = [sys.executable, "-m", "service.cli", "serve", "--data-dir", str(tmp_path / "data")]
+    with output.open("wb") as log:
+        return subprocess.Popen(
+            [*command, "--dashboard-port", "0", "--num-cpus", "1", *arguments],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Short enough for the Unix sockets that Ray makes below it."""
+    with tempfile.TemporaryDirectory(prefix="ep-", dir="/tmp") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def server(short_path: Path) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    output = short_path / "serve.log"
+    process = start(short_path, output, "--port", str(port))
+    server = Server(
+        process, f"http://127.0.0.1:{port}", short_path / "data", short_path / "t", output
+    )
+    try:
+        wait_until_ready(server)
+        yield server
+    finally:
+        for left in server.family():
+            left.kill()
+        process.wait()
+
+
+def wait_until_ready(server: Server) -> None:
+    def ready_or_ended() -> bool:
+        said_so = "Ctrl-C stops everything" in server.output.read_text()
+        return said_so or server.process.poll() is not None
+
+    wait_until(ready_or_ended, START_SECONDS)
+    assert server.process.poll() is None, server.output.read_text()
+    assert httpx.get(f"{server.url}/readyz", trust_env=False, timeout=30).json()["ready"]
+
+
+def listening_addresses(processes: set[psutil.Process]) -> set[str]:
+    return {
+        connection.laddr.ip
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM
+    }
+
+
+def test_it_listens_on_loopback_keeps_its_keys_and_leaves_nothing_behind(server: Server) -> None:
+    family = server.family()
+    names = {process.name() for process in family}
+    assert {"weed", "raylet", "gcs_server"} <= names
+    assert listening_addresses(family) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+    credentials = server.data_dir / "s3" / "credentials.json"
+    assert stat.S_IMODE(credentials.stat().st_mode) == 0o600
+    assert stat.S_IMODE(server.data_dir.stat().st_mode) == 0o700
+    secret = json.loads(credentials.read_text())["secret_access_key"]
+    assert secret not in server.output.read_text()
+    assert all(secret not in " ".join(process.cmdline()) for process in family)
+
+    assert server.stop(signal.SIGTERM) == 0
+    assert_gone(server, family)
+
+
+def test_ctrl_c_stops_everything_though_pressed_twice(server: Server) -> None:
+    family = server.family()
+    server.process.send_signal(signal.SIGINT)
+    assert server.stop(signal.SIGINT) == 0
+    assert_gone(server, family)
+    assert "Traceback" not in server.output.read_text()
+
+
+@pytest.mark.parametrize("name", ["weed", "gcs_server"])
+def test_a_part_that_dies_stops_the_others(server: Server, name: str) -> None:
+    family = server.family()
+    (victim,) = (process for process in family if process.name() == name)
+    victim.kill()
+    assert server.process.wait(STOP_SECONDS) == 1
+    assert_gone(server, family)
+    _, error, last_words = server.output.read_text().partition("\nError: The ")
+    assert error
+    assert "has died" in last_words
+
+
+def test_a_second_server_in_the_same_folder_is_refused(server: Server) -> None:
+    output = server.output.with_name("second.log")
+    second = start(server.output.parent, output, "--port", "0")
+    assert second.wait(START_SECONDS) == 1
+    assert "Another server runs in" in output.read_text()
+    assert server.process.poll() is None
+
+
+def test_a_stop_while_it_starts_leaves_nothing_behind(short_path: Path) -> None:
+    output = short_path / "serve.log"
+    process = start(short_path, output, "--port", "0")
+    server = Server(process, "", short_path / "data", short_path / "t", output)
+    wait_until((server.data_dir / "ray" / "ray.log").exists, START_SECONDS)
+    family = server.family()
+    assert server.stop(signal.SIGTERM) == 0
+    assert_gone(server, family)
+    assert "ready" not in output.read_text()
