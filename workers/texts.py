@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from service.documents import Document, read_documents
+from service.errors import CalibrationTooShort, DataInvalid
 from service.settings import Settings
 from service.sources import fetch_data
-from service.spec import HELD_OUT, DataSource, JobSpec
+from service.spec import HELD_OUT, Calibration, DataSource, JobSpec
 from workers.sequences import (
+    MIN_SEQUENCE_TOKENS,
     Tokenizer,
     calibration_sequences,
     evaluation_sequences,
@@ -40,8 +42,9 @@ def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts
     """Fetch, split and cut the texts that a job names.
 
     A document of an evaluation dataset that also stands in the calibration text is left out of
-    the calibration. Raises the errors of `service.sources.fetch_data`,
-    `service.documents.read_documents` and `workers.sequences`.
+    the latter. Raises the errors of `service.sources.fetch_data`,
+    `service.documents.read_documents` and `workers.sequences`, and DataInvalid for a dataset
+    without two tokens in a row.
     """
     skipped: list[str] = []
 
@@ -53,26 +56,40 @@ def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts
 
         return list(read_documents(root, data.pattern, data.text_field, param, skip))
 
-    calibration = spec.calibration
-    everything = documents(calibration.data, "calibration.data")
-    ours, held_out = split_documents(everything, calibration.held_out_fraction, calibration.seed)
-    datasets = {HELD_OUT: held_out} if spec.evaluation.enabled else {}
+    everything = documents(spec.calibration.data, "calibration.data")
+    datasets = {
+        dataset.name: documents(dataset.data, f"evaluation.datasets.{number}.data")
+        for number, dataset in enumerate(spec.evaluation.datasets)
+        if spec.evaluation.enabled
+    }
+    ours, held_out = _split(everything, datasets.values(), spec.calibration)
     if spec.evaluation.enabled:
-        for number, dataset in enumerate(spec.evaluation.datasets):
-            datasets[dataset.name] = documents(dataset.data, f"evaluation.datasets.{number}.data")
-    measured = {document.text for texts in datasets.values() for document in texts}
-    ours = [document for document in ours if document.text not in measured]
+        datasets = {HELD_OUT: held_out} | datasets
     sequences = calibration_sequences(
         ours,
         tokenizer,
-        length=calibration.sequence_length,
-        count=calibration.sequences,
-        seed=calibration.seed,
+        length=spec.calibration.sequence_length,
+        count=spec.calibration.sequences,
+        seed=spec.calibration.seed,
     )
     cut = _evaluation_cutter(spec, tokenizer)
     return Texts(
         len(ours), sequences, [cut(name, texts) for name, texts in datasets.items()], skipped
     )
+
+
+def _split(
+    everything: list[Document], datasets: Iterable[list[Document]], calibration: Calibration
+) -> tuple[list[Document], list[Document]]:
+    """Calibration and held-out documents, without any that a dataset has."""
+    measured = {document.text for texts in datasets for document in texts}
+    unmeasured = [document for document in everything if document.text not in measured]
+    if not unmeasured:
+        raise CalibrationTooShort(
+            "every document of the calibration text is in an evaluation dataset too",
+            param="calibration.data",
+        )
+    return split_documents(unmeasured, calibration.held_out_fraction, calibration.seed)
 
 
 def _evaluation_cutter(
@@ -88,6 +105,11 @@ def _evaluation_cutter(
             count=counts.get(name) or spec.evaluation.sequences,
             seed=spec.calibration.seed,
         )
+        if not sequences:
+            raise DataInvalid(
+                f"the text of '{name}' has no {MIN_SEQUENCE_TOKENS} tokens in a row to measure on",
+                param="calibration.data" if name == HELD_OUT else "evaluation.datasets",
+            )
         return EvaluationText(name, len(documents), sequences)
 
     return cut

@@ -1,0 +1,173 @@
+"""Three sizes for every target, JSON that any reader takes, and a card that says the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import torch
+
+from service.jobs import Job, new_job_id
+from service.spec import HELD_OUT, JobSpec, Target
+from service.states import JobState
+from workers.checkpoint_writer import CheckpointSize
+from workers.compression.allocation import LayerOptions
+from workers.compression.layers import InputGroup, LinearLayer
+from workers.evaluator import TextLoss
+from workers.report import Evaluation, TargetResult, job_report, model_card
+from workers.texts import EvaluationText, Texts
+from workers.worker import ModelSummary
+
+LAYERS = (LinearLayer("block.up", 8, 4, False), LinearLayer("block.down", 4, 8, True))
+LINEAR = 32 + 36
+MODEL = ModelSummary(
+    "LlamaForCausalLM", 200, "bfloat16", (InputGroup(LAYERS[:1]), InputGroup(LAYERS[1:])), ("head",)
+)
+OPTIONS = [
+    LayerOptions("block.up", torch.tensor([6.0, 3.0, 1.0, 0.0]).double(), 2, 32, 12, 0),
+    LayerOptions("block.down", torch.tensor([5.0, 3.0, 1.0, 1.0]).double(), 2, 36, 12, 4),
+]
+TEXTS = Texts(
+    40,
+    [[1] * 64] * 8,
+    [EvaluationText(HELD_OUT, 5, [[1] * 64] * 3), EvaluationText("wiki", 7, [[1] * 64])],
+    ["picture.png"],
+)
+DENSE = Evaluation({HELD_OUT: TextLoss(200.0, 100, 3), "wiki": TextLoss(60.0, 63, 1)}, 21.5)
+CUT = Evaluation({HELD_OUT: TextLoss(250.0, 100, 3), "wiki": TextLoss(70.0, 63, 1)}, 25.0)
+RESULT = TargetResult(
+    Target(keep=0.8), {"block.up": 1, "block.down": None}, CheckpointSize(180, 4000), CUT
+)
+
+
+@pytest.fixture
+def job(job_spec: JobSpec) -> Job:
+    now = datetime(2025, 1, 1, tzinfo=UTC)
+    calibration = job_spec.calibration.model_copy(update={"sequence_length": 64})
+    spec = job_spec.model_copy(update={"calibration": calibration})
+    return Job(new_job_id(), "small", JobState.RUNNING, spec, 1, now, now, None, None, ())
+
+
+def report_of(job: Job, dense: Evaluation | None, *results: TargetResult) -> dict[str, Any]:
+    size = CheckpointSize(200, 5000)
+    seconds = {"resolve": 1.5}
+    return job_report(job, MODEL, size, OPTIONS, TEXTS, 2.5, dense, results, seconds)
+
+
+def test_size_is_said_three_ways(job: Job) -> None:
+    (target,) = report_of(job, DENSE, RESULT)["targets"]
+    kept = 12 + 36
+    assert target["size"] == {
+        "linear_fraction": kept / LINEAR,
+        "model_fraction": 180 / 200,
+        "bytes": 4000,
+        "linear_parameters": kept,
+        "parameters": 180,
+    }
+    assert (target["name"], target["keep"], target["scope"]) == ("keep-0.8", 0.8, "linear")
+
+
+def test_what_was_dropped_is_said_per_layer_and_in_all(job: Job) -> None:
+    (target,) = report_of(job, DENSE, RESULT)["targets"]
+    assert target["dropped_energy_fraction"] == pytest.approx((3 + 1) / 20)
+    up, down = target["layers"]
+    assert up == {
+        "name": "block.up",
+        "out_features": 8,
+        "in_features": 4,
+        "rank": 1,
+        "parameters": 12,
+        "dropped_energy_fraction": pytest.approx(0.4),
+    }
+    assert (down["rank"], down["parameters"], down["dropped_energy_fraction"]) == (None, 36, 0)
+
+
+def test_a_layer_without_any_energy_has_lost_none(job: Job) -> None:
+    dead = [replace(layer, spectrum=torch.zeros(4).double()) for layer in OPTIONS]
+    report = job_report(job, MODEL, CheckpointSize(1, 1), dead, TEXTS, 0.0, None, [RESULT], {})
+    assert report["targets"][0]["dropped_energy_fraction"] == 0
+    assert report["targets"][0]["layers"][0]["dropped_energy_fraction"] == 0
+
+
+def test_perplexity_comes_with_how_much_it_was_measured_on(job: Job) -> None:
+    report = report_of(job, DENSE, RESULT)
+    dense, cut = report["evaluation"]["dense"], report["targets"][0]
+    assert dense["perplexity"][HELD_OUT] == {
+        "perplexity": pytest.approx(math.exp(2.0)),
+        "tokens": 100,
+        "sequences": 3,
+        "documents": 5,
+    }
+    assert cut["perplexity"]["wiki"]["perplexity"] == pytest.approx(math.exp(70 / 63))
+    assert cut["perplexity"]["wiki"]["documents"] == 7
+    assert (dense["decode_tokens_per_second"], cut["decode_tokens_per_second"]) == (21.5, 25.0)
+
+
+def test_the_report_says_what_was_done(job: Job) -> None:
+    report = report_of(job, DENSE, RESULT)
+    assert report["format"] == 1
+    assert report["job"] == {"id": job.id, "name": "small"}
+    assert report["model"] == {
+        "source": {"source": "local", "path": "/models/small"},
+        "architecture": "LlamaForCausalLM",
+        "parameters": 200,
+        "linear_parameters": LINEAR,
+        "bytes": 5000,
+    }
+    assert (report["method"], report["allocation"]) == ("impact", "global")
+    assert report["calibration"] == {
+        "sequences": 8,
+        "sequence_length": 64,
+        "tokens": 512,
+        "documents": 40,
+        "skipped_files": 1,
+        "loss": 2.5,
+    }
+    assert [layer["name"] for layer in report["left_dense"]] == ["head"]
+    assert report["seconds"] == {"resolve": 1.5}
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["measured", "lost"])
+@pytest.mark.parametrize("enabled", [False, True], ids=["no evaluation", "evaluation"])
+def test_it_is_strict_json_and_every_card_can_be_drawn(job: Job, lost: bool, enabled: bool) -> None:
+    beyond = Evaluation(dict.fromkeys(CUT.losses, TextLoss(1e6, 100, 3)), None)
+    measured = (beyond if lost else CUT) if enabled else None
+    results = [
+        replace(RESULT, target=target, evaluation=measured)
+        for target in (Target(keep=0.8), Target(keep=0.5, scope="model"))
+    ]
+    report = report_of(job, DENSE if enabled else None, *results)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    for name in ("keep-0.8", "keep-0.5-of-model"):
+        card = model_card(report, name)
+        assert ("perplexity" in card) is enabled
+        assert ("beyond measure" in card) is (lost and enabled)
+
+
+def test_a_perplexity_beyond_any_number_is_null(job: Job) -> None:
+    lost = Evaluation(dict.fromkeys(CUT.losses, TextLoss(1e6, 100, 3)), None)
+    (target,) = report_of(job, DENSE, replace(RESULT, evaluation=lost))["targets"]
+    assert target["perplexity"]["wiki"]["perplexity"] is None
+    assert target["perplexity"]["wiki"]["tokens"] == 100
+
+
+def test_without_evaluation_nothing_is_made_up(job: Job) -> None:
+    report = report_of(job, None, replace(RESULT, evaluation=None))
+    assert report["evaluation"]["dense"] is None
+    assert report["targets"][0]["perplexity"] is None
+    assert report["targets"][0]["decode_tokens_per_second"] is None
+
+
+def test_the_card_says_what_the_report_says(job: Job) -> None:
+    card = model_card(report_of(job, DENSE, RESULT), "keep-0.8")
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "# LlamaForCausalLM, compressed to 70.6% of its linear parameters" in card
+    assert "90.0% of all parameters" in card
+    assert "weights take 4,000 bytes" in card
+    assert "| held-out | 7.389 | 12.182 |" in card
+    assert "| wiki | 2.592 | 3.038 |" in card
+    assert "trust_remote_code=True" in card
