@@ -156,9 +156,13 @@ def test_the_dashboard_shows_the_job_its_actors_and_its_log(
 ) -> None:
     attempt = f"{done['id']}-1"
     with httpx.Client(base_url=server.dashboard_url, trust_env=False) as dashboard:
-        job = dashboard.get(f"/api/jobs/{attempt}").raise_for_status().json()
-        assert job["status"] == "SUCCEEDED"
-        assert job["metadata"]["job_name"] == "tiny"
+
+        def job() -> dict[str, Any]:
+            found: dict[str, Any] = dashboard.get(f"/api/jobs/{attempt}").raise_for_status().json()
+            return found
+
+        wait_until(lambda: job()["status"] == "SUCCEEDED")  # once its driver has shut down
+        assert job()["metadata"]["job_name"] == "tiny"
         assert "logs" in dashboard.get(f"/api/jobs/{attempt}/logs").raise_for_status().json()
         actors = dashboard.get("/api/v0/actors").raise_for_status().json()
         names = {actor["name"] for actor in actors["data"]["result"]["result"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from service.ports import choose_port
 from service.settings import Settings
 from service.spec import JobSpec
 from service.states import TERMINAL, JobState, Step
+from service.stopping import StopRequest
 from service.storage import ObjectStorage
 from service.store import Store
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
@@ -74,7 +76,7 @@ class Installation:
 
     @contextmanager
     def dispatching(self) -> Iterator[None]:
-        stop = threading.Event()
+        stop = StopRequest()
         storage = ObjectStorage.from_settings(self.settings)
         with RayCluster(self.settings.ray_address, self.settings.driver_command) as cluster:
             dispatcher = Dispatcher(self.store, cluster, storage, self.settings)
@@ -83,7 +85,7 @@ class Installation:
             try:
                 yield
             finally:
-                stop.set()
+                stop.make(signal.SIGTERM)
                 thread.join()
 
     def ray(self, **resources: int) -> LocalRay:
@@ -113,7 +115,7 @@ class Installation:
 
 @pytest.fixture
 def installation(tmp_path: Path) -> Iterator[Installation]:
-    with LocalS3(tmp_path / "s3") as s3:
+    with LocalS3(tmp_path / "s3", port=choose_port(0, "test")) as s3:
         made = Installation(tmp_path, s3)
         yield made
         made.store.close()
