@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from service.errors import ModelInvalid
+from workers.checkpoint_names import model_names
 from workers.compression import checkpoint
 from workers.compression.solve import Factors
 from workers.model import weight_files
@@ -51,16 +52,17 @@ def write_checkpoint(
 ) -> CheckpointSize:
     """Write the checkpoint in which every layer named in `ranks` is replaced by its factors.
 
-    Raises ModelInvalid if the source's tensors do not carry the names of the model's layers.
+    Raises ModelInvalid if the source lacks any parameter of the model.
     """
+    names = model_names(source)
     folder.mkdir(parents=True)
     biased: dict[str, bool] = {}
 
     def stream() -> Iterator[tuple[str, Tensor]]:
-        for key, tensor in read_tensors(source, _prefix(source, ranks)):
-            layer, _, part = key.rpartition(".")
+        for key, tensor in read_tensors(source, names):
+            layer, _, part = names[key].rpartition(".")
             if layer not in ranks:
-                yield key, tensor.to(dtype) if tensor.is_floating_point() else tensor
+                yield names[key], tensor.to(dtype) if tensor.is_floating_point() else tensor
             elif part == "weight":
                 replacement = factors(layer)
                 biased[layer] = replacement.bias is not None
@@ -68,8 +70,6 @@ def write_checkpoint(
                     yield name, factor.to(dtype)
 
     size = write_shards(stream(), folder)
-    if absent := sorted(set(ranks) - set(biased)):
-        raise ModelInvalid(f"the checkpoint has no weight for {absent[0]}", param="model")
     layers = {name: (ranks[name], biased[name]) for name in ranks}
     _write_configuration(source, folder, layers, dtype)
     copy_companions(source, folder)
@@ -84,34 +84,21 @@ def copy_companions(source: Path, folder: Path) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
-def checkpoint_size(folder: Path) -> CheckpointSize:
-    """Measure a checkpoint folder; a tied weight that is stored twice counts once."""
-    parameters = sum(tensor.numel() for _, tensor in read_tensors(folder, ""))
-    return CheckpointSize(parameters, sum(file.stat().st_size for file in weight_files(folder)))
+def checkpoint_size(source: Path) -> CheckpointSize:
+    """Measure a source model's checkpoint; a tied weight that is stored twice counts once."""
+    parameters = sum(tensor.numel() for _, tensor in read_tensors(source, model_names(source)))
+    return CheckpointSize(parameters, sum(file.stat().st_size for file in weight_files(source)))
 
 
-def read_tensors(source: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a checkpoint under its name in the model, tied copies left out."""
-    config = json.loads((source / "config.json").read_text("utf-8"))
-    tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
-    for file in weight_files(source):
+def read_tensors(
+    folder: Path, wanted: Container[str] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint by the names they are stored under: the wanted ones, or all."""
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                if prefix + key not in tied:
-                    yield prefix + key, tensors.get_tensor(key)
-
-
-def _prefix(source: Path, ranks: Mapping[str, int]) -> str:
-    """What the source's names lack: checkpoints of a bare base model have no ``model.``."""
-    if not ranks:
-        return ""
-    layer = next(iter(ranks))
-    for file in weight_files(source):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                if f"{layer}.weight".endswith(f".{key}"):
-                    return f"{layer}.weight".removesuffix(key)
-    return ""
+                if wanted is None or key in wanted:
+                    yield key, tensors.get_tensor(key)
 
 
 def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> CheckpointSize:

@@ -103,7 +103,7 @@ def _dense_tensors(
             yield from _multiplied(layer, waiting.pop(layer))
 
     dtype = torch.float32
-    for key, tensor in read_tensors(artifact, ""):
+    for key, tensor in read_tensors(artifact):
         for name, value in dense(key, tensor):
             dtype = value.dtype
             written.add(name)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -65,7 +65,7 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
                 "transformers knows no causal language model of this architecture", param="model"
             ) from error
         raise ModelInvalid(f"the model cannot be loaded: {error}", param="model") from error
-    except (OSError, RuntimeError, KeyError, ImportError) as error:
+    except (OSError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise ModelInvalid(f"the model cannot be loaded: {error}", param="model") from error
     missing = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
     if missing:
