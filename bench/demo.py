@@ -172,7 +172,12 @@ def write_code(console: Console, folder: Path) -> None:
         command = [sys.executable, "-I", str(GENERATE), str(folder)]
         try:
             done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=GENERATE_SECONDS
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=GENERATE_SECONDS,
             )
         except subprocess.TimeoutExpired as error:
             raise DemoFailed(f"{folder.name} writes for more than {error.timeout} s") from error
