@@ -245,13 +245,19 @@ def test_the_oldest_job_is_claimed_first(job_store: Store) -> None:
 
 # Every way into every state, and every write, tried in each of them.
 
+
+def cancel_to_the_end(store: Store, job: str) -> None:
+    store.cancel(job)
+    store.end_cancelled(job, 1)
+
+
 PATHS: dict[JobState, Callable[[Store, str], object]] = {
     JobState.QUEUED: lambda store, job: store.fail(job, 1, RETRYABLE, 2),
     JobState.RUNNING: lambda *_: None,
     JobState.CANCELLING: lambda store, job: store.cancel(job),
     JobState.SUCCEEDED: lambda store, job: store.succeed(job, 1, [], {}),
     JobState.FAILED: lambda store, job: store.fail(job, 1, FATAL, 1),
-    JobState.CANCELLED: lambda store, job: (store.cancel(job), store.end_cancelled(job, 1)),
+    JobState.CANCELLED: cancel_to_the_end,
 }
 
 WRITES: dict[str, tuple[JobState | None, Callable[[Store, str, int], object]]] = {

@@ -24,7 +24,7 @@ from service.spec import JobSpec
 from service.states import JobState, Step
 from service.store import Store
 
-UNKNOWN = new_job_id()
+UNKNOWN = "job-00000000000000000000000000"
 
 
 def _submit(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
