@@ -134,7 +134,7 @@ def specification(console: Console, folder: Path) -> dict[str, Any]:
         "workers": 2,
         "calibration": {
             "data": {"source": "local", "path": str(library), "pattern": "**/*.py"},
-            "sequences": 128,
+            "sequences": 96,
             "sequence_length": 256,
             "batch_size": 4,  # the demo should run in the memory of a small machine
         },

@@ -30,6 +30,9 @@ START_SECONDS = 120.0
 STOP_SECONDS = 15.0
 """How long Ray may take to stop by itself before its processes are killed."""
 
+_MAX_TEMP_CHARACTERS = 30
+"""Ray's sockets lie some 75 characters below it, and the system allows 107 (macOS 103) in all."""
+
 _POLL_SECONDS = 0.1
 _MARK = "EIGENPRESS_LOCAL_RAY"
 _LOG_LINES = 20
@@ -101,8 +104,7 @@ class LocalRay:
         self._directory.mkdir(parents=True, exist_ok=True)
         # Also checks that no other Ray is there, which would answer in place of ours.
         self._dashboard_port = choose_port(self._dashboard_port, "dashboard_port")
-        # Ray's unix sockets lie 60 characters below this, and the system allows 107 in all.
-        self._session = Path(tempfile.mkdtemp(prefix="ray-"))
+        self._session = Path(tempfile.mkdtemp(prefix="ray-", dir=_socket_room()))
         with self.log_path.open("wb") as log:
             self._head = subprocess.Popen(
                 self._command(self._session),
@@ -189,6 +191,12 @@ class LocalRay:
     def _log_tail(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines()
         return "\n".join(lines[-_LOG_LINES:])
+
+
+def _socket_room() -> str:
+    """A temporary folder with a path so short that Ray's unix sockets find room below it."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= _MAX_TEMP_CHARACTERS else "/tmp"  # noqa: S108 - by mkdtemp
 
 
 def _takes_jobs(client: httpx.Client) -> bool:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from pathlib import Path
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from service.errors import (
     AttemptStale,
@@ -63,7 +62,7 @@ def _run(job_id: str, attempt: int, store: Store, settings: Settings) -> int:
         return EXIT_FAILED
     finally:
         ray.shutdown()
-        _remove_scratch(settings.scratch_dir / f"{job_id}-{attempt}")
+        shutil.rmtree(settings.scratch_dir / f"{job_id}-{attempt}", ignore_errors=True)
     return 0
 
 
@@ -71,8 +70,10 @@ def failure_of(error: BaseException) -> Failure:
     """What the job's user is told of an error, wherever in the cluster it arose."""
     if isinstance(error, RayTaskError):
         return failure_of(error.cause)
-    if isinstance(error, RayActorError | WorkerCrashedError):
-        return WorkerLost(f"A worker died: {_first_line(error)}").failure()
+    if isinstance(error, ActorDiedError) and error.actor_init_failed:
+        return EigenpressError(f"A worker did not start: {_first_line(error)}").failure()
+    if isinstance(error, RayError):  # an actor, its node or an object that it owned is gone
+        return WorkerLost(f"A worker was lost: {_first_line(error)}").failure()
     if isinstance(error, compression.UnsupportedLayer):
         return UnsupportedLayer(str(error), param="model").failure()
     if isinstance(error, compression.SolveFailed | FloatingPointError):
@@ -86,10 +87,6 @@ def failure_of(error: BaseException) -> Failure:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _remove_scratch(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from service.sources import fetch_model
 from service.spec import ModelSource
 
 HASH_CHUNK_BYTES = 1 << 20
+
+GGUF_ERRORS = (OSError, LookupError, NotImplementedError, RuntimeError, ValueError, struct.error)
+"""What transformers raises for a GGUF file that is damaged or of an unknown kind."""
 
 
 def prepare_model(source: ModelSource, settings: Settings) -> Path:
@@ -123,7 +127,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**source)
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+    except GGUF_ERRORS as error:
         raise ModelInvalid(f"{gguf.name} cannot be read: {error}", param="model.path") from error
     # What was loaded is dequantized; saying otherwise would make transformers refuse to save it.
     model.hf_quantizer = None

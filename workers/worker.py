@@ -18,6 +18,7 @@ import ray
 import torch
 from torch import nn
 
+from service.errors import InvalidParameter
 from service.settings import Settings
 from service.spec import JobSpec
 from workers.checkpoint_writer import CheckpointSize, checkpoint_size
@@ -26,7 +27,7 @@ from workers.compression.layers import InputGroup, LinearLayer, compressible_lay
 from workers.compression.metrics import METHODS
 from workers.compression.solve import Factors, Solution, solve_group
 from workers.compression.statistics import Calibration, GroupStatistics, merged
-from workers.evaluator import TextLoss, decode_speed, text_loss
+from workers.evaluator import PROMPT_TOKENS, TextLoss, decode_speed, text_loss
 from workers.model import (
     load_model,
     load_tokenizer,
@@ -96,11 +97,13 @@ class Worker:
     def load(self) -> ModelSummary:
         """Fetch and load the model and find its layers.
 
-        Raises the errors of `workers.model` and `workers.compression.layers`.
+        Raises the errors of `workers.model` and `workers.compression.layers`, and
+        InvalidParameter for sequences longer than the model can read.
         """
         folder = prepare_model(self._spec.model, self._settings)
         self._model = load_model(folder, self._device)
         self._loaded_from = folder
+        _check_positions(self._spec, self._model.config)
         groups = input_groups(self._model, compressible_layers(self._model))
         self._groups = {group.name: group for group in groups}
         self._statistics = Calibration.zeros(self._model, groups, self._accumulator)
@@ -181,6 +184,19 @@ class Worker:
             self._model = load_model(folder, self._device, trust_remote_code=artifact is not None)
             self._loaded_from = folder
         return self._model
+
+
+def _check_positions(spec: JobSpec, config: Any) -> None:
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    lengths = {
+        "calibration.sequence_length": spec.calibration.sequence_length,
+        "evaluation.decode_tokens": spec.evaluation.decode_tokens + PROMPT_TOKENS,
+    }
+    for param, length in lengths.items():
+        if longest is not None and length > longest:
+            raise InvalidParameter(
+                f"The model reads {longest} tokens at most; this asks for {length}.", param=param
+            )
 
 
 def _matrices_outside(model: nn.Module, groups: Sequence[InputGroup]) -> list[str]:

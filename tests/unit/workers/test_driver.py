@@ -95,7 +95,7 @@ def test_a_worker_that_died_is_lost_and_its_attempt_may_be_repeated(died: Except
         failure = failure_of(error)
         assert failure.code == "worker_lost"
         assert failure.retryable
-        assert failure.detail.startswith("A worker died: ")
+        assert failure.detail.startswith("A worker was lost: ")
         assert "\n" not in failure.detail
 
 
