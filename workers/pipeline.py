@@ -20,21 +20,20 @@ from typing import Any
 
 import ray
 
-from service.errors import TargetUnreachable
 from service.jobs import Artifact, Job
 from service.settings import Settings
 from service.spec import Target
 from service.states import Step
 from service.storage import ObjectStorage
 from workers.checkpoint_writer import CheckpointSize
-from workers.compression.allocation import ALLOCATIONS, LayerOptions, Ranks
-from workers.compression.errors import BudgetTooSmall
+from workers.compression.allocation import LayerOptions, Ranks
 from workers.crew import Crew
 from workers.evaluator import TextLoss
 from workers.placement import assign_owners, plan_placement, shares
 from workers.progress import Progress
 from workers.report import Evaluation, TargetResult, job_report, model_card
 from workers.schedule import Call, drive
+from workers.targets import choose_ranks
 from workers.texts import Texts
 from workers.worker import ModelSummary
 
@@ -175,18 +174,10 @@ class _Attempt:
         return owner.solve.remote(group, *(w.statistics.remote(group) for w in self.workers))
 
     def allocate(self, model: ModelSummary, options: Sequence[LayerOptions]) -> list[Ranks]:
-        """The ranks of every target. Raises TargetUnreachable naming the target."""
+        """The ranks of every target, from the one set of spectra."""
         with self.progress.step(Step.ALLOCATE, "targets") as meter:
             meter.expect(len(self.spec.targets))
-            choices: list[Ranks] = []
-            for number, target in enumerate(self.spec.targets):
-                budget = linear_budget(target, model.parameters, options)
-                try:
-                    choices.append(ALLOCATIONS[self.spec.allocation](options, budget))
-                except BudgetTooSmall as error:
-                    raise TargetUnreachable(str(error), param=f"targets.{number}.keep") from error
-                meter.advance()
-            return choices
+            return choose_ranks(self.spec, model.parameters, options)
 
     def assemble(
         self, model: ModelSummary, choices: Sequence[Ranks]
@@ -305,17 +296,6 @@ class _Attempt:
         # An assembler that died with its node has nothing left to remove there, or nobody to ask.
         with suppress(ray.exceptions.RayError):
             ray.get([assembler.clean.remote() for assembler in self.assemblers])
-
-
-def linear_budget(target: Target, parameters: int, options: Sequence[LayerOptions]) -> int:
-    """How many parameters the compressible layers may keep together for a target.
-
-    With the scope `model` the rest of the model, which stays dense, counts against `keep`.
-    """
-    linear = sum(layer.dense_cost for layer in options)
-    if target.scope == "linear":
-        return math.floor(target.keep * linear)
-    return math.floor(target.keep * parameters) - (parameters - linear)
 
 
 def _batches(sequences: Sequence[list[int]], size: int) -> Iterator[Sequence[list[int]]]:
