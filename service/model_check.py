@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,28 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-SUPPORT_SUFFIXES = (".json", ".model", ".txt", ".jinja", ".tiktoken")
+COMPANIONS = (
+    # Tokenizers, by the names that transformers reads and writes.
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "bpe.codes",
+    "tekken.json",
+    "normalizer.json",
+    "*.model",  # SentencePiece: spiece.model, tokenizer.model, sentencepiece.bpe.model
+    "*.spm",
+    "*.tiktoken",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""What is taken along from a model's folder beside configuration and weights; nothing else is."""
 GGUF_SUFFIX = ".gguf"
 GGUF_VERSIONS = (2, 3)
 
@@ -53,6 +75,16 @@ class _Index(BaseModel):
 
 
 _HEADER = TypeAdapter(dict[str, _Tensor])
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file right in a model's folder goes with the model, to workers and artifacts."""
+    return any(fnmatchcase(name, pattern) for pattern in COMPANIONS) and "/" not in name
+
+
+def is_wanted(name: str) -> bool:
+    """Whether a file is fetched with the model whatever its weights are called."""
+    return name in (CONFIG_NAME, INDEX_NAME) or is_companion(name)
 
 
 def check_folder(folder: Path, param: str) -> None:

@@ -20,10 +20,10 @@ from service.hub import HubRepository
 from service.local_source import allowed_path, refuse_outside
 from service.model_check import (
     GGUF_SUFFIX,
-    SUPPORT_SUFFIXES,
     check_folder,
     check_gguf,
     check_listing,
+    is_wanted,
 )
 from service.patterns import selected_files, selects
 from service.s3_source import S3Listing, list_source, missing_as
@@ -137,7 +137,7 @@ def _check_s3_model(listing: S3Listing) -> list[str]:
         return list(listing.objects)
     with missing_as(ModelNotFound, param):
         weights = check_listing(listing.sizes, listing.read, param)
-    return [*weights, *(path for path in listing.objects if path.endswith(SUPPORT_SUFFIXES))]
+    return [*weights, *filter(is_wanted, listing.objects)]
 
 
 def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
@@ -164,8 +164,7 @@ def _fetch_hub_model(source: HubModel, settings: Settings) -> Path:
 
     def fill(folder: Path) -> None:
         files = {path: file for path, file in repository.files().items() if "/" not in path}
-        support = [file for path, file in files.items() if path.endswith(SUPPORT_SUFFIXES)]
-        repository.download(support, folder)
+        repository.download((files[name] for name in filter(is_wanted, files)), folder)
         sizes = {path: file.size for path, file in files.items()}
         weights = check_listing(sizes, lambda name: (folder / name).read_bytes(), param)
         repository.download((files[name] for name in weights), folder)

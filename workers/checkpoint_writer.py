@@ -22,17 +22,13 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from service.errors import ModelInvalid
+from service.model_check import is_companion
 from workers.checkpoint_names import model_names
 from workers.compression import checkpoint
 from workers.compression.solve import Factors
 from workers.model import weight_files
 
 MAX_SHARD_BYTES = 2 << 30
-
-COMPANIONS = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*", "NOTICE*")
-"""Files of the source that an artifact needs beside its weights: tokenizer, licences."""
-
-REPLACED = ("config.json", "model.safetensors.index.json", "manifest.json", "report.json")
 
 
 @dataclass(frozen=True)
@@ -78,10 +74,9 @@ def write_checkpoint(
 
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy what a model needs beside its weights and configuration: tokenizer, licences."""
-    for pattern in COMPANIONS:
-        for file in source.glob(pattern):
-            if file.name not in REPLACED:
-                shutil.copyfile(file, folder / file.name)
+    for file in source.iterdir():
+        if is_companion(file.name) and file.is_file():
+            shutil.copyfile(file, folder / file.name)
 
 
 def checkpoint_size(source: Path) -> CheckpointSize:

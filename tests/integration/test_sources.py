@@ -125,7 +125,7 @@ class TestS3Model:
         """A model in the bucket, with company that is not wanted."""
         for name, content in contents(model_folder).items():
             storage.put_bytes(prefix + "model/" + name, content)
-        for name in ("tokenizer.json", "modeling_evil.py", "optimizer.bin", "deep/other.json"):
+        for name in ("tokenizer.json", "modeling_evil.py", "other.json", "deep/other.json"):
             storage.put_bytes(prefix + "model/" + name, b"{}")
         storage.put_bytes(prefix + "model/", b"")
         storage.put_bytes(prefix + "model-old/config.json", b"{}")
@@ -231,6 +231,7 @@ class TestHubModel:
             "tokenizer.json": b'{"a": 1}',
             "modeling_evil.py": b"raise SystemExit",
             "pytorch_model.bin": b"\x80\x04.",
+            "trainer_state.json": b"{}",
             "original/params.json": b"{}",
             "README.md": b"# read",
         }

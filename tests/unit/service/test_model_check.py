@@ -20,7 +20,13 @@ from service.errors import (
     UnsafeWeights,
     UserError,
 )
-from service.model_check import check_folder, check_gguf, check_safetensors
+from service.model_check import (
+    check_folder,
+    check_gguf,
+    check_safetensors,
+    is_companion,
+    is_wanted,
+)
 
 PARAM = "model.path"
 TENSOR: dict[str, Any] = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
@@ -47,6 +53,54 @@ def shard(folder: Path, weight_map: object) -> None:
     (folder / "model.safetensors").rename(folder / "part-1.safetensors")
     index = json.dumps({"metadata": {}, "weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(index)
+
+
+COMPANIONS = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "qwen.tiktoken",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+]
+STRANGERS = [
+    "training_args.json",
+    "trainer_state.json",
+    "secrets.json",
+    "requirements.txt",
+    "modeling_evil.py",
+    "pytorch_model.bin",
+    "model.safetensors",
+    "manifest.json",
+    "report.json",
+    "README.md",
+    "deep/tokenizer.json",
+    "deep/tokenizer.model",
+]
+
+
+@pytest.mark.parametrize("name", COMPANIONS)
+def test_what_goes_with_a_model(name: str) -> None:
+    assert is_companion(name)
+    assert is_wanted(name)
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_what_does_not(name: str) -> None:
+    assert not is_companion(name)
+    assert not is_wanted(name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_what_is_fetched_and_never_copied(name: str) -> None:
+    assert is_wanted(name)
+    assert not is_companion(name)
 
 
 def test_a_model_passes(model_folder: Path) -> None:

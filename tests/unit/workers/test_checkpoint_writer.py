@@ -207,6 +207,8 @@ def test_the_tokenizer_comes_along(case: Case, tmp_path: Path) -> None:
     (case.source / "LICENSE").write_text("the licence")
     (case.source / "pytorch_model.bin").write_bytes(b"pickled")
     (case.source / "modeling_custom.py").write_text("raise SystemExit")
+    (case.source / "trainer_state.json").write_text("{}")
+    (case.source / "requirements.txt").write_text("somebody's list")
     case.write(tmp_path / "artifact")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "artifact", trust_remote_code=True)
     text = "to calibrate"
