@@ -31,6 +31,7 @@
         ├── DatabaseUnavailable
         ├── InsufficientResources    not retried
         ├── WorkerLost
+        ├── OutOfMemory          not retried: it would run out again
         ├── AttemptLost
         └── HubUnavailable
 
@@ -261,6 +262,13 @@ class WorkerLost(InfrastructureError):
     """A worker died; its node may have failed or run out of memory."""
 
     code = "worker_lost"
+
+
+class OutOfMemory(InfrastructureError):
+    """A worker ran out of memory: lower calibration.batch_size, or ask for fewer workers."""
+
+    code = "out_of_memory"
+    retryable = False
 
 
 class AttemptLost(InfrastructureError):

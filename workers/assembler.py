@@ -1,6 +1,6 @@
-"""The actor that writes one artifact: the checkpoint, its report and card, and their publication.
+"""The actor that writes artifacts: checkpoint, report and card, and their publication.
 
-It stands on the node of the worker that will measure the artifact, so that both see one folder.
+It stands on the node of the worker that will measure them, so that both see the same folders.
 """
 
 from __future__ import annotations
@@ -27,38 +27,36 @@ from workers.model import prepare_model
 class Assembler:
     """See the module. Made a Ray actor by `workers.crew`."""
 
-    def __init__(self, spec: JobSpec, attempt: str, target: str) -> None:
+    def __init__(self, spec: JobSpec, attempt: str) -> None:
+        torch.set_num_threads(1)  # it copies and casts, on a core that a worker has
         self._spec = spec
-        self._target = target
         self._settings = Settings()
-        self._scratch = self._settings.scratch_dir / attempt / target
-        self._folder = self._scratch / "artifact"
+        self._scratch = self._settings.scratch_dir / attempt
 
     def assemble(
-        self, ranks: Mapping[str, int], owners: Mapping[str, Any], dtype: str
+        self, target: str, ranks: Mapping[str, int], owners: Mapping[str, Any], dtype: str
     ) -> tuple[Path, CheckpointSize]:
-        """Write the checkpoint; `owners` are the workers that hold each layer's factors.
+        """Write a target's checkpoint; `owners` are the workers that hold each layer's factors.
 
-        Raises ModelInvalid if the source's tensors do not carry the names of the model's layers.
+        Raises ModelInvalid if the source lacks any parameter of the model.
         """
-        shutil.rmtree(self._scratch, ignore_errors=True)
         source = prepare_model(self._spec.model, self._settings)
 
         def factors(layer: str) -> Factors:
             fetched: Factors = ray.get(owners[layer].factors.remote(layer, ranks[layer]))
             return fetched
 
-        size = write_checkpoint(source, self._folder, ranks, factors, getattr(torch, dtype))
-        return self._folder, size
+        folder = self._scratch / target
+        return folder, write_checkpoint(source, folder, ranks, factors, getattr(torch, dtype))
 
-    def publish(self, job_id: str, report: Mapping[str, Any], card: str) -> Artifact:
+    def publish(self, job_id: str, target: str, report: Mapping[str, Any], card: str) -> Artifact:
         """Add the report and the model card, and put the artifact into the bucket."""
+        folder = self._scratch / target
         text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        (self._folder / "report.json").write_text(text, "utf-8")
-        (self._folder / "README.md").write_text(card, "utf-8")
-        storage = ObjectStorage.from_settings(self._settings)
-        return publish(storage, job_id, self._target, self._folder)
+        (folder / "report.json").write_text(text, "utf-8")
+        (folder / "README.md").write_text(card, "utf-8")
+        return publish(ObjectStorage.from_settings(self._settings), job_id, target, folder)
 
     def clean(self) -> None:
-        """Remove the artifact's local files."""
+        """Remove the attempt's files on this node."""
         shutil.rmtree(self._scratch, ignore_errors=True)

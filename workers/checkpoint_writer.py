@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from service.errors import ModelInvalid
+from service.errors import ModelInvalid, NotACausalLM
 from service.model_check import is_companion
 from workers.checkpoint_names import model_names
 from workers.compression import checkpoint
@@ -37,6 +37,16 @@ class CheckpointSize:
 
     parameters: int
     bytes: int  # of its safetensors files
+
+
+def check_writable(source: Path) -> None:
+    """See whether `write_checkpoint` will know the model, before hours are spent on it.
+
+    Raises ModelInvalid if the source lacks any parameter of the model or transformers does not
+    export its classes, and NotACausalLM.
+    """
+    model_names(source)
+    _base_classes(json.loads((source / "config.json").read_text("utf-8")))
 
 
 def write_checkpoint(
@@ -77,12 +87,6 @@ def copy_companions(source: Path, folder: Path) -> None:
     for file in source.iterdir():
         if is_companion(file.name) and file.is_file():
             shutil.copyfile(file, folder / file.name)
-
-
-def checkpoint_size(source: Path) -> CheckpointSize:
-    """Measure a source model's checkpoint; a tied weight that is stored twice counts once."""
-    parameters = sum(tensor.numel() for _, tensor in read_tensors(source, model_names(source)))
-    return CheckpointSize(parameters, sum(file.stat().st_size for file in weight_files(source)))
 
 
 def read_tensors(
@@ -143,18 +147,26 @@ def _write_configuration(
     config = json.loads((source / "config.json").read_text("utf-8"))
     config.pop("torch_dtype", None)  # the name that older checkpoints give it
     config["dtype"] = str(dtype).removeprefix("torch.")
-    model_type = config["model_type"]
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
-    config_class = type(AutoConfig.for_model(model_type)).__name__
-    for name in (architecture, config_class):
-        if not hasattr(transformers, name):
-            raise ModelInvalid(f"transformers does not export {name}", param="model")
+    architecture, config_class = _base_classes(config)
     compressed: dict[str, Any] = checkpoint.compressed_config(
         config, architecture, config_class, layers
     )
     write_json(folder / "config.json", compressed)
-    source_text = checkpoint.modeling_source(architecture, config_class, model_type)
+    source_text = checkpoint.modeling_source(architecture, config_class, config["model_type"])
     (folder / f"{checkpoint.MODELING_MODULE}.py").write_text(source_text, "utf-8")
+
+
+def _base_classes(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The base model's class and its configuration's, by the names that transformers exports."""
+    model_type = config["model_type"]
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    if architecture is None:
+        raise NotACausalLM(f"transformers knows no causal language model '{model_type}'")
+    config_class = type(AutoConfig.for_model(model_type)).__name__
+    for name in (architecture, config_class):
+        if not hasattr(transformers, name):
+            raise ModelInvalid(f"transformers does not export {name}", param="model")
+    return str(architecture), config_class
 
 
 def write_json(path: Path, value: object) -> None:

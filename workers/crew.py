@@ -8,14 +8,14 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from service.errors import InsufficientResources
+from service.errors import ClusterUnavailable
 from service.spec import JobSpec
 from workers.assembler import Assembler
 from workers.placement import Placement
 from workers.worker import SERVING, Worker
 
 PLACEMENT_SECONDS = 900
-"""How long to wait for the resources that a cluster has, or that its autoscaler brings."""
+"""How long to wait for resources that others hold."""
 
 NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 """An actor without GPUs would otherwise see every GPU of its node."""
@@ -25,7 +25,7 @@ class Crew:
     """The workers, one per bundle, and the assemblers beside them. A context manager.
 
     Actors are named after the attempt, so that Ray's dashboard shows whose they are, and are
-    never detached. Raises InsufficientResources if the resources do not become free in time.
+    never detached. Raises ClusterUnavailable if the resources do not become free in time.
     """
 
     def __init__(self, attempt: str, spec: JobSpec, placement: Placement) -> None:
@@ -38,9 +38,8 @@ class Crew:
     def __enter__(self) -> Crew:
         if not self._group.wait(PLACEMENT_SECONDS):
             self.__exit__()
-            raise InsufficientResources(
-                f"{self._placement.bundles} did not become free within {PLACEMENT_SECONDS} s",
-                param="workers",
+            raise ClusterUnavailable(
+                f"{self._placement.bundles} did not become free within {PLACEMENT_SECONDS} s"
             )
         self.workers = [self._worker(number) for number in range(self._placement.workers)]
         return self
@@ -48,17 +47,17 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         remove_placement_group(self._group)
 
-    def assembler(self, target: str, beside: int) -> Any:
+    def assembler(self, beside: int) -> Any:
         """An assembler on the node of the worker `beside`; it takes no CPU of its own."""
         return (
             ray.remote(Assembler)
             .options(
-                name=f"{self._attempt}/assembler-{target}",
+                name=f"{self._attempt}/assembler-{beside}",
                 num_cpus=0,
                 runtime_env=NO_GPU,
                 scheduling_strategy=self._strategy(beside),
             )
-            .remote(self._spec, self._attempt, target)
+            .remote(self._spec, self._attempt)
         )
 
     def _worker(self, number: int) -> Any:

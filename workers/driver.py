@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from pathlib import Path
 
 import ray
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
+import torch
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from service.errors import (
     AttemptStale,
     EigenpressError,
     Failure,
+    OutOfMemory,
     SolveFailed,
     UnsupportedLayer,
     WorkerLost,
@@ -50,6 +53,7 @@ def _run(job_id: str, attempt: int, store: Store, settings: Settings) -> int:
     job = store.get(job_id)
     if job.attempt != attempt:
         raise AttemptStale
+    _sweep_scratch(settings.scratch_dir, store)
     ray.init(namespace=f"{job_id}-{attempt}", logging_level=logging.WARNING)
     try:
         outcome = run_attempt(job, Progress(store, job_id, attempt), settings)
@@ -66,17 +70,27 @@ def _run(job_id: str, attempt: int, store: Store, settings: Settings) -> int:
     return 0
 
 
+def _sweep_scratch(folder: Path, store: Store) -> None:
+    """Remove what attempts that were killed have left on this machine."""
+    running = {f"{job.id}-{job.attempt}" for job in store.in_flight()}
+    for left in folder.glob("*-*"):
+        if left.name not in running:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def failure_of(error: BaseException) -> Failure:
     """What the job's user is told of an error, wherever in the cluster it arose."""
     if isinstance(error, RayTaskError):
         return failure_of(error.cause)
     if isinstance(error, ActorDiedError) and error.actor_init_failed:
         return EigenpressError(f"A worker did not start: {_first_line(error)}").failure()
+    if isinstance(error, OutOfMemoryError | torch.OutOfMemoryError):
+        return OutOfMemory(param="calibration.batch_size").failure()
     if isinstance(error, RayError):  # an actor, its node or an object that it owned is gone
         return WorkerLost(f"A worker was lost: {_first_line(error)}").failure()
     if isinstance(error, compression.UnsupportedLayer):
         return UnsupportedLayer(str(error), param="model").failure()
-    if isinstance(error, compression.SolveFailed | FloatingPointError):
+    if isinstance(error, compression.SolveFailed):
         return SolveFailed(str(error)).failure()
     if isinstance(error, EigenpressError):
         return error.failure()

@@ -5,25 +5,23 @@ A model that transformers would complete with random weights is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from service.artifacts import sha256_of
 from service.errors import ModelInvalid, NotACausalLM
+from service.fetched import fetched_once
 from service.settings import Settings
 from service.sources import fetch_model
 from service.spec import ModelSource
-
-HASH_CHUNK_BYTES = 1 << 20
 
 GGUF_ERRORS = (OSError, LookupError, NotImplementedError, RuntimeError, ValueError, struct.error)
 """What transformers raises for a GGUF file that is damaged or of an unknown kind."""
@@ -36,7 +34,9 @@ def prepare_model(source: ModelSource, settings: Settings) -> Path:
     transformers cannot read.
     """
     path = fetch_model(source, settings)
-    return path if path.is_dir() else _converted(path, settings.cache_dir / "gguf")
+    if path.is_dir():
+        return path
+    return fetched_once(settings.cache_dir / "gguf", sha256_of(path), partial(_convert, path))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -103,23 +103,6 @@ def stored_dtype(folder: Path) -> torch.dtype:
                     first: torch.Tensor = tensors.get_tensor(key)
                     return first.dtype
     raise ModelInvalid("the checkpoint holds no matrix", param="model")
-
-
-def _converted(gguf: Path, cache: Path) -> Path:
-    """Expand a GGUF file to a safetensors folder, once per node and content of the file."""
-    digest = hashlib.sha256()
-    with gguf.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    folder = cache / digest.hexdigest()[:32]
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            _convert(gguf, partial)
-            partial.rename(folder)
-    return folder
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from service.errors import ModelInvalid
 from service.jobs import Artifact, Job
 from service.settings import Settings
 from service.spec import Target
@@ -41,6 +42,7 @@ DENSE = -1
 """Stands for the source model where artifacts are numbered."""
 
 MAX_NAMES_IN_EVENT = 20
+CLEANING_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Assembled:
-    """An artifact on the disk of the node of worker `worker`."""
+    """An artifact on the disk of the node of a worker, which has an assembler beside it."""
 
     target: Target
     ranks: Ranks
-    assembler: Any
     worker: int
     folder: Path
     size: CheckpointSize
@@ -65,7 +66,9 @@ class Assembled:
 
 def run_attempt(job: Job, progress: Progress, settings: Settings) -> Outcome:
     """Compress the job's model. Raises the errors of `service.errors` and of the steps."""
-    placement = plan_placement(job.spec.workers, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    machines = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [machine["Resources"] for machine in machines if machine["Alive"]]
+    placement = plan_placement(job.spec.workers, nodes, settings.max_running_jobs)
     with Crew(f"{job.id}-{job.attempt}", job.spec, placement) as crew:
         attempt = _Attempt(job, progress, settings, crew)
         return attempt.run()
@@ -88,7 +91,7 @@ class _Attempt:
             calibration_loss = self.calibrate(texts)
             options = self.solve(model)
             choices = self.allocate(model, options)
-            dense_size, assembled = self.assemble(model, choices)
+            assembled = self.assemble(model, choices)
             dense, evaluations = self.evaluate(texts, assembled)
             results = [
                 TargetResult(artifact.target, artifact.ranks, artifact.size, evaluation)
@@ -98,7 +101,6 @@ class _Attempt:
                 job_report,
                 self.job,
                 model,
-                dense_size,
                 options,
                 texts,
                 calibration_loss,
@@ -179,34 +181,29 @@ class _Attempt:
             meter.expect(len(self.spec.targets))
             return choose_ranks(self.spec, model.parameters, options)
 
-    def assemble(
-        self, model: ModelSummary, choices: Sequence[Ranks]
-    ) -> tuple[CheckpointSize, list[Assembled]]:
+    def assemble(self, model: ModelSummary, choices: Sequence[Ranks]) -> list[Assembled]:
         """Write every target's checkpoint, beside the worker that will measure it."""
         dtype = model.dtype if self.spec.dtype == "auto" else self.spec.dtype
         with self.progress.step(Step.ASSEMBLE, "targets") as meter:
             meter.expect(len(choices))
-            queues = []
-            numbered = zip(self.spec.targets, choices, cycle(range(len(self.workers))))
-            plans = list(numbered)
-            for number, (target, choice, worker) in enumerate(plans):
-                assembler = self.crew.assembler(target.name, worker)
-                self.assemblers.append(assembler)
+            count = min(len(self.workers), len(choices))
+            self.assemblers = [self.crew.assembler(beside) for beside in range(count)]
+            queues: list[list[Call]] = [[] for _ in self.assemblers]
+            for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True)):
                 ranks = {name: rank for name, rank in choice.items() if rank is not None}
                 owners = {name: self.owners[name] for name in ranks}
-                queues.append(
-                    [Call(number, partial(assembler.assemble.remote, ranks, owners, dtype))]
-                )
-            dense_size = self.workers[0].source_size.remote()
+                assembler = self.assemblers[number % count]
+                write = partial(assembler.assemble.remote, target.name, ranks, owners, dtype)
+                queues[number % count].append(Call(number, write))
             written = {}
             for number, result in drive(queues):
                 written[number] = result
                 meter.advance()
-            assembled = [
-                Assembled(target, choice, self.assemblers[number], worker, *written[number])
-                for number, (target, choice, worker) in enumerate(plans)
-            ]
-            return ray.get(dense_size), assembled
+            ray.get([worker.release.remote() for worker in self.workers])
+        return [
+            Assembled(target, choice, number % count, *written[number])
+            for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True))
+        ]
 
     def evaluate(
         self, texts: Texts, assembled: Sequence[Assembled]
@@ -237,6 +234,8 @@ class _Attempt:
                 )
                 for number, worker, folder in folders
             )
+            if not all(math.isfinite(loss.perplexity) for loss in dense.losses.values()):
+                raise ModelInvalid("its loss on the evaluation text is not finite", param="model")
             return dense, list(others)
 
     def _measurements(self, texts: Texts, assembled: Sequence[Assembled]) -> list[list[Call]]:
@@ -269,23 +268,20 @@ class _Attempt:
             # What an earlier attempt of this job may have left is replaced whole.
             storage = ObjectStorage.from_settings(self.settings)
             storage.delete_prefix(f"jobs/{self.job.id}/")
-            queues = [
-                [
-                    Call(
-                        number,
-                        partial(
-                            artifact.assembler.publish.remote,
-                            self.job.id,
-                            report,
-                            model_card(report, artifact.target.name),
-                        ),
-                    )
-                ]
-                for number, artifact in enumerate(assembled)
-            ]
+            queues: list[list[Call]] = [[] for _ in self.assemblers]
+            for number, artifact in enumerate(assembled):
+                name = artifact.target.name
+                upload = partial(
+                    self.assemblers[artifact.worker].publish.remote,
+                    self.job.id,
+                    name,
+                    report,
+                    model_card(report, name),
+                )
+                queues[artifact.worker].append(Call(number, upload))
             published = {}
-            for number, artifact in drive(queues):
-                published[number] = artifact
+            for number, done in drive(queues):
+                published[number] = done
                 meter.advance()
             return [published[number] for number in range(len(assembled))]
 
@@ -293,9 +289,9 @@ class _Attempt:
         return zip(self.workers, shares(sequences, len(self.workers)), strict=True)
 
     def _clean(self) -> None:
-        # An assembler that died with its node has nothing left to remove there, or nobody to ask.
+        # One that is dead or still writes is not waited for: what it leaves, a later driver sweeps.
         with suppress(ray.exceptions.RayError):
-            ray.get([assembler.clean.remote() for assembler in self.assemblers])
+            ray.get([a.clean.remote() for a in self.assemblers], timeout=CLEANING_SECONDS)
 
 
 def _batches(sequences: Sequence[list[int]], size: int) -> Iterator[Sequence[list[int]]]:

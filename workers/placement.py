@@ -15,6 +15,9 @@ CPUS_PER_CPU_WORKER = 2
 
 Item = TypeVar("Item")
 
+Resources = Mapping[str, float]
+"""What Ray says a machine has: `CPU`, `GPU` and more."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -33,22 +36,35 @@ class Placement:
         return [dict(bundle) for _ in range(self.workers)]
 
 
-def plan_placement(requested: int | None, resources: Mapping[str, float]) -> Placement:
-    """Divide the cluster: one GPU each where there are GPUs, else an equal share of the CPUs.
+def plan_placement(
+    requested: int | None, nodes: Sequence[Resources], concurrent_jobs: int = 1
+) -> Placement:
+    """One GPU for each worker where there are GPUs, else an equal share of the CPUs.
 
-    `resources` is what `ray.cluster_resources()` returns. Raises InsufficientResources if the
-    cluster has fewer GPUs, or without GPUs fewer CPUs, than workers are asked for.
+    `nodes` are the resources of each machine of the cluster: a worker never spans two. Without
+    GPUs a job takes its part of the CPUs, which `concurrent_jobs` divide. Raises
+    InsufficientResources if so many workers do not fit, however few CPUs each is given.
     """
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    unit, available = ("GPUs", gpus) if gpus else ("CPUs", cpus)
-    workers = requested or gpus or max(1, cpus // CPUS_PER_CPU_WORKER)
-    if workers > min(available, cpus):
-        short = unit if workers > available else "CPUs"
-        raise InsufficientResources(
-            f"{workers} workers need as many {short}; the cluster has {gpus} GPUs and {cpus} CPUs",
-            param="workers",
-        )
-    return Placement(workers, cpus // workers, 1 if gpus else 0)
+    cpus = sum(int(node.get("CPU", 0)) for node in nodes)
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    share = max(1, cpus // concurrent_jobs)
+    workers = requested or gpus or max(1, share // CPUS_PER_CPU_WORKER)
+    most = cpus // gpus if gpus else share // workers
+    for cpus_each in range(max(1, most), 0, -1):
+        placement = Placement(workers, cpus_each, 1 if gpus else 0)
+        if sum(_room(node, placement) for node in nodes) >= workers:
+            return placement
+    unit = "GPU and a CPU" if gpus else "CPU"
+    raise InsufficientResources(
+        f"{workers} workers need a {unit} each; the cluster has {gpus} GPUs and {cpus} CPUs",
+        param="workers",
+    )
+
+
+def _room(node: Resources, placement: Placement) -> int:
+    """How many of the workers fit on a node."""
+    by_cpus = int(node.get("CPU", 0)) // placement.cpus
+    return min(by_cpus, int(node.get("GPU", 0))) if placement.gpus else by_cpus
 
 
 def shares(items: Sequence[Item], workers: int) -> list[Sequence[Item]]:

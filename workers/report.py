@@ -44,7 +44,6 @@ class TargetResult:
 def job_report(
     job: Job,
     model: ModelSummary,
-    dense_size: CheckpointSize,
     options: Sequence[LayerOptions],
     texts: Texts,
     calibration_loss: float,
@@ -64,7 +63,7 @@ def job_report(
             "architecture": model.architecture,
             "parameters": model.parameters,
             "linear_parameters": sum(layer.dense_cost for layer in options),
-            "bytes": dense_size.bytes,
+            "bytes": model.bytes,
         },
         "method": spec.method,
         "allocation": spec.allocation,
@@ -101,7 +100,7 @@ weights take {bytes:,} bytes.
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)
 ```
 
 `report.json` has every layer's rank and how all of this was measured. The licence and the terms

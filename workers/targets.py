@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from service.errors import TargetUnreachable
 from service.spec import JobSpec, Target
-from workers.compression.allocation import ALLOCATIONS, LayerOptions, Ranks
+from workers.compression.allocation import ALLOCATIONS, LayerOptions, Ranks, least_cost
 from workers.compression.errors import BudgetTooSmall
 
 
@@ -22,8 +22,20 @@ def choose_ranks(spec: JobSpec, parameters: int, options: Sequence[LayerOptions]
         try:
             chosen.append(allocate(options, linear_budget(target, parameters, options)))
         except BudgetTooSmall as error:
-            raise TargetUnreachable(str(error), param=f"targets.{number}.keep") from error
+            least = smallest_keep(target, parameters, options)
+            raise TargetUnreachable(
+                f"{target.name} is out of reach: the smallest keep of this model with the scope "
+                f"'{target.scope}' is {least:.3f}.",
+                param=f"targets.{number}.keep",
+            ) from error
     return chosen
+
+
+def smallest_keep(target: Target, parameters: int, options: Sequence[LayerOptions]) -> float:
+    """The least fraction, in thousandths rounded up, that the target's scope allows."""
+    linear = sum(layer.dense_cost for layer in options)
+    whole, fixed = (linear, 0) if target.scope == "linear" else (parameters, parameters - linear)
+    return math.ceil((fixed + least_cost(options)) / whole * 1000) / 1000
 
 
 def linear_budget(target: Target, parameters: int, options: Sequence[LayerOptions]) -> int:

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import nn
 from service.errors import InvalidParameter
 from service.settings import Settings
 from service.spec import JobSpec
-from workers.checkpoint_writer import CheckpointSize, checkpoint_size
+from workers.checkpoint_writer import check_writable
 from workers.compression.allocation import LayerOptions
 from workers.compression.layers import InputGroup, LinearLayer, compressible_layers, input_groups
 from workers.compression.metrics import METHODS
@@ -34,6 +35,7 @@ from workers.model import (
     parameter_count,
     prepare_model,
     stored_dtype,
+    weight_files,
 )
 from workers.texts import Texts, read_texts
 
@@ -59,6 +61,7 @@ class ModelSummary:
 
     architecture: str
     parameters: int
+    bytes: int  # of the checkpoint's weights
     dtype: str  # of the checkpoint, as torch names it
     groups: tuple[InputGroup, ...]
     left_dense: tuple[str, ...]  # matrices outside the blocks
@@ -100,20 +103,26 @@ class Worker:
         Raises the errors of `workers.model` and `workers.compression.layers`, and
         InvalidParameter for sequences longer than the model can read.
         """
-        folder = prepare_model(self._spec.model, self._settings)
-        self._model = load_model(folder, self._device)
-        self._loaded_from = folder
+        self._model = load_model(self._source, self._device)
+        self._loaded_from = self._source
         _check_positions(self._spec, self._model.config)
+        check_writable(self._source)
         groups = input_groups(self._model, compressible_layers(self._model))
         self._groups = {group.name: group for group in groups}
         self._statistics = Calibration.zeros(self._model, groups, self._accumulator)
         return ModelSummary(
             type(self._model).__name__,
             parameter_count(self._model),
-            str(stored_dtype(folder)).removeprefix("torch."),
+            sum(file.stat().st_size for file in weight_files(self._source)),
+            str(stored_dtype(self._source)).removeprefix("torch."),
             groups,
             tuple(_matrices_outside(self._model, groups)),
         )
+
+    @cached_property
+    def _source(self) -> Path:
+        """The model's folder on this node, prepared once."""
+        return prepare_model(self._spec.model, self._settings)
 
     @property
     def _accumulator(self) -> torch.dtype:
@@ -122,12 +131,8 @@ class Worker:
 
     def texts(self) -> Texts:
         """Read and tokenize the job's texts; one worker does it for all."""
-        tokenizer = load_tokenizer(prepare_model(self._spec.model, self._settings))
+        tokenizer = load_tokenizer(self._source)
         return read_texts(self._spec, tokenizer, self._settings)
-
-    def source_size(self) -> CheckpointSize:
-        """What the source model's checkpoint holds."""
-        return checkpoint_size(prepare_model(self._spec.model, self._settings))
 
     def calibrate(self, sequences: Sequence[Sequence[int]]) -> float:
         """Add one batch of equally long sequences to this worker's statistics; its summed loss."""
@@ -165,6 +170,10 @@ class Worker:
         """The factors of a layer that this worker has solved."""
         return self._solutions[layer].truncate(rank)
 
+    def release(self) -> None:
+        """Forget the factors: every artifact is written."""
+        self._solutions.clear()
+
     def measure(self, folder: Path | None, sequences: Sequence[Sequence[int]]) -> TextLoss:
         """The loss on one batch of the source model (None), or of the artifact in a folder."""
         return text_loss(self._use(folder), sequences)
@@ -178,7 +187,7 @@ class Worker:
 
         The model held before is dropped first: a worker has memory for one.
         """
-        folder = artifact or prepare_model(self._spec.model, self._settings)
+        folder = artifact or self._source
         if folder != self._loaded_from:
             self._model = None
             self._model = load_model(folder, self._device, trust_remote_code=artifact is not None)

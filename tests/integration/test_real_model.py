@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench import demo_data
+from service.documents import read_documents
 from service.errors import ModelInvalid
 from service.settings import Settings
 from service.spec import LocalPath
+from workers.compression.allocation import ALLOCATIONS
+from workers.compression.checkpoint import replace_layers
+from workers.compression.layers import compressible_layers, input_groups
+from workers.compression.metrics import METHODS
+from workers.compression.solve import Solution, solve_group
+from workers.compression.statistics import Calibration
 from workers.evaluator import text_loss
 from workers.model import load_model, load_tokenizer, parameter_count, prepare_model, stored_dtype
+from workers.sequences import calibration_sequences, evaluation_sequences, split_documents
 
 SORTING = "def bubble_sort(items):\n    for i in range(len(items)):\n        for j in range(i):\n"
 
@@ -46,6 +55,43 @@ def test_the_converted_model_knows_python(folder: Path) -> None:
     assert parameter_count(model) == 134_515_008
     loss = text_loss(model, [tokenizer(SORTING)["input_ids"]])
     assert loss.perplexity < 10
+
+
+def test_methods_rank_as_they_should_on_a_real_model(folder: Path, tmp_path: Path) -> None:
+    """At one size: impact with global ranks before afm with uniform ones, plain svd far behind."""
+    model, tokenizer = load_model(folder, torch.device("cpu")), load_tokenizer(folder)
+    demo_data.copy_standard_library(tmp_path / "text")
+    documents = read_documents(tmp_path / "text", "**/*.py", "text", "calibration.data")
+    ours, held_out = split_documents(documents, 0.1, seed=0)
+    calibration = calibration_sequences(ours, tokenizer, length=128, count=32, seed=0)
+    evaluation = evaluation_sequences(held_out, tokenizer, length=128, count=8, seed=0)
+    groups = input_groups(model, compressible_layers(model))
+    statistics = Calibration.zeros(model, groups, torch.float64)
+    with Calibration(model, groups, statistics) as run:
+        for start in range(0, len(calibration), 8):
+            run.run(torch.tensor(calibration[start : start + 8]))
+
+    def perplexity(method: str, allocation: str) -> float:
+        layers = [layer for group in groups for layer in group.layers]
+        weights = {layer.name: model.get_submodule(layer.name).weight for layer in layers}
+        solutions: dict[str, Solution] = {}
+        for group in groups:
+            solutions |= solve_group(
+                group, weights, dict.fromkeys(weights), statistics[group.name], METHODS[method]
+            )
+        options = [solution.options() for solution in solutions.values()]
+        budget = int(0.8 * sum(layer.dense_cost for layer in options))
+        ranks = ALLOCATIONS[allocation](options, budget)
+        factors = {name: solutions[name].truncate(rank) for name, rank in ranks.items() if rank}
+        return text_loss(replace_layers(copy.deepcopy(model), factors), evaluation).perplexity
+
+    dense = text_loss(model, evaluation).perplexity
+    impact = perplexity("impact", "global")
+    afm = perplexity("afm", "uniform")
+    svd = perplexity("svd", "uniform")
+    assert dense < impact < 1.6 * dense
+    assert 1.5 * impact < afm
+    assert 100 * afm < svd
 
 
 def test_a_damaged_gguf_file_is_refused(settings: Settings, tmp_path: Path) -> None:

@@ -147,8 +147,13 @@ def _shrunk(
     return ranks
 
 
+def least_cost(layers: Sequence[LayerOptions]) -> int:
+    """The parameters of rank 1 everywhere: no budget below it can be met."""
+    return sum(layer.cost(1) for layer in layers)
+
+
 def _check_budget(layers: Sequence[LayerOptions], budget: int) -> None:
-    least = sum(layer.cost(1) for layer in layers)
+    least = least_cost(layers)
     if budget < least:
         raise BudgetTooSmall(
             f"a budget of {budget} parameters is less than the {least} that rank 1 takes everywhere"

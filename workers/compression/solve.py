@@ -94,12 +94,13 @@ class Solution:
         """
         if not 1 <= rank <= self.max_rank:
             raise ValueError(f"{self.layer.name}: rank {rank} is not in 1..{self.max_rank}")
-        up = self.up[:, :rank]
+        # Copies: a view would carry every rank along when it is sent to another process.
+        up = self.up[:, :rank].clone(memory_format=torch.contiguous_format)
         bias = self.bias
         if self.mean is not None and self.mean_code is not None:
             correction = self.mean - up @ self.mean_code[:rank]
             bias = correction if bias is None else bias + correction
-        return Factors(self.down[:rank], up, bias)
+        return Factors(self.down[:rank].clone(), up, bias)
 
 
 def break_even_rank(layer: LinearLayer, *, has_bias: bool) -> int:
@@ -191,6 +192,7 @@ class _Inputs:
         """R with R Rᵀ = S, shape (in, in): V diag(√λ), so that no matrix needs to be definite."""
         if self._root is None:
             values, vectors = _eigh(layer.name, self.covariance())
+            _check_spectrum(layer.name, values.flip(0))
             self._root = vectors * values.clamp_min(0).sqrt()
         return self._root
 

@@ -1,7 +1,7 @@
 """Streaming statistics of activations and gradients, measured without weight gradients.
 
 For every input group, one second moment on its smaller side (see `InputGroup.keeps_outputs`), and
-for every layer the sum of squared output gradients. All are plain sums over tokens, so the
+for every layer the sum of squared output gradients. The
 statistics of shards add up to those of the whole.
 """
 
@@ -22,11 +22,15 @@ from workers.compression.layers import InputGroup, LinearLayer
 
 @dataclass
 class Moments:
-    """Zeroth, first and second moment of a stream of row vectors of length n, as sums."""
+    """Count, mean and scatter of a stream of row vectors of length n.
+
+    The scatter is kept about the mean and merged by the formula of Chan, Golub and LeVeque (1983),
+    so that a mean far from zero costs no digits of the covariance.
+    """
 
     count: int
-    total: Tensor  # (n,)
-    second: Tensor  # (n, n)
+    average: Tensor  # (n,): the mean of the rows so far
+    scatter: Tensor  # (n, n): the sum of (v − mean)(v − mean)ᵀ
 
     @classmethod
     def zeros(cls, size: int, *, dtype: torch.dtype, device: torch.device) -> Moments:
@@ -39,30 +43,36 @@ class Moments:
     def update(self, rows: Tensor) -> None:
         """Add `rows`, shape (tokens, n), multiplied in float32 or their own higher precision."""
         rows = _at_least_float32(rows)
-        self.count += rows.shape[0]
-        self.total += rows.sum(0, dtype=self.total.dtype)
-        self.second += (rows.T @ rows).to(self.second.dtype)
+        average = rows.mean(0)
+        centred = rows - average
+        dtype = self.scatter.dtype
+        self.merge(Moments(len(rows), average.to(dtype), (centred.T @ centred).to(dtype)))
 
     def merge(self, other: Moments) -> None:
-        self.count += other.count
-        self.total += other.total
-        self.second += other.second
+        """Add the rows of another stream."""
+        total = self.count + other.count
+        if other.count == 0:
+            return
+        shift = other.average - self.average
+        self.average += shift * (other.count / total)
+        self.scatter += other.scatter
+        self.scatter += torch.outer(shift, shift) * (self.count * other.count / total)
+        self.count = total
 
     def to(self, device: torch.device) -> Moments:
-        return Moments(self.count, self.total.to(device), self.second.to(device))
+        return Moments(self.count, self.average.to(device), self.scatter.to(device))
 
     def mean(self) -> Tensor:
         """E[v], shape (n,), float64."""
-        return self.total.double() / self.count
+        return self.average.double()
 
     def second_moment(self) -> Tensor:
         """E[v vᵀ], shape (n, n), float64."""
-        return self.second.double() / self.count
+        return self.covariance() + torch.outer(self.mean(), self.mean())
 
     def covariance(self) -> Tensor:
-        """Cov(v) = E[v vᵀ] − E[v] E[v]ᵀ, shape (n, n), float64."""
-        mean = self.mean()
-        return self.second_moment() - torch.outer(mean, mean)
+        """Cov(v), shape (n, n), float64."""
+        return self.scatter.double() / self.count
 
 
 @dataclass
@@ -118,10 +128,10 @@ class GroupStatistics:
 
 def merged(shards: Iterable[GroupStatistics]) -> GroupStatistics:
     """The sum of the shards' statistics, in their order; the shards are left as they are."""
-    first, *others = shards
-    whole = copy.deepcopy(first)
-    for other in others:
-        whole.merge(other)
+    remaining = iter(shards)  # one at a time: they may be on their way to a device
+    whole = copy.deepcopy(next(remaining))
+    for shard in remaining:
+        whole.merge(shard)
     return whole
 
 

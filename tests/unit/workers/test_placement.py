@@ -80,23 +80,44 @@ def test_the_most_expensive_go_first_and_to_the_least_loaded() -> None:
         (16, {"CPU": 16}, Placement(16, 1, 0)),
         (None, {"CPU": 16, "GPU": 1}, Placement(1, 16, 1)),
         (None, {"CPU": 64, "GPU": 8}, Placement(8, 8, 1)),
-        (3, {"CPU": 64, "GPU": 8}, Placement(3, 21, 1)),
+        (3, {"CPU": 64, "GPU": 8}, Placement(3, 8, 1)),
         (None, {"CPU": 8.0, "GPU": 2.0, "memory": 1e9, "node:127.0.0.1": 1}, Placement(2, 4, 1)),
     ],
 )
 def test_the_cluster_is_divided(
     requested: int | None, resources: dict[str, float], expected: Placement
 ) -> None:
-    assert plan_placement(requested, resources) == expected
+    assert plan_placement(requested, [resources]) == expected
+
+
+@pytest.mark.parametrize(
+    ("requested", "nodes", "expected"),
+    [
+        (None, [{"CPU": 16}, {"CPU": 8, "GPU": 4}], Placement(4, 2, 1)),
+        (None, [{"CPU": 4, "GPU": 4}, {"CPU": 32, "GPU": 4}], Placement(8, 1, 1)),
+        (4, [{"CPU": 0}, {"CPU": 3}, {"CPU": 5}], Placement(4, 1, 0)),
+        (2, [{"CPU": 6}, {"CPU": 6}], Placement(2, 6, 0)),
+        (3, [{"CPU": 6}, {"CPU": 6}], Placement(3, 3, 0)),
+    ],
+)
+def test_no_worker_spans_two_machines(
+    requested: int | None, nodes: list[dict[str, float]], expected: Placement
+) -> None:
+    assert plan_placement(requested, nodes) == expected
+
+
+def test_jobs_that_run_at_a_time_divide_the_cpus() -> None:
+    assert plan_placement(None, [{"CPU": 8}], 2) == Placement(2, 2, 0)
+    assert plan_placement(2, [{"CPU": 8}], 2) == Placement(2, 2, 0)
 
 
 @pytest.mark.parametrize(
     ("requested", "resources", "message"),
     [
-        (3, {"CPU": 2}, "3 workers need as many CPUs; the cluster has 0 GPUs and 2 CPUs"),
-        (9, {"CPU": 64, "GPU": 8}, "9 workers need as many GPUs"),
-        (4, {"CPU": 2, "GPU": 8}, "4 workers need as many CPUs"),
-        (None, {"CPU": 2, "GPU": 8}, "8 workers need as many CPUs"),
+        (3, {"CPU": 2}, "3 workers need a CPU each; the cluster has 0 GPUs and 2 CPUs"),
+        (9, {"CPU": 64, "GPU": 8}, "9 workers need a GPU and a CPU each"),
+        (4, {"CPU": 2, "GPU": 8}, "4 workers need a GPU and a CPU each"),
+        (None, {"CPU": 2, "GPU": 8}, "8 workers need a GPU and a CPU each"),
         (None, {"memory": 1e9}, "the cluster has 0 GPUs and 0 CPUs"),
     ],
 )
@@ -104,7 +125,7 @@ def test_a_cluster_that_is_too_small_is_named(
     requested: int | None, resources: dict[str, float], message: str
 ) -> None:
     with pytest.raises(InsufficientResources, match=message) as caught:
-        plan_placement(requested, resources)
+        plan_placement(requested, [resources])
     assert caught.value.param == "workers"
 
 

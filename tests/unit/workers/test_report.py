@@ -25,7 +25,12 @@ from workers.worker import ModelSummary
 LAYERS = (LinearLayer("block.up", 8, 4, False), LinearLayer("block.down", 4, 8, True))
 LINEAR = 32 + 36
 MODEL = ModelSummary(
-    "LlamaForCausalLM", 200, "bfloat16", (InputGroup(LAYERS[:1]), InputGroup(LAYERS[1:])), ("head",)
+    architecture="LlamaForCausalLM",
+    parameters=200,
+    bytes=5000,
+    dtype="bfloat16",
+    groups=(InputGroup(LAYERS[:1]), InputGroup(LAYERS[1:])),
+    left_dense=("head",),
 )
 OPTIONS = [
     LayerOptions("block.up", torch.tensor([6.0, 3.0, 1.0, 0.0]).double(), 2, 32, 12, 0),
@@ -53,9 +58,8 @@ def job(job_spec: JobSpec) -> Job:
 
 
 def report_of(job: Job, dense: Evaluation | None, *results: TargetResult) -> dict[str, Any]:
-    size = CheckpointSize(200, 5000)
     seconds = {"resolve": 1.5}
-    return job_report(job, MODEL, size, OPTIONS, TEXTS, 2.5, dense, results, seconds)
+    return job_report(job, MODEL, OPTIONS, TEXTS, 2.5, dense, results, seconds)
 
 
 def test_size_is_said_three_ways(job: Job) -> None:
@@ -88,7 +92,7 @@ def test_what_was_dropped_is_said_per_layer_and_in_all(job: Job) -> None:
 
 def test_a_layer_without_any_energy_has_lost_none(job: Job) -> None:
     dead = [replace(layer, spectrum=torch.zeros(4).double()) for layer in OPTIONS]
-    report = job_report(job, MODEL, CheckpointSize(1, 1), dead, TEXTS, 0.0, None, [RESULT], {})
+    report = job_report(job, MODEL, dead, TEXTS, 0.0, None, [RESULT], {})
     assert report["targets"][0]["dropped_energy_fraction"] == 0
     assert report["targets"][0]["layers"][0]["dropped_energy_fraction"] == 0
 

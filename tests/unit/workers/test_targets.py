@@ -59,3 +59,5 @@ def test_a_target_out_of_reach_is_named(unreachable: dict[str, Any]) -> None:
     with pytest.raises(TargetUnreachable) as caught:
         choose_ranks(spec({"keep": 0.8}, unreachable), PARAMETERS, LAYERS)
     assert caught.value.param == "targets.1.keep"
+    reachable = unreachable | {"keep": float(caught.value.detail.rstrip(".").rpartition(" ")[2])}
+    assert choose_ranks(spec(reachable), PARAMETERS, LAYERS) == [{"a": 1, "b": 1}]

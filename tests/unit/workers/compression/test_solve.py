@@ -276,7 +276,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(value: float, where: st
 def test_a_covariance_that_cannot_be_one_is_refused() -> None:
     case = problem(12, 12)
     statistics = case.statistics(keep_outputs=True)
-    statistics.outputs["layer"].second.neg_()
+    statistics.outputs["layer"].scatter.neg_()
     with pytest.raises(SolveFailed, match="has the eigenvalue"):
         solve_group(
             case.group, {"layer": case.weight}, {"layer": None}, statistics, METHODS["impact"]
@@ -350,6 +350,14 @@ def test_halves_are_solved_in_float64_and_answered_in_float32() -> None:
     assert factors.bias is not None
     assert factors.bias.dtype == torch.float32
     assert solution.spectrum.dtype == torch.float64
+
+
+def test_factors_own_no_more_memory_than_they_show() -> None:
+    """A view of all ranks would send all of them to whoever asks for a few."""
+    factors = problem(12, 12, bias=True).solve().truncate(2)
+    for tensor in (factors.down, factors.up, factors.bias):
+        assert tensor is not None
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def test_metrics_are_the_only_thing_that_tells_methods_apart() -> None:

@@ -126,8 +126,8 @@ def test_shards_add_up_to_the_whole(model: Any, input_ids: Tensor) -> None:
         for found, expected in pairs:
             if found is not None and expected is not None:
                 assert found.count == expected.count
-                torch.testing.assert_close(found.second, expected.second)
-                torch.testing.assert_close(found.total, expected.total)
+                torch.testing.assert_close(found.scatter, expected.scatter)
+                torch.testing.assert_close(found.average, expected.average)
 
 
 def test_merging_leaves_the_shards_as_they_are(model: Any, input_ids: Tensor) -> None:
@@ -149,6 +149,15 @@ def test_moments_do_not_depend_on_how_the_stream_is_cut(cuts: list[int], seed: i
     for piece in torch.tensor_split(rows, sorted(cuts)):
         moments.update(piece)
     assert_moments(moments, rows)
+
+
+def test_a_mean_far_from_zero_costs_no_digits_of_the_covariance() -> None:
+    rows = torch.randn(4000, 6, generator=torch.Generator().manual_seed(0)) + 300
+    moments = Moments.zeros(6, dtype=torch.float32, device=rows.device)
+    for piece in torch.tensor_split(rows, 16):
+        moments.update(piece)
+    truth = torch.cov(rows.double().T, correction=0)
+    torch.testing.assert_close(moments.covariance(), truth, rtol=1e-4, atol=1e-4)
 
 
 def test_a_loss_that_is_not_finite_ends_the_calibration(model: Any, input_ids: Tensor) -> None:
