@@ -12,7 +12,6 @@ one before it publishes, and readers check every file's sha256.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
@@ -84,17 +83,10 @@ def artifact_prefix(job_id: str, name: str) -> str:
     return f"jobs/{job_id}/artifacts/{name}/"
 
 
-def publish(
-    storage: ObjectStorage,
-    job_id: str,
-    name: str,
-    folder: Path,
-    on_bytes: Callable[[int], None] | None = None,
-) -> Artifact:
+def publish(storage: ObjectStorage, job_id: str, name: str, folder: Path) -> Artifact:
     """Upload every file below `folder`, then the manifest.
 
-    `on_bytes` is told how many bytes went since its last call, from several threads. Raises
-    `ArtifactConflict` if the artifact is there already, and the storage's errors.
+    Raises `ArtifactConflict` if the artifact is there already, and the storage's errors.
     """
     entries = tuple(_describe(folder, path) for path in _regular_files(folder))
     manifest = Manifest(
@@ -103,7 +95,7 @@ def publish(
     artifact = Artifact(name, artifact_prefix(job_id, name), entries)
     _refuse_if_published(storage, artifact)
     for entry in entries:
-        storage.put_file(artifact.prefix + entry.path, folder / entry.path, on_bytes)
+        storage.put_file(artifact.prefix + entry.path, folder / entry.path)
     _check_uploaded(storage, artifact)
     _seal(storage, artifact, manifest)
     _remove_strays(storage, artifact)

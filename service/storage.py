@@ -8,7 +8,7 @@ try. Trouble with the local disk stays an `OSError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
+from service.artifacts import MANIFEST_NAME
 from service.errors import (
     BucketMissing,
     EigenpressError,
@@ -80,13 +81,10 @@ class ObjectStorage:
         with self._errors():
             self._probe.head_bucket(Bucket=self.bucket)
 
-    def put_file(self, key: str, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
-        """Upload a file, in parallel parts when it is large.
-
-        `on_bytes` is told how many bytes went since its last call, from several threads.
-        """
+    def put_file(self, key: str, path: Path) -> None:
+        """Upload a file, in parallel parts when it is large."""
         with path.open("rb") as file, self._errors(key):
-            self._client.upload_fileobj(file, self.bucket, key, Callback=on_bytes, Config=_TRANSFER)
+            self._client.upload_fileobj(file, self.bucket, key, Config=_TRANSFER)
 
     def put_bytes(self, key: str, data: bytes, *, only_if_absent: bool = False) -> bool:
         """Write a small object; False if `only_if_absent` and somebody was first."""
@@ -126,14 +124,18 @@ class ObjectStorage:
     def delete_prefix(self, prefix: str) -> int:
         """Delete every object below `prefix` and abort its unfinished uploads; the objects' number.
 
-        `prefix` ends with a slash, so that ``jobs/1/`` never takes ``jobs/10/`` with it.
+        Manifests go first and by themselves, so that none outlives a file that it names, wherever
+        this breaks off. `prefix` ends with a slash: ``jobs/1/`` never takes ``jobs/10/`` with it.
         """
         if not prefix.strip("/") or not prefix.endswith("/"):
             raise ValueError(f"refusing to delete everything below {prefix!r}")
-        self._abort_uploads(prefix)
         keys = [stored.key for stored in self.list_objects(prefix)]
-        self.delete(keys)
-        return len(keys)
+        manifests = [key for key in keys if key.rpartition("/")[2] == MANIFEST_NAME]
+        self.delete(manifests)
+        self._abort_uploads(prefix)
+        rest = [stored.key for stored in self.list_objects(prefix)]  # and what was just completed
+        self.delete(rest)
+        return len(manifests) + len(rest)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete these objects; those already gone are no error."""

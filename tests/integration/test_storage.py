@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from botocore.exceptions import EndpointConnectionError
+from botocore.model import OperationModel
 from pydantic import SecretStr
 
 import service.storage
@@ -75,11 +77,9 @@ def dead_server(tmp_path_factory: pytest.TempPathFactory) -> LocalS3:
 def test_files_come_back_whole(storage: ObjectStorage, prefix: str, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(os.urandom(LARGE))
-    sent: list[int] = []
-    storage.put_file(prefix + "large", source, sent.append)
+    storage.put_file(prefix + "large", source)
     storage.get_file(prefix + "large", target)
     assert target.read_bytes() == source.read_bytes()
-    assert sum(sent) == LARGE
 
 
 def test_bytes_come_back(storage: ObjectStorage, prefix: str) -> None:
@@ -137,6 +137,39 @@ def test_deleting_takes_more_than_one_batch(
         storage.put_bytes(f"{prefix}{number}", b"x")
     assert storage.delete_prefix(prefix) == 5
     assert not list(storage.list_objects(prefix))
+
+
+FILES = ("README.md", "config.json", "model.safetensors")
+
+
+@pytest.mark.parametrize("allowed", range(7))
+def test_no_manifest_outlives_its_files_wherever_a_deletion_breaks_off(
+    storage: ObjectStorage, prefix: str, allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`allowed` requests of a deletion are answered; then the server is gone."""
+    artifacts = [f"{prefix}artifacts/{name}/" for name in ("a", "b")]
+    for artifact in artifacts:
+        for name in (*FILES, "manifest.json"):
+            storage.put_bytes(artifact + name, b"x")
+    monkeypatch.setattr(service.storage, "DELETE_BATCH", 2)
+    answered: list[str] = []
+
+    def answer(model: OperationModel, **_: object) -> None:
+        if len(answered) == allowed:
+            raise EndpointConnectionError(endpoint_url="the server")
+        answered.append(model.name)
+
+    storage._client.meta.events.register("before-call.s3", answer)
+    with pytest.raises(StorageUnavailable):
+        storage.delete_prefix(prefix)
+    storage._client.meta.events.unregister("before-call.s3", answer)
+
+    left = {stored.key for stored in storage.list_objects(prefix)}
+    for artifact in artifacts:
+        if artifact + "manifest.json" in left:
+            assert {artifact + name for name in FILES} <= left
+    assert len(left) == 8 - 2 * answered.count("DeleteObjects")
+    assert storage.delete_prefix(prefix) == len(left)
 
 
 def test_deleting_a_prefix_aborts_its_uploads(storage: ObjectStorage, prefix: str) -> None:
