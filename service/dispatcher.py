@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from service.cluster import Cluster, RayCluster
@@ -30,7 +32,12 @@ from service.store import Store
 log = logging.getLogger(__name__)
 
 PAUSE_TICKS = 10
-"""How many passes nothing is claimed for, after the cluster answered but took no submission."""
+"""For how many passes nothing is claimed after the cluster answered but took no submission, and
+nothing cleaned after that failed."""
+
+CLEANING_GRACE_SECONDS = 20
+"""How long an ended job is left alone before it is cleaned up after: Ray ends the actors of an
+attempt that it calls stopped a little later, and one of them may be uploading."""
 
 
 class Bucket(Protocol):
@@ -43,12 +50,22 @@ class Bucket(Protocol):
 class Dispatcher:
     """Jobs from queue to cluster, `max_running_jobs` at a time."""
 
-    def __init__(self, store: Store, cluster: Cluster, storage: Bucket, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cluster: Cluster,
+        storage: Bucket,
+        settings: Settings,
+        *,
+        cleaning_grace: float = CLEANING_GRACE_SECONDS,
+    ) -> None:
         self._store = store
         self._cluster = cluster
         self._storage = storage
         self._settings = settings
-        self._pause = 0
+        self._cleaning_grace = timedelta(seconds=cleaning_grace)
+        self._pause = self._cleaning_pause = 0
+        self._cleanings: Counter[str] = Counter()
         self._complaints: dict[str, type[Exception]] = {}
 
     def run(self, stop: StopRequest) -> None:
@@ -66,7 +83,7 @@ class Dispatcher:
             return
         self._each(self._store.in_flight(), self._attend)
         self._fill()
-        self._each(self._store.uncleaned(), self._clean)
+        self._clean_one()
 
     def _attend(self, job: Job) -> None:
         """Bring an attempt under way one step nearer to its end, if that is for us to do."""
@@ -128,11 +145,29 @@ class Dispatcher:
             self._store.submitted(job.id, job.attempt)
             log.info("%s: attempt %d submitted", job.id, job.attempt)
 
+    def _clean_one(self) -> None:
+        """Clean up after one job at most: a server that hangs must not hold up the other jobs."""
+        if self._cleaning_pause:
+            self._cleaning_pause -= 1
+            return
+        settled = [job for job in self._store.uncleaned() if self._has_settled(job)]
+        if settled:
+            # The least tried one, so that a job that cannot be cleaned up after stops no other.
+            job = min(settled, key=lambda job: self._cleanings[job.id])
+            self._cleanings[job.id] += 1
+            if not self._try(job.id, self._clean, job):
+                self._cleaning_pause = PAUSE_TICKS
+
+    def _has_settled(self, job: Job) -> bool:
+        ended = job.finished_at
+        return ended is not None and datetime.now(UTC) - ended >= self._cleaning_grace
+
     def _clean(self, job: Job) -> None:
         """Remove what a failed or cancelled job left in the bucket, once nothing writes there."""
         if not self._cluster.is_active(job.id, job.attempt):
             deleted = self._storage.delete_prefix(f"jobs/{job.id}/")
             self._store.mark_cleaned(job.id)
+            del self._cleanings[job.id]
             log.info("%s: %d objects deleted", job.id, deleted)
 
     def _each(self, jobs: Iterable[Job], act: Callable[[Job], None]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import service.dispatcher
 from service.dispatcher import PAUSE_TICKS, Dispatcher
 from service.errors import InvalidParameter, StorageUnavailable
 from service.jobs import Job
@@ -23,15 +26,20 @@ PASSING = StorageUnavailable().failure()
 
 
 class FakeBucket:
-    """Remembers what was deleted."""
+    """Remembers what was to be deleted and what was."""
 
     def __init__(self) -> None:
+        self.asked: list[str] = []
         self.deleted: list[str] = []
         self.trouble: Exception | None = None
+        self.refused: str | None = None
 
     def delete_prefix(self, prefix: str) -> int:
+        self.asked.append(prefix)
         if self.trouble:
             raise self.trouble
+        if prefix == self.refused:
+            raise StorageUnavailable
         self.deleted.append(prefix)
         return 3
 
@@ -55,7 +63,7 @@ def bucket() -> FakeBucket:
 def dispatcher(
     job_store: Store, cluster: FakeCluster, bucket: FakeBucket, settings: Settings
 ) -> Dispatcher:
-    return Dispatcher(job_store, cluster, bucket, settings)
+    return Dispatcher(job_store, cluster, bucket, settings, cleaning_grace=0)
 
 
 @pytest.fixture
@@ -69,6 +77,15 @@ def running(job_store: Store, dispatcher: Dispatcher, queued: Callable[[], Job])
     job = queued()
     dispatcher.tick()
     return job_store.get(job.id)
+
+
+def ended_jobs(store: Store, queued: Callable[[], Job]) -> list[Job]:
+    """Three jobs that failed in their first attempt, which the cluster no longer knows."""
+    jobs = [queued() for _ in range(3)]
+    for job in jobs:
+        store.claim()
+        store.fail(job.id, 1, USER_MISTAKE, max_attempts=1)
+    return jobs
 
 
 def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
@@ -327,12 +344,78 @@ class TestEnding:
         job_store.fail(running.id, 1, USER_MISTAKE, max_attempts=2)
         cluster.end(running.id, 1)
         bucket.trouble = StorageUnavailable()
-        for _ in range(3):
+        for _ in range(2 * PAUSE_TICKS):
             dispatcher.tick()
         assert len(messages(caplog, logging.WARNING)) == 1
         bucket.trouble = None
-        dispatcher.tick()
+        for _ in range(PAUSE_TICKS):
+            dispatcher.tick()
         assert bucket.deleted == [f"jobs/{running.id}/"]
+
+    def test_an_ended_job_is_left_alone_until_its_last_actor_is_gone(
+        self,
+        job_store: Store,
+        cluster: FakeCluster,
+        bucket: FakeBucket,
+        settings: Settings,
+        queued: Callable[[], Job],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        dispatcher = Dispatcher(job_store, cluster, bucket, settings)
+        job = queued()
+        dispatcher.tick()
+        job_store.cancel(job.id)
+        for _ in range(3):
+            dispatcher.tick()
+        ended = job_store.get(job.id).finished_at
+        assert ended
+        assert bucket.deleted == []
+        for second in range(service.dispatcher.CLEANING_GRACE_SECONDS + 1):
+            assert bucket.deleted == []
+            clock = SimpleNamespace(now=lambda _, at=ended + timedelta(seconds=second): at)
+            monkeypatch.setattr(service.dispatcher, "datetime", clock)
+            dispatcher.tick()
+        assert bucket.deleted == [f"jobs/{job.id}/"]
+
+    def test_one_job_is_cleaned_per_pass(
+        self,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        bucket: FakeBucket,
+        queued: Callable[[], Job],
+    ) -> None:
+        jobs = ended_jobs(job_store, queued)
+        for done in range(len(jobs)):
+            assert bucket.deleted == [f"jobs/{job.id}/" for job in jobs[:done]]
+            dispatcher.tick()
+        assert job_store.uncleaned() == []
+
+    def test_a_bucket_that_fails_is_left_alone_for_some_passes(
+        self,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        bucket: FakeBucket,
+        queued: Callable[[], Job],
+    ) -> None:
+        ended_jobs(job_store, queued)
+        bucket.trouble = StorageUnavailable()
+        for _ in range(2 * (PAUSE_TICKS + 1)):
+            dispatcher.tick()
+        assert len(bucket.asked) == 2
+
+    def test_a_job_that_cannot_be_cleaned_holds_up_no_other(
+        self,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        bucket: FakeBucket,
+        queued: Callable[[], Job],
+    ) -> None:
+        bad, *good = ended_jobs(job_store, queued)
+        bucket.refused = f"jobs/{bad.id}/"
+        for _ in range(3 * (PAUSE_TICKS + 1)):
+            dispatcher.tick()
+        assert bucket.deleted == [f"jobs/{job.id}/" for job in good]
+        assert [job.id for job in job_store.uncleaned()] == [bad.id]
 
 
 def test_a_defect_in_one_job_does_not_hold_up_the_others(
