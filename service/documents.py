@@ -27,7 +27,8 @@ from service.patterns import has_wildcard, selected_files
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
 MAX_DOCUMENTS = 10_000_000
-MAX_TEXT_BYTES = 64 * 2**30
+MAX_TEXT_BYTES = 4 * 2**30
+"""All documents are in a worker's memory at once, and far fewer calibrate any model."""
 PARQUET_ROWS = 64
 MAX_NAMES_SHOWN = 20
 
@@ -103,10 +104,15 @@ def _files(root: Path, pattern: str, param: str) -> tuple[Path, list[str]]:
 
 
 def _check_bounds(count: int, size: int, param: str) -> None:
-    if count > MAX_DOCUMENTS:
-        raise DataInvalid(f"There are more than {MAX_DOCUMENTS} documents.", param=param)
-    if size > MAX_TEXT_BYTES:
-        raise DataInvalid(f"There are more than {MAX_TEXT_BYTES} bytes of text.", param=param)
+    for amount, bound, unit in (
+        (count, MAX_DOCUMENTS, "documents"),
+        (size, MAX_TEXT_BYTES, "bytes of text"),
+    ):
+        if amount > bound:
+            raise DataInvalid(
+                f"There are more than {bound} {unit}. Name a pattern that selects fewer files.",
+                param=param,
+            )
 
 
 def _read(folder: Path, path: str, text_field: str, param: str) -> Iterator[Document]:

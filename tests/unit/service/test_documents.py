@@ -239,7 +239,9 @@ def test_there_may_be_too_many_documents(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_bounds")
 def test_there_may_be_too_much_text(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl.gz", [{"text": "x" * 40}] * 3)
-    assert "more than 100 bytes" in refused(DataInvalid, tmp_path).detail
+    detail = refused(DataInvalid, tmp_path).detail
+    assert "more than 100 bytes of text" in detail
+    assert "Name a pattern that selects fewer files" in detail
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:
