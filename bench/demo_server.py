@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -14,12 +13,14 @@ from pathlib import Path
 import httpx
 import psutil
 
+from service.child import log_tail
+from service.ports import LOOPBACK, choose_port
+
 START_SECONDS = 180
 STOP_SECONDS = 60
 EXIT_SECONDS = 5
 """What its children have left to end once the server itself is gone."""
 POLL_SECONDS = 0.5
-LOG_LINES = 30
 
 
 class ServerFailed(Exception):
@@ -43,8 +44,8 @@ def serving(command: Sequence[str], data_dir: Path, allowed: Sequence[Path]) -> 
     Raises:
         ServerFailed: it is not ready in time, or leaves processes behind.
     """
-    port, dashboard_port = free_port(), free_port()
-    here = Server(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}")
+    port, dashboard_port = choose_port(0, "--port"), choose_port(0, "--dashboard-port")
+    here = Server(f"http://{LOOPBACK}:{port}", f"http://{LOOPBACK}:{dashboard_port}")
     log = data_dir / "serve.log"
     arguments = [*command, "--data-dir", str(data_dir)]
     arguments += ["--port", str(port), "--dashboard-port", str(dashboard_port)]
@@ -65,24 +66,17 @@ def serving(command: Sequence[str], data_dir: Path, allowed: Sequence[Path]) -> 
         raise ServerFailed("; ".join(complaints))
 
 
-def free_port() -> int:
-    """A port of the loopback interface on which nothing listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     with httpx.Client(trust_env=False, timeout=10) as http:
         while time.monotonic() < deadline:
             if server.poll() is not None:
-                raise ServerFailed(f"the server ended at once:\n{_tail(log)}")
+                raise ServerFailed(f"the server ended at once:\n{log_tail(log)}")
             with suppress(httpx.TransportError):
                 if http.get(f"{url}/readyz").is_success:
                     return
             time.sleep(POLL_SECONDS)
-    raise ServerFailed(f"the server is not ready after {START_SECONDS} s:\n{_tail(log)}")
+    raise ServerFailed(f"the server is not ready after {START_SECONDS} s:\n{log_tail(log)}")
 
 
 def _stop(server: subprocess.Popen[bytes]) -> list[str]:
@@ -121,7 +115,3 @@ def _family(pid: int) -> list[psutil.Process]:
         return [server, *server.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
