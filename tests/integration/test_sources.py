@@ -125,7 +125,8 @@ class TestS3Model:
         """A model in the bucket, with company that is not wanted."""
         for name, content in contents(model_folder).items():
             storage.put_bytes(prefix + "model/" + name, content)
-        for name in ("tokenizer.json", "modeling_evil.py", "other.json", "deep/other.json"):
+        strangers = ("modeling_evil.py", "optimizer.bin", "trainer_state.json", "deep/other.json")
+        for name in ("tokenizer.json", *strangers):
             storage.put_bytes(prefix + "model/" + name, b"{}")
         storage.put_bytes(prefix + "model/", b"")
         storage.put_bytes(prefix + "model-old/config.json", b"{}")
