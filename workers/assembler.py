@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.spec import JobSpec
 from service.storage import ObjectStorage
 from workers.checkpoint_writer import CheckpointSize, write_checkpoint
-from workers.compression.solve import Factors
+from workers.compression.interpolation import Interpolation
 from workers.model import prepare_model
 
 
@@ -36,18 +36,18 @@ class Assembler:
     def assemble(
         self, target: str, ranks: Mapping[str, int], owners: Mapping[str, Any], dtype: str
     ) -> tuple[Path, CheckpointSize]:
-        """Write a target's checkpoint; `owners` are the workers that hold each layer's factors.
+        """Write a target's checkpoint; `owners` are the workers that solved each layer.
 
         Raises ModelInvalid if the source lacks any parameter of the model.
         """
         source = prepare_model(self._spec.model, self._settings)
 
-        def factors(layer: str) -> Factors:
-            fetched: Factors = ray.get(owners[layer].factors.remote(layer, ranks[layer]))
+        def compressed(layer: str) -> Interpolation:
+            fetched: Interpolation = ray.get(owners[layer].compressed.remote(layer, ranks[layer]))
             return fetched
 
         folder = self._scratch / target
-        return folder, write_checkpoint(source, folder, ranks, factors, getattr(torch, dtype))
+        return folder, write_checkpoint(source, folder, ranks, compressed, getattr(torch, dtype))
 
     def publish(self, job_id: str, target: str, report: Mapping[str, Any], card: str) -> Artifact:
         """Add the report and the model card, and put the artifact into the bucket."""

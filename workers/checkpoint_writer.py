@@ -1,4 +1,4 @@
-"""Writes a compressed checkpoint: streams the source's safetensors, putting factors in.
+"""Writes a compressed checkpoint: streams the source's safetensors, putting low-rank layers in.
 
 At most one output shard is in memory. The folder holds what `AutoModelForCausalLM` needs and
 nothing that is pickled.
@@ -25,7 +25,7 @@ from service.errors import ModelInvalid, NotACausalLM
 from service.model_check import is_companion
 from workers.checkpoint_names import model_names
 from workers.compression import checkpoint
-from workers.compression.solve import Factors
+from workers.compression.interpolation import Interpolation
 from workers.model import weight_files
 
 MAX_SHARD_BYTES = 2 << 30
@@ -53,10 +53,10 @@ def write_checkpoint(
     source: Path,
     folder: Path,
     ranks: Mapping[str, int],
-    factors: Callable[[str], Factors],
+    compressed: Callable[[str], Interpolation],
     dtype: torch.dtype,
 ) -> CheckpointSize:
-    """Write the checkpoint in which every layer named in `ranks` is replaced by its factors.
+    """Write the checkpoint in which `compressed` stands in for every layer named in `ranks`.
 
     Raises ModelInvalid if the source lacks any parameter of the model.
     """
@@ -70,10 +70,10 @@ def write_checkpoint(
             if layer not in ranks:
                 yield names[key], tensor.to(dtype) if tensor.is_floating_point() else tensor
             elif part == "weight":
-                replacement = factors(layer)
+                replacement = compressed(layer)
                 biased[layer] = replacement.bias is not None
                 for name, factor in checkpoint.tensors(layer, replacement):
-                    yield name, factor.to(dtype)
+                    yield name, factor.to(dtype) if factor.is_floating_point() else factor
 
     size = write_shards(stream(), folder)
     layers = {name: (ranks[name], biased[name]) for name in ranks}

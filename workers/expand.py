@@ -1,4 +1,4 @@
-"""Multiplies the factors of an artifact back: ``python -m workers.expand ARTIFACT OUT``.
+"""Multiplies the low-rank layers of an artifact out: ``python -m workers.expand ARTIFACT OUT``.
 
 What comes out is a plain dense checkpoint of the base architecture, as large as the original, for
 engines that know no low-rank layers. It computes what the artifact computes.
@@ -20,6 +20,9 @@ from service.errors import ArtifactCorrupt, EigenpressError
 from workers.checkpoint_writer import copy_companions, read_tensors, write_json, write_shards
 from workers.compression.checkpoint import CONFIG_KEY, FORMAT
 
+PARTS = ("basis", "rest", "order")
+"""What every low-rank layer is stored in; see `workers.compression.interpolation`."""
+
 BIAS_SWITCHES = ("attention_bias", "mlp_bias")
 """Settings by which a base architecture gives its linear layers a bias."""
 
@@ -33,8 +36,8 @@ class CannotExpand(EigenpressError):
 def expand(artifact: Path, folder: Path) -> None:
     """Write the dense checkpoint into `folder`, which must not exist yet.
 
-    Raises CannotExpand if `artifact` is not one, or if its factors carry biases for which the
-    base architecture has no place; ArtifactCorrupt if a factor is missing.
+    Raises CannotExpand if `artifact` is not one, or if its layers carry biases for which the
+    base architecture has no place; ArtifactCorrupt if a part of a layer is missing.
     """
     config = _artifact_config(artifact)
     if folder.exists():
@@ -88,18 +91,19 @@ def _empty_model(config: Mapping[str, Any], architecture: str) -> nn.Module:
 def _dense_tensors(
     artifact: Path, layers: Mapping[str, Mapping[str, Any]], model: nn.Module
 ) -> Iterator[tuple[str, Tensor]]:
-    """The artifact's tensors with factors multiplied, and zeros for biases that it lacks."""
+    """The artifact's tensors, low-rank layers multiplied out; zeros for biases that it lacks."""
     waiting: dict[str, dict[str, Tensor]] = {}
     written: set[str] = set()
 
     def dense(key: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        layer, part = ".".join(key.split(".")[:-2]), ".".join(key.split(".")[-2:])
+        path = key.removesuffix(".weight")
+        layer, _, part = path.rpartition(".")
         if layer not in layers:
             yield key, tensor
             return
         parts = waiting.setdefault(layer, {})
         parts[part] = tensor
-        if len(parts) == 2 + layers[layer]["bias"]:
+        if len(parts) == len(PARTS) + layers[layer]["bias"]:
             yield from _multiplied(layer, waiting.pop(layer))
 
     dtype = torch.float32
@@ -109,17 +113,18 @@ def _dense_tensors(
             written.add(name)
             yield name, value
     if waiting:
-        raise ArtifactCorrupt(f"{artifact} lacks a factor of {next(iter(waiting))}")
+        raise ArtifactCorrupt(f"{artifact} lacks a part of {next(iter(waiting))}")
     for name, parameter in model.named_parameters():
         if name.endswith(".bias") and name not in written:
             yield name, torch.zeros(parameter.shape, dtype=dtype)
 
 
 def _multiplied(layer: str, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    up, down = parts["up.weight"], parts["down.weight"]
-    yield f"{layer}.weight", (up.double() @ down.double()).to(up.dtype)
-    if "up.bias" in parts:
-        yield f"{layer}.bias", parts["up.bias"]
+    basis, rest, order = (parts[name] for name in PARTS)
+    others = (rest.double() @ basis.double()).to(basis.dtype)
+    yield f"{layer}.weight", torch.cat((basis, others)).index_select(0, order)
+    if "bias" in parts:
+        yield f"{layer}.bias", parts["bias"]
 
 
 def main(arguments: list[str]) -> int:

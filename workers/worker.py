@@ -24,9 +24,10 @@ from service.settings import Settings
 from service.spec import JobSpec
 from workers.checkpoint_writer import check_writable
 from workers.compression.allocation import LayerOptions
+from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.layers import InputGroup, LinearLayer, compressible_layers, input_groups
 from workers.compression.metrics import METHODS
-from workers.compression.solve import Factors, Solution, solve_group
+from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import Calibration, GroupStatistics, merged
 from workers.evaluator import PROMPT_TOKENS, TextLoss, decode_speed, text_loss
 from workers.model import (
@@ -166,9 +167,9 @@ class Worker:
         return [solution.options() for solution in solutions.values()]
 
     @ray.method(concurrency_group=SERVING)
-    def factors(self, layer: str, rank: int) -> Factors:
-        """The factors of a layer that this worker has solved."""
-        return self._solutions[layer].truncate(rank)
+    def compressed(self, layer: str, rank: int) -> Interpolation:
+        """A layer that this worker has solved, at the given rank and as it is stored."""
+        return interpolate(self._solutions[layer].truncate(rank))
 
     def release(self) -> None:
         """Forget the factors: every artifact is written."""

@@ -10,6 +10,7 @@ greedily. Pure functions on plain data.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,11 +33,14 @@ class LayerOptions:
     spectrum: Tensor  # (k,) float64, descending
     max_rank: int
     dense_cost: int  # parameters
-    rank_cost: int  # parameters that one more rank adds: out + in
-    fixed_cost: int  # parameters at any rank: the bias
+    sides: int  # out + in
+    fixed_cost: int  # parameters at any rank: the order of the outputs, the bias
 
     def cost(self, rank: int | None) -> int:
-        return self.dense_cost if rank is None else self.fixed_cost + rank * self.rank_cost
+        """Parameters of the layer as it is stored: r (out + in − r) and what is fixed."""
+        if rank is None:
+            return self.dense_cost
+        return self.fixed_cost + rank * (self.sides - rank)
 
     def error(self, rank: int | None) -> float:
         """The sum of the eigenvalues dropped; 0 for a dense layer."""
@@ -60,8 +64,10 @@ def allocate_uniform(layers: Sequence[LayerOptions], budget: int) -> dict[str, i
     keep = budget / sum(layer.dense_cost for layer in layers)
 
     def rank(layer: LayerOptions) -> int:
-        wanted = math.floor((keep * layer.dense_cost - layer.fixed_cost) / layer.rank_cost)
-        return min(max(wanted, 1), layer.max_rank)
+        affordable = bisect_right(
+            range(1, layer.max_rank + 1), keep * layer.dense_cost, key=layer.cost
+        )
+        return max(affordable, 1)
 
     ranks: dict[str, int | None] = {layer.name: rank(layer) for layer in layers}
     if total_cost(layers, ranks) > budget:  # layers too small for their share took rank 1
@@ -107,7 +113,7 @@ class _Curve:
         self.errors = torch.cat([dropped.cpu(), torch.zeros(1, dtype=torch.float64)])
         self.costs = torch.cat(
             [
-                ranks * layer.rank_cost + layer.fixed_cost,
+                ranks * (layer.sides - ranks) + layer.fixed_cost,
                 torch.tensor([layer.dense_cost], dtype=torch.float64),
             ]
         )
@@ -124,17 +130,17 @@ def _spend(
     left = budget - total_cost(layers, ranks)
     while True:
         gains = [
-            (float(layer.spectrum[rank]) / layer.rank_cost, layer)
+            (float(layer.spectrum[rank]) / price, price, layer)
             for layer in layers
             if (rank := ranks[layer.name]) is not None
             and rank < layer.max_rank
-            and layer.rank_cost <= left
+            and (price := layer.cost(rank + 1) - layer.cost(rank)) <= left
         ]
         if not gains:
             return ranks
-        _, layer = max(gains, key=lambda gain: gain[0])
+        _, price, layer = max(gains, key=lambda gain: gain[0])
         ranks[layer.name] = (ranks[layer.name] or 0) + 1
-        left -= layer.rank_cost
+        left -= price
 
 
 def _shrunk(

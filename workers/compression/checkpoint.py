@@ -1,9 +1,10 @@
 """The format of a compressed checkpoint: pure functions on configurations and tensor names.
 
 A compressed checkpoint is an ordinary Hugging Face folder. Each compressed layer ``L.weight``
-(out, in) is stored as ``L.down.weight`` (r, in) and ``L.up.weight`` (out, r), with ``L.up.bias``
-(out,) where it has one. config.json carries the ranks under one key and an `auto_map` to a small
-generated modelling file, which subclasses the base architecture and needs only transformers.
+(out, in) is stored as ``L.basis.weight`` (r, in), ``L.rest.weight`` (out − r, r) and ``L.order``
+(out,), with ``L.bias`` (out,) where it has one: see `workers.compression.interpolation`.
+config.json carries the ranks under one key and an `auto_map` to a small generated modelling file,
+which subclasses the base architecture and needs only transformers.
 
 The configuration has a model type of its own, so that a loader which was not told to trust the
 modelling file stops, instead of loading the base architecture with random weights in the gaps.
@@ -17,19 +18,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from workers.compression.interpolation import Interpolation
 from workers.compression.lowrank import LowRankLinear
-from workers.compression.solve import Factors
 
 FORMAT = 1
 CONFIG_KEY = "eigenpress"
 MODELING_MODULE = "modeling_eigenpress"
 MODEL_TYPE_PREFIX = "eigenpress_"
 
-_MODELING_TEMPLATE = '''"""A {base} compressed by Eigenpress: some layers are products of two.
+_MODELING_TEMPLATE = '''"""A {base} compressed by Eigenpress: some layers have a low rank.
 
 Load it with ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
 """
 
+import torch
 from torch import Tensor, nn
 from transformers import {config}, {base}
 
@@ -54,12 +56,13 @@ class Eigenpress{base}({base}):
 '''
 
 
-def tensors(name: str, factors: Factors) -> Iterator[tuple[str, Tensor]]:
+def tensors(name: str, layer: Interpolation) -> Iterator[tuple[str, Tensor]]:
     """The tensors that stand for the compressed layer `name`, by their names in the checkpoint."""
-    yield f"{name}.down.weight", factors.down
-    yield f"{name}.up.weight", factors.up
-    if factors.bias is not None:
-        yield f"{name}.up.bias", factors.bias
+    yield f"{name}.basis.weight", layer.basis
+    yield f"{name}.rest.weight", layer.rest
+    yield f"{name}.order", layer.order
+    if layer.bias is not None:
+        yield f"{name}.bias", layer.bias
 
 
 def modeling_source(base_architecture: str, config_class: str, model_type: str) -> str:
@@ -98,17 +101,17 @@ def compressed_config(
     }
 
 
-def replace_layers(model: nn.Module, factors: Mapping[str, Factors]) -> nn.Module:
+def replace_layers(model: nn.Module, layers: Mapping[str, Interpolation]) -> nn.Module:
     """Put low-rank modules in place of the named linear layers of a model in memory."""
-    for name, factor in factors.items():
+    for name, layer in layers.items():
         dense = model.get_submodule(name)
         if not isinstance(dense, nn.Linear):
             raise TypeError(f"{name} is a {type(dense).__name__}, not an nn.Linear")
         module = LowRankLinear(
-            dense.in_features, dense.out_features, factor.rank, factor.bias is not None
+            dense.in_features, dense.out_features, layer.rank, layer.bias is not None
         ).to(dense.weight)
         module.load_state_dict(
-            {key.removeprefix(f"{name}."): value for key, value in tensors(name, factor)}
+            {key.removeprefix(f"{name}."): value for key, value in tensors(name, layer)}
         )
         model.set_submodule(name, module)
     return model

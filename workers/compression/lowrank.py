@@ -5,17 +5,23 @@ The class stands alone on torch: its source is copied into every artifact's mode
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
 class LowRankLinear(nn.Module):
-    """y = up(down(x)): a linear layer whose weight is a product of rank `rank`."""
+    """A linear layer of rank `rank`: that many outputs, and the others as combinations of them."""
+
+    order: Tensor
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
         super().__init__()
-        self.down = nn.Linear(in_features, rank, bias=False)
-        self.up = nn.Linear(rank, out_features, bias=bias)
+        self.basis = nn.Linear(in_features, rank, bias=False)
+        self.rest = nn.Linear(rank, out_features - rank, bias=False)
+        self.register_buffer("order", torch.arange(out_features, dtype=torch.int32))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.up(self.down(x))
-        return y
+        z = self.basis(x)
+        y = torch.cat((z, self.rest(z)), dim=-1).index_select(-1, self.order)
+        return y if self.bias is None else y + self.bias

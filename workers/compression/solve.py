@@ -12,6 +12,7 @@ All in float64. A spectrum that is not finite, or negative beyond rounding, rais
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -69,8 +70,8 @@ class Solution:
             spectrum=self.spectrum.cpu(),
             max_rank=self.max_rank,
             dense_cost=self.layer.parameters,
-            rank_cost=self.layer.out_features + self.layer.in_features,
-            fixed_cost=self.layer.out_features * self.has_bias,
+            sides=self.layer.out_features + self.layer.in_features,
+            fixed_cost=_fixed_cost(self.layer, has_bias=self.has_bias),
         )
 
     def to(self, device: torch.device) -> Solution:
@@ -104,12 +105,19 @@ class Solution:
 
 
 def break_even_rank(layer: LinearLayer, *, has_bias: bool) -> int:
-    """The largest rank, at least 1, at which two factors hold fewer parameters than the layer.
+    """The largest rank, at least 1, at which the stored layer is smaller than the dense one.
 
-    `has_bias` says whether the factors carry a bias.
+    It is stored in r (out + in − r) parameters, the order of its outputs and, if `has_bias`, a
+    bias: see `workers.compression.interpolation`.
     """
-    spare = layer.parameters - has_bias * layer.out_features - 1
-    return max(1, min(spare // (layer.out_features + layer.in_features), _full_rank(layer)))
+    sides = layer.out_features + layer.in_features
+    spare = layer.parameters - _fixed_cost(layer, has_bias=has_bias)
+    ranks = range(1, _full_rank(layer) + 1)
+    return max(1, bisect_left(ranks, spare, key=lambda rank: rank * (sides - rank)))
+
+
+def _fixed_cost(layer: LinearLayer, *, has_bias: bool) -> int:
+    return layer.out_features * (1 + has_bias)
 
 
 def solve_group(

@@ -30,6 +30,7 @@ from tests.fixtures.models import byte_tokenizer, save_tiny_model, tiny_llama_co
 from workers import checkpoint_writer
 from workers.checkpoint_writer import CheckpointSize, check_writable, write_checkpoint
 from workers.compression.checkpoint import replace_layers
+from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.layers import compressible_layers
 from workers.compression.solve import Factors
 from workers.model import parameter_count, weight_files
@@ -89,42 +90,50 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A source checkpoint, factors for some of its layers, and what should come of them."""
+    """A source checkpoint, low-rank stand-ins for some layers, and what should come of them."""
 
     source: Path
-    factors: Mapping[str, Factors]
+    layers: Mapping[str, Interpolation]
     expected: Any  # the compressed model, in memory
 
     @property
     def ranks(self) -> dict[str, int]:
-        return {name: factors.rank for name, factors in self.factors.items()}
+        return {name: layer.rank for name, layer in self.layers.items()}
 
     def write(self, folder: Path, dtype: torch.dtype = torch.float32) -> CheckpointSize:
-        return write_checkpoint(self.source, folder, self.ranks, self.factors.__getitem__, dtype)
+        return write_checkpoint(self.source, folder, self.ranks, self.layers.__getitem__, dtype)
 
 
-def random_factors(model: Any, *, adds_bias: bool) -> dict[str, Factors]:
-    """Factors for all compressible layers but the first, which stays dense."""
+def random_layers(model: Any, *, adds_bias: bool) -> dict[str, Interpolation]:
+    """Stand-ins for all compressible layers but the first, which stays dense."""
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator) / 4
 
     return {
-        layer.name: Factors(
-            random(RANK, layer.in_features),
-            random(layer.out_features, RANK),
-            random(layer.out_features) if adds_bias or layer.has_bias else None,
+        layer.name: interpolate(
+            Factors(
+                random(RANK, layer.in_features),
+                random(layer.out_features, RANK),
+                random(layer.out_features) if adds_bias or layer.has_bias else None,
+            )
         )
         for layer in compressible_layers(model)[1:]
     }
 
 
+def stored_numbers(model: Any) -> int:
+    """The model's parameters and what the low-rank layers need to order their outputs."""
+    orders = (buffer for name, buffer in model.named_buffers() if name.endswith(".order"))
+    return parameter_count(model) + sum(int(order.numel()) for order in orders)
+
+
 def make_case(folder: Path, config: PretrainedConfig, *, adds_bias: bool = False) -> Case:
     save_tiny_model(folder, config)
     model = tiny_model(config)
-    factors = random_factors(model, adds_bias=adds_bias)
-    return Case(folder, factors, replace_layers(model, factors))
+    layers = random_layers(model, adds_bias=adds_bias)
+    return Case(folder, layers, replace_layers(model, layers))
 
 
 @pytest.fixture
@@ -146,7 +155,7 @@ def same(one: Any, other: Any) -> bool:
     return torch.allclose(logits(one), logits(other), atol=1e-5)
 
 
-@pytest.mark.parametrize("adds_bias", [False, True], ids=["factors as is", "factors with bias"])
+@pytest.mark.parametrize("adds_bias", [False, True], ids=["as it is", "with bias"])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_what_is_loaded_is_what_was_in_memory(
     tmp_path: Path, config: PretrainedConfig, adds_bias: bool
@@ -160,7 +169,7 @@ def test_what_is_loaded_is_what_was_in_memory(
     assert not info["unexpected_keys"]
     assert same(loaded, case.expected)
     assert not same(loaded, tiny_model(config))
-    assert size.parameters == parameter_count(loaded) == parameter_count(case.expected)
+    assert size.parameters == stored_numbers(loaded) == stored_numbers(case.expected)
     assert size.bytes == (tmp_path / "artifact" / "model.safetensors").stat().st_size
 
 
@@ -200,7 +209,7 @@ def test_it_can_be_saved_and_loaded_again(case: Case, tmp_path: Path) -> None:
     load(tmp_path / "artifact").save_pretrained(tmp_path / "again")
     again = load(tmp_path / "again")
     assert same(again, case.expected)
-    assert again.config.eigenpress["layers"].keys() == case.factors.keys()
+    assert again.config.eigenpress["layers"].keys() == case.layers.keys()
 
 
 def test_the_tokenizer_comes_along(case: Case, tmp_path: Path) -> None:
@@ -277,14 +286,15 @@ def test_an_artifact_is_written_in_the_precision_asked_for(
 ) -> None:
     size = case.write(tmp_path / "artifact", dtype)
     tensors = load_file(tmp_path / "artifact" / "model.safetensors")
-    assert {tensor.dtype for tensor in tensors.values()} == {dtype}
+    stored = {name.rpartition(".")[2]: tensor.dtype for name, tensor in tensors.items()}
+    assert stored == {"weight": dtype, "order": torch.int32}
     loaded = load(tmp_path / "artifact")
     assert loaded.dtype is dtype
     assert torch.equal(
-        loaded.model.layers[1].mlp.up_proj.down.weight,
-        case.factors["model.layers.1.mlp.up_proj"].down.to(dtype),
+        loaded.model.layers[1].mlp.up_proj.basis.weight,
+        case.layers["model.layers.1.mlp.up_proj"].basis.to(dtype),
     )
-    assert size.parameters == parameter_count(case.expected)
+    assert size.parameters == stored_numbers(case.expected)
 
 
 def test_the_configuration_says_what_was_made_of_what(case: Case, tmp_path: Path) -> None:
@@ -296,7 +306,7 @@ def test_the_configuration_says_what_was_made_of_what(case: Case, tmp_path: Path
         "format": 1,
         "base_architecture": "LlamaForCausalLM",
         "base_model_type": "llama",
-        "layers": {name: {"rank": RANK, "bias": False} for name in case.factors},
+        "layers": {name: {"rank": RANK, "bias": False} for name in case.layers},
     }
     assert (written["dtype"], "torch_dtype" in written) == ("bfloat16", False)
     assert written["model_type"] == "eigenpress_llama"
@@ -305,7 +315,7 @@ def test_the_configuration_says_what_was_made_of_what(case: Case, tmp_path: Path
 def test_with_nothing_to_replace_the_model_is_written_as_it_is(case: Case, tmp_path: Path) -> None:
     untouched = Case(case.source, {}, tiny_model(tiny_llama_config()))
     size = untouched.write(tmp_path / "artifact")
-    assert size.parameters == parameter_count(untouched.expected)
+    assert size.parameters == stored_numbers(untouched.expected)
     assert same(load(tmp_path / "artifact"), untouched.expected)
 
 
@@ -344,7 +354,7 @@ def test_an_output_head_that_is_tied_and_stored_all_the_same_is_dropped(
         del config["tie_word_embeddings"]
         (case.source / "config.json").write_text(json.dumps(config))
     size = case.write(tmp_path / "artifact")
-    assert size.parameters == parameter_count(case.expected)
+    assert size.parameters == stored_numbers(case.expected)
     assert same(load(tmp_path / "artifact"), case.expected)
 
 
@@ -357,5 +367,5 @@ def test_masks_that_old_checkpoints_keep_are_no_parameters(tmp_path: Path) -> No
     }
     save_file(load_file(file) | masks, file, metadata={"format": "pt"})
     written = case.write(tmp_path / "artifact")
-    assert written.parameters == parameter_count(case.expected)
+    assert written.parameters == stored_numbers(case.expected)
     assert same(load(tmp_path / "artifact"), case.expected)

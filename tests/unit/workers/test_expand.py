@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from service.errors import ArtifactCorrupt
 from tests.fixtures.models import save_tiny_model, tiny_llama_config, tiny_model
 from workers.checkpoint_writer import write_checkpoint
+from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.solve import Factors
 from workers.expand import CannotExpand, expand, main
 
@@ -25,15 +26,17 @@ def artifact(folder: Path, config: Any, *, bias: bool, names: list[str] = NAMES)
     model = tiny_model(config)
     generator = torch.Generator().manual_seed(0)
 
-    def factors(name: str) -> Factors:
+    def compressed(name: str) -> Interpolation:
         out, inner = model.get_submodule(name).weight.shape
-        return Factors(
+        factors = Factors(
             torch.randn(3, inner, generator=generator) / 4,
             torch.randn(out, 3, generator=generator) / 4,
             torch.randn(out, generator=generator) if bias else None,
         )
+        return interpolate(factors)
 
-    write_checkpoint(source, folder / "artifact", dict.fromkeys(names, 3), factors, torch.float32)
+    ranks = dict.fromkeys(names, 3)
+    write_checkpoint(source, folder / "artifact", ranks, compressed, torch.float32)
     return folder / "artifact"
 
 
@@ -103,5 +106,5 @@ def test_a_missing_factor_is_found(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["eigenpress"]["layers"][NAMES[0]]["bias"] = True
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ArtifactCorrupt, match=r"lacks a factor of model\.layers\.0"):
+    with pytest.raises(ArtifactCorrupt, match=r"lacks a part of model\.layers\.0"):
         expand(folder, tmp_path / "dense")

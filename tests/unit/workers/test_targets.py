@@ -18,7 +18,7 @@ PARAMETERS = 3000
 
 def layer(name: str) -> LayerOptions:
     spectrum = torch.logspace(0, -4, 32, dtype=torch.float64)
-    return LayerOptions(name, spectrum, 15, dense_cost=1024, rank_cost=64, fixed_cost=32)
+    return LayerOptions(name, spectrum, 15, dense_cost=1024, sides=64, fixed_cost=32)
 
 
 LAYERS = [layer("a"), layer("b")]

@@ -35,7 +35,7 @@ def options(
         break_even_rank(layer, has_bias=bias),
         layer.parameters,
         out + inner,
-        out * bias,
+        out * (1 + bias),
     )
 
 
@@ -87,7 +87,8 @@ def test_what_is_left_of_the_budget_buys_no_further_rank(
         rank = ranks[layer.name]
         useful = rank is not None and rank < layer.max_rank and float(layer.spectrum[rank]) > 0
         if useful and ranks != allocate_uniform(layers, budget):
-            assert layer.rank_cost > left
+            assert rank is not None
+            assert layer.cost(rank + 1) - layer.cost(rank) > left
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.7, 0.9])
@@ -125,15 +126,15 @@ def test_a_layer_whose_directions_all_matter_stays_dense() -> None:
 def test_uniform_gives_every_layer_its_share() -> None:
     layers = [options("a", 40, 40, [1.0] * 40), options("b", 40, 120, [9.0] * 40)]
     ranks = allocate_uniform(layers, int(0.5 * (1600 + 4800)))
-    assert ranks == {"a": 10, "b": 15}
+    assert ranks == {"a": 11, "b": 16}
 
 
 @pytest.mark.parametrize("allocate", ALLOCATIONS.values(), ids=ALLOCATIONS.keys())
 def test_a_budget_below_rank_one_everywhere_is_refused(allocate: Allocate) -> None:
     layers = [options("a", 8, 8, [1.0] * 8)]
-    with pytest.raises(BudgetTooSmall, match="15 parameters is less than the 16"):
-        allocate(layers, 15)
-    assert allocate(layers, 16) == {"a": 1}
+    with pytest.raises(BudgetTooSmall, match="22 parameters is less than the 23"):
+        allocate(layers, 22)
+    assert allocate(layers, 23) == {"a": 1}
 
 
 def test_layers_without_any_energy_are_no_obstacle() -> None:

@@ -316,7 +316,7 @@ def test_the_break_even_rank_is_the_last_that_saves_parameters(
     layer = LinearLayer("layer", out, inner, own)
 
     def cost(rank: int) -> int:
-        return rank * (out + inner) + carried * out
+        return rank * (out + inner - rank) + (1 + carried) * out
 
     rank = break_even_rank(layer, has_bias=carried)
     assert 1 <= rank <= min(out, inner)
@@ -326,9 +326,9 @@ def test_the_break_even_rank_is_the_last_that_saves_parameters(
 
 def test_only_ranks_that_save_parameters_are_kept() -> None:
     solution = problem(12, 12).solve(full=False)
-    assert solution.max_rank == break_even_rank(solution.layer, has_bias=True) == 5
-    for rank in (0, 6):
-        with pytest.raises(ValueError, match=r"not in 1\.\.5"):
+    assert solution.max_rank == break_even_rank(solution.layer, has_bias=True) == 7
+    for rank in (0, 8):
+        with pytest.raises(ValueError, match=r"not in 1\.\.7"):
             solution.truncate(rank)
 
 

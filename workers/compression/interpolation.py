@@ -1,0 +1,59 @@
+"""The form in which a low-rank layer is stored: an interpolative decomposition.
+
+Factors of rank r are only defined up to an invertible r × r matrix: up · down = (up T)(T⁻¹ down).
+Choosing T so that r rows of `up` become the identity leaves r² numbers unsaid: r of the layer's
+outputs are computed by `basis`, and the others are combinations of those (Cheng, Gimbutas,
+Martinsson and Rokhlin, 2005). The layer computes the same at any rank, in r (out + in − r)
+parameters in place of r (out + in), so that even a full rank costs no more than staying dense.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.compression.solve import Factors
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """One layer at rank r: with z = basis · x, y = [z; rest · z][order] + bias."""
+
+    basis: Tensor  # (r, in): rows of the approximated weight
+    rest: Tensor  # (out − r, r)
+    order: Tensor  # (out,) int32: where each output stands in [z; rest · z]
+    bias: Tensor | None  # (out,)
+
+    @property
+    def rank(self) -> int:
+        return self.basis.shape[0]
+
+
+def interpolate(factors: Factors) -> Interpolation:
+    """The same layer with r of its outputs as the basis, in the precision of the factors.
+
+    The outputs are the pivots of an LU decomposition of `up`, which keeps the entries of `rest`
+    small. Taken in float64.
+    """
+    up, rank = factors.up.double(), factors.rank
+    packed, pivots = torch.linalg.lu_factor(up)
+    permutation = _permutation(pivots, len(up))  # [basis outputs, the others]
+    lower = packed[:, :rank].tril(-1)
+    corner = lower[:rank] + torch.eye(rank, dtype=up.dtype, device=up.device)
+    rest = torch.linalg.solve_triangular(
+        corner, lower[rank:], upper=False, unitriangular=True, left=False
+    )
+    basis = up[permutation[:rank]] @ factors.down.double()
+    dtype = factors.down.dtype
+    order = permutation.argsort().to(torch.int32)
+    return Interpolation(basis.to(dtype), rest.to(dtype).contiguous(), order, factors.bias)
+
+
+def _permutation(pivots: Tensor, size: int) -> Tensor:
+    """LAPACK's row exchanges, counted from 1, as the row that comes to each place."""
+    rows = list(range(size))
+    for place, other in enumerate((pivots - 1).tolist()):
+        rows[place], rows[other] = rows[other], rows[place]
+    return torch.tensor(rows, device=pivots.device)
