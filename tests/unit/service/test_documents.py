@@ -130,7 +130,11 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, problem: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz"])
-@pytest.mark.parametrize("content", [b"", b"PAR1 nonsense PAR1", gzip.compress(b"{}" * 999)[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PAR1 nonsense PAR1", gzip.compress(b"{}" * 999)[:-9]],
+    ids=["empty", "nonsense", "cut gzip"],
+)
 def test_a_broken_container_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     error = refused(DataInvalid, tmp_path)
