@@ -95,7 +95,7 @@ def test_methods_rank_as_they_should_on_a_real_model(folder: Path, tmp_path: Pat
     afm = perplexity("afm", "uniform")
     svd = perplexity("svd", "uniform")
     assert dense < impact < 1.3 * dense
-    assert 1.5 * impact < afm
+    assert 1.1 * impact < afm
     assert 100 * afm < svd
 
 
