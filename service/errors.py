@@ -3,7 +3,6 @@
     EigenpressError
     ├── UserError                    the request or its inputs are at fault; never retried
     │   ├── InvalidParameter
-    │   ├── DuplicateTarget
     │   ├── PathNotAllowed
     │   ├── ModelNotFound
     │   ├── ModelConfigMissing
@@ -89,12 +88,6 @@ class InvalidParameter(UserError):
     """A field of the request has a value that is not allowed."""
 
     code = "invalid_parameter"
-
-
-class DuplicateTarget(UserError):
-    """Two targets of the job ask for the same size."""
-
-    code = "duplicate_target"
 
 
 class PathNotAllowed(UserError):
