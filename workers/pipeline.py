@@ -29,7 +29,7 @@ from service.storage import ObjectStorage
 from workers.checkpoint_writer import CheckpointSize
 from workers.compression.allocation import LayerOptions, Ranks
 from workers.crew import Crew
-from workers.evaluator import TextLoss
+from workers.evaluation.text import TextLoss
 from workers.placement import assign_owners, plan_placement, shares
 from workers.progress import Progress
 from workers.report import Evaluation, TargetResult, job_report, model_card

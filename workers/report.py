@@ -16,7 +16,7 @@ from service.spec import Target
 from workers.checkpoint_writer import CheckpointSize
 from workers.compression.allocation import LayerOptions, Ranks, total_cost, total_error
 from workers.compression.layers import LinearLayer
-from workers.evaluator import TextLoss
+from workers.evaluation.text import TextLoss
 from workers.texts import Texts
 from workers.worker import ModelSummary
 

@@ -29,7 +29,8 @@ from workers.compression.layers import InputGroup, LinearLayer, compressible_lay
 from workers.compression.metrics import METHODS
 from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import Calibration, GroupStatistics, merged
-from workers.evaluator import PROMPT_TOKENS, TextLoss, decode_speed, text_loss
+from workers.evaluation.speed import PROMPT_TOKENS, decode_speed
+from workers.evaluation.text import TextLoss, text_loss
 from workers.model import (
     load_model,
     load_tokenizer,

@@ -20,7 +20,7 @@ from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
 from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import Calibration
-from workers.evaluator import text_loss
+from workers.evaluation.text import text_loss
 from workers.model import load_model, load_tokenizer, parameter_count, prepare_model, stored_dtype
 from workers.sequences import calibration_sequences, evaluation_sequences, split_documents
 

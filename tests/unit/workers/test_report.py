@@ -17,7 +17,7 @@ from service.states import JobState
 from workers.checkpoint_writer import CheckpointSize
 from workers.compression.allocation import LayerOptions
 from workers.compression.layers import InputGroup, LinearLayer
-from workers.evaluator import TextLoss
+from workers.evaluation.text import TextLoss
 from workers.report import Evaluation, TargetResult, job_report, model_card
 from workers.texts import EvaluationText, Texts
 from workers.worker import ModelSummary

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.fixtures.models import tiny_llama_config, tiny_model
-from workers.evaluator import PROMPT_TOKENS, WARM_UP_TOKENS, TextLoss, decode_speed, text_loss
+from workers.evaluation.text import TextLoss, text_loss
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10, 11], [200, 3], [17, 90, 250, 4]]
 
@@ -96,20 +96,3 @@ def test_the_total_does_not_depend_on_the_order_of_batches(
     random.shuffle(losses)
     assert TextLoss.total(losses) == total
     assert (total.tokens, total.sequences) == (3 * len(values), len(values))
-
-
-def test_decoding_generates_exactly_as_many_tokens_as_it_says() -> None:
-    counts: list[tuple[int, int]] = []
-
-    class Recorder(nn.Linear):
-        def generate(self, input_ids: Tensor, **options: Any) -> None:
-            assert not options["do_sample"]
-            assert options["min_new_tokens"] == options["max_new_tokens"]
-            counts.append((input_ids.shape[1], options["max_new_tokens"]))
-
-    assert decode_speed(Recorder(1, 1), list(range(40)), 32) > 0
-    assert counts == [(PROMPT_TOKENS, WARM_UP_TOKENS), (PROMPT_TOKENS, 32)]
-
-
-def test_a_real_model_decodes_from_a_short_prompt(model: Any) -> None:
-    assert decode_speed(model, [5, 6], 3) > 0

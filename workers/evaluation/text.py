@@ -1,9 +1,8 @@
-"""What a model is worth: perplexity on held-out text, and its speed of decoding."""
+"""The loss of a model on text that it was not calibrated on."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,6 @@ from torch.nn import functional
 
 IGNORED = -100
 """The label of padding."""
-
-WARM_UP_TOKENS = 4
-PROMPT_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -62,28 +58,6 @@ def text_loss(model: Any, sequences: Sequence[Sequence[int]]) -> TextLoss:
     )
     predicted = int((labels[:, 1:] != IGNORED).sum())
     return TextLoss(float(loss.nan_to_num(math.inf)), predicted, len(sequences))
-
-
-@torch.no_grad()
-def decode_speed(model: Any, prompt: Sequence[int], tokens: int) -> float:
-    """Tokens per second of greedy decoding, batch 1, with cache, prompt processing included."""
-    input_ids = torch.tensor([prompt[:PROMPT_TOKENS]], device=next(model.parameters()).device)
-
-    def generate(count: int) -> None:
-        model.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            do_sample=False,
-            min_new_tokens=count,
-            max_new_tokens=count,
-        )
-        if input_ids.is_cuda:
-            torch.cuda.synchronize()
-
-    generate(WARM_UP_TOKENS)
-    start = time.perf_counter()
-    generate(tokens)
-    return tokens / (time.perf_counter() - start)
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,34 @@
+"""How fast a model decodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+WARM_UP_TOKENS = 4
+PROMPT_TOKENS = 16
+
+
+@torch.no_grad()
+def decode_speed(model: Any, prompt: Sequence[int], tokens: int) -> float:
+    """Tokens per second of greedy decoding, batch 1, with cache, prompt processing included."""
+    input_ids = torch.tensor([prompt[:PROMPT_TOKENS]], device=next(model.parameters()).device)
+
+    def generate(count: int) -> None:
+        model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            do_sample=False,
+            min_new_tokens=count,
+            max_new_tokens=count,
+        )
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
+
+    generate(WARM_UP_TOKENS)
+    start = time.perf_counter()
+    generate(tokens)
+    return tokens / (time.perf_counter() - start)
