@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -40,6 +40,8 @@ from workers.worker import ModelSummary
 
 DENSE = -1
 """Stands for the source model where artifacts are numbered."""
+
+Result = TypeVar("Result")
 
 MAX_NAMES_IN_EVENT = 20
 CLEANING_SECONDS = 10
@@ -215,9 +217,9 @@ class _Attempt:
             meter.expect(
                 sum(len(text.sequences) for text in texts.evaluation) * (1 + len(assembled))
             )
-            losses: dict[tuple[int, str], list[TextLoss]] = defaultdict(list)
-            for label, loss in drive(self._measurements(texts, assembled)):
-                losses[label].append(loss)
+            losses: dict[tuple[int, str], dict[int, TextLoss]] = defaultdict(dict)
+            for (model, text, number), loss in drive(self._measurements(texts, assembled)):
+                losses[model, text][number] = loss
                 meter.advance(loss.sequences)
             folders = [
                 (DENSE, 0, None),
@@ -227,7 +229,7 @@ class _Attempt:
             dense, *others = (
                 Evaluation(
                     {
-                        text.name: TextLoss.total(losses[number, text.name])
+                        text.name: TextLoss.total(_in_order(losses[number, text.name]))
                         for text in texts.evaluation
                     },
                     self._decode_speed(texts, self.workers[worker], folder),
@@ -241,18 +243,20 @@ class _Attempt:
     def _measurements(self, texts: Texts, assembled: Sequence[Assembled]) -> list[list[Call]]:
         """Per worker: its share of the dense model's batches, then its artifacts' batches."""
         size = self.spec.calibration.batch_size
+        batches = [
+            (text.name, number, batch)
+            for text in texts.evaluation
+            for number, batch in enumerate(_batches(sorted(text.sequences, key=len), size))
+        ]
         queues: list[list[Call]] = [[] for _ in self.workers]
-        for text in texts.evaluation:
-            batches = _batches(sorted(text.sequences, key=len), size)
-            for batch, number in zip(batches, cycle(range(len(queues)))):
-                measure = partial(self.workers[number].measure.remote, None, batch)
-                queues[number].append(Call((DENSE, text.name), measure))
+        for (name, number, batch), worker in zip(batches, cycle(range(len(queues)))):
+            measure = partial(self.workers[worker].measure.remote, None, batch)
+            queues[worker].append(Call((DENSE, name, number), measure))
         for index, artifact in enumerate(assembled):
-            for text in texts.evaluation:
-                for batch in _batches(sorted(text.sequences, key=len), size):
-                    worker = self.workers[artifact.worker]
-                    measure = partial(worker.measure.remote, artifact.folder, batch)
-                    queues[artifact.worker].append(Call((index, text.name), measure))
+            for name, number, batch in batches:
+                remote = self.workers[artifact.worker].measure.remote
+                measure = partial(remote, artifact.folder, batch)
+                queues[artifact.worker].append(Call((index, name, number), measure))
         return queues
 
     def _decode_speed(self, texts: Texts, worker: Any, folder: Path | None) -> float | None:
@@ -297,3 +301,8 @@ class _Attempt:
 def _batches(sequences: Sequence[list[int]], size: int) -> Iterator[Sequence[list[int]]]:
     for start in range(0, len(sequences), size):
         yield sequences[start : start + size]
+
+
+def _in_order(batches: Mapping[int, Result]) -> Iterator[Result]:
+    """Results by the numbers of their batches: models are compared sequence by sequence."""
+    return (batches[number] for number in sorted(batches))

@@ -16,6 +16,7 @@ from service.spec import Target
 from workers.checkpoint_writer import CheckpointSize
 from workers.compression.allocation import LayerOptions, Ranks, total_cost, total_error
 from workers.compression.layers import LinearLayer
+from workers.evaluation.estimates import Estimate
 from workers.evaluation.text import TextLoss
 from workers.texts import Texts
 from workers.worker import ModelSummary
@@ -75,8 +76,8 @@ def job_report(
             "skipped_files": len(texts.skipped_files),
             "loss": calibration_loss,
         },
-        "evaluation": {"dense": dense and _measured(dense, documents)},
-        "targets": [_target(result, model, options, documents) for result in results],
+        "evaluation": {"dense": dense and _measured(dense, None, documents)},
+        "targets": [_target(result, model, options, dense, documents) for result in results],
         "left_dense": [
             {"name": name, "reason": "outside the transformer blocks"} for name in model.left_dense
         ],
@@ -95,7 +96,7 @@ tags: [eigenpress, low-rank]
 Made by Eigenpress with the method `{method}` and `{allocation}` allocation. It keeps
 {linear:.1%} of the compressible linear parameters and {whole:.1%} of all parameters, and its
 weights take {bytes:,} bytes.
-{perplexities}
+{measurements}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -103,8 +104,10 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)
 ```
 
-`report.json` has every layer's rank and how all of this was measured. The licence and the terms
-of use are those of the model that it was made from.
+`report.json` has every layer's rank and how all of this was measured. Behind ± stand standard
+errors; accuracy is the share of tokens that the model held for the most likely.
+
+The licence and the terms of use are those of the model that it was made from.
 """
 
 
@@ -118,38 +121,43 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
         linear=target["size"]["linear_fraction"],
         whole=target["size"]["model_fraction"],
         bytes=target["size"]["bytes"],
-        perplexities=_perplexity_table(report["evaluation"]["dense"], target),
+        measurements=_measurement_table(report["evaluation"]["dense"], target),
     )
 
 
-def _perplexity_table(dense: Mapping[str, Any] | None, target: Mapping[str, Any]) -> str:
+def _measurement_table(dense: Mapping[str, Any] | None, target: Mapping[str, Any]) -> str:
     if dense is None:
         return ""
     rows = [
-        f"| {text} | {_number(before)} | {_number(target['perplexity'][text])} |"
-        for text, before in dense["perplexity"].items()
+        f"| {measure} on {text} | {_number(before, measure)} | {_number(after, measure)} |"
+        for measure in ("perplexity", "accuracy")
+        for text, before in dense[measure].items()
+        for after in [target[measure][text]]
     ]
-    return "\n".join(["", "| text | dense perplexity | compressed |", "|---|---|---|", *rows, ""])
+    return "\n".join(["", "| measured | dense | compressed |", "|---|---|---|", *rows, ""])
 
 
-def _number(measured: Mapping[str, Any]) -> str:
-    perplexity = measured["perplexity"]
-    return "beyond measure" if perplexity is None else f"{perplexity:.3f}"
+def _number(measured: Mapping[str, Any], name: str) -> str:
+    value, error = measured[name], measured["standard_error"]
+    if value is None:
+        return "beyond measure"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
 def _target(
     result: TargetResult,
     model: ModelSummary,
     options: Sequence[LayerOptions],
+    dense: Evaluation | None,
     documents: Mapping[str, int],
 ) -> dict[str, Any]:
     dense_cost = sum(layer.dense_cost for layer in options)
     kept = total_cost(options, result.ranks)
     energy = math.fsum(float(layer.spectrum.sum()) for layer in options)
     measured = (
-        _measured(result.evaluation, documents)
+        _measured(result.evaluation, dense, documents)
         if result.evaluation
-        else {"perplexity": None, "decode_tokens_per_second": None}
+        else {"perplexity": None, "accuracy": None, "decode_tokens_per_second": None}
     )
     shapes = {layer.name: layer for layer in model.layers}
     return {
@@ -181,20 +189,35 @@ def _layer(shape: LinearLayer, options: LayerOptions, ranks: Ranks) -> dict[str,
     }
 
 
-def _measured(evaluation: Evaluation, documents: Mapping[str, int]) -> dict[str, Any]:
+def _measured(
+    evaluation: Evaluation, dense: Evaluation | None, documents: Mapping[str, int]
+) -> dict[str, Any]:
+    """Beside the dense model, if that is another: pairs on the same text are surer than each."""
+    perplexity, accuracy = {}, {}
+    for name, loss in evaluation.losses.items():
+        perplexity[name] = {
+            **_estimate("perplexity", loss.estimated_perplexity()),
+            "tokens": loss.tokens,
+            "sequences": loss.sequences,
+            "documents": documents[name],
+        }
+        accuracy[name] = _estimate("accuracy", loss.estimated_accuracy())
+        if dense is not None:
+            before = dense.losses[name]
+            perplexity[name] |= _estimate("ratio", loss.perplexity_ratio(before), "ratio_")
+            difference = loss.accuracy_difference(before)
+            accuracy[name] |= _estimate("difference", difference, "difference_")
     return {
-        "perplexity": {
-            name: {
-                # JSON has no infinity: null says that the model is lost beyond measure.
-                "perplexity": loss.perplexity if math.isfinite(loss.perplexity) else None,
-                "tokens": loss.tokens,
-                "sequences": loss.sequences,
-                "documents": documents[name],
-            }
-            for name, loss in evaluation.losses.items()
-        },
+        "perplexity": perplexity,
+        "accuracy": accuracy,
         "decode_tokens_per_second": evaluation.decode_tokens_per_second,
     }
+
+
+def _estimate(name: str, estimate: Estimate, prefix: str = "") -> dict[str, float | None]:
+    # JSON has no infinity: null says that the model is lost beyond measure.
+    value = estimate.value if math.isfinite(estimate.value) else None
+    return {name: value, f"{prefix}standard_error": estimate.standard_error}
 
 
 def _ratio(part: float, whole: float) -> float:

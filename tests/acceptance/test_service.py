@@ -144,7 +144,8 @@ def test_the_report_says_every_size_and_perplexity(client: Client, done: dict[st
         assert 0.9 * target["keep"] < target["size"]["linear_fraction"] <= target["keep"]
         assert target["size"]["model_fraction"] < 1
         assert target["size"]["bytes"] < report["model"]["bytes"]
-        assert set(target["perplexity"]) == {"held-out", "second"}
+        assert set(target["perplexity"]) == set(target["accuracy"]) == {"held-out", "second"}
+        assert target["perplexity"]["held-out"]["ratio_standard_error"] > 0
         assert len(target["layers"]) == 14
         assert target["decode_tokens_per_second"] > 0
     assert set(report["seconds"]) == set(STEPS)

@@ -17,7 +17,7 @@ from service.states import JobState
 from workers.checkpoint_writer import CheckpointSize
 from workers.compression.allocation import LayerOptions
 from workers.compression.layers import InputGroup, LinearLayer
-from workers.evaluation.text import TextLoss
+from workers.evaluation.text import SequenceLoss, TextLoss
 from workers.report import Evaluation, TargetResult, job_report, model_card
 from workers.texts import EvaluationText, Texts
 from workers.worker import ModelSummary
@@ -42,8 +42,33 @@ TEXTS = Texts(
     [EvaluationText(HELD_OUT, 5, [[1] * 64] * 3), EvaluationText("wiki", 7, [[1] * 64])],
     ["picture.png"],
 )
-DENSE = Evaluation({HELD_OUT: TextLoss(200.0, 100, 3), "wiki": TextLoss(60.0, 63, 1)}, 21.5)
-CUT = Evaluation({HELD_OUT: TextLoss(250.0, 100, 3), "wiki": TextLoss(70.0, 63, 1)}, 25.0)
+
+
+def text_loss(*each: tuple[float, int, int]) -> TextLoss:
+    return TextLoss(tuple(SequenceLoss(*sequence) for sequence in each))
+
+
+DENSE = Evaluation(
+    {
+        HELD_OUT: text_loss((60.0, 30, 10), (90.0, 40, 15), (50.0, 30, 15)),
+        "wiki": text_loss((60.0, 63, 20)),
+    },
+    21.5,
+)
+CUT = Evaluation(
+    {
+        HELD_OUT: text_loss((75.0, 30, 9), (115.0, 40, 12), (60.0, 30, 14)),
+        "wiki": text_loss((70.0, 63, 18)),
+    },
+    25.0,
+)
+LOST = Evaluation(
+    {
+        name: text_loss(*[(1e6, s.tokens, 0) for s in loss.each])
+        for name, loss in CUT.losses.items()
+    },
+    None,
+)
 RESULT = TargetResult(
     Target(keep=0.8), {"block.up": 1, "block.down": None}, CheckpointSize(180, 4000), CUT
 )
@@ -102,6 +127,7 @@ def test_perplexity_comes_with_how_much_it_was_measured_on(job: Job) -> None:
     dense, cut = report["evaluation"]["dense"], report["targets"][0]
     assert dense["perplexity"][HELD_OUT] == {
         "perplexity": pytest.approx(math.exp(2.0)),
+        "standard_error": DENSE.losses[HELD_OUT].estimated_perplexity().standard_error,
         "tokens": 100,
         "sequences": 3,
         "documents": 5,
@@ -109,6 +135,23 @@ def test_perplexity_comes_with_how_much_it_was_measured_on(job: Job) -> None:
     assert cut["perplexity"]["wiki"]["perplexity"] == pytest.approx(math.exp(70 / 63))
     assert cut["perplexity"]["wiki"]["documents"] == 7
     assert (dense["decode_tokens_per_second"], cut["decode_tokens_per_second"]) == (21.5, 25.0)
+
+
+def test_a_compressed_model_is_compared_with_the_dense_one_in_pairs(job: Job) -> None:
+    report = report_of(job, DENSE, RESULT)
+    (cut,) = report["targets"]
+    perplexity, accuracy = cut["perplexity"][HELD_OUT], cut["accuracy"][HELD_OUT]
+    before, after = DENSE.losses[HELD_OUT], CUT.losses[HELD_OUT]
+    assert perplexity["ratio"] == pytest.approx(math.exp(0.5))
+    assert perplexity["ratio_standard_error"] == after.perplexity_ratio(before).standard_error
+    assert accuracy == {
+        "accuracy": 0.35,
+        "standard_error": after.estimated_accuracy().standard_error,
+        "difference": -0.05,
+        "difference_standard_error": after.accuracy_difference(before).standard_error,
+    }
+    assert cut["perplexity"]["wiki"]["ratio_standard_error"] is None  # of one sequence
+    assert set(report["evaluation"]["dense"]["accuracy"]["wiki"]) == {"accuracy", "standard_error"}
 
 
 def test_the_report_says_what_was_done(job: Job) -> None:
@@ -138,8 +181,7 @@ def test_the_report_says_what_was_done(job: Job) -> None:
 @pytest.mark.parametrize("lost", [False, True], ids=["measured", "lost"])
 @pytest.mark.parametrize("enabled", [False, True], ids=["no evaluation", "evaluation"])
 def test_it_is_strict_json_and_every_card_can_be_drawn(job: Job, lost: bool, enabled: bool) -> None:
-    beyond = Evaluation(dict.fromkeys(CUT.losses, TextLoss(1e6, 100, 3)), None)
-    measured = (beyond if lost else CUT) if enabled else None
+    measured = (LOST if lost else CUT) if enabled else None
     results = [
         replace(RESULT, target=target, evaluation=measured)
         for target in (Target(keep=0.8), Target(keep=0.5, scope="model"))
@@ -153,10 +195,11 @@ def test_it_is_strict_json_and_every_card_can_be_drawn(job: Job, lost: bool, ena
 
 
 def test_a_perplexity_beyond_any_number_is_null(job: Job) -> None:
-    lost = Evaluation(dict.fromkeys(CUT.losses, TextLoss(1e6, 100, 3)), None)
-    (target,) = report_of(job, DENSE, replace(RESULT, evaluation=lost))["targets"]
+    (target,) = report_of(job, DENSE, replace(RESULT, evaluation=LOST))["targets"]
     assert target["perplexity"]["wiki"]["perplexity"] is None
-    assert target["perplexity"]["wiki"]["tokens"] == 100
+    assert target["perplexity"]["wiki"]["ratio"] is None
+    assert target["perplexity"]["wiki"]["tokens"] == 63
+    assert target["perplexity"][HELD_OUT]["standard_error"] is None
 
 
 def test_without_evaluation_nothing_is_made_up(job: Job) -> None:
@@ -172,6 +215,7 @@ def test_the_card_says_what_the_report_says(job: Job) -> None:
     assert "# LlamaForCausalLM, compressed to 69.1% of its linear parameters" in card
     assert "90.0% of all parameters" in card
     assert "weights take 4,000 bytes" in card
-    assert "| held-out | 7.389 | 12.182 |" in card
-    assert "| wiki | 2.592 | 3.038 |" in card
+    assert "| perplexity on held-out | 7.389 ± 1.280 | 12.182 ± 3.165 |" in card
+    assert "| perplexity on wiki | 2.592 | 3.038 |" in card
+    assert "| accuracy on wiki | 0.317 | 0.286 |" in card
     assert "trust_remote_code=True" in card

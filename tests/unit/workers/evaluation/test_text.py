@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import statistics
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.fixtures.models import tiny_llama_config, tiny_model
-from workers.evaluation.text import TextLoss, text_loss
+from workers.evaluation.estimates import Estimate
+from workers.evaluation.text import SequenceLoss, TextLoss, text_loss
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10, 11], [200, 3], [17, 90, 250, 4]]
 
@@ -83,16 +86,94 @@ def test_a_loss_that_is_not_finite_counts_as_infinite(logit: float) -> None:
 
 
 def test_a_model_that_is_lost_is_infinitely_perplexed_without_an_overflow() -> None:
-    assert TextLoss(7090.0, 10, 1).perplexity < math.inf
-    assert TextLoss(7100.0, 10, 1).perplexity == math.inf
+    assert TextLoss((SequenceLoss(7090.0, 10, 0),)).perplexity < math.inf
+    assert TextLoss((SequenceLoss(7100.0, 10, 0),)).perplexity == math.inf
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20), st.randoms(use_true_random=False))
-def test_the_total_does_not_depend_on_the_order_of_batches(
-    values: list[float], random: Any
-) -> None:
-    losses = [TextLoss(value, 3, 1) for value in values]
+def test_estimates_do_not_depend_on_the_order_of_batches(values: list[float], random: Any) -> None:
+    losses = [TextLoss((SequenceLoss(value, 3, 1),)) for value in values]
     total = TextLoss.total(losses)
     random.shuffle(losses)
-    assert TextLoss.total(losses) == total
+    shuffled = TextLoss.total(losses)
+    assert shuffled.estimated_perplexity() == total.estimated_perplexity()
+    assert shuffled.estimated_accuracy() == total.estimated_accuracy()
     assert (total.tokens, total.sequences) == (3 * len(values), len(values))
+
+
+def test_a_token_is_predicted_if_no_other_is_more_likely(model: Any) -> None:
+    hits = 0
+    for sequence in SEQUENCES:
+        guessed = model(input_ids=torch.tensor([sequence])).logits[0, :-1].argmax(-1)
+        hits += sum(int(a == b) for a, b in zip(guessed, sequence[1:], strict=True))
+    assert text_loss(model, SEQUENCES).estimated_accuracy().value == hits / 10
+    assert text_loss(Constant([0.0, 9.0]), [[0, 1, 0, 1]]).estimated_accuracy().value == 2 / 3
+
+
+def test_a_lost_model_has_no_standard_error() -> None:
+    lost = text_loss(Constant([0.0, math.nan]), [[1, 1], [1, 1]])
+    assert lost.estimated_perplexity() == Estimate(math.inf, None)
+    dense = text_loss(Constant([0.0, 1.0]), [[1, 1], [1, 1]])
+    assert lost.perplexity_ratio(dense) == Estimate(math.inf, None)
+
+
+def random_text(seed: int, sequences: int) -> tuple[TextLoss, TextLoss]:
+    """A text's loss under two models that mostly agree on what is hard."""
+    draw = random.Random(seed)
+    dense, compressed = [], []
+    for _ in range(sequences):
+        tokens = draw.randint(5, 40)
+        hard = draw.uniform(1, 4) * tokens
+        correct = round(draw.uniform(0.3, 0.6) * tokens)
+        dense.append(SequenceLoss(hard, tokens, correct))
+        compressed.append(SequenceLoss(1.1 * hard + draw.gauss(0, 1), tokens, correct - 1))
+    return TextLoss(tuple(dense)), TextLoss(tuple(compressed))
+
+
+def bootstrap(text: TextLoss, other: TextLoss, measure: Any) -> float:
+    """The standard deviation of a measure over resampled sequences."""
+    draw = random.Random(0)
+    count = len(text.each)
+    values: list[float] = []
+    for _ in range(1000):
+        chosen = draw.choices(range(count), k=count)
+        values.append(
+            measure(*(TextLoss(tuple(loss.each[i] for i in chosen)) for loss in (text, other)))
+        )
+    return float(statistics.stdev(values))
+
+
+@pytest.mark.parametrize(
+    ("measure", "estimate"),
+    [
+        (lambda d, _: d.perplexity, lambda d, _: d.estimated_perplexity()),
+        (lambda d, _: d.estimated_accuracy().value, lambda d, _: d.estimated_accuracy()),
+        (lambda d, c: c.perplexity / d.perplexity, lambda d, c: c.perplexity_ratio(d)),
+        (
+            lambda d, c: c.estimated_accuracy().value - d.estimated_accuracy().value,
+            lambda d, c: c.accuracy_difference(d),
+        ),
+    ],
+    ids=["perplexity", "accuracy", "perplexity ratio", "accuracy difference"],
+)
+def test_standard_errors_are_those_of_a_bootstrap_over_sequences(
+    measure: Any, estimate: Any
+) -> None:
+    dense, compressed = random_text(1, 200)
+    estimated = estimate(dense, compressed)
+    assert estimated.value == pytest.approx(measure(dense, compressed))
+    assert estimated.standard_error == pytest.approx(bootstrap(dense, compressed, measure), rel=0.1)
+
+
+def test_a_paired_ratio_is_surer_than_its_parts() -> None:
+    dense, compressed = random_text(2, 100)
+    paired = compressed.perplexity_ratio(dense).standard_error
+    alone = compressed.estimated_perplexity().standard_error
+    assert paired is not None
+    assert alone is not None
+    assert paired < 0.2 * alone / dense.perplexity
+
+
+def test_only_losses_on_the_same_sequences_are_compared() -> None:
+    with pytest.raises(ValueError, match="same sequences"):
+        random_text(3, 10)[0].perplexity_ratio(random_text(4, 10)[0])
