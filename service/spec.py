@@ -81,7 +81,7 @@ class HubData(HubModel):
 ModelSource = Annotated[LocalPath | S3Prefix | HubModel, Field(discriminator="source")]
 DataSource = Annotated[LocalData | S3Data | HubData, Field(discriminator="source")]
 
-Method = Literal["impact", "afm", "svd"]
+Method = Literal["impact-kron", "impact", "afm", "svd-llm", "asvd", "fwsvd", "svd"]
 AllocationKind = Literal["global", "uniform"]
 Scope = Literal["linear", "model"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

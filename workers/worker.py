@@ -80,6 +80,7 @@ class Worker:
         torch.set_num_threads(threads)
         self._spec = spec
         self._number = number
+        self._method = METHODS[spec.method]
         self._settings = Settings()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._groups: dict[str, InputGroup] = {}
@@ -111,7 +112,9 @@ class Worker:
         check_writable(self._source)
         groups = input_groups(self._model, compressible_layers(self._model))
         self._groups = {group.name: group for group in groups}
-        self._statistics = Calibration.zeros(self._model, groups, self._accumulator)
+        self._statistics = Calibration.zeros(
+            self._model, groups, self._method.observations, self._accumulator
+        )
         return ModelSummary(
             type(self._model).__name__,
             parameter_count(self._model),
@@ -139,7 +142,8 @@ class Worker:
     def calibrate(self, sequences: Sequence[Sequence[int]]) -> float:
         """Add one batch of equally long sequences to this worker's statistics; its summed loss."""
         groups = tuple(self._groups.values())
-        with Calibration(self._model, groups, self._statistics) as calibration:
+        observations = self._method.observations
+        with Calibration(self._model, groups, self._statistics, observations) as calibration:
             return calibration.run(torch.tensor(sequences, device=self._device))
 
     @ray.method(concurrency_group=SERVING)
@@ -160,11 +164,9 @@ class Worker:
             {name: module.weight for name, module in modules.items()},
             {name: module.bias for name, module in modules.items()},
             whole,
-            METHODS[self._spec.method],
+            self._method,
         )
-        self._solutions |= {
-            name: solution.to(torch.device("cpu")) for name, solution in solutions.items()
-        }
+        self._solutions |= {name: solution.to_host() for name, solution in solutions.items()}
         return [solution.options() for solution in solutions.values()]
 
     @ray.method(concurrency_group=SERVING)

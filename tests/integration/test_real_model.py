@@ -67,8 +67,9 @@ def test_methods_rank_as_they_should_on_a_real_model(folder: Path, tmp_path: Pat
     calibration = calibration_sequences(ours, tokenizer, length=128, count=32, seed=0)
     evaluation = evaluation_sequences(held_out, tokenizer, length=128, count=8, seed=0)
     groups = input_groups(model, compressible_layers(model))
-    statistics = Calibration.zeros(model, groups, torch.float64)
-    with Calibration(model, groups, statistics) as run:
+    observations = METHODS["impact"].observations  # of all three methods
+    statistics = Calibration.zeros(model, groups, observations, torch.float64)
+    with Calibration(model, groups, statistics, observations) as run:
         for start in range(0, len(calibration), 8):
             run.run(torch.tensor(calibration[start : start + 8]))
 

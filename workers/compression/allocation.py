@@ -13,6 +13,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,8 +23,24 @@ from workers.compression.errors import BudgetTooSmall
 
 BISECTIONS = 100
 
+T = TypeVar("T", int, Tensor)
+
 Ranks = Mapping[str, int | None]
 """Per layer its rank; None leaves it dense."""
+
+
+class Storage(Enum):
+    """The form in which a layer of rank r is stored, which is what a rank costs."""
+
+    INTERPOLATIVE = "interpolative"
+    """r (out + in − r) parameters: see `workers.compression.interpolation`."""
+
+    FACTORS = "factors"
+    """r (out + in) parameters: two plain factors, as other methods' authors store them."""
+
+    def parameters(self, rank: T, sides: int) -> T:
+        """Of the factors of a layer with out + in = `sides`; a rank or a tensor of ranks."""
+        return rank * (sides - rank) if self is Storage.INTERPOLATIVE else rank * sides
 
 
 @dataclass(frozen=True)
@@ -31,16 +49,21 @@ class LayerOptions:
 
     name: str
     spectrum: Tensor  # (k,) float64, descending
-    max_rank: int
+    max_rank: int  # 0: it can only stay dense
     dense_cost: int  # parameters
     sides: int  # out + in
     fixed_cost: int  # parameters at any rank: the order of the outputs, the bias
+    storage: Storage = Storage.INTERPOLATIVE
 
     def cost(self, rank: int | None) -> int:
-        """Parameters of the layer as it is stored: r (out + in − r) and what is fixed."""
+        """Parameters of the layer as it is stored."""
         if rank is None:
             return self.dense_cost
-        return self.fixed_cost + rank * (self.sides - rank)
+        return self.fixed_cost + self.storage.parameters(rank, self.sides)
+
+    @property
+    def least_cost(self) -> int:
+        return self.cost(1 if self.max_rank else None)
 
     def error(self, rank: int | None) -> float:
         """The sum of the eigenvalues dropped; 0 for a dense layer."""
@@ -61,9 +84,13 @@ def allocate_uniform(layers: Sequence[LayerOptions], budget: int) -> dict[str, i
     Raises BudgetTooSmall if rank 1 everywhere costs more than `budget` parameters.
     """
     _check_budget(layers, budget)
-    keep = budget / sum(layer.dense_cost for layer in layers)
+    reducible = [layer for layer in layers if layer.max_rank]
+    dense = sum(layer.dense_cost for layer in layers if not layer.max_rank)
+    keep = (budget - dense) / max(1, sum(layer.dense_cost for layer in reducible))
 
-    def rank(layer: LayerOptions) -> int:
+    def rank(layer: LayerOptions) -> int | None:
+        if not layer.max_rank:
+            return None
         affordable = bisect_right(
             range(1, layer.max_rank + 1), keep * layer.dense_cost, key=layer.cost
         )
@@ -113,7 +140,7 @@ class _Curve:
         self.errors = torch.cat([dropped.cpu(), torch.zeros(1, dtype=torch.float64)])
         self.costs = torch.cat(
             [
-                ranks * (layer.sides - ranks) + layer.fixed_cost,
+                layer.fixed_cost + layer.storage.parameters(ranks, layer.sides),
                 torch.tensor([layer.dense_cost], dtype=torch.float64),
             ]
         )
@@ -155,7 +182,7 @@ def _shrunk(
 
 def least_cost(layers: Sequence[LayerOptions]) -> int:
     """The parameters of rank 1 everywhere: no budget below it can be met."""
-    return sum(layer.cost(1) for layer in layers)
+    return sum(layer.least_cost for layer in layers)
 
 
 def _check_budget(layers: Sequence[LayerOptions], budget: int) -> None:

@@ -29,6 +29,16 @@ class LinearLayer:
         """Parameters of the dense layer, its bias included."""
         return self.out_features * (self.in_features + self.has_bias)
 
+    @property
+    def smaller_side(self) -> int:
+        """The layer's full rank."""
+        return min(self.out_features, self.in_features)
+
+    @property
+    def output_is_smaller(self) -> bool:
+        """Whether the layer is solved, and its gradients kept, on the side of its outputs."""
+        return self.out_features <= self.in_features
+
 
 @dataclass(frozen=True)
 class InputGroup:

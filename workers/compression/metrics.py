@@ -2,14 +2,20 @@
 
 Every method minimises ‖L (W − Ŵ) R‖² over matrices Ŵ of rank r. By Eckart–Young the minimum is
 at L⁻¹ (U_r Σ_r V_rᵀ) R⁻¹ with L W R = U Σ Vᵀ, and the error left is the sum of the squared singular
-values dropped. A method is one small function from a layer's statistics to its metrics; nothing
-else in the code knows which method runs.
+values dropped. A method is its metrics and what calibration must observe for them; nothing else in
+the code knows which method runs. With x a layer's input and g the gradient of the loss with
+respect to its output:
 
-| method | L                | R            | source                                              |
-|--------|------------------|--------------|-----------------------------------------------------|
-| svd    | I                | I            | Eckart and Young, 1936                              |
-| afm    | I                | Cov(x)^½     | activation-space PCA; IMPACT with M = ones          |
-| impact | diag(√E[g²])     | Cov(x)^½     | IMPACT, arXiv 2507.03828                            |
+| method      | LᵀL                           | R Rᵀ          | source                      |
+|-------------|-------------------------------|---------------|-----------------------------|
+| svd         | I                             | I             | Eckart and Young, 1936      |
+| fwsvd       | diag(row sums of E[(∂ℓ/∂W)²]) | I             | FWSVD, arXiv 2207.00112     |
+| asvd        | I                             | diag(E|x|)^2α | ASVD, arXiv 2312.05821      |
+| svd-llm     | I                             | E[x xᵀ]       | SVD-LLM, arXiv 2403.07378   |
+| afm         | I                             | Cov(x)        | IMPACT with M = ones        |
+| impact      | diag(E[g²])                   | Cov(x)        | IMPACT, arXiv 2507.03828    |
+| impact-kron | E[g gᵀ], shrunk to its        | Cov(x)        | ours, with the factors of   |
+|             | diagonal                      |               | K-FAC, arXiv 1503.05671     |
 """
 
 from __future__ import annotations
@@ -22,63 +28,132 @@ import torch
 from torch import Tensor
 
 from workers.compression.errors import SolveFailed
-from workers.compression.statistics import GroupStatistics
+from workers.compression.layers import LinearLayer
+from workers.compression.statistics import GroupStatistics, Observation, Observations
 
 IMPORTANCE_FLOOR = 1e-6
-"""ε of the guard mᵢ ≥ ε · mean(m): an output that saw no gradient keeps D invertible."""
+"""ε of the guard mᵢ ≥ ε · mean(m): an output that saw no gradient keeps L invertible."""
+
+MAGNITUDE_EXPONENT = 0.5
+"""ASVD's α, as its authors set it."""
+
+MAGNITUDE_FLOOR = 1e-6
+"""An input that was always zero keeps R invertible."""
+
+SHRINKAGE = 0.3
+"""How far impact-kron moves E[g gᵀ] towards its diagonal."""
 
 
 class RightMetric(Enum):
-    """R, by the second moment S of the layer's input with R Rᵀ = S."""
+    """R, by the matrix S = R Rᵀ of the layer's input."""
 
     IDENTITY = "identity"
     """S = I: the weights alone count."""
+
+    MAGNITUDES = "magnitudes"
+    """S = diag(E|x|)^2α."""
+
+    SECOND_MOMENT = "second moment"
+    """S = E[x xᵀ]."""
 
     CENTRED = "centred"
     """S = Cov(x): the output's mean is kept exactly, by a bias."""
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """L and R of one layer."""
+class LeftMetric:
+    """L of one layer, by the matrix LᵀL = diag(diagonal) + moment.
 
-    left: Tensor  # (out,), float64: the diagonal of L
+    `moment` is on the layer's smaller side: where in < out it is given as Wᵀ · moment · W.
+    """
+
+    diagonal: Tensor  # (out,), float64, positive
+    moment: Tensor | None = None  # (smaller side, smaller side), float64
+
+    def times(self, matrix: Tensor) -> Tensor:
+        """LᵀL times a matrix (out, n), where out is the smaller side."""
+        product = self.diagonal[:, None] * matrix
+        return product if self.moment is None else product + self.moment @ matrix
+
+
+@dataclass(frozen=True)
+class Method:
+    """A compression method; `left` raises SolveFailed where gradients are not finite."""
+
+    left: Callable[[GroupStatistics, LinearLayer], LeftMetric]
     right: RightMetric
+    observations: Observations
 
 
-Method = Callable[[GroupStatistics, str], Metrics]
-
-
-def importance(statistics: GroupStatistics, layer: str) -> Tensor:
+def importance(statistics: GroupStatistics, layer: LinearLayer) -> Tensor:
     """m = E[g²] per output, guarded from below; shape (out,), float64. IMPACT's importance.
 
-    Raises SolveFailed if the gradients are not finite. A layer that no gradient reached at all
-    has no effect on the loss: its outputs count alike.
+    The mean is over all tokens, so that an expert counts as often as it is used. Raises SolveFailed
+    if the gradients are not finite. A layer that no gradient reached at all has no effect on the
+    loss: its outputs count alike.
     """
-    mean_square = statistics.gradient_squares[layer].double() / statistics.tokens
-    if not torch.isfinite(mean_square).all():
-        raise SolveFailed(f"{layer}: the gradients of its output are not finite")
-    floor = IMPORTANCE_FLOOR * mean_square.mean()
-    return mean_square.clamp_min(floor) if floor > 0 else torch.ones_like(mean_square)
+    return _guarded(statistics.gradient_squares[layer.name], statistics, layer)
 
 
-def impact(statistics: GroupStatistics, layer: str) -> Metrics:
-    """Activations weighted by their effect on the loss: C = Cov(y) ⊙ √(m mᵀ)."""
-    return Metrics(importance(statistics, layer).sqrt(), RightMetric.CENTRED)
+def input_magnitudes(statistics: GroupStatistics, name: str) -> Tensor:
+    """The diagonal of ASVD's S, (in,), float64; raises SolveFailed if an input is not finite."""
+    if statistics.magnitudes is None:
+        raise ValueError("the magnitudes of the input were not observed")
+    means = statistics.magnitudes.double() / statistics.rows
+    if not torch.isfinite(means).all():
+        raise SolveFailed(f"{name}: its input is not finite")
+    return means.clamp_min(MAGNITUDE_FLOOR * means.mean()).pow(2 * MAGNITUDE_EXPONENT)
 
 
-def afm(statistics: GroupStatistics, layer: str) -> Metrics:
-    """Activations as they are: C = Cov(y)."""
-    return Metrics(_ones(statistics, layer), RightMetric.CENTRED)
+def _impact(statistics: GroupStatistics, layer: LinearLayer) -> LeftMetric:
+    return LeftMetric(importance(statistics, layer))
 
 
-def svd(statistics: GroupStatistics, layer: str) -> Metrics:
-    """The weights alone: C = W Wᵀ."""
-    return Metrics(_ones(statistics, layer), RightMetric.IDENTITY)
+def _impact_kron(statistics: GroupStatistics, layer: LinearLayer) -> LeftMetric:
+    moment = statistics.gradient_moments[layer.name].double() / statistics.tokens
+    return LeftMetric(SHRINKAGE * importance(statistics, layer), (1 - SHRINKAGE) * moment)
 
 
-def _ones(statistics: GroupStatistics, layer: str) -> Tensor:
-    return torch.ones_like(statistics.gradient_squares[layer], dtype=torch.float64)
+def _fisher(statistics: GroupStatistics, layer: LinearLayer) -> LeftMetric:
+    return LeftMetric(_guarded(statistics.row_fisher[layer.name], statistics, layer))
 
 
-METHODS: dict[str, Method] = {"impact": impact, "afm": afm, "svd": svd}
+def _equal(statistics: GroupStatistics, layer: LinearLayer) -> LeftMetric:
+    """Every output counts alike, as often as a token reaches it."""
+    share = statistics.rows / statistics.tokens if statistics.tokens else 1.0
+    return LeftMetric(torch.full((layer.out_features,), share, dtype=torch.float64))
+
+
+def _guarded(sums: Tensor, statistics: GroupStatistics, layer: LinearLayer) -> Tensor:
+    means = sums.double() / statistics.tokens
+    if not torch.isfinite(means).all():
+        raise SolveFailed(f"{layer.name}: the gradients of its output are not finite")
+    floor = IMPORTANCE_FLOOR * means.mean()
+    return means.clamp_min(floor) if floor > 0 else torch.ones_like(means)
+
+
+def _method(
+    left: Callable[[GroupStatistics, LinearLayer], LeftMetric],
+    right: RightMetric,
+    *observations: Observation,
+) -> Method:
+    return Method(left, right, frozenset(observations))
+
+
+METHODS = {
+    "svd": _method(_equal, RightMetric.IDENTITY),
+    "fwsvd": _method(_fisher, RightMetric.IDENTITY, Observation.ROW_FISHER),
+    "asvd": _method(_equal, RightMetric.MAGNITUDES, Observation.MAGNITUDES),
+    "svd-llm": _method(_equal, RightMetric.SECOND_MOMENT, Observation.MOMENTS),
+    "afm": _method(_equal, RightMetric.CENTRED, Observation.MOMENTS),
+    "impact": _method(
+        _impact, RightMetric.CENTRED, Observation.MOMENTS, Observation.GRADIENT_SQUARES
+    ),
+    "impact-kron": _method(
+        _impact_kron,
+        RightMetric.CENTRED,
+        Observation.MOMENTS,
+        Observation.GRADIENT_SQUARES,
+        Observation.GRADIENT_MOMENTS,
+    ),
+}

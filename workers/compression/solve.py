@@ -1,32 +1,39 @@
 """The eigenproblem of one layer: its spectrum, and the factors of every rank at once.
 
 For A = L W R the top left singular vectors U of A give the best rank-r layer
-Ŵ = L⁻¹ U_r U_rᵀ L W: R is never inverted. U comes from the smaller of two problems:
+Ŵ = L⁻¹ U_r U_rᵀ L W. They come from the layer's smaller side; with G = LᵀL and S = R Rᵀ:
 
-* out × out: the eigenvectors of A Aᵀ = L W S Wᵀ L, with S = R Rᵀ. This is IMPACT's C = Cov(D y).
-* in × in: the eigenvectors V of Aᵀ A, and U from the QR decomposition of A V, whose columns are
-  orthogonal already but for rounding.
+* out × out: U are the eigenvectors of A Aᵀ = L (W S Wᵀ) Lᵀ, which is IMPACT's C = Cov(D y);
+  `up` = L⁻¹ U_r.
+* in × in: the eigenvectors V of Aᵀ A = Rᵀ (Wᵀ G W) R give `up` = L⁻¹ U_r = W R V_r Σ_r⁻¹, so that
+  G is needed only as Wᵀ G W, which is no larger than the smaller side.
 
-All in float64. A spectrum that is not finite, or negative beyond rounding, raises SolveFailed.
+Either way `down` = U_rᵀ L W = upᵀ G W: one small matrix per layer gives every rank, and neither
+factor is held. All in float64. A spectrum that is not finite, or negative beyond rounding, raises
+SolveFailed.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from workers.compression.allocation import LayerOptions
+from workers.compression.allocation import LayerOptions, Storage
 from workers.compression.errors import SolveFailed
 from workers.compression.layers import InputGroup, LinearLayer
-from workers.compression.metrics import Method, Metrics, RightMetric
+from workers.compression.metrics import LeftMetric, Method, RightMetric, input_magnitudes
 from workers.compression.statistics import GroupStatistics, Moments
 
 NEGATIVE_TOLERANCE = 1e-6
 """How far below zero, relative to the largest, rounding may push an eigenvalue."""
+
+NUMERICAL_RANK = 1e-13
+"""Directions with a smaller share of the largest eigenvalue are rounding, and carry nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,77 +54,78 @@ class Solution:
     """A solved layer: every rank up to `max_rank` is only a truncation of it."""
 
     layer: LinearLayer
-    spectrum: Tensor  # (min(out, in),) float64, descending: the error that each direction carries
-    down: Tensor  # (max_rank, in): U_rᵀ L W
-    up: Tensor  # (out, max_rank): L⁻¹ U_r
+    weight: Tensor  # (out, in): the layer's own, not a copy
     bias: Tensor | None  # (out,): the layer's own
-    mean: Tensor | None  # (out,): E[W x], where the method keeps the output's mean exactly
-    mean_code: Tensor | None  # (max_rank,): U_rᵀ L E[W x]
+    left: LeftMetric
+    spectrum: Tensor  # (smaller side,) float64, descending: the error that each direction carries
+    directions: Tensor  # (smaller side, max_rank): L⁻¹ U_r, or R V_r Σ_r⁻¹
+    mean: Tensor | None  # (out,) float64: E[W x], where the method keeps the output's mean exactly
+    mean_code: Tensor | None  # (max_rank,) float64: U_rᵀ L E[W x]
 
     @property
     def max_rank(self) -> int:
-        return self.down.shape[0]
+        """0 for a layer that can only stay dense: no token reached it."""
+        return self.directions.shape[1]
 
     @property
     def has_bias(self) -> bool:
         """Whether the factors carry a bias: the layer's own, or the one that keeps the mean."""
         return self.bias is not None or self.mean is not None
 
-    def options(self) -> LayerOptions:
+    def options(self, storage: Storage = Storage.INTERPOLATIVE) -> LayerOptions:
         """What the layer offers to the allocation of ranks."""
         return LayerOptions(
             name=self.layer.name,
             spectrum=self.spectrum.cpu(),
-            max_rank=self.max_rank,
+            max_rank=min(self.max_rank, break_even_rank(self.layer, self.has_bias, storage)),
             dense_cost=self.layer.parameters,
             sides=self.layer.out_features + self.layer.in_features,
-            fixed_cost=_fixed_cost(self.layer, has_bias=self.has_bias),
+            fixed_cost=_fixed_cost(self.layer, self.has_bias, storage),
+            storage=storage,
         )
 
-    def to(self, device: torch.device) -> Solution:
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device)
-
-        return Solution(
-            self.layer,
-            self.spectrum.to(device),
-            self.down.to(device),
-            self.up.to(device),
-            moved(self.bias),
-            moved(self.mean),
-            moved(self.mean_code),
-        )
+    def to_host(self) -> Solution:
+        """The same with what the solver made moved to the host's memory."""
+        return replace(self, directions=self.directions.cpu())
 
     def truncate(self, rank: int) -> Factors:
-        """The best factors of the given rank, 1 to `max_rank`, in the precision of `down`.
+        """The best factors of the given rank, 1 to `max_rank`.
 
-        With b the layer's bias the new one is ȳ + up U_rᵀ L (b − ȳ) = b + E[Wx] − up U_rᵀ L E[Wx].
+        In the weight's dtype, or in float32 where that is a half precision. With b the layer's
+        bias the new one is ȳ + up U_rᵀ L (b − ȳ) = b + E[Wx] − up U_rᵀ L E[Wx].
         """
         if not 1 <= rank <= self.max_rank:
             raise ValueError(f"{self.layer.name}: rank {rank} is not in 1..{self.max_rank}")
-        # Copies: a view would carry every rank along when it is sent to another process.
-        up = self.up[:, :rank].clone(memory_format=torch.contiguous_format)
+        weight = self.weight.double()
+        directions = self.directions[:, :rank].to(weight)
+        up = directions if self.layer.output_is_smaller else weight @ directions
+        down = directions.T @ _weighted(self.layer, self.left, weight)
         bias = self.bias
         if self.mean is not None and self.mean_code is not None:
-            correction = self.mean - up @ self.mean_code[:rank]
-            bias = correction if bias is None else bias + correction
-        return Factors(self.down[:rank].clone(), up, bias)
+            bias = self.mean - up @ self.mean_code[:rank]
+            bias = bias if self.bias is None else bias + self.bias
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return Factors(
+            down.to(dtype), up.to(dtype, copy=True), None if bias is None else bias.to(dtype)
+        )
 
 
-def break_even_rank(layer: LinearLayer, *, has_bias: bool) -> int:
+def break_even_rank(
+    layer: LinearLayer, has_bias: bool, storage: Storage = Storage.INTERPOLATIVE
+) -> int:
     """The largest rank, at least 1, at which the stored layer is smaller than the dense one.
 
-    It is stored in r (out + in − r) parameters, the order of its outputs and, if `has_bias`, a
-    bias: see `workers.compression.interpolation`.
+    `has_bias` says whether the stored layer carries one.
     """
     sides = layer.out_features + layer.in_features
-    spare = layer.parameters - _fixed_cost(layer, has_bias=has_bias)
-    ranks = range(1, _full_rank(layer) + 1)
-    return max(1, bisect_left(ranks, spare, key=lambda rank: rank * (sides - rank)))
+    spare = layer.parameters - _fixed_cost(layer, has_bias, storage)
+    ranks = range(1, layer.smaller_side + 1)
+    return max(1, bisect_left(ranks, spare, key=lambda rank: storage.parameters(rank, sides)))
 
 
-def _fixed_cost(layer: LinearLayer, *, has_bias: bool) -> int:
-    return layer.out_features * (1 + has_bias)
+def _fixed_cost(layer: LinearLayer, has_bias: bool, storage: Storage) -> int:
+    """The bias, and the order of the outputs where that must be said."""
+    return layer.out_features * (has_bias + (storage is Storage.INTERPOLATIVE))
 
 
 def solve_group(
@@ -132,97 +140,158 @@ def solve_group(
     """Solve every layer of a group; weights are (out, in), biases (out,).
 
     `max_rank` overrides the default, each layer's break-even rank (a larger rank costs more than
-    staying dense). Factors come in the weight's dtype, in float32 where that is a half precision;
-    spectra come in float64.
+    staying dense). Layers that no token of the calibration reached can only stay dense. Spectra
+    come in float64.
 
     Raises SolveFailed naming the layer, if its numbers are not finite.
     """
-    inputs = _Inputs(statistics.inputs)
-    solutions = {}
-    for layer in group.layers:
-        weight = weights[layer.name]
-        metrics = method(statistics, layer.name)
-        spectrum, basis = _left_singular_vectors(
-            layer, weight.double(), metrics, inputs, statistics.outputs.get(layer.name)
-        )
-        _check_spectrum(layer.name, spectrum)
-        mean = None
-        if metrics.right is RightMetric.CENTRED:
-            mean = _mean_response(layer, weight.double(), statistics)
-        has_bias = layer.has_bias or mean is not None
-        rank = min(max_rank or break_even_rank(layer, has_bias=has_bias), _full_rank(layer))
-        solutions[layer.name] = _solution(
-            layer, weight, biases[layer.name], metrics, spectrum.clamp_min(0), basis[:, :rank], mean
-        )
-    return solutions
+    unreached = bool(method.observations) and statistics.rows == 0
+    inputs = _Inputs(group, statistics, method.right)
+
+    def solve(layer: LinearLayer) -> Solution:
+        weight, bias = weights[layer.name], biases[layer.name]
+        if unreached:
+            return _unsolved(layer, weight, bias)
+        return _solved(layer, weight, bias, method.left(statistics, layer), inputs, max_rank)
+
+    return {layer.name: solve(layer) for layer in group.layers}
 
 
-def _solution(
-    layer: LinearLayer,
-    weight: Tensor,
-    bias: Tensor | None,
-    metrics: Metrics,
-    spectrum: Tensor,
-    basis: Tensor,
-    mean: Tensor | None,
-) -> Solution:
-    """Turn U_r, shape (out, r), into factors."""
-    left = metrics.left
-    project = basis.T * left  # (r, out): U_rᵀ L
-    dtype = torch.promote_types(weight.dtype, torch.float32)
+def _unsolved(layer: LinearLayer, weight: Tensor, bias: Tensor | None) -> Solution:
+    side, nothing = layer.smaller_side, weight.new_zeros(0, dtype=torch.float64)
+    left = LeftMetric(torch.ones(layer.out_features, dtype=torch.float64))
     return Solution(
-        layer=layer,
-        spectrum=spectrum,
-        down=(project @ weight.double()).to(dtype),
-        up=(basis / left[:, None]).to(dtype),
-        bias=None if bias is None else bias.to(dtype),
-        mean=None if mean is None else mean.to(dtype),
-        mean_code=None if mean is None else (project @ mean).to(dtype),
+        layer, weight, bias, left, nothing.new_zeros(side), nothing.reshape(side, 0), None, None
     )
 
 
+def _solved(
+    layer: LinearLayer,
+    weight: Tensor,
+    bias: Tensor | None,
+    left: LeftMetric,
+    inputs: _Inputs,
+    max_rank: int | None,
+) -> Solution:
+    dense = weight.double()
+    mean = inputs.mean_response(layer, dense)
+    rank = max_rank or break_even_rank(layer, layer.has_bias or mean is not None)
+    mean_code = None
+    if layer.output_is_smaller:
+        spectrum, directions = _solve_outputs(
+            layer.name, inputs.response_moment(layer, dense), left
+        )
+        directions = directions[:, :rank]
+        if mean is not None:
+            mean_code = (directions.T @ left.times(mean[:, None])).squeeze(1)
+        directions = directions.to(torch.promote_types(weight.dtype, torch.float32))
+    else:  # its directions stay in float64: the small singular values would enlarge any rounding
+        weighted = _weighted(layer, left, dense)
+        spectrum, directions = _solve_inputs(layer.name, weighted, inputs.root)
+        directions = directions[:, :rank]
+        if mean is not None:
+            mean_code = directions.T @ weighted @ inputs.mean()
+    return Solution(layer, weight, bias, left, spectrum, directions.contiguous(), mean, mean_code)
+
+
+def _weighted(layer: LinearLayer, left: LeftMetric, weight: Tensor) -> Tensor:
+    """G W, (out, in), or Wᵀ G W, (in, in), on the layer's smaller side."""
+    if layer.output_is_smaller:
+        return left.times(weight)
+    gram = weight.T @ (left.diagonal[:, None] * weight)
+    return gram if left.moment is None else gram + left.moment
+
+
 class _Inputs:
-    """The second moment S of a group's input and its root, computed at most once for the group."""
+    """The right metric of a group, by its S = R Rᵀ; roots are computed once for the group."""
 
-    def __init__(self, moments: Moments | None) -> None:
-        self._moments = moments
-        self._covariance: Tensor | None = None
-        self._root: Tensor | None = None
+    def __init__(self, group: InputGroup, statistics: GroupStatistics, right: RightMetric) -> None:
+        self._group = group
+        self._statistics = statistics
+        self._right = right
 
-    def covariance(self) -> Tensor:
-        if self._covariance is None:
-            if self._moments is None:
-                raise ValueError("the group keeps its outputs' moments, not its input's")
-            self._covariance = self._moments.covariance()
-        return self._covariance
+    @cached_property
+    def moment(self) -> Tensor | None:
+        """S of the input: (in, in), or its diagonal (in,); None is the identity."""
+        if self._right is RightMetric.IDENTITY:
+            return None
+        if self._right is RightMetric.MAGNITUDES:
+            return input_magnitudes(self._statistics, self._group.name)
+        return self._of(self._inputs)
 
-    def root(self, layer: LinearLayer) -> Tensor:
-        """R with R Rᵀ = S, shape (in, in): V diag(√λ), so that no matrix needs to be definite."""
-        if self._root is None:
-            values, vectors = _eigh(layer.name, self.covariance())
-            _check_spectrum(layer.name, values.flip(0))
-            self._root = vectors * values.clamp_min(0).sqrt()
-        return self._root
+    @cached_property
+    def root(self) -> Tensor | None:
+        """R: (in, in), V √Λ, so that no matrix needs to be definite; or its diagonal, or None."""
+        if self.moment is None or self.moment.ndim == 1:
+            return None if self.moment is None else self.moment.sqrt()
+        values, vectors = _eigh(self._group.name, self.moment)
+        return vectors * _checked(self._group.name, values).sqrt()
+
+    def response_moment(self, layer: LinearLayer, weight: Tensor) -> Tensor:
+        """W S Wᵀ, shape (out, out)."""
+        kept = self._statistics.outputs.get(layer.name)
+        return self._of(kept) if kept is not None else _times(weight, self.moment) @ weight.T
+
+    def mean(self) -> Tensor:
+        """E[x], shape (in,)."""
+        return self._inputs.mean()
+
+    def mean_response(self, layer: LinearLayer, weight: Tensor) -> Tensor | None:
+        """E[W x], shape (out,), where the method keeps it."""
+        if self._right is not RightMetric.CENTRED:
+            return None
+        kept = self._statistics.outputs.get(layer.name)
+        return kept.mean() if kept is not None else weight @ self.mean()
+
+    @property
+    def _inputs(self) -> Moments:
+        if self._statistics.inputs is None:
+            raise ValueError("the group keeps its outputs' moments, not its input's")
+        return self._statistics.inputs
+
+    def _of(self, moments: Moments) -> Tensor:
+        centred = self._right is RightMetric.CENTRED
+        return moments.covariance() if centred else moments.second_moment()
 
 
-def _left_singular_vectors(
-    layer: LinearLayer, weight: Tensor, metrics: Metrics, inputs: _Inputs, outputs: Moments | None
-) -> tuple[Tensor, Tensor]:
-    """The squared singular values of A = L W R and its left singular vectors, descending.
+def _times(matrix: Tensor, right: Tensor | None) -> Tensor:
+    """The product with a matrix, a diagonal or the identity."""
+    if right is None:
+        return matrix
+    return matrix @ right if right.ndim == 2 else matrix * right
 
-    Shapes (k,) and (out, k) with k = min(out, in).
+
+def _solve_outputs(name: str, response_moment: Tensor, left: LeftMetric) -> tuple[Tensor, Tensor]:
+    """The eigenvalues of L (W S Wᵀ) Lᵀ, descending, and L⁻¹ U, shape (out, out)."""
+    if left.moment is None:
+        root = left.diagonal.sqrt()  # (out,): L
+        values, vectors = _eigh(name, root[:, None] * response_moment * root)
+        directions = vectors / root[:, None]
+    else:
+        factor = _cholesky(name, left.moment + left.diagonal.diag())  # Lᵀ
+        values, vectors = _eigh(name, factor.T @ response_moment @ factor)
+        directions = torch.linalg.solve_triangular(factor.T, vectors, upper=True)
+    return _checked(name, values).flip(0), directions.flip(1)
+
+
+def _solve_inputs(name: str, weighted: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The eigenvalues of Rᵀ (Wᵀ G W) R, descending, and R V Σ⁻¹, shape (in, in).
+
+    Directions beyond the numerical rank are zero.
     """
-    scaled = metrics.left[:, None] * weight  # (out, in): L W
-    centred = metrics.right is RightMetric.CENTRED
-    if centred and outputs is not None:
-        gram = metrics.left[:, None] * outputs.covariance() * metrics.left
-        return _top(_eigh(layer.name, gram), _full_rank(layer))
-    if layer.out_features <= layer.in_features:
-        gram = scaled @ inputs.covariance() @ scaled.T if centred else scaled @ scaled.T
-        return _top(_eigh(layer.name, gram), _full_rank(layer))
-    product = scaled @ inputs.root(layer) if centred else scaled  # (out, in): A
-    values, vectors = _top(_eigh(layer.name, product.T @ product), _full_rank(layer))
-    return values, torch.linalg.qr(product @ vectors).Q
+    rooted = _times(weighted, root)
+    if root is not None:
+        rooted = root.T @ rooted if root.ndim == 2 else root[:, None] * rooted
+    values, vectors = _eigh(name, rooted)
+    values, vectors = _checked(name, values).flip(0), vectors.flip(1)
+    if root is not None:
+        vectors = root @ vectors if root.ndim == 2 else root[:, None] * vectors
+    return values, vectors * _inverse_root(values)
+
+
+def _inverse_root(values: Tensor) -> Tensor:
+    """1/√λ, and 0 where λ is rounding beside the first."""
+    return torch.where(values > NUMERICAL_RANK * values[0], values.rsqrt(), 0.0)
 
 
 def _eigh(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,25 +304,18 @@ def _eigh(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
-def _top(pairs: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest eigenvalues with their vectors, largest first."""
-    values, vectors = pairs
-    return values.flip(0)[:count], vectors.flip(1)[:, :count]
+def _cholesky(name: str, matrix: Tensor) -> Tensor:
+    """The lower factor of a positive definite matrix."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        raise SolveFailed(f"{name}: its gradients' second moment is not positive")
+    return torch.as_tensor(factor)
 
 
-def _check_spectrum(name: str, spectrum: Tensor) -> None:
+def _checked(name: str, spectrum: Tensor) -> Tensor:
+    """An ascending spectrum without the negative values of rounding."""
     if not torch.isfinite(spectrum).all():
         raise SolveFailed(f"{name}: its spectrum is not finite")
-    if spectrum.numel() and spectrum[-1] < -NEGATIVE_TOLERANCE * spectrum[0].abs():
-        raise SolveFailed(f"{name}: its covariance has the eigenvalue {float(spectrum[-1]):.3e}")
-
-
-def _mean_response(layer: LinearLayer, weight: Tensor, statistics: GroupStatistics) -> Tensor:
-    """E[W x], shape (out,), float64."""
-    if statistics.inputs is not None:
-        return weight @ statistics.inputs.mean()
-    return statistics.outputs[layer.name].mean()
-
-
-def _full_rank(layer: LinearLayer) -> int:
-    return min(layer.out_features, layer.in_features)
+    if spectrum[0] < -NEGATIVE_TOLERANCE * spectrum[-1].abs():
+        raise SolveFailed(f"{name}: its covariance has the eigenvalue {float(spectrum[0]):.3e}")
+    return spectrum.clamp_min(0)

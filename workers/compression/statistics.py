@@ -1,23 +1,53 @@
 """Streaming statistics of activations and gradients, measured without weight gradients.
 
-For every input group, one second moment on its smaller side (see `InputGroup.keeps_outputs`), and
-for every layer the sum of squared output gradients. The
-statistics of shards add up to those of the whole.
+A method says what it must know (`Observation`), and nothing else is measured. No statistic of a
+layer is larger than the square of its smaller side. The statistics of shards add up to those of
+the whole.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
+from torch.utils.checkpoint import checkpoint
 
 from workers.compression.errors import SolveFailed
-from workers.compression.layers import InputGroup, LinearLayer
+from workers.compression.layers import InputGroup, LinearLayer, transformer_blocks
+
+
+class Observation(Enum):
+    """What calibration can learn about a layer with input x and output gradient g = ∂ℓ/∂y."""
+
+    MOMENTS = "moments"
+    """Mean and covariance of x, or of W x where that is smaller (`InputGroup.keeps_outputs`)."""
+
+    MAGNITUDES = "magnitudes"
+    """E|x|, (in,)."""
+
+    GRADIENT_SQUARES = "gradient squares"
+    """E[g²], (out,)."""
+
+    GRADIENT_MOMENTS = "gradient moments"
+    """E[g gᵀ], (out, out), or Wᵀ E[g gᵀ] W, (in, in), where that is smaller."""
+
+    ROW_FISHER = "row Fisher"
+    """The sum over each row of W of the squared gradients ∂ℓ/∂W of whole sequences, (out,)."""
+
+    @property
+    def needs_gradients(self) -> bool:
+        return self not in (Observation.MOMENTS, Observation.MAGNITUDES)
+
+
+Observations = frozenset[Observation]
 
 
 @dataclass
@@ -77,35 +107,75 @@ class Moments:
 
 @dataclass
 class GroupStatistics:
-    """What calibration has learnt about the layers that share one input."""
+    """What calibration has learnt about the layers that share one input.
 
-    inputs: Moments | None
+    What no method asked for is None or empty.
+    """
+
+    inputs: Moments | None = None
     """Of the shared input x; None where the outputs are kept instead."""
 
     outputs: dict[str, Moments] = field(default_factory=dict)
     """Per layer, of W x (the output without its bias); empty where the input is kept."""
 
+    magnitudes: Tensor | None = None
+    """The sum over rows of |x|, shape (in,)."""
+
     gradient_squares: dict[str, Tensor] = field(default_factory=dict)
-    """Per layer, the sum over tokens of g², shape (out,)."""
+    """Per layer, the sum over rows of g², shape (out,)."""
+
+    gradient_moments: dict[str, Tensor] = field(default_factory=dict)
+    """Per layer, the sum over rows of g gᵀ, (out, out), or of h hᵀ with h = Wᵀ g, (in, in)."""
+
+    row_fisher: dict[str, Tensor] = field(default_factory=dict)
+    """Per layer, the sum over sequences and columns of (∂ℓ/∂W)², shape (out,)."""
+
+    rows: int = 0
+    """Tokens that reached these layers: all, but for the experts of a mixture."""
 
     tokens: int = 0
+    """All tokens of the calibration."""
 
     @classmethod
     def zeros(
-        cls, group: InputGroup, *, dtype: torch.dtype, device: torch.device
+        cls,
+        group: InputGroup,
+        observations: Observations,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> GroupStatistics:
         def moments(size: int) -> Moments:
             return Moments.zeros(size, dtype=dtype, device=device)
 
-        outputs = {layer.name: moments(layer.out_features) for layer in group.layers}
-        return cls(
-            inputs=None if group.keeps_outputs else moments(group.in_features),
-            outputs=outputs if group.keeps_outputs else {},
-            gradient_squares={
-                layer.name: torch.zeros(layer.out_features, dtype=dtype, device=device)
-                for layer in group.layers
-            },
+        def per_layer(
+            observation: Observation, shape: Callable[[LinearLayer], tuple[int, ...]]
+        ) -> dict[str, Tensor]:
+            layers = group.layers if observation in observations else ()
+            return {
+                layer.name: torch.zeros(shape(layer), dtype=dtype, device=device)
+                for layer in layers
+            }
+
+        statistics = cls(
+            gradient_squares=per_layer(
+                Observation.GRADIENT_SQUARES, lambda layer: (layer.out_features,)
+            ),
+            gradient_moments=per_layer(
+                Observation.GRADIENT_MOMENTS, lambda layer: (layer.smaller_side,) * 2
+            ),
+            row_fisher=per_layer(Observation.ROW_FISHER, lambda layer: (layer.out_features,)),
         )
+        if Observation.MAGNITUDES in observations:
+            statistics.magnitudes = torch.zeros(group.in_features, dtype=dtype, device=device)
+        if Observation.MOMENTS in observations:
+            if group.keeps_outputs:
+                statistics.outputs = {
+                    layer.name: moments(layer.out_features) for layer in group.layers
+                }
+            else:
+                statistics.inputs = moments(group.in_features)
+        return statistics
 
     def merge(self, other: GroupStatistics) -> None:
         """Add another shard's statistics of the same group."""
@@ -113,17 +183,32 @@ class GroupStatistics:
             self.inputs.merge(other.inputs)
         for name, moments in other.outputs.items():
             self.outputs[name].merge(moments)
-        for name, squares in other.gradient_squares.items():
-            self.gradient_squares[name] += squares
+        if self.magnitudes is not None and other.magnitudes is not None:
+            self.magnitudes += other.magnitudes
+        for ours, theirs in zip(self.sums(), other.sums(), strict=True):
+            for name, values in theirs.items():
+                ours[name] += values
+        self.rows += other.rows
         self.tokens += other.tokens
 
     def to(self, device: torch.device) -> GroupStatistics:
+        squares, gradient_moments, fisher = (
+            {name: values.to(device) for name, values in sums.items()} for sums in self.sums()
+        )
         return GroupStatistics(
             None if self.inputs is None else self.inputs.to(device),
             {name: moments.to(device) for name, moments in self.outputs.items()},
-            {name: squares.to(device) for name, squares in self.gradient_squares.items()},
+            None if self.magnitudes is None else self.magnitudes.to(device),
+            squares,
+            gradient_moments,
+            fisher,
+            self.rows,
             self.tokens,
         )
+
+    def sums(self) -> tuple[dict[str, Tensor], ...]:
+        """The plain sums, each by layer."""
+        return self.gradient_squares, self.gradient_moments, self.row_fisher
 
 
 def merged(shards: Iterable[GroupStatistics]) -> GroupStatistics:
@@ -139,7 +224,9 @@ class Calibration:
     """Adds to a model's statistics while batches are run forward and backward through it.
 
     Only ∂ℓ/∂y is needed, so every parameter is frozen and the embedding's output is what requires
-    grad: no weight gradient is ever computed or held. A context manager; the model is left frozen.
+    grad: no weight gradient is ever computed or held. Where no gradient is observed there is no
+    backward pass at all. With `checkpoint_activations` one block's activations are held at a time,
+    for one more forward pass. A context manager; the model is left frozen.
     """
 
     def __init__(
@@ -147,74 +234,143 @@ class Calibration:
         model: nn.Module,
         groups: Iterable[InputGroup],
         statistics: dict[str, GroupStatistics],
+        observations: Observations,
+        *,
+        checkpoint_activations: bool = False,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.groups = tuple(groups)
         self.statistics = statistics
-        self._hooks: list[RemovableHandle] = []
+        self.observations = observations
+        self._backward = any(observation.needs_gradients for observation in observations)
+        self._checkpoints = checkpoint_activations and self._backward
+        self._recomputing = False
+        self._hooks = ExitStack()
 
     @staticmethod
     def zeros(
-        model: nn.Module, groups: Iterable[InputGroup], dtype: torch.dtype
+        model: nn.Module,
+        groups: Iterable[InputGroup],
+        observations: Observations,
+        dtype: torch.dtype,
     ) -> dict[str, GroupStatistics]:
         """Empty statistics for every group, by group name, on the model's device."""
         device = next(model.parameters()).device
         return {
-            group.name: GroupStatistics.zeros(group, dtype=dtype, device=device) for group in groups
+            group.name: GroupStatistics.zeros(group, observations, dtype=dtype, device=device)
+            for group in groups
         }
 
     def __enter__(self) -> Calibration:
-        embedding = self.model.get_input_embeddings()  # type: ignore[operator]
-        self._hooks.append(embedding.register_forward_hook(_require_grad))
+        if self._backward:
+            embedding = self.model.get_input_embeddings()  # type: ignore[operator]
+            self._hooks.callback(embedding.register_forward_hook(_require_grad).remove)
         for group in self.groups:
             for layer in group.layers:
                 module = self.model.get_submodule(layer.name)
-                self._hooks.append(module.register_forward_hook(self._observe(group, layer)))
+                handle = module.register_forward_hook(self._observe(group, layer))
+                self._hooks.callback(handle.remove)
+        if self._checkpoints:
+            for block in transformer_blocks(self.model)[1]:
+                block.forward = partial(self._checkpointed, block.forward)
+                self._hooks.callback(delattr, block, "forward")
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
+        self._hooks.close()
 
     def run(self, input_ids: Tensor) -> float:
         """Add one batch of full sequences, shape (batch, length); the summed loss is returned.
 
         Raises SolveFailed if the loss is not finite.
         """
-        logits = self.model(input_ids=input_ids, use_cache=False).logits
-        loss = functional.cross_entropy(
-            _at_least_float32(logits[:, :-1].flatten(0, 1)),
-            input_ids[:, 1:].flatten(),
-            reduction="sum",
-        )
+        with torch.set_grad_enabled(self._backward):
+            logits = self.model(input_ids=input_ids, use_cache=False).logits
+            loss = functional.cross_entropy(
+                _at_least_float32(logits[:, :-1].flatten(0, 1)),
+                input_ids[:, 1:].flatten(),
+                reduction="sum",
+            )
         if not torch.isfinite(loss):
             raise SolveFailed("the model's loss on the calibration text is not finite")
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self._backward:
+            loss.backward()  # type: ignore[no-untyped-call]
         for statistics in self.statistics.values():
             statistics.tokens += input_ids.numel()
         return float(loss.detach())
 
     def _observe(
         self, group: InputGroup, layer: LinearLayer
-    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    ) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
         statistics = self.statistics[group.name]
-        squares = statistics.gradient_squares[layer.name]
+        first = layer is group.layers[0]
 
-        def add_gradient(gradient: Tensor) -> None:
-            rows = gradient.flatten(0, -2)
-            squares.add_(rows.to(squares.dtype).square().sum(0))
-
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if self._recomputing:
+                return
             with torch.no_grad():
-                if group.keeps_outputs:
-                    bias = module.bias
-                    response = output - bias if isinstance(bias, Tensor) else output
+                if first:
+                    _add_inputs(statistics, args[0].flatten(0, -2))
+                if layer.name in statistics.outputs:
+                    response = output if module.bias is None else output - module.bias
                     statistics.outputs[layer.name].update(response.flatten(0, -2))
-                elif layer is group.layers[0] and statistics.inputs is not None:
-                    statistics.inputs.update(args[0].flatten(0, -2))
-            output.register_hook(add_gradient)  # type: ignore[no-untyped-call]
+            if self._backward:
+                inputs = args[0] if Observation.ROW_FISHER in self.observations else None
+                add = partial(_add_gradients, statistics, layer, module.weight, inputs)
+                output.register_hook(add)  # type: ignore[no-untyped-call]
 
         return hook
+
+    def _checkpointed(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(
+            forward,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing is random in a model that is not trained
+            context_fn=lambda: (nullcontext(), self._recomputation()),
+            **kwargs,
+        )
+
+    @contextmanager
+    def _recomputation(self) -> Iterator[None]:
+        self._recomputing = True
+        try:
+            yield
+        finally:
+            self._recomputing = False
+
+
+def _add_inputs(statistics: GroupStatistics, rows: Tensor) -> None:
+    """`rows` (tokens, in)."""
+    statistics.rows += len(rows)
+    if statistics.inputs is not None:
+        statistics.inputs.update(rows)
+    if statistics.magnitudes is not None:
+        statistics.magnitudes += rows.to(statistics.magnitudes.dtype).abs().sum(0)
+
+
+def _add_gradients(
+    statistics: GroupStatistics,
+    layer: LinearLayer,
+    weight: Tensor,
+    inputs: Tensor | None,
+    gradient: Tensor,
+) -> None:
+    """`gradient` (..., tokens, out); `inputs` (..., tokens, in), where the Fisher is observed."""
+    rows = _at_least_float32(gradient.flatten(0, -2))
+    if (squares := statistics.gradient_squares.get(layer.name)) is not None:
+        squares += rows.to(squares.dtype).square().sum(0)
+    if (moments := statistics.gradient_moments.get(layer.name)) is not None:
+        sided = rows if layer.output_is_smaller else rows @ weight.to(rows.dtype)
+        moments += sided.T @ sided
+    if (fisher := statistics.row_fisher.get(layer.name)) is not None and inputs is not None:
+        for g, x in zip(_sequences(gradient), _sequences(inputs), strict=True):
+            fisher += (_at_least_float32(g).T @ _at_least_float32(x)).square().sum(1)
+
+
+def _sequences(rows: Tensor) -> Tensor:
+    """(sequences, tokens, n); an expert's tokens have lost their order and count as one."""
+    return rows.flatten(0, -3) if rows.ndim > 2 else rows[None]
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

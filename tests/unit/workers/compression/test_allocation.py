@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from workers.compression.allocation import (
     ALLOCATIONS,
     LayerOptions,
+    Storage,
     allocate_global,
     allocate_uniform,
     total_cost,
@@ -32,7 +33,7 @@ def options(
     return LayerOptions(
         name,
         torch.tensor(sorted(spectrum, reverse=True), dtype=torch.float64),
-        break_even_rank(layer, has_bias=bias),
+        break_even_rank(layer, bias),
         layer.parameters,
         out + inner,
         out * (1 + bias),
@@ -151,3 +152,34 @@ def test_tiny_layers_that_need_more_than_their_share_take_it_from_large_ones() -
     ranks = allocate_uniform(layers, budget)
     assert total_cost(layers, ranks) <= budget
     assert min(rank or 0 for rank in ranks.values()) == 1
+
+
+@pytest.mark.parametrize("allocate", ALLOCATIONS.values(), ids=ALLOCATIONS.keys())
+def test_a_layer_that_can_only_stay_dense_stays_so(allocate: Allocate) -> None:
+    unreached = LayerOptions("unreached", torch.zeros(8, dtype=torch.float64), 0, 64, 16, 8)
+    layers = [unreached, options("reached", 40, 40, [1.0] * 40)]
+    ranks = allocate(layers, 64 + 800)
+    assert ranks["unreached"] is None
+    assert ranks["reached"] is not None
+    assert total_cost(layers, ranks) <= 64 + 800
+    with pytest.raises(BudgetTooSmall):
+        allocate(layers, 64 + 100)
+
+
+def test_two_factors_cost_more_than_an_interpolation_of_the_same_rank() -> None:
+    layer = LinearLayer("layer", 12, 20, has_bias=False)
+    costs = {
+        storage: LayerOptions(
+            "layer",
+            torch.ones(12, dtype=torch.float64),
+            break_even_rank(layer, False, storage),
+            layer.parameters,
+            32,
+            0,
+            storage,
+        )
+        for storage in Storage
+    }
+    assert costs[Storage.FACTORS].cost(5) == 5 * 32
+    assert costs[Storage.INTERPOLATIVE].cost(5) == 5 * (32 - 5)
+    assert costs[Storage.FACTORS].max_rank == 7  # 7 * 32 < 240 <= 8 * 32

@@ -14,7 +14,15 @@ from torch.nn import functional
 from tests.fixtures.models import tiny_llama_config, tiny_model
 from workers.compression.errors import SolveFailed
 from workers.compression.layers import compressible_layers, input_groups
-from workers.compression.statistics import Calibration, GroupStatistics, Moments, merged
+from workers.compression.metrics import METHODS
+from workers.compression.statistics import (
+    Calibration,
+    GroupStatistics,
+    Moments,
+    Observation,
+    Observations,
+    merged,
+)
 
 BATCH, LENGTH = 4, 12
 TOKENS = BATCH * LENGTH
@@ -30,10 +38,18 @@ def input_ids() -> Tensor:
     return torch.randint(258, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
 
 
-def calibrated(model: nn.Module, *batches: Tensor) -> dict[str, GroupStatistics]:
+EVERYTHING = frozenset(Observation)
+
+
+def calibrated(
+    model: nn.Module,
+    *batches: Tensor,
+    observations: Observations = EVERYTHING,
+    **options: bool,
+) -> dict[str, GroupStatistics]:
     groups = input_groups(model, compressible_layers(model))
-    statistics = Calibration.zeros(model, groups, torch.float64)
-    with Calibration(model, groups, statistics) as calibration:
+    statistics = Calibration.zeros(model, groups, observations, torch.float64)
+    with Calibration(model, groups, statistics, observations, **options) as calibration:
         for batch in batches:
             calibration.run(batch)
     return statistics
@@ -85,6 +101,59 @@ def test_gradients_without_weight_gradients_equal_those_of_autograd(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_gradient_moments_and_fisher_equal_those_of_autograd(model: Any, input_ids: Tensor) -> None:
+    truth = Observed(model, input_ids)
+    sides = set()
+    for group in calibrated(model, input_ids).values():
+        for name, moment in group.gradient_moments.items():
+            weight, gradient = model.get_submodule(name).weight.detach(), truth.gradients[name]
+            full = gradient.T @ gradient
+            out_is_smaller = weight.shape[0] <= weight.shape[1]
+            sides.add(out_is_smaller)
+            expected = full if out_is_smaller else weight.T @ full @ weight
+            torch.testing.assert_close(moment, expected, rtol=1e-9, atol=1e-14)
+            sequences = zip(gradient.reshape(BATCH, LENGTH, -1), truth.inputs[name], strict=True)
+            fisher = sum((g.T @ x).square().sum(1) for g, x in sequences)
+            torch.testing.assert_close(group.row_fisher[name], fisher, rtol=1e-9, atol=1e-14)
+    assert sides == {True, False}
+
+
+def test_magnitudes_are_the_mean_of_the_absolute_input(model: Any, input_ids: Tensor) -> None:
+    truth = Observed(model, input_ids)
+    for name, group in calibrated(model, input_ids).items():
+        assert group.rows == TOKENS
+        assert group.magnitudes is not None
+        torch.testing.assert_close(group.magnitudes, truth.inputs[name].flatten(0, 1).abs().sum(0))
+
+
+def test_checkpointed_activations_give_the_same_statistics(model: Any, input_ids: Tensor) -> None:
+    plain = calibrated(model, input_ids)
+    checkpointed = calibrated(model, input_ids, checkpoint_activations=True)
+    for name, group in plain.items():
+        other = checkpointed[name]
+        assert other.rows == group.rows == other.tokens
+        for ours, theirs in zip(group.sums(), other.sums(), strict=True):
+            assert ours.keys() == theirs.keys() != set()
+            for layer, values in ours.items():
+                assert torch.equal(values, theirs[layer])
+        if group.inputs is not None and other.inputs is not None:
+            assert torch.equal(group.inputs.scatter, other.inputs.scatter)
+    assert all("forward" not in vars(block) for block in model.model.layers)
+
+
+@pytest.mark.parametrize("method", ["svd", "asvd", "afm"])
+def test_without_observed_gradients_there_is_no_backward_pass(
+    model: Any, input_ids: Tensor, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a backward pass")
+
+    monkeypatch.setattr(Tensor, "backward", refuse)
+    statistics = calibrated(model, input_ids, observations=METHODS[method].observations)
+    assert all(group.tokens == TOKENS for group in statistics.values())
+    assert not any(sums for group in statistics.values() for sums in group.sums())
+
+
 def test_moments_equal_those_of_all_tokens_at_once(model: Any, input_ids: Tensor) -> None:
     truth = Observed(model, input_ids)
     kept_outputs = 0
@@ -109,8 +178,9 @@ def assert_moments(moments: Moments, rows: Tensor) -> None:
 def test_the_loss_is_the_sum_over_predicted_tokens(model: Any, input_ids: Tensor) -> None:
     truth = Observed(model, input_ids).loss
     groups = input_groups(model, compressible_layers(model))
-    with Calibration(model, groups, Calibration.zeros(model, groups, torch.float64)) as run:
-        assert run.run(input_ids) == pytest.approx(truth, rel=1e-12)
+    statistics = Calibration.zeros(model, groups, EVERYTHING, torch.float64)
+    with Calibration(model, groups, statistics, EVERYTHING) as calibration:
+        assert calibration.run(input_ids) == pytest.approx(truth, rel=1e-12)
 
 
 def test_shards_add_up_to_the_whole(model: Any, input_ids: Tensor) -> None:
