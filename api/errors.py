@@ -40,8 +40,9 @@ MAX_LISTED_ERRORS = 20
 MAX_SHOWN_CHARACTERS = 80
 """How much of a name or a value that the user sent is sent back."""
 
-UNION_FIELDS = frozenset({"model", "data"})
-"""Fields whose type `source` decides; pydantic puts that type's tag into an error's location."""
+UNION_FIELDS = frozenset({"model", "data", "targets"})
+"""Fields of one type or another; pydantic puts that type's tag into an error's location, after
+the field or, in an array, after its index."""
 
 PYDANTIC_CODES = frozenset(get_args(core_schema.ErrorType))
 """What pydantic raises by itself; any other type is the code of a validator of ours."""
@@ -172,9 +173,19 @@ def param_of(location: Sequence[str | int]) -> str | None:
 
     ``("body", "model", "local", "path")`` is ``model.path``; None is the body as a whole.
     """
-    parts = [_cut(str(part)) for part in location[1:]]
-    kept = [part for i, part in enumerate(parts) if i == 0 or parts[i - 1] not in UNION_FIELDS]
-    return ".".join(kept) or None
+    parts = location[1:]
+    kept = [part for i, part in enumerate(parts) if not _is_tag(parts[: i + 1])]
+    return ".".join(_cut(str(part)) for part in kept) or None
+
+
+def _is_tag(parts: Sequence[str | int]) -> bool:
+    """Whether the last part of a location is the tag of a union."""
+    *before, last = parts
+    if isinstance(last, int):
+        return False
+    if before and isinstance(before[-1], int):
+        before.pop()
+    return bool(before) and before[-1] in UNION_FIELDS
 
 
 def _shown(error: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ def complaints(report: Report, expected: list[str]) -> Iterator[str]:
                 yield f"{name}: the perplexity on {dataset} is beyond measure"
     for target in report["targets"]:
         kept = target["size"]["linear_fraction"]
-        if target["scope"] == "linear" and kept > target["keep"] + KEEP_TOLERANCE:
+        if target.get("scope") == "linear" and kept > target["keep"] + KEEP_TOLERANCE:
             yield f"{target['name']}: keeps {kept:.4f} of the linear parameters"
         yield from _losses(target, models["dense"])
 
@@ -80,7 +80,7 @@ def _losses(target: Report, dense: Report) -> Iterator[str]:
     """Where the target has lost more than the prototype did."""
     for dataset, measured in target["perplexity"].items():
         before, after = dense["perplexity"][dataset]["perplexity"], measured["perplexity"]
-        bound = PROTOTYPE_RATIOS.get((target["keep"], dataset))
+        bound = PROTOTYPE_RATIOS.get((target.get("keep", 1.0), dataset))
         if before and after and bound and after / before > bound * (1 + RATIO_TOLERANCE):
             yield (
                 f"{target['name']}: the perplexity on {dataset} is {after / before:.3f} times that "

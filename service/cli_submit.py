@@ -38,6 +38,15 @@ def submit(
         Scope | None,
         typer.Option(help=r"What that is a fraction of. \[default: linear]", rich_help_panel=SIZE),
     ] = None,
+    max_perplexity_increase: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="The smallest model whose held-out perplexity grows by no more: "
+            "0.1 is 10 percent. Repeat for several.",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
     method: Annotated[
         Method | None, typer.Option(help=r"\[default: impact]", rich_help_panel=SIZE)
     ] = None,
@@ -115,8 +124,8 @@ def submit(
 ) -> None:
     """Submit a job. Its id is all that goes to standard output.
 
-    A job is a model (--model), text to calibrate on (--data) and one size or more (--keep).
-    The server checks them before it takes the job.
+    A job is a model (--model), text to calibrate on (--data) and one target or more: sizes (--keep)
+    or qualities (--max-perplexity-increase). The server checks them before it takes the job.
     """
     if file is not None:
         body = _read_job(file, context)
@@ -130,8 +139,9 @@ def submit(
                 "sequence_length": sequence_length,
                 "batch_size": batch_size,
             },
-            keep=_required(keep, "--keep"),
+            keep=keep or [] if max_perplexity_increase else _required(keep, "--keep"),
             scope=scope,
+            max_perplexity_increase=max_perplexity_increase or [],
             method=method,
             allocation=allocation,
             evaluation=[_parsed(evaluation_dataset, each, "--evaluate") for each in evaluate or ()],

@@ -74,7 +74,7 @@ def outcome(job: Json) -> Text:
 def jobs_table(jobs: Sequence[Json], now: datetime) -> Table:
     """One line per job."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("JOB", "NAME", "STATE", "PROGRESS", "KEEP", "SUBMITTED", "TOOK"):
+    for column in ("JOB", "NAME", "STATE", "PROGRESS", "TARGETS", "SUBMITTED", "TOOK"):
         table.add_column(column, no_wrap=column in ("JOB", "STATE"))
     for job in jobs:
         table.add_row(
@@ -82,11 +82,18 @@ def jobs_table(jobs: Sequence[Json], now: datetime) -> Table:
             Text(job["name"] or ""),
             Text(job["state"], STATE_STYLES[JobState(job["state"])]),
             Text(_progress(job)),
-            ", ".join(f"{target['keep']:g}" for target in job["spec"]["targets"]),
+            ", ".join(_target(target) for target in job["spec"]["targets"]),
             f"{duration(_since(job['created_at'], now))} ago",
             _took(job),
         )
     return table
+
+
+def _target(target: Json) -> str:
+    """What is asked for: the fraction to keep, or by how much the perplexity may grow."""
+    if "keep" in target:
+        return f"{target['keep']:g}"
+    return f"+{100 * target['max_perplexity_increase']:.3g}% perplexity"
 
 
 @contextmanager

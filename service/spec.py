@@ -6,13 +6,26 @@ unknown, of the wrong type or out of bounds is refused; nothing is coerced from 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_TARGETS = 32
 MAX_EVALUATION_DATASETS = 16
+MAX_CURVE_POINTS = 64
+MAX_PERPLEXITY_INCREASE = 1000.0
+MAX_SHOWN_CHARACTERS = 80
 MAX_WORKERS = 1024
 MAX_SEQUENCES = 1_000_000
 MAX_SEQUENCE_LENGTH = 131_072
@@ -87,7 +100,7 @@ Scope = Literal["linear", "model"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class Target(Body):
+class SizeTarget(Body):
     """One size to produce. Every target of a job is cut from the same calibration and spectra."""
 
     keep: float = Field(gt=0.0, lt=1.0, description="Fraction of the parameters to keep.")
@@ -101,6 +114,56 @@ class Target(Body):
         """The artifact's name, unique within the job: ``keep-0.8``, ``keep-0.8-of-model``."""
         suffix = "" if self.scope == "linear" else "-of-model"
         return f"keep-{self.keep:g}{suffix}"
+
+
+class QualityTarget(Body):
+    """The smallest size whose perplexity is at most 1 + `max_perplexity_increase` times the dense.
+
+    Found by bisection over sizes that are measured; the smallest model to within half a percent
+    of the compressible layers' parameters.
+    """
+
+    max_perplexity_increase: float = Field(
+        gt=0.0,
+        le=MAX_PERPLEXITY_INCREASE,
+        description="As a fraction: 0.1 allows 1.1 times the dense model's perplexity.",
+    )
+    dataset: str = Field(
+        default=HELD_OUT,
+        pattern=NAME_PATTERN,
+        description="The text it is measured on: `held-out`, or a dataset of the evaluation.",
+    )
+
+    @property
+    def name(self) -> str:
+        """The artifact's name, unique within the job: ``increase-0.1``, ``increase-0.1-wiki``."""
+        suffix = "" if self.dataset == HELD_OUT else f"-{self.dataset}"
+        return f"increase-{self.max_perplexity_increase:g}{suffix}"
+
+
+def _has_one_kind(target: object) -> object:
+    kinds = {"keep", "max_perplexity_increase"}
+    if isinstance(target, Mapping) and len(kinds & target.keys()) != 1:
+        raise PydanticCustomError(
+            "invalid_parameter",
+            "give either 'keep', for a size, or 'max_perplexity_increase', for a quality; "
+            "the fields here are: {fields}",
+            {"fields": ", ".join(map(ascii, target))[:MAX_SHOWN_CHARACTERS] or "none"},
+        )
+    return target
+
+
+def _kind(target: object) -> str:
+    if isinstance(target, Mapping):
+        return "quality" if "max_perplexity_increase" in target else "size"
+    return "quality" if isinstance(target, QualityTarget) else "size"
+
+
+Target = Annotated[
+    Annotated[SizeTarget, Tag("size")] | Annotated[QualityTarget, Tag("quality")],
+    Discriminator(_kind),
+    BeforeValidator(_has_one_kind),
+]
 
 
 class Calibration(Body):
@@ -140,8 +203,14 @@ class Evaluation(Body):
     decode_tokens: int = Field(
         default=32, ge=0, le=4096, description="Tokens generated to time decoding; 0 skips it."
     )
+    curve: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = Field(
+        default=(),
+        max_length=MAX_CURVE_POINTS,
+        description="Further sizes, as fractions of the compressible layers' parameters, that are "
+        "measured for the report's curve and not written as artifacts.",
+    )
 
-    @field_validator("datasets", mode="before")
+    @field_validator("datasets", "curve", mode="before")
     @classmethod
     def _accept_json_array(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
@@ -159,6 +228,15 @@ class Evaluation(Body):
                 )
         return datasets
 
+    @field_validator("curve")
+    @classmethod
+    def _curve_is_measured(
+        cls, curve: tuple[float, ...], info: ValidationInfo
+    ) -> tuple[float, ...]:
+        if curve and info.data.get("enabled") is False:
+            raise PydanticCustomError("invalid_parameter", "it needs the evaluation to be enabled")
+        return curve
+
 
 class JobSpec(Body):
     """One compression job: a model, its calibration text, a method and the sizes wanted."""
@@ -168,8 +246,8 @@ class JobSpec(Body):
     calibration: Calibration
     method: Method = "impact"
     allocation: AllocationKind = "global"
-    targets: tuple[Target, ...] = Field(min_length=1, max_length=MAX_TARGETS)
     evaluation: Evaluation = Evaluation()
+    targets: tuple[Target, ...] = Field(min_length=1, max_length=MAX_TARGETS)
     dtype: Dtype = Field(default="auto", description="Of the artifacts; `auto` is the model's own.")
     workers: int | None = Field(
         default=None, ge=1, le=MAX_WORKERS, description="Unset: one per GPU, or one per two CPUs."
@@ -188,5 +266,35 @@ class JobSpec(Body):
             if names.count(name) > 1:
                 raise PydanticCustomError(
                     "duplicate_target", "the target '{name}' is asked for twice", {"name": name}
+                )
+        return targets
+
+    @field_validator("targets")
+    @classmethod
+    def _qualities_are_measured(
+        cls, targets: tuple[Target, ...], info: ValidationInfo
+    ) -> tuple[Target, ...]:
+        evaluation: Evaluation | None = info.data.get("evaluation")  # None where it is invalid
+        qualities = [target for target in targets if isinstance(target, QualityTarget)]
+        if evaluation is None or not qualities:
+            return targets
+        if not evaluation.enabled:
+            raise PydanticCustomError(
+                "invalid_parameter",
+                "the target '{name}' needs the evaluation to be enabled",
+                {"name": qualities[0].name},
+            )
+        names = [HELD_OUT, *(dataset.name for dataset in evaluation.datasets)]
+        for number, target in enumerate(targets):
+            if isinstance(target, QualityTarget) and target.dataset not in names:
+                raise PydanticCustomError(
+                    "invalid_parameter",
+                    "no dataset of the evaluation is called '{dataset}', as targets.{number} "
+                    "has it; there are: {names}",
+                    {
+                        "number": number,
+                        "dataset": target.dataset,
+                        "names": ", ".join(names),
+                    },
                 )
         return targets

@@ -49,8 +49,9 @@ def job_body(
     *,
     model: Json,
     data: Json,
-    keep: Sequence[float],
+    keep: Sequence[float] = (),
     scope: str | None = None,
+    max_perplexity_increase: Sequence[float] = (),
     evaluation: Sequence[Json] = (),
     calibration: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -60,7 +61,10 @@ def job_body(
         **settings,
         "model": model,
         "calibration": {"data": data, **(calibration or {})},
-        "targets": [{"keep": fraction, "scope": scope} for fraction in keep],
+        "targets": [
+            *({"keep": fraction, "scope": scope} for fraction in keep),
+            *({"max_perplexity_increase": increase} for increase in max_perplexity_increase),
+        ],
         "evaluation": {"datasets": list(evaluation)} if evaluation else None,
     }
     return {key: _typed(value) for key, value in body.items() if value is not None}

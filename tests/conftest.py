@@ -9,4 +9,5 @@ pytest_plugins = [
     "tests.fixtures.models",
     "tests.fixtures.servers",
     "tests.fixtures.storage",
+    "tests.fixtures.installation",  # which imports others
 ]

@@ -23,7 +23,7 @@ import ray
 from service.errors import ModelInvalid
 from service.jobs import Artifact, Job
 from service.settings import Settings
-from service.spec import Target
+from service.spec import QualityTarget, Target
 from service.states import Step
 from service.storage import ObjectStorage
 from workers.checkpoint_writer import CheckpointSize
@@ -31,10 +31,11 @@ from workers.compression.allocation import LayerOptions, Ranks
 from workers.crew import Crew
 from workers.evaluation.text import TextLoss
 from workers.placement import assign_owners, plan_placement, shares
+from workers.probes import Probe, Probes
 from workers.progress import Progress
 from workers.report import Evaluation, TargetResult, job_report, model_card
 from workers.schedule import Call, drive
-from workers.targets import choose_ranks
+from workers.targets import MAX_PROBES, choose_ranks, curve_ranks
 from workers.texts import Texts
 from workers.worker import ModelSummary
 
@@ -92,7 +93,7 @@ class _Attempt:
             model, texts = self.resolve()
             calibration_loss = self.calibrate(texts)
             options = self.solve(model)
-            choices = self.allocate(model, options)
+            choices, probes = self.allocate(model, options, texts)
             assembled = self.assemble(model, choices)
             dense, evaluations = self.evaluate(texts, assembled)
             results = [
@@ -108,6 +109,7 @@ class _Attempt:
                 calibration_loss,
                 dense,
                 results,
+                probes,
                 self.progress.seconds,
             )
             artifacts = self.publish(assembled, report())
@@ -177,15 +179,37 @@ class _Attempt:
     def _solve(self, owner: Any, group: str) -> Any:
         return owner.solve.remote(group, *(w.statistics.remote(group) for w in self.workers))
 
-    def allocate(self, model: ModelSummary, options: Sequence[LayerOptions]) -> list[Ranks]:
-        """The ranks of every target, from the one set of spectra."""
-        with self.progress.step(Step.ALLOCATE, "targets") as meter:
-            meter.expect(len(self.spec.targets))
-            return choose_ranks(self.spec, model.parameters, options)
+    def allocate(
+        self, model: ModelSummary, options: Sequence[LayerOptions], texts: Texts
+    ) -> tuple[list[Ranks], list[Probe]]:
+        """The ranks of every target, from the one set of spectra, and what was measured for it."""
+        qualities = [t for t in self.spec.targets if isinstance(t, QualityTarget)]
+        curve = self.spec.evaluation.curve
+        with self.progress.step(Step.ALLOCATE, "sizes") as meter:
+            sizes = len(self.spec.targets) - len(qualities)
+            meter.expect(sizes + len(qualities) * MAX_PROBES + len(curve))
+            probes = Probes(
+                self.workers,
+                self.owners,
+                texts.evaluation,
+                batch_size=self.spec.calibration.batch_size,
+                dtype=self._dtype(model),
+                advance=meter.advance,
+            )
+            probes.dense(sorted({target.dataset for target in qualities}))
+            choices = choose_ranks(self.spec, model.parameters, options, probes.increase)
+            for ranks in curve_ranks(self.spec, options):
+                if ranks not in choices:  # those are measured as artifacts
+                    probes.measure(ranks, [text.name for text in texts.evaluation])
+            probes.end()
+            return choices, probes.done
+
+    def _dtype(self, model: ModelSummary) -> str:
+        return model.dtype if self.spec.dtype == "auto" else self.spec.dtype
 
     def assemble(self, model: ModelSummary, choices: Sequence[Ranks]) -> list[Assembled]:
         """Write every target's checkpoint, beside the worker that will measure it."""
-        dtype = model.dtype if self.spec.dtype == "auto" else self.spec.dtype
+        dtype = self._dtype(model)
         with self.progress.step(Step.ASSEMBLE, "targets") as meter:
             meter.expect(len(choices))
             count = min(len(self.workers), len(choices))

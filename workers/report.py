@@ -18,10 +18,15 @@ from workers.compression.allocation import LayerOptions, Ranks, total_cost, tota
 from workers.compression.layers import LinearLayer
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.text import TextLoss
+from workers.probes import Probe
 from workers.texts import Texts
 from workers.worker import ModelSummary
 
 FORMAT = 1
+
+MAX_SPECTRUM_POINTS = 64
+MAX_SPECTRA_POINTS = 32_768
+"""Of one layer and of all together: a model of many experts has thousands of layers."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def job_report(
     calibration_loss: float,
     dense: Evaluation | None,
     results: Sequence[TargetResult],
+    probes: Sequence[Probe],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The whole job in one JSON document; `calibration_loss` is nats per predicted token."""
@@ -78,6 +84,8 @@ def job_report(
         },
         "evaluation": {"dense": dense and _measured(dense, None, documents)},
         "targets": [_target(result, model, options, dense, documents) for result in results],
+        "curve": _curve(model, options, dense, results, probes),
+        "spectra": _spectra(options),
         "left_dense": [
             {"name": name, "reason": "outside the transformer blocks"} for name in model.left_dense
         ],
@@ -162,8 +170,7 @@ def _target(
     shapes = {layer.name: layer for layer in model.layers}
     return {
         "name": result.target.name,
-        "keep": result.target.keep,
-        "scope": result.target.scope,
+        **result.target.model_dump(mode="json"),
         "size": {
             "linear_fraction": kept / dense_cost,
             "model_fraction": result.size.parameters / model.parameters,
@@ -174,6 +181,76 @@ def _target(
         "dropped_energy_fraction": _ratio(total_error(options, result.ranks), energy),
         **measured,
         "layers": [_layer(shapes[layer.name], layer, result.ranks) for layer in options],
+    }
+
+
+def _curve(
+    model: ModelSummary,
+    options: Sequence[LayerOptions],
+    dense: Evaluation | None,
+    results: Sequence[TargetResult],
+    probes: Sequence[Probe],
+) -> list[dict[str, Any]]:
+    """Every size that was measured, the smallest first; a target's own probe is left out."""
+    if dense is None:
+        return []
+    written = [dict(result.ranks) for result in results]
+    points = [
+        _point("dense", None, dict.fromkeys(written[0]), model, options, dense.losses),
+        *(
+            _point("target", r.target.name, r.ranks, model, options, r.evaluation.losses)
+            for r in results
+            if r.evaluation
+        ),
+        *(
+            _point("probe", None, probe.ranks, model, options, probe.losses)
+            for probe in probes
+            if probe.ranks not in written
+        ),
+    ]
+    return sorted(points, key=lambda point: float(point["linear_fraction"]))
+
+
+def _point(
+    kind: str,
+    name: str | None,
+    ranks: Ranks,
+    model: ModelSummary,
+    options: Sequence[LayerOptions],
+    losses: Mapping[str, TextLoss],
+) -> dict[str, Any]:
+    linear = sum(layer.dense_cost for layer in options)
+    kept = total_cost(options, ranks)
+    energy = math.fsum(float(layer.spectrum.sum()) for layer in options)
+    return {
+        "kind": kind,
+        "name": name,
+        "linear_fraction": kept / linear,
+        "model_fraction": (model.parameters - linear + kept) / model.parameters,
+        "dropped_energy_fraction": _ratio(total_error(options, ranks), energy),
+        "perplexity": {dataset: _finite(loss.perplexity) for dataset, loss in losses.items()},
+    }
+
+
+def _spectra(options: Sequence[LayerOptions]) -> list[dict[str, Any]]:
+    """Per layer the share of its energy that the first `rank` directions keep."""
+    points = max(2, min(MAX_SPECTRUM_POINTS, MAX_SPECTRA_POINTS // max(1, len(options))))
+    return [_spectrum(layer, points) for layer in options]
+
+
+def _spectrum(layer: LayerOptions, points: int) -> dict[str, Any]:
+    """At `points` ranks at most, in a geometric series from 1 to the full rank."""
+    full = len(layer.spectrum)
+    ranks = sorted(
+        {round(full ** (point / (points - 1))) for point in range(points)} if full else []
+    )
+    kept = layer.spectrum.cumsum(0)
+    energy = float(layer.spectrum.sum())
+    return {
+        "name": layer.name,
+        "energy": energy,
+        "ranks": ranks,
+        "kept": [round(_ratio(float(kept[rank - 1]), energy), 6) for rank in ranks],
     }
 
 
@@ -215,9 +292,12 @@ def _measured(
 
 
 def _estimate(name: str, estimate: Estimate, prefix: str = "") -> dict[str, float | None]:
-    # JSON has no infinity: null says that the model is lost beyond measure.
-    value = estimate.value if math.isfinite(estimate.value) else None
-    return {name: value, f"{prefix}standard_error": estimate.standard_error}
+    return {name: _finite(estimate.value), f"{prefix}standard_error": estimate.standard_error}
+
+
+def _finite(perplexity: float) -> float | None:
+    """JSON has no infinity: null says that the model is lost beyond measure."""
+    return perplexity if math.isfinite(perplexity) else None
 
 
 def _ratio(part: float, whole: float) -> float:

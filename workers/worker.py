@@ -39,6 +39,7 @@ from workers.model import (
     stored_dtype,
     weight_files,
 )
+from workers.substitution import Substitution
 from workers.texts import Texts, read_texts
 
 SERVING = "serving"
@@ -87,6 +88,7 @@ class Worker:
         self._statistics: dict[str, GroupStatistics] = {}
         self._solutions: dict[str, Solution] = {}
         self._model: Any = None
+        self._substitution: Substitution | None = None
         self._loaded_from: Path | None = None
 
     def place(self) -> WorkerPlace:
@@ -177,6 +179,21 @@ class Worker:
     def release(self) -> None:
         """Forget the factors: every artifact is written."""
         self._solutions.clear()
+
+    def substitute(self, dtype: str, names: Sequence[str], *layers: Interpolation | None) -> None:
+        """Put layers into the source model as an artifact of a precision has them; None: dense."""
+        if self._substitution is None:
+            stored = stored_dtype(self._source)
+            self._substitution = Substitution(self._model, stored, getattr(torch, dtype))
+        self._substitution.put(dict(zip(names, layers, strict=True)))
+
+    def restore(self) -> None:
+        """Have the source model as it was loaded."""
+        if self._substitution is not None:
+            self._substitution.undo()
+            if not self._substitution.exact:
+                self._loaded_from = None
+            self._substitution = None
 
     def measure(self, folder: Path | None, sequences: Sequence[Sequence[int]]) -> TextLoss:
         """The loss on one batch of the source model (None), or of the artifact in a folder."""

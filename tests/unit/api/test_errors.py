@@ -27,7 +27,51 @@ INVALID = [
     pytest.param("targets.1.keep", "0.5", "invalid_parameter", "targets.1.keep", id="keep-text"),
     pytest.param("targets.0.keep", True, "invalid_parameter", "targets.0.keep", id="keep-true"),
     pytest.param("targets.0.keep", None, "invalid_parameter", "targets.0.keep", id="keep-null"),
-    pytest.param("targets.0.keep", GONE, "invalid_parameter", "targets.0.keep", id="keep-missing"),
+    pytest.param("targets.0.keep", GONE, "invalid_parameter", "targets.0", id="keep-missing"),
+    pytest.param("targets.0.kep", 0.5, "invalid_parameter", "targets.0.kep", id="keep-misspelt"),
+    pytest.param("targets.0.size", 5, "invalid_parameter", "targets.0.size", id="like-a-tag"),
+    pytest.param("targets.0", 0.5, "invalid_parameter", "targets.0", id="target-number"),
+    pytest.param(
+        "targets.0", {"max_perplexity_incraese": 0.1}, "invalid_parameter", "targets.0", id="typo"
+    ),
+    pytest.param(
+        "targets.0.max_perplexity_increase", 0.1, "invalid_parameter", "targets.0", id="both-kinds"
+    ),
+    pytest.param(
+        "targets.1",
+        {"max_perplexity_increase": 0},
+        "invalid_parameter",
+        "targets.1.max_perplexity_increase",
+        id="no-increase",
+    ),
+    pytest.param(
+        "targets.1",
+        {"max_perplexity_increase": 0.1, "scope": "model"},
+        "invalid_parameter",
+        "targets.1.scope",
+        id="quality-with-scope",
+    ),
+    pytest.param(
+        "targets.1",
+        {"max_perplexity_increase": 0.1, "dataset": "wiki"},
+        "invalid_parameter",
+        "targets",
+        id="unknown-dataset",
+    ),
+    pytest.param(
+        "evaluation",
+        {"enabled": False, "curve": [0.5]},
+        "invalid_parameter",
+        "evaluation.curve",
+        id="curve-without-evaluation",
+    ),
+    pytest.param(
+        "evaluation",
+        {"curve": [0.5, 1]},
+        "invalid_parameter",
+        "evaluation.curve.1",
+        id="curve-of-the-dense-model",
+    ),
     pytest.param("targets.0.keep", 0.6, "duplicate_target", "targets", id="duplicate-targets"),
     pytest.param("targets", [], "invalid_parameter", "targets", id="no-targets"),
     pytest.param("targets", {"keep": 0.5}, "invalid_parameter", "targets", id="targets-object"),
@@ -102,6 +146,31 @@ def test_all_mistakes_are_listed_without_their_consequences(
     job_body["method"] = "magic"
     problem = client.post("/v1/jobs", json=job_body).json()
     assert {each["param"] for each in problem["errors"]} == {"targets.0.keep", "method"}
+
+
+def test_a_target_of_no_kind_is_told_what_there_is(
+    client: TestClient, job_body: dict[str, Any]
+) -> None:
+    job_body["targets"] = [{"max_perplexity_incraese": 0.1, "dataset": "wiki"}]
+    detail = client.post("/v1/jobs", json=job_body).json()["detail"]
+    assert detail == (
+        "targets.0: give either 'keep', for a size, or 'max_perplexity_increase', for a quality; "
+        "the fields here are: 'max_perplexity_incraese', 'dataset'"
+    )
+
+
+def test_a_quality_without_its_measure_is_refused(
+    client: TestClient, job_body: dict[str, Any]
+) -> None:
+    job_body["targets"] = [{"max_perplexity_increase": 0.1, "dataset": "wiki"}]
+    unknown = client.post("/v1/jobs", json=job_body).json()["detail"]
+    job_body["evaluation"] = {"enabled": False}
+    disabled = client.post("/v1/jobs", json=job_body).json()["detail"]
+    assert unknown == (
+        "targets: no dataset of the evaluation is called 'wiki', as targets.0 has it; "
+        "there are: held-out"
+    )
+    assert disabled == "targets: the target 'increase-0.1-wiki' needs the evaluation to be enabled"
 
 
 def test_a_problem_has_the_members_of_the_standard_and_ours(
@@ -205,6 +274,8 @@ def test_param_of_leaves_out_what_the_user_did_not_write() -> None:
     data = ("body", "evaluation", "datasets", 3, "data", "hub", "revision")
     assert param_of(data) == "evaluation.datasets.3.data.revision"
     assert param_of(("body", "model", "local", "local")) == "model.local"
+    assert param_of(("body", "targets", 0, "size", "size")) == "targets.0.size"
+    assert param_of(("body", "targets", 0)) == "targets.0"
     assert param_of(("query", "limit")) == "limit"
     assert param_of(("body",)) is None
 

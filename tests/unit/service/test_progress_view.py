@@ -36,7 +36,7 @@ def job(state: str = "running", **changes: Any) -> dict[str, Any]:
         "finished_at": None,
         "steps": steps,
         "error": None,
-        "spec": {"targets": [{"keep": 0.8}, {"keep": 0.65}]},
+        "spec": {"targets": [{"keep": 0.8}, {"max_perplexity_increase": 0.05}]},
         **changes,
     }
 
@@ -94,9 +94,9 @@ def test_a_second_attempt_is_said_to_be_one() -> None:
 def test_the_table_has_a_line_per_job() -> None:
     failed = job("failed", error={"code": "model_invalid"}, finished_at=stamp(180), name="second")
     lines = shown(jobs_table([job(), failed], NOW)).splitlines()
-    assert lines[0].split() == ["JOB", "NAME", "STATE", "PROGRESS", "KEEP", "SUBMITTED", "TOOK"]
+    assert lines[0].split() == ["JOB", "NAME", "STATE", "PROGRESS", "TARGETS", "SUBMITTED", "TOOK"]
     assert " ".join(lines[1].split()) == (
-        f"{JOB} running calibrate 48/1,280 sequences 0.8, 0.65 2 h 1 min ago"
+        f"{JOB} running calibrate 48/1,280 sequences 0.8, +5% perplexity 2 h 1 min ago"
     )
     assert lines[2].split()[:4] == [JOB, "second", "failed", "model_invalid"]
     assert lines[2].rstrip().endswith("2 min 0 s")

@@ -62,6 +62,7 @@ def test_everything_that_can_be_typed_reaches_the_job() -> None:
         calibration={"sequences": 16, "sequence_length": 64, "batch_size": 2},
         keep=[0.8, 0.6],
         scope="model",
+        max_perplexity_increase=[0.1],
         method="afm",
         allocation="uniform",
         evaluation=[evaluation_dataset("prose=s3://texts/prose")],
@@ -69,7 +70,11 @@ def test_everything_that_can_be_typed_reaches_the_job() -> None:
         workers=3,
     )
     spec = JobSpec.model_validate_json(json.dumps(body))
-    assert [target.name for target in spec.targets] == ["keep-0.8-of-model", "keep-0.6-of-model"]
+    assert [target.name for target in spec.targets] == [
+        "keep-0.8-of-model",
+        "keep-0.6-of-model",
+        "increase-0.1",
+    ]
     assert spec.calibration.data.pattern == "*.py"
     assert spec.calibration.batch_size == 2
     assert spec.evaluation.datasets[0].name == "prose"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 from service.jobs import Job, new_job_id
-from service.spec import HELD_OUT, JobSpec, Target
+from service.spec import HELD_OUT, JobSpec, QualityTarget, SizeTarget
 from service.states import JobState
 from workers.checkpoint_writer import CheckpointSize
 from workers.compression.allocation import LayerOptions
 from workers.compression.layers import InputGroup, LinearLayer
 from workers.evaluation.text import SequenceLoss, TextLoss
+from workers.probes import Probe
 from workers.report import Evaluation, TargetResult, job_report, model_card
 from workers.texts import EvaluationText, Texts
 from workers.worker import ModelSummary
@@ -70,7 +72,7 @@ LOST = Evaluation(
     None,
 )
 RESULT = TargetResult(
-    Target(keep=0.8), {"block.up": 1, "block.down": None}, CheckpointSize(180, 4000), CUT
+    SizeTarget(keep=0.8), {"block.up": 1, "block.down": None}, CheckpointSize(180, 4000), CUT
 )
 
 
@@ -82,9 +84,11 @@ def job(job_spec: JobSpec) -> Job:
     return Job(new_job_id(), "small", JobState.RUNNING, spec, 1, now, now, None, None, ())
 
 
-def report_of(job: Job, dense: Evaluation | None, *results: TargetResult) -> dict[str, Any]:
+def report_of(
+    job: Job, dense: Evaluation | None, *results: TargetResult, probes: Sequence[Probe] = ()
+) -> dict[str, Any]:
     seconds = {"resolve": 1.5}
-    return job_report(job, MODEL, OPTIONS, TEXTS, 2.5, dense, results, seconds)
+    return job_report(job, MODEL, OPTIONS, TEXTS, 2.5, dense, results, probes, seconds)
 
 
 def test_size_is_said_three_ways(job: Job) -> None:
@@ -117,7 +121,7 @@ def test_what_was_dropped_is_said_per_layer_and_in_all(job: Job) -> None:
 
 def test_a_layer_without_any_energy_has_lost_none(job: Job) -> None:
     dead = [replace(layer, spectrum=torch.zeros(4).double()) for layer in OPTIONS]
-    report = job_report(job, MODEL, dead, TEXTS, 0.0, None, [RESULT], {})
+    report = job_report(job, MODEL, dead, TEXTS, 0.0, None, [RESULT], [], {})
     assert report["targets"][0]["dropped_energy_fraction"] == 0
     assert report["targets"][0]["layers"][0]["dropped_energy_fraction"] == 0
 
@@ -154,6 +158,62 @@ def test_a_compressed_model_is_compared_with_the_dense_one_in_pairs(job: Job) ->
     assert set(report["evaluation"]["dense"]["accuracy"]["wiki"]) == {"accuracy", "standard_error"}
 
 
+def test_the_curve_has_every_size_that_was_measured(job: Job) -> None:
+    probes = [
+        Probe({"block.up": 1, "block.down": None}, {HELD_OUT: text_loss((250.0, 100, 9))}),
+        Probe({"block.up": 1, "block.down": 1}, {HELD_OUT: text_loss((1e6, 100, 0))}),
+        Probe({"block.up": None, "block.down": 2}, {HELD_OUT: text_loss((240.0, 100, 9))}),
+    ]
+    curve = report_of(job, DENSE, RESULT, probes=probes)["curve"]
+    assert [(point["kind"], point["name"]) for point in curve] == [
+        ("probe", None),
+        ("target", "keep-0.8"),
+        ("probe", None),
+        ("dense", None),
+    ]
+    smallest, target, _, dense = curve
+    assert smallest == {
+        "kind": "probe",
+        "name": None,
+        "linear_fraction": pytest.approx((11 + 15) / LINEAR),
+        "model_fraction": pytest.approx((200 - LINEAR + 26) / 200),
+        "dropped_energy_fraction": pytest.approx((4 + 5) / 20),
+        "perplexity": {HELD_OUT: None},
+    }
+    assert target["perplexity"]["wiki"] == pytest.approx(math.exp(70 / 63))
+    assert (dense["linear_fraction"], dense["model_fraction"]) == (1, 1)
+    assert dense["dropped_energy_fraction"] == 0
+
+
+def test_spectra_are_what_the_first_directions_keep(job: Job) -> None:
+    up, down = report_of(job, DENSE, RESULT)["spectra"]
+    assert up == {"name": "block.up", "energy": 10, "ranks": [1, 2, 3, 4], "kept": [0.6, 0.9, 1, 1]}
+    assert down["kept"] == [0.5, 0.8, 0.9, 1]
+
+
+@pytest.mark.parametrize(("layers", "points"), [(1, 64), (4096, 8)])
+def test_spectra_are_bounded(job: Job, layers: int, points: int) -> None:
+    wide = [
+        LayerOptions(f"layer.{number}", torch.ones(100_000).double(), 2, 32, 12, 0)
+        for number in range(layers)
+    ]
+    model = replace(MODEL, groups=())
+    spectra = job_report(job, model, wide, TEXTS, 2.5, None, [], [], {})["spectra"]
+    assert len(spectra) == layers
+    assert len(spectra[0]["ranks"]) == len(spectra[0]["kept"]) <= points
+    assert (spectra[0]["ranks"][0], spectra[0]["ranks"][-1]) == (1, 100_000)
+
+
+def test_a_quality_target_says_what_was_asked(job: Job) -> None:
+    target = QualityTarget(max_perplexity_increase=0.1, dataset="wiki")
+    report = report_of(job, DENSE, replace(RESULT, target=target))
+    (shown,) = report["targets"]
+    assert (shown["name"], shown["max_perplexity_increase"]) == ("increase-0.1-wiki", 0.1)
+    assert shown["dataset"] == "wiki"
+    assert "keep" not in shown
+    assert "# LlamaForCausalLM" in model_card(report, "increase-0.1-wiki")
+
+
 def test_the_report_says_what_was_done(job: Job) -> None:
     report = report_of(job, DENSE, RESULT)
     assert report["format"] == 1
@@ -184,7 +244,7 @@ def test_it_is_strict_json_and_every_card_can_be_drawn(job: Job, lost: bool, ena
     measured = (LOST if lost else CUT) if enabled else None
     results = [
         replace(RESULT, target=target, evaluation=measured)
-        for target in (Target(keep=0.8), Target(keep=0.5, scope="model"))
+        for target in (SizeTarget(keep=0.8), SizeTarget(keep=0.5, scope="model"))
     ]
     report = report_of(job, DENSE if enabled else None, *results)
     assert json.loads(json.dumps(report, allow_nan=False)) == report

@@ -1,0 +1,171 @@
+"""Sizes and qualities from one calibration, the same whoever computes them: real Ray, real S3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from service.jobs import Job
+from service.local_s3 import LocalS3
+from service.ports import choose_port
+from service.states import JobState
+from service.storage import ObjectStorage
+from tests.fixtures.installation import Installation, ended
+from tests.fixtures.models import byte_tokenizer, tiny_llama_config, tiny_model
+from workers.texts import read_texts
+
+INCREASE = 0.2
+TARGETS = [{"keep": 0.7}, {"max_perplexity_increase": INCREASE}]
+CURVE = [0.4, 0.55]
+RUNS = {"one": 1, "one again": 1, "two": 2, "two again": 2}
+"""The same job with so many workers."""
+
+
+def train_on_numbers(folder: Path) -> None:
+    """A tiny Llama that has learned the installation's text: compressing it costs something."""
+    tokenizer = byte_tokenizer(adds_bos=False)
+    model = tiny_model(tiny_llama_config()).train()
+    text = "".join(f"The number is {number}.\n" * 4 for number in range(30))
+    tokens = torch.tensor(tokenizer(text)["input_ids"])
+    starts = torch.randint(len(tokens) - 32, (150, 16), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for batch in starts:
+        input_ids = torch.stack([tokens[start : start + 32] for start in batch])
+        optimizer.zero_grad()
+        model(input_ids=input_ids, labels=input_ids).loss.backward()
+        optimizer.step()
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("installation")
+    with LocalS3(folder / "s3", port=choose_port(0, "test")) as s3:
+        made = Installation(folder, s3)
+        yield made
+        made.store.close()
+
+
+@pytest.fixture(scope="module")
+def jobs(installation: Installation) -> Mapping[str, Job]:
+    """The job, run several times."""
+    installation.inputs.mkdir()
+    train_on_numbers(installation.inputs / "trained")
+    body = {
+        "model": {"source": "local", "path": str(installation.inputs / "trained")},
+        "targets": TARGETS,
+        "evaluation": {"sequences": 6, "decode_tokens": 0, "curve": CURVE},
+    }
+    created = {
+        name: installation.store.create(installation.spec(**body, workers=workers))
+        for name, workers in RUNS.items()
+    }
+    with installation.ray(num_cpus=2), installation.dispatching():
+        return {name: installation.wait_for(job, ended) for name, job in created.items()}
+
+
+def download(installation: Installation, job: Job, name: str, folder: Path) -> Path:
+    storage = ObjectStorage.from_settings(installation.settings)
+    (artifact,) = [each for each in installation.store.artifacts(job.id) if each.name == name]
+    for file in artifact.files:
+        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+        storage.get_file(artifact.prefix + file.path, folder / file.path)
+    return folder
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+
+def perplexity(model: Any, sequences: list[list[int]]) -> float:
+    losses, tokens = [], 0
+    for sequence in sequences:
+        input_ids = torch.tensor([sequence])
+        with torch.no_grad():
+            logits = model(input_ids=input_ids).logits[0, :-1].double()
+        losses.append(float(functional.cross_entropy(logits, input_ids[0, 1:], reduction="sum")))
+        tokens += len(sequence) - 1
+    return math.exp(math.fsum(losses) / tokens)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_it_succeeds(jobs: Mapping[str, Job], run: str) -> None:
+    assert jobs[run].state is JobState.SUCCEEDED, jobs[run].failure
+
+
+def test_the_artifact_is_as_good_as_was_asked(
+    installation: Installation, jobs: Mapping[str, Job], tmp_path: Path
+) -> None:
+    job = jobs["two"]
+    artifact = load(download(installation, job, f"increase-{INCREASE}", tmp_path))
+    trained = installation.inputs / "trained"
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    settings = installation.settings
+    (held_out,) = read_texts(job.spec, tokenizer, settings).evaluation
+    dense = perplexity(load(trained), held_out.sequences)
+    assert perplexity(artifact, held_out.sequences) <= (1 + INCREASE) * dense * (1 + 1e-6)
+
+
+def test_a_smaller_size_was_measured_and_is_not(
+    installation: Installation, jobs: Mapping[str, Job]
+) -> None:
+    report = installation.store.report(jobs["two"].id)
+    assert report is not None
+    (dense,) = [point for point in report["curve"] if point["kind"] == "dense"]
+    (chosen,) = [point for point in report["curve"] if point["name"] == f"increase-{INCREASE}"]
+    bound = (1 + INCREASE) * dense["perplexity"]["held-out"]
+    smaller = report["curve"][: report["curve"].index(chosen)]
+    assert chosen["perplexity"]["held-out"] <= bound
+    assert smaller[-1]["perplexity"]["held-out"] > bound
+    assert smaller[-1]["linear_fraction"] > chosen["linear_fraction"] - 0.05  # of small layers
+
+
+def test_the_curve_has_the_sizes_asked_for(
+    installation: Installation, jobs: Mapping[str, Job]
+) -> None:
+    report = installation.store.report(jobs["two"].id)
+    assert report is not None
+    fractions = [point["linear_fraction"] for point in report["curve"]]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    assert all(any(0.9 * keep < f <= keep for f in fractions) for keep in CURVE)
+    assert {point["kind"] for point in report["curve"]} == {"dense", "target", "probe"}
+
+
+@pytest.mark.parametrize("run", ["one", "two"])
+def test_two_runs_of_one_job_write_the_same_bytes(
+    installation: Installation, jobs: Mapping[str, Job], run: str
+) -> None:
+    def weights(job: Job) -> dict[tuple[str, str], str]:
+        return {
+            (artifact.name, file.path): file.sha256
+            for artifact in installation.store.artifacts(job.id)
+            for file in artifact.files
+            if file.path.endswith(".safetensors")
+        }
+
+    first, again = weights(jobs[run]), weights(jobs[f"{run} again"])
+    assert len(first) == len(TARGETS)
+    assert first == again
+
+
+@pytest.mark.parametrize("name", ["keep-0.7", f"increase-{INCREASE}"])
+def test_one_worker_and_two_make_the_same_model(
+    installation: Installation, jobs: Mapping[str, Job], name: str, tmp_path: Path
+) -> None:
+    input_ids = torch.arange(2, 66)[None]
+    one, two = (
+        load(download(installation, jobs[run], name, tmp_path / run)) for run in ("one", "two")
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            one(input_ids=input_ids).logits, two(input_ids=input_ids).logits, rtol=1e-5, atol=1e-5
+        )

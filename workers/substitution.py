@@ -1,0 +1,60 @@
+"""Low-rank layers put into a model in memory for a while: a size measured without writing it.
+
+The model computes what the artifact of that size would compute, in the precision that it is
+stored in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from workers.compression.checkpoint import replace_layers
+from workers.compression.interpolation import Interpolation
+
+
+class Substitution:
+    """Replaces layers of a model again and again, and keeps the dense ones to put them back.
+
+    `dtype` is the artifact's. If it is not the model's own, all weights are rounded to it, for
+    good: `exact` then says that the model is no longer the one that was loaded.
+    """
+
+    def __init__(self, model: nn.Module, stored: torch.dtype, dtype: torch.dtype) -> None:
+        self.exact = stored == dtype
+        self._model = model
+        self._dtype = dtype
+        self._dense: dict[str, nn.Module] = {}
+        if not self.exact:
+            round_weights(model, dtype)
+
+    def put(self, layers: Mapping[str, Interpolation | None]) -> None:
+        """Put in these layers, None for a dense one; all others stay as they are."""
+        for name, layer in layers.items():
+            if name in self._dense:
+                self._model.set_submodule(name, self._dense.pop(name))
+            if layer is not None:
+                self._dense[name] = self._model.get_submodule(name)
+                replace_layers(self._model, {name: _rounded(layer, self._dtype)})
+
+    def undo(self) -> None:
+        """Put all dense layers back."""
+        self.put(dict.fromkeys(list(self._dense)))
+
+
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round every weight as a checkpoint of that precision does, loaded as `load_model` does.
+
+    On a CPU the weights are float32 again afterwards; on a GPU they stay in `dtype`.
+    """
+    for parameter in model.parameters():
+        rounded = parameter.data.to(dtype)
+        parameter.data = rounded.float() if rounded.device.type == "cpu" else rounded
+
+
+def _rounded(layer: Interpolation, dtype: torch.dtype) -> Interpolation:
+    bias: Tensor | None = None if layer.bias is None else layer.bias.to(dtype)
+    return replace(layer, basis=layer.basis.to(dtype), rest=layer.rest.to(dtype), bias=bias)
