@@ -258,7 +258,7 @@ class WorkerLost(InfrastructureError):
 
 
 class OutOfMemory(InfrastructureError):
-    """A worker ran out of memory: lower calibration.batch_size, or ask for fewer workers."""
+    """A worker ran out of memory: lower calibration.batch_size or set gradient_checkpointing."""
 
     code = "out_of_memory"
     retryable = False

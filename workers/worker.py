@@ -144,8 +144,13 @@ class Worker:
     def calibrate(self, sequences: Sequence[Sequence[int]]) -> float:
         """Add one batch of equally long sequences to this worker's statistics; its summed loss."""
         groups = tuple(self._groups.values())
-        observations = self._method.observations
-        with Calibration(self._model, groups, self._statistics, observations) as calibration:
+        with Calibration(
+            self._model,
+            groups,
+            self._statistics,
+            self._method.observations,
+            checkpoint_activations=self._spec.calibration.gradient_checkpointing,
+        ) as calibration:
             return calibration.run(torch.tensor(sequences, device=self._device))
 
     @ray.method(concurrency_group=SERVING)

@@ -149,7 +149,8 @@ def solve_group(
     inputs = _Inputs(group, statistics, method.right)
 
     def solve(layer: LinearLayer) -> Solution:
-        weight, bias = weights[layer.name], biases[layer.name]
+        # Detached: a parameter may be given other data later, as for a measurement.
+        weight, bias = weights[layer.name].detach(), biases[layer.name]
         if unreached:
             return _unsolved(layer, weight, bias)
         return _solved(layer, weight, bias, method.left(statistics, layer), inputs, max_rank)
