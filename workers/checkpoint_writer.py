@@ -1,21 +1,20 @@
 """Writes a compressed checkpoint: streams the source's safetensors, putting low-rank layers in.
 
-At most one output shard is in memory. The folder holds what `AutoModelForCausalLM` needs and
-nothing that is pickled.
+At most one output shard and one of the model's parameters are in memory. The folder holds what
+`AutoModelForCausalLM` needs and nothing that is pickled.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
@@ -23,10 +22,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from service.errors import ModelInvalid, NotACausalLM
 from service.model_check import is_companion
-from workers.checkpoint_names import model_names
+from workers.checkpoint_names import source_tensors
 from workers.compression import checkpoint
 from workers.compression.interpolation import Interpolation
-from workers.model import weight_files
 
 MAX_SHARD_BYTES = 2 << 30
 
@@ -45,7 +43,7 @@ def check_writable(source: Path) -> None:
     Raises ModelInvalid if the source lacks any parameter of the model or transformers does not
     export its classes, and NotACausalLM.
     """
-    model_names(source)
+    source_tensors(source)
     _base_classes(json.loads((source / "config.json").read_text("utf-8")))
 
 
@@ -60,26 +58,37 @@ def write_checkpoint(
 
     Raises ModelInvalid if the source lacks any parameter of the model.
     """
-    names = model_names(source)
+    tensors = source_tensors(source)
     folder.mkdir(parents=True)
     biased: dict[str, bool] = {}
 
     def stream() -> Iterator[tuple[str, Tensor]]:
-        for key, tensor in read_tensors(source, names):
-            layer, _, part = names[key].rpartition(".")
-            if layer not in ranks:
-                yield names[key], tensor.to(dtype) if tensor.is_floating_point() else tensor
-            elif part == "weight":
-                replacement = compressed(layer)
-                biased[layer] = replacement.bias is not None
-                for name, factor in checkpoint.tensors(layer, replacement):
-                    yield name, factor.to(dtype) if factor.is_floating_point() else factor
+        for piece in tensors:
+            layers = {name: name.rpartition(".")[0] for name in piece.names}
+            dense = {} if ranks.keys() >= set(layers.values()) else piece.read()
+            for name, layer in layers.items():
+                if layer not in ranks:
+                    yield name, _cast(dense[name], dtype)
+                elif name == f"{layer}.weight":
+                    replacement = compressed(layer)
+                    biased[layer] = replacement.bias is not None
+                    for key, factor in checkpoint.tensors(layer, replacement):
+                        yield key, _cast(factor, dtype)
 
     size = write_shards(stream(), folder)
     layers = {name: (ranks[name], biased[name]) for name in ranks}
-    _write_configuration(source, folder, layers, dtype)
+    _write_configuration(source, folder, layers, dtype, unfused=tensors.unfused)
     copy_companions(source, folder)
     return size
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy, lest one expert's view keeps all of them in memory; integers stay integers."""
+    return tensor.to(
+        dtype if tensor.is_floating_point() else tensor.dtype,
+        copy=True,
+        memory_format=torch.contiguous_format,
+    )
 
 
 def copy_companions(source: Path, folder: Path) -> None:
@@ -87,17 +96,6 @@ def copy_companions(source: Path, folder: Path) -> None:
     for file in source.iterdir():
         if is_companion(file.name) and file.is_file():
             shutil.copyfile(file, folder / file.name)
-
-
-def read_tensors(
-    folder: Path, wanted: Container[str] | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a checkpoint by the names they are stored under: the wanted ones, or all."""
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                if wanted is None or key in wanted:
-                    yield key, tensors.get_tensor(key)
 
 
 def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> CheckpointSize:
@@ -142,7 +140,12 @@ def _name_shards(folder: Path, parts: list[dict[str, str]], total_bytes: int) ->
 
 
 def _write_configuration(
-    source: Path, folder: Path, layers: Mapping[str, tuple[int, bool]], dtype: torch.dtype
+    source: Path,
+    folder: Path,
+    layers: Mapping[str, tuple[int, bool]],
+    dtype: torch.dtype,
+    *,
+    unfused: bool,
 ) -> None:
     config = json.loads((source / "config.json").read_text("utf-8"))
     config.pop("torch_dtype", None)  # the name that older checkpoints give it
@@ -152,8 +155,15 @@ def _write_configuration(
         config, architecture, config_class, layers
     )
     write_json(folder / "config.json", compressed)
-    source_text = checkpoint.modeling_source(architecture, config_class, config["model_type"])
-    (folder / f"{checkpoint.MODELING_MODULE}.py").write_text(source_text, "utf-8")
+    write_modeling(folder, architecture, config_class, config["model_type"], unfused=unfused)
+
+
+def write_modeling(
+    folder: Path, architecture: str, config_class: str, model_type: str, *, unfused: bool
+) -> None:
+    """Write the modelling file; see `workers.compression.checkpoint.modeling_source`."""
+    text = checkpoint.modeling_source(architecture, config_class, model_type, unfused=unfused)
+    (folder / f"{checkpoint.MODELING_MODULE}.py").write_text(text, "utf-8")
 
 
 def _base_classes(config: Mapping[str, Any]) -> tuple[str, str]:

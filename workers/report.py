@@ -87,7 +87,7 @@ def job_report(
         "curve": _curve(model, options, dense, results, probes),
         "spectra": _spectra(options),
         "left_dense": [
-            {"name": name, "reason": "outside the transformer blocks"} for name in model.left_dense
+            {"name": name, "reason": reason} for name, reason in model.left_dense.items()
         ],
         "seconds": dict(seconds),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from workers.compression.layers import InputGroup, LinearLayer, compressible_lay
 from workers.compression.metrics import METHODS
 from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import Calibration, GroupStatistics, merged
+from workers.compression.unfuse import router_paths, unfuse
 from workers.evaluation.speed import PROMPT_TOKENS, decode_speed
 from workers.evaluation.text import TextLoss, text_loss
 from workers.model import (
@@ -67,7 +68,7 @@ class ModelSummary:
     bytes: int  # of the checkpoint's weights
     dtype: str  # of the checkpoint, as torch names it
     groups: tuple[InputGroup, ...]
-    left_dense: tuple[str, ...]  # matrices outside the blocks
+    left_dense: Mapping[str, str]  # matrices that no target compresses, and why
 
     @property
     def layers(self) -> tuple[LinearLayer, ...]:
@@ -109,7 +110,8 @@ class Worker:
         InvalidParameter for sequences longer than the model can read.
         """
         self._model = load_model(self._source, self._device)
-        self._loaded_from = self._source
+        # What is unfused is loaded again to be measured, as its user would load it.
+        self._loaded_from = None if unfuse(self._model) else self._source
         _check_positions(self._spec, self._model.config)
         check_writable(self._source)
         groups = input_groups(self._model, compressible_layers(self._model))
@@ -123,7 +125,7 @@ class Worker:
             sum(file.stat().st_size for file in weight_files(self._source)),
             str(stored_dtype(self._source)).removeprefix("torch."),
             groups,
-            tuple(_matrices_outside(self._model, groups)),
+            _left_dense(self._model, groups),
         )
 
     @cached_property
@@ -234,11 +236,14 @@ def _check_positions(spec: JobSpec, config: Any) -> None:
             )
 
 
-def _matrices_outside(model: nn.Module, groups: Sequence[InputGroup]) -> list[str]:
-    """Matrices that no group compresses: embeddings, the output head."""
+def _left_dense(model: nn.Module, groups: Sequence[InputGroup]) -> dict[str, str]:
+    """The matrices that no group compresses: embeddings, the output head, routers."""
     compressed = {f"{layer.name}.weight" for group in groups for layer in group.layers}
-    return [
-        name
+    routers = {f"{path}.weight" for path in router_paths(model)}
+    return {
+        name: "router of a mixture of experts"
+        if name in routers
+        else "outside the transformer blocks"
         for name, parameter in model.named_parameters()
         if parameter.ndim >= 2 and name not in compressed
-    ]
+    }

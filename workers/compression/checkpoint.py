@@ -3,6 +3,7 @@
 A compressed checkpoint is an ordinary Hugging Face folder. Each compressed layer ``L.weight``
 (out, in) is stored as ``L.basis.weight`` (r, in), ``L.rest.weight`` (out − r, r) and ``L.order``
 (out,), with ``L.bias`` (out,) where it has one: see `workers.compression.interpolation`.
+Every other tensor has its name in the unfused model (see `workers.compression.unfuse`).
 config.json carries the ranks under one key and an `auto_map` to a small generated modelling file,
 which subclasses the base architecture and needs only transformers.
 
@@ -20,13 +21,14 @@ from torch import Tensor, nn
 
 from workers.compression.interpolation import Interpolation
 from workers.compression.lowrank import LowRankLinear
+from workers.compression.unfuse import UNFUSING
 
 FORMAT = 1
 CONFIG_KEY = "eigenpress"
 MODELING_MODULE = "modeling_eigenpress"
 MODEL_TYPE_PREFIX = "eigenpress_"
 
-_MODELING_TEMPLATE = '''"""A {base} compressed by Eigenpress: some layers have a low rank.
+_MODELING_TEMPLATE = '''"""A {base} compressed by Eigenpress.
 
 Load it with ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
 """
@@ -36,7 +38,7 @@ from torch import Tensor, nn
 from transformers import {config}, {base}
 
 
-{low_rank_linear}
+{code}
 
 class Eigenpress{config}({config}):
     model_type = "{model_type}"
@@ -47,13 +49,16 @@ class Eigenpress{base}({base}):
 
     def __init__(self, config):
         super().__init__(config)
-        for path, shape in config.{key}["layers"].items():
-            dense = self.get_submodule(path)
-            self.set_submodule(
-                path,
-                LowRankLinear(dense.in_features, dense.out_features, shape["rank"], shape["bias"]),
-            )
+{prepare}        for path, shape in config.{key}["layers"].items():
+            self.set_submodule(path, replacement(self.get_submodule(path), **shape))
 '''
+
+
+def replacement(dense: nn.Linear, rank: int | None, bias: bool) -> nn.Module:
+    """The module in place of a layer: of low rank, or as it was with a bias of its own."""
+    if rank is None:
+        return nn.Linear(dense.in_features, dense.out_features, bias)
+    return LowRankLinear(dense.in_features, dense.out_features, rank, bias)
 
 
 def tensors(name: str, layer: Interpolation) -> Iterator[tuple[str, Tensor]]:
@@ -65,14 +70,21 @@ def tensors(name: str, layer: Interpolation) -> Iterator[tuple[str, Tensor]]:
         yield f"{name}.bias", layer.bias
 
 
-def modeling_source(base_architecture: str, config_class: str, model_type: str) -> str:
-    """The text of the modelling file for a base class of transformers, such as LlamaForCausalLM."""
+def modeling_source(
+    base_architecture: str, config_class: str, model_type: str, *, unfused: bool
+) -> str:
+    """The text of the modelling file for a base class of transformers, such as LlamaForCausalLM.
+
+    `unfused` says that the checkpoint holds the tensors of the unfused model.
+    """
+    code = (*(UNFUSING if unfused else ()), LowRankLinear, replacement)
     return _MODELING_TEMPLATE.format(
         base=base_architecture,
         config=config_class,
         model_type=MODEL_TYPE_PREFIX + model_type,
         key=CONFIG_KEY,
-        low_rank_linear=inspect.getsource(LowRankLinear),
+        prepare="        unfuse(self)\n" if unfused else "",
+        code="\n\n".join(map(inspect.getsource, code)),
     )
 
 
@@ -80,9 +92,12 @@ def compressed_config(
     config: Mapping[str, Any],
     base_architecture: str,
     config_class: str,
-    layers: Mapping[str, tuple[int, bool]],
+    layers: Mapping[str, tuple[int | None, bool]],
 ) -> dict[str, Any]:
-    """config.json of the compressed model; `layers` gives rank and has-bias of each."""
+    """config.json of the compressed model; `layers` gives rank and has-bias of each.
+
+    A layer with a bias and no rank is dense, in a model whose base has no place for the bias.
+    """
     module = MODELING_MODULE
     return {
         **config,
@@ -102,14 +117,12 @@ def compressed_config(
 
 
 def replace_layers(model: nn.Module, layers: Mapping[str, Interpolation]) -> nn.Module:
-    """Put low-rank modules in place of the named linear layers of a model in memory."""
+    """Put low-rank modules in place of the named linear layers of an unfused model in memory."""
     for name, layer in layers.items():
         dense = model.get_submodule(name)
         if not isinstance(dense, nn.Linear):
             raise TypeError(f"{name} is a {type(dense).__name__}, not an nn.Linear")
-        module = LowRankLinear(
-            dense.in_features, dense.out_features, layer.rank, layer.bias is not None
-        ).to(dense.weight)
+        module = replacement(dense, layer.rank, layer.bias is not None).to(dense.weight)
         module.load_state_dict(
             {key.removeprefix(f"{name}."): value for key, value in tensors(name, layer)}
         )

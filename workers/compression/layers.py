@@ -1,18 +1,20 @@
 """Which linear layers of a model can be compressed, and which of them share an input.
 
-Every matrix inside the transformer blocks must be an `nn.Linear`: a block that holds any other
-kind of matrix is refused by name, never skipped in silence.
+The model must be unfused (see `workers.compression.unfuse`): every matrix inside the transformer
+blocks is an `nn.Linear`, but for the routers of mixtures of experts, which stay as they are. A
+block that holds any other kind of matrix is refused by name, never skipped in silence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from workers.compression.errors import UnsupportedLayer
+from workers.compression.unfuse import RoutedExperts, router_paths
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,21 @@ def transformer_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def compressible_layers(model: nn.Module) -> tuple[LinearLayer, ...]:
-    """The linear layers inside the model's blocks, in module order.
+    """The linear layers inside the blocks of an unfused model, in module order, routers left out.
 
     Raises UnsupportedLayer naming the first matrix that is not the weight of an `nn.Linear`.
     """
     prefix, blocks = transformer_blocks(model)
-    return tuple(_linear_layers(prefix, blocks))
+    return tuple(_linear_layers(prefix, blocks, router_paths(model)))
 
 
-def _linear_layers(prefix: str, blocks: nn.ModuleList) -> Iterator[LinearLayer]:
+def _linear_layers(
+    prefix: str, blocks: nn.ModuleList, routers: Container[str]
+) -> Iterator[LinearLayer]:
     owners: dict[int, str] = {}
     for path, module in blocks.named_modules(prefix=prefix):
+        if path in routers:
+            continue
         matrices = [
             parameter
             for parameter in module.parameters(recurse=False)
@@ -129,9 +135,22 @@ def _linear_layers(prefix: str, blocks: nn.ModuleList) -> Iterator[LinearLayer]:
 def input_groups(model: nn.Module, layers: tuple[LinearLayer, ...]) -> tuple[InputGroup, ...]:
     """Find which layers share an input by watching one short forward pass.
 
-    Two layers share an input when they are called with the same memory, shape and version.
-    Raises UnsupportedLayer if the pass does not call every layer exactly once.
+    Two layers share an input when they are called with the same memory, shape and version. Experts
+    are not watched, since tokens may pass them by: each of their layers has an input of its own.
+    Raises UnsupportedLayer if the pass does not call every other layer exactly once.
     """
+    experts = tuple(
+        f"{path}." for path, module in model.named_modules() if isinstance(module, RoutedExperts)
+    )
+    groups = [InputGroup((layer,)) for layer in layers if layer.name.startswith(experts)]
+    groups += _watched_groups(
+        model, tuple(layer for layer in layers if not layer.name.startswith(experts))
+    )
+    places = {layer.name: place for place, layer in enumerate(layers)}
+    return tuple(sorted(groups, key=lambda group: places[group.name]))
+
+
+def _watched_groups(model: nn.Module, layers: tuple[LinearLayer, ...]) -> list[InputGroup]:
     calls: list[tuple[str, Tensor]] = []  # the tensors are held, so that no memory is reused
 
     def watch(name: str) -> torch.utils.hooks.RemovableHandle:
@@ -158,4 +177,4 @@ def input_groups(model: nn.Module, layers: tuple[LinearLayer, ...]) -> tuple[Inp
     for name, tensor in calls:
         identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version)
         members.setdefault(identity, []).append(by_name[name])
-    return tuple(InputGroup(tuple(group)) for group in members.values())
+    return [InputGroup(tuple(group)) for group in members.values()]

@@ -40,6 +40,21 @@ def artifact(folder: Path, config: Any, *, bias: bool, names: list[str] = NAMES)
     return folder / "artifact"
 
 
+def same_logits(artifact: Path, dense: Path, *, trusted: bool = False) -> Any:
+    """The dense model, once it is seen to compute what the artifact computes."""
+    compressed = AutoModelForCausalLM.from_pretrained(artifact, trust_remote_code=True)
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        dense, trust_remote_code=trusted, output_loading_info=True
+    )
+    assert not any(loading.values())
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(tokens).logits, compressed(tokens).logits, rtol=1e-5, atol=1e-5
+        )
+    return model
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"attention_bias": True}, {"tie_word_embeddings": False}])
 def test_the_dense_checkpoint_computes_the_same(
@@ -49,20 +64,12 @@ def test_the_dense_checkpoint_computes_the_same(
         tmp_path, tiny_llama_config(**changes), bias=bias or "attention_bias" in changes
     )
     assert main([str(folder), str(tmp_path / "dense")]) == 0
-    compressed = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    dense, loading = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "dense", output_loading_info=True
-    )
+    dense = same_logits(folder, tmp_path / "dense")
     assert type(dense).__name__ == "LlamaForCausalLM"
-    assert not any(loading.values())
-    tokens = torch.arange(24).reshape(2, 12)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            dense(tokens).logits, compressed(tokens).logits, rtol=1e-5, atol=1e-5
-        )
+    assert (tmp_path / "dense" / "config.json").read_text().count("eigenpress") == 0
 
 
-def test_a_base_without_room_for_a_bias_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_base_without_room_for_a_bias_gets_a_modelling_file_that_has_it(tmp_path: Path) -> None:
     config = MistralConfig(
         vocab_size=258,
         hidden_size=32,
@@ -72,9 +79,10 @@ def test_a_base_without_room_for_a_bias_is_refused_by_name(tmp_path: Path) -> No
         num_key_value_heads=2,
     )
     folder = artifact(tmp_path, config, bias=True, names=NAMES[:1])
-    with pytest.raises(CannotExpand, match=r"no place for the bias of model\.layers\.0"):
-        expand(folder, tmp_path / "dense")
-    assert not (tmp_path / "dense").exists()
+    assert main([str(folder), str(tmp_path / "dense")]) == 0
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "dense", trust_remote_code=False)
+    same_logits(folder, tmp_path / "dense", trusted=True)
 
 
 def test_what_is_no_artifact_is_refused(
@@ -106,5 +114,5 @@ def test_a_missing_factor_is_found(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["eigenpress"]["layers"][NAMES[0]]["bias"] = True
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ArtifactCorrupt, match=r"lacks a part of model\.layers\.0"):
+    with pytest.raises(ArtifactCorrupt, match=r"lacks model\.layers\.0\.self_attn\.q_proj\.bias"):
         expand(folder, tmp_path / "dense")

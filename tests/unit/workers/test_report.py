@@ -32,7 +32,7 @@ MODEL = ModelSummary(
     bytes=5000,
     dtype="bfloat16",
     groups=(InputGroup(LAYERS[:1]), InputGroup(LAYERS[1:])),
-    left_dense=("head",),
+    left_dense={"head": "outside the transformer blocks"},
 )
 OPTIONS = [
     LayerOptions("block.up", torch.tensor([6.0, 3.0, 1.0, 0.0]).double(), 2, 32, 12, 0),

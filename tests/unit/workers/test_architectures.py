@@ -1,0 +1,205 @@
+"""Every architecture goes the whole way: calibrate, solve, save, load, generate, expand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tests.fixtures.models import ARCHITECTURES, save_tiny_model, tiny_model
+from workers.checkpoint_writer import write_checkpoint
+from workers.compression.checkpoint import replace_layers
+from workers.compression.interpolation import Interpolation, interpolate
+from workers.compression.layers import compressible_layers, input_groups
+from workers.compression.metrics import METHODS
+from workers.compression.solve import Solution, solve_group
+from workers.compression.statistics import Calibration
+from workers.compression.unfuse import unfuse
+from workers.expand import expand
+from workers.model import load_model
+
+CPU = torch.device("cpu")
+TOKENS = torch.randint(258, (4, 24), generator=torch.Generator().manual_seed(0))
+FULL = 1 << 20
+
+PLAIN_WITH_BIASES = {"llama", "opt", "gpt2", "gpt-neox"}
+"""Architectures with a place for the bias of every linear layer."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A source model and the solutions of all its layers, of every rank."""
+
+    name: str
+    source: Path
+    solutions: Mapping[str, Solution]
+
+    def model(self) -> Any:
+        """The source model, unfused."""
+        model = load_model(self.source, CPU)
+        unfuse(model)
+        return model
+
+    def layers(self, rank: int) -> dict[str, Interpolation]:
+        return {
+            name: interpolate(solution.truncate(min(rank, solution.max_rank)))
+            for name, solution in self.solutions.items()
+        }
+
+    def write(self, folder: Path, layers: Mapping[str, Interpolation]) -> Path:
+        ranks = {name: layer.rank for name, layer in layers.items()}
+        write_checkpoint(self.source, folder, ranks, layers.__getitem__, torch.float32)
+        return folder
+
+
+def solved(name: str, source: Path, method: str) -> Solved:
+    model = load_model(source, CPU)
+    unfuse(model)
+    groups = input_groups(model, compressible_layers(model))
+    statistics = Calibration.zeros(model, groups, torch.float64)
+    with Calibration(model, groups, statistics) as calibration:
+        calibration.run(TOKENS)
+    solutions: dict[str, Solution] = {}
+    for group in groups:
+        modules = {layer.name: model.get_submodule(layer.name) for layer in group.layers}
+        solutions |= solve_group(
+            group,
+            {name: module.weight for name, module in modules.items()},
+            {name: module.bias for name, module in modules.items()},
+            statistics[group.name],
+            METHODS[method],
+            max_rank=FULL,
+        )
+    return Solved(name, source, solutions)
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sources") / request.param
+    return save_tiny_model(folder, ARCHITECTURES[request.param])
+
+
+@pytest.fixture(scope="module")
+def case(source: Path) -> Solved:
+    return solved(source.name, source, "impact")
+
+
+def load(folder: Path, *, trusted: bool = True) -> Any:
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=trusted, output_loading_info=True
+    )
+    assert not any(loading.values())
+    return model
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    result: Tensor = model(input_ids=TOKENS).logits
+    return result
+
+
+def assert_same(one: Any, other: Any, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(logits(one), logits(other), rtol=tolerance, atol=tolerance)
+
+
+def generated(model: Any) -> list[list[int]]:
+    tokens: Tensor = model.generate(
+        TOKENS[:1, :6], do_sample=False, min_new_tokens=12, max_new_tokens=12, use_cache=True
+    )
+    return tokens.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_full_rank_reproduces_the_model(case: Solved) -> None:
+    full = replace_layers(case.model(), case.layers(FULL))
+    assert_same(full, load_model(case.source, CPU), 1e-4)
+
+
+def test_an_artifact_and_its_expansion_compute_what_was_in_memory(
+    case: Solved, tmp_path: Path
+) -> None:
+    layers = case.layers(5)
+    expected = replace_layers(case.model(), layers)
+    artifact = load(case.write(tmp_path / "artifact", layers))
+    assert_same(artifact, expected)
+    assert (logits(artifact) - logits(case.model())).abs().max() > 0.01
+    assert generated(artifact) == generated(expected)
+    expand(tmp_path / "artifact", tmp_path / "dense")
+    plain = not (tmp_path / "dense" / "modeling_eigenpress.py").exists()
+    assert plain == (case.name in PLAIN_WITH_BIASES)
+    dense = load(tmp_path / "dense", trusted=not plain)
+    assert_same(dense, artifact)
+    assert generated(dense) == generated(artifact)
+
+
+def test_layers_may_stay_dense(case: Solved, tmp_path: Path) -> None:
+    layers = dict(list(case.layers(5).items())[1::2])
+    artifact = load(case.write(tmp_path / "artifact", layers))
+    assert_same(artifact, replace_layers(case.model(), layers))
+    expand(tmp_path / "artifact", tmp_path / "dense")
+    assert_same(load(tmp_path / "dense"), artifact)
+
+
+def test_without_biases_the_expansion_is_a_plain_checkpoint_as_the_source_is_stored(
+    source: Path, tmp_path: Path
+) -> None:
+    case = solved(source.name, source, "svd")
+    artifact = load(case.write(tmp_path / "artifact", case.layers(5)))
+    expand(tmp_path / "artifact", tmp_path / "dense")
+    dense = load(tmp_path / "dense", trusted=False)
+    assert type(dense) is type(tiny_model(ARCHITECTURES[source.name]))
+    assert_same(dense, artifact)
+    stored, before = (
+        {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()}
+        for folder in (tmp_path / "dense", source)
+    )
+    assert stored == before
+
+
+def fused_as_in_memory(folder: Path) -> None:
+    """Store a mixture's experts as the model holds them, as some checkpoints do."""
+    model = load_model(folder, CPU)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def in_shards(folder: Path) -> None:
+    """Spread the experts of a mixture over many files."""
+    model = load_model(folder, CPU)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 8
+
+
+@pytest.mark.parametrize("store", [fused_as_in_memory, in_shards])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_experts_are_read_however_they_are_stored(name: str, store: Any, tmp_path: Path) -> None:
+    source = save_tiny_model(tmp_path / name, ARCHITECTURES[name])
+    case = solved(name, source, "svd")
+    layers = dict(list(case.layers(5).items())[1::2])
+    case.write(tmp_path / "one", layers)
+    store(source)
+    artifact = load(case.write(tmp_path / "other", layers))
+    assert_same(artifact, replace_layers(case.model(), layers))
+    one, other = (load_file(tmp_path / each / "model.safetensors") for each in ("one", "other"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
+def test_a_mixture_gives_the_same_bytes_every_time(tmp_path: Path) -> None:
+    source = save_tiny_model(tmp_path / "source", ARCHITECTURES["mixtral"])
+    folders = [
+        solved("mixtral", source, "impact").write(
+            tmp_path / name, solved("mixtral", source, "impact").layers(5)
+        )
+        for name in ("one", "two")
+    ]
+    one, two = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders)
+    assert one == two
