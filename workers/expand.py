@@ -41,10 +41,10 @@ class CannotExpand(EigenpressError):
     code = "cannot_expand"
 
 
-def expand(artifact: Path, folder: Path) -> None:
+def expand(artifact: Path, folder: Path) -> bool:
     """Write the dense checkpoint into `folder`, which must not exist yet.
 
-    Raises CannotExpand if `artifact` is not one, and ArtifactCorrupt if a part of it is missing.
+    The result says whether it is a plain one, without a modelling file. Raises CannotExpand if `artifact` is not one, and ArtifactCorrupt if a part of it is missing.
     """
     config = _artifact_config(artifact)
     if folder.exists():
@@ -60,6 +60,7 @@ def expand(artifact: Path, folder: Path) -> None:
         write_shards(_base_tensors(dense, base_config, switched), folder)
         write_json(folder / "config.json", switched)
     copy_companions(artifact, folder)
+    return switched is not None
 
 
 def _artifact_config(artifact: Path) -> dict[str, Any]:
@@ -207,10 +208,15 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m workers.expand ARTIFACT OUT", file=sys.stderr)
         return 2
     try:
-        expand(Path(arguments[0]), Path(arguments[1]))
+        plain = expand(Path(arguments[0]), Path(arguments[1]))
     except (EigenpressError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    if not plain:
+        print(
+            "The base architecture has no place for the biases of some layers: a small modelling "
+            "file adds them, so load it with trust_remote_code=True."
+        )
     return 0
 
 

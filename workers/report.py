@@ -28,6 +28,9 @@ MAX_SPECTRUM_POINTS = 64
 MAX_SPECTRA_POINTS = 32_768
 """Of one layer and of all together: a model of many experts has thousands of layers."""
 
+UNREACHED = "no token of the calibration reached it"
+"""Why an expert of a mixture can only stay dense."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -87,7 +90,11 @@ def job_report(
         "curve": _curve(model, options, dense, results, probes),
         "spectra": _spectra(options),
         "left_dense": [
-            {"name": name, "reason": reason} for name, reason in model.left_dense.items()
+            {"name": name, "reason": reason}
+            for name, reason in (
+                *model.left_dense.items(),
+                *((each.name, UNREACHED) for each in options if not each.max_rank),
+            )
         ],
         "seconds": dict(seconds),
     }

@@ -35,10 +35,11 @@ def interpolate(factors: Factors) -> Interpolation:
     """The same layer with r of its outputs as the basis, in the precision of the factors.
 
     The outputs are the pivots of an LU decomposition of `up`, which keeps the entries of `rest`
-    small. Taken in float64.
+    small. Taken in float64. Directions that are zero, beyond the numerical rank, do no harm: only
+    the lower factor is inverted, whose diagonal is one.
     """
     up, rank = factors.up.double(), factors.rank
-    packed, pivots = torch.linalg.lu_factor(up)
+    packed, pivots, _ = torch.linalg.lu_factor_ex(up)
     permutation = _permutation(pivots, len(up))  # [basis outputs, the others]
     lower = packed[:, :rank].tril(-1)
     corner = lower[:rank] + torch.eye(rank, dtype=up.dtype, device=up.device)

@@ -51,6 +51,7 @@ class Solved:
         return {
             name: interpolate(solution.truncate(min(rank, solution.max_rank)))
             for name, solution in self.solutions.items()
+            if solution.max_rank
         }
 
     def write(self, folder: Path, layers: Mapping[str, Interpolation]) -> Path:
@@ -59,13 +60,14 @@ class Solved:
         return folder
 
 
-def solved(name: str, source: Path, method: str) -> Solved:
+def solved(name: str, source: Path, method: str, tokens: Tensor = TOKENS) -> Solved:
     model = load_model(source, CPU)
     unfuse(model)
     groups = input_groups(model, compressible_layers(model))
-    statistics = Calibration.zeros(model, groups, torch.float64)
-    with Calibration(model, groups, statistics) as calibration:
-        calibration.run(TOKENS)
+    observations = METHODS[method].observations
+    statistics = Calibration.zeros(model, groups, observations, torch.float64)
+    with Calibration(model, groups, statistics, observations) as calibration:
+        calibration.run(tokens)
     solutions: dict[str, Solution] = {}
     for group in groups:
         modules = {layer.name: model.get_submodule(layer.name) for layer in group.layers}
@@ -161,6 +163,18 @@ def test_without_biases_the_expansion_is_a_plain_checkpoint_as_the_source_is_sto
         for folder in (tmp_path / "dense", source)
     )
     assert stored == before
+
+
+def test_an_expert_that_no_token_reached_stays_dense(tmp_path: Path) -> None:
+    source = save_tiny_model(tmp_path / "source", ARCHITECTURES["qwen3-moe"])
+    case = solved("qwen3-moe", source, "impact", TOKENS[:1, :2])
+    unreached = {name for name, solution in case.solutions.items() if not solution.max_rank}
+    assert 0 < len(unreached) < 2 * 4 * 2
+    assert all(".experts." in name for name in unreached)
+    assert all(case.solutions[name].options().max_rank == 0 for name in unreached)
+    layers = case.layers(1)
+    artifact = load(case.write(tmp_path / "artifact", layers))
+    assert_same(artifact, replace_layers(case.model(), layers))
 
 
 def fused_as_in_memory(folder: Path) -> None:

@@ -69,7 +69,9 @@ def test_the_dense_checkpoint_computes_the_same(
     assert (tmp_path / "dense" / "config.json").read_text().count("eigenpress") == 0
 
 
-def test_a_base_without_room_for_a_bias_gets_a_modelling_file_that_has_it(tmp_path: Path) -> None:
+def test_a_base_without_room_for_a_bias_gets_a_modelling_file_that_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = MistralConfig(
         vocab_size=258,
         hidden_size=32,
@@ -80,6 +82,7 @@ def test_a_base_without_room_for_a_bias_gets_a_modelling_file_that_has_it(tmp_pa
     )
     folder = artifact(tmp_path, config, bias=True, names=NAMES[:1])
     assert main([str(folder), str(tmp_path / "dense")]) == 0
+    assert "load it with trust_remote_code=True" in capsys.readouterr().out
     with pytest.raises(ValueError, match="trust_remote_code"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "dense", trust_remote_code=False)
     same_logits(folder, tmp_path / "dense", trusted=True)

@@ -91,6 +91,15 @@ def report_of(
     return job_report(job, MODEL, OPTIONS, TEXTS, 2.5, dense, results, probes, seconds)
 
 
+def test_what_stays_dense_is_said_with_its_reason(job: Job) -> None:
+    unreached = replace(OPTIONS[0], max_rank=0)
+    report = job_report(job, MODEL, [unreached, OPTIONS[1]], TEXTS, 2.5, None, [], {})
+    assert report["left_dense"] == [
+        {"name": "head", "reason": "outside the transformer blocks"},
+        {"name": "block.up", "reason": "no token of the calibration reached it"},
+    ]
+
+
 def test_size_is_said_three_ways(job: Job) -> None:
     (target,) = report_of(job, DENSE, RESULT)["targets"]
     kept = 11 + 36

@@ -77,3 +77,11 @@ def test_the_precision_is_that_of_the_factors() -> None:
     layer = interpolate(single)
     assert layer.basis.dtype == layer.rest.dtype == torch.float32
     assert layer.order.dtype == torch.int32
+
+
+def test_directions_beyond_the_numerical_rank_are_harmless() -> None:
+    factors = random_factors(12, 10, 6, 0, bias=False)
+    factors.up[:, 4:] = 0
+    layer = interpolate(factors)
+    dense = torch.cat((layer.basis, layer.rest @ layer.basis))[layer.order]
+    torch.testing.assert_close(dense, factors.up @ factors.down)
