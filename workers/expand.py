@@ -44,7 +44,8 @@ class CannotExpand(EigenpressError):
 def expand(artifact: Path, folder: Path) -> bool:
     """Write the dense checkpoint into `folder`, which must not exist yet.
 
-    The result says whether it is a plain one, without a modelling file. Raises CannotExpand if `artifact` is not one, and ArtifactCorrupt if a part of it is missing.
+    The result says whether it is a plain one, without a modelling file. Raises CannotExpand if
+    `artifact` is not an artifact, and ArtifactCorrupt if a part of it is missing.
     """
     config = _artifact_config(artifact)
     if folder.exists():

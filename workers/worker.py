@@ -91,6 +91,7 @@ class Worker:
         self._model: Any = None
         self._substitution: Substitution | None = None
         self._loaded_from: Path | None = None
+        self._unfused = False
 
     def place(self) -> WorkerPlace:
         gpu_ids = ray.get_runtime_context().get_accelerator_ids()["GPU"]
@@ -110,8 +111,8 @@ class Worker:
         InvalidParameter for sequences longer than the model can read.
         """
         self._model = load_model(self._source, self._device)
-        # What is unfused is loaded again to be measured, as its user would load it.
-        self._loaded_from = None if unfuse(self._model) else self._source
+        self._loaded_from = self._source
+        self._unfused = unfuse(self._model)
         _check_positions(self._spec, self._model.config)
         check_writable(self._source)
         groups = input_groups(self._model, compressible_layers(self._model))
@@ -184,8 +185,13 @@ class Worker:
         return interpolate(self._solutions[layer].truncate(rank))
 
     def release(self) -> None:
-        """Forget the factors: every artifact is written."""
+        """Forget the factors: every artifact is written. What follows are measurements.
+
+        A model that was unfused is loaded again for them, as its user would load it.
+        """
         self._solutions.clear()
+        if self._unfused:
+            self._loaded_from = None
 
     def substitute(self, dtype: str, names: Sequence[str], *layers: Interpolation | None) -> None:
         """Put layers into the source model as an artifact of a precision has them; None: dense."""
