@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -185,6 +186,24 @@ def test_every_method_is_the_svd_of_its_definition(out: int, inner: int, method:
     )
     torch.testing.assert_close(factors.up @ factors.down, oracle, rtol=1e-6, atol=1e-8)
     assert (factors.bias is not None) == (METHODS[method].right is RightMetric.CENTRED)
+
+
+@shapes
+def test_svd_llm_equals_its_authors_whitening_in_numpy(out: int, inner: int) -> None:
+    """SVD-LLM, arXiv 2403.07378, algorithm 1: X Xᵀ = S Sᵀ, W S = U Σ Vᵀ, W' = U_r Σ_r V_rᵀ S⁻¹."""
+    case = problem(out, inner)
+    weight, inputs = case.weight.numpy(), case.inputs.numpy()
+    whitening = np.linalg.cholesky(inputs.T @ inputs)
+    u, singular, v = np.linalg.svd(weight @ whitening, full_matrices=False)
+    solution = case.solve("svd-llm")
+    np.testing.assert_allclose(solution.spectrum.numpy() * TOKENS, singular**2, rtol=1e-6)
+    for rank in (1, 4, min(out, inner)):
+        compressed = u[:, :rank] * singular[:rank] @ v[:rank] @ np.linalg.inv(whitening)
+        factors = solution.truncate(rank)
+        assert factors.bias is None
+        np.testing.assert_allclose(
+            (factors.up @ factors.down).numpy(), compressed, rtol=1e-6, atol=1e-6
+        )
 
 
 @biases
