@@ -1,0 +1,194 @@
+"""The product beside a plain script, in turns, so that a noisy machine disturbs both alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import speed_plain
+from bench.material import accumulator, groups_of
+from bench.measuring import added_to
+from bench.speed_plain import PlainStatistics
+from workers.compression.layers import InputGroup
+from workers.compression.metrics import METHODS, importance
+from workers.compression.solve import Solution, solve_group
+from workers.compression.statistics import Calibration, GroupStatistics, Moments
+
+METHOD = METHODS["impact"]
+TOLERANCE = 1e-6
+"""How far two spectra may differ, relative to the largest eigenvalue."""
+
+
+class SpectraDiffer(Exception):
+    """The two ways did not solve the same problem: their times say nothing."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds of every repetition, ours and the plain script's."""
+
+    ours: list[float]
+    plain: list[float]
+
+    @property
+    def speedup(self) -> float:
+        """The plain script's median time over ours."""
+        return median(self.plain) / median(self.ours)
+
+
+def compare_calibration(model: Any, batches: Sequence[Tensor], repetitions: int) -> Comparison:
+    """Both ways on the same batches, batch by batch in turns."""
+    groups = groups_of(model)
+    device, dtype = batches[0].device, accumulator(batches[0].device)
+
+    def repetition() -> tuple[float, float]:
+        ours = Calibration.zeros(model, groups, METHOD.observations, dtype)
+        plain = {
+            layer.name: PlainStatistics.zeros(layer, dtype, device)
+            for group in groups
+            for layer in group.layers
+        }
+
+        def run_ours(batch: Tensor) -> None:
+            with Calibration(model, groups, ours, METHOD.observations) as calibration:
+                calibration.run(batch)
+
+        def run_plain(batch: Tensor) -> None:
+            speed_plain.calibrate(model, plain, batch)
+
+        return _in_turns(run_ours, run_plain, batches, device)
+
+    return _repeated(repetition, repetitions)
+
+
+def compare_solve(model: Any, batches: Sequence[Tensor], repetitions: int) -> Comparison:
+    """Both ways on the same statistics, group by group in turns.
+
+    Raises SpectraDiffer unless both find the same spectra.
+    """
+    groups = groups_of(model)
+    device = batches[0].device
+    observed = observe_inputs(model, groups, batches)
+
+    def repetition() -> tuple[float, float]:
+        spectra: dict[str, Tensor] = {}
+        plain_spectra: dict[str, Tensor] = {}
+
+        def run_ours(problem: _Problem) -> None:
+            solutions = problem.solve()
+            spectra.update({name: solution.spectrum for name, solution in solutions.items()})
+
+        def run_plain(problem: _Problem) -> None:
+            plain_spectra.update(problem.solve_plainly())
+
+        problems = (_Problem.of(model, group, observed[group.name]) for group in groups)
+        seconds = _in_turns(run_ours, run_plain, problems, device)
+        _check_equal(spectra, plain_spectra)
+        return seconds
+
+    return _repeated(repetition, repetitions)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One group of layers, with the same statistics in the form that each way keeps them."""
+
+    group: InputGroup
+    weights: dict[str, Tensor]
+    biases: dict[str, Tensor | None]
+    statistics: GroupStatistics
+    covariance: Tensor  # (in, in) float64: the plain script's
+    importances: list[Tensor]  # per layer, (out,) float64
+
+    @classmethod
+    def of(cls, model: Any, group: InputGroup, statistics: GroupStatistics) -> _Problem:
+        modules = {layer.name: model.get_submodule(layer.name) for layer in group.layers}
+        inputs = statistics.inputs
+        if inputs is None:
+            raise ValueError("the group's input was not observed")
+        weights = {name: module.weight.detach() for name, module in modules.items()}
+        if group.keeps_outputs:
+            outputs = {name: _response(inputs, weight) for name, weight in weights.items()}
+            ours = replace(statistics, inputs=None, outputs=outputs)
+        else:
+            ours = statistics
+        return cls(
+            group,
+            weights,
+            {name: module.bias for name, module in modules.items()},
+            ours,
+            inputs.covariance(),
+            [importance(statistics, layer) for layer in group.layers],
+        )
+
+    def solve(self) -> dict[str, Solution]:
+        return solve_group(self.group, self.weights, self.biases, self.statistics, METHOD)
+
+    def solve_plainly(self) -> dict[str, Tensor]:
+        solved = speed_plain.solve(list(self.weights.values()), self.importances, self.covariance)
+        return {name: spectrum for name, (_, spectrum, _) in zip(self.weights, solved, strict=True)}
+
+
+class _InputKept(InputGroup):
+    """A group whose input's moments are kept even where the outputs' would be smaller."""
+
+    @property
+    def keeps_outputs(self) -> bool:
+        return False
+
+
+def observe_inputs(
+    model: Any, groups: Sequence[InputGroup], batches: Sequence[Tensor]
+) -> dict[str, GroupStatistics]:
+    """The statistics of IMPACT with every group's input, (in, in), from which both ways begin."""
+    kept = [_InputKept(group.layers) for group in groups]
+    dtype = accumulator(batches[0].device)
+    statistics = Calibration.zeros(model, kept, METHOD.observations, dtype)
+    with Calibration(model, kept, statistics, METHOD.observations) as calibration:
+        for batch in batches:
+            calibration.run(batch)
+    return statistics
+
+
+def _response(inputs: Moments, weight: Tensor) -> Moments:
+    """The moments of W x, computed from those of x in float64."""
+    dense = weight.double()
+    return Moments(
+        inputs.count,
+        (dense @ inputs.average.double()),
+        (dense @ inputs.scatter.double() @ dense.T),
+    )
+
+
+def _check_equal(ours: dict[str, Tensor], plain: dict[str, Tensor]) -> None:
+    for name, spectrum in plain.items():
+        difference = float((ours[name] - spectrum).abs().max() / spectrum[0])
+        if not difference <= TOLERANCE:
+            raise SpectraDiffer(f"{name}: the spectra differ by {difference:.1e} of the largest")
+
+
+def _in_turns(
+    ours: Callable[[Any], None],
+    plain: Callable[[Any], None],
+    pieces: Iterable[Any],
+    device: torch.device,
+) -> tuple[float, float]:
+    """The seconds that each took for all pieces; who goes first changes with every piece."""
+    seconds: dict[Callable[[Any], None], list[float]] = {ours: [], plain: []}
+    order = [ours, plain]
+    for piece in pieces:
+        for run in order:
+            with added_to(seconds[run], device):
+                run(piece)
+        order.reverse()
+    return sum(seconds[ours]), sum(seconds[plain])
+
+
+def _repeated(repetition: Callable[[], tuple[float, float]], count: int) -> Comparison:
+    pairs = [repetition() for _ in range(count)]
+    return Comparison([ours for ours, _ in pairs], [plain for _, plain in pairs])

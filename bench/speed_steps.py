@@ -1,0 +1,124 @@
+"""The steps of one compression in this process, each with its time and peak memory."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bench.material import accumulator, groups_of
+from bench.measuring import Cost, Meter
+from workers.checkpoint_writer import write_checkpoint
+from workers.compression.allocation import allocate_global
+from workers.compression.interpolation import interpolate
+from workers.compression.layers import InputGroup
+from workers.compression.metrics import METHODS
+from workers.compression.solve import Solution, solve_group
+from workers.compression.statistics import Calibration, GroupStatistics
+from workers.model import load_model, stored_dtype
+
+METHOD = METHODS["impact"]
+KEEP = 0.6
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What every step took, in order, and the model, which is left as it was loaded."""
+
+    costs: dict[str, Cost]
+    layers: int
+    model: Any
+
+
+def run_steps(source: Path, batches: list[Tensor], scratch: Path) -> Steps:
+    """Compress the model of a folder to `KEEP` of its linear parameters, and load the result.
+
+    The checkpoint is written below `scratch`.
+    """
+    device = batches[0].device
+    costs: dict[str, Cost] = {}
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        gc.collect()  # what an earlier step has dropped is not this one's
+        with Meter(device) as meter:
+            yield
+        costs[name] = meter.cost
+
+    with step("load"):
+        model = load_model(source, device)
+        groups = groups_of(model)
+    with step("calibrate"):
+        statistics = _calibrate(model, groups, batches)
+    with step("solve"):
+        solutions = _solve(model, groups, statistics)
+    with step("allocate"):
+        options = [solution.options() for solution in solutions.values()]
+        budget = math.floor(KEEP * sum(layer.dense_cost for layer in options))
+        chosen = allocate_global(options, budget)
+        ranks = {name: rank for name, rank in chosen.items() if rank is not None}
+    with step("truncate"):
+        stored = {name: interpolate(solutions[name].truncate(rank)) for name, rank in ranks.items()}
+    folder = scratch / "compressed"
+    with step("save"):
+        write_checkpoint(source, folder, ranks, stored.__getitem__, stored_dtype(source))
+    layers = len(solutions)
+    del statistics, solutions, stored
+    with step("load the result"):
+        load_model(folder, device, trust_remote_code=True)
+    return Steps(costs, layers, model)
+
+
+def _calibrate(
+    model: Any, groups: tuple[InputGroup, ...], batches: list[Tensor]
+) -> dict[str, GroupStatistics]:
+    dtype = accumulator(batches[0].device)
+    statistics = Calibration.zeros(model, groups, METHOD.observations, dtype)
+    with Calibration(model, groups, statistics, METHOD.observations) as calibration:
+        for batch in batches:
+            calibration.run(batch)
+    return statistics
+
+
+def _solve(
+    model: Any, groups: tuple[InputGroup, ...], statistics: dict[str, GroupStatistics]
+) -> dict[str, Solution]:
+    """Statistics are dropped as they are used; solutions wait in the host's memory."""
+    solutions: dict[str, Solution] = {}
+    for group in groups:
+        modules = {layer.name: model.get_submodule(layer.name) for layer in group.layers}
+        solved = solve_group(
+            group,
+            {name: module.weight for name, module in modules.items()},
+            {name: module.bias for name, module in modules.items()},
+            statistics.pop(group.name),
+            METHOD,
+        )
+        solutions |= {name: solution.to_host() for name, solution in solved.items()}
+    return solutions
+
+
+def save_random_model(folder: Path, blocks: int, dtype: torch.dtype) -> Path:
+    """A folder with a model of random weights in the shapes of Llama-2-7B, `blocks` deep."""
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=4096,
+        intermediate_size=11_008,
+        num_hidden_layers=blocks,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        dtype=dtype,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    return folder
