@@ -35,6 +35,7 @@ from workers.probes import Probe, Probes
 from workers.progress import Progress
 from workers.report import Evaluation, TargetResult, job_report, model_card
 from workers.schedule import Call, drive
+from workers.sequences import in_batches
 from workers.targets import MAX_PROBES, choose_ranks, curve_ranks
 from workers.texts import Texts
 from workers.worker import ModelSummary
@@ -150,7 +151,7 @@ class _Attempt:
             queues = [
                 [
                     Call(len(batch), partial(worker.calibrate.remote, batch))
-                    for batch in _batches(share, size)
+                    for batch in in_batches(share, size)
                 ]
                 for worker, share in self._shares(texts.calibration)
             ]
@@ -270,7 +271,7 @@ class _Attempt:
         batches = [
             (text.name, number, batch)
             for text in texts.evaluation
-            for number, batch in enumerate(_batches(sorted(text.sequences, key=len), size))
+            for number, batch in enumerate(in_batches(sorted(text.sequences, key=len), size))
         ]
         queues: list[list[Call]] = [[] for _ in self.workers]
         for (name, number, batch), worker in zip(batches, cycle(range(len(queues)))):
@@ -320,11 +321,6 @@ class _Attempt:
         # One that is dead or still writes is not waited for: what it leaves, a later driver sweeps.
         with suppress(ray.exceptions.RayError):
             ray.get([a.clean.remote() for a in self.assemblers], timeout=CLEANING_SECONDS)
-
-
-def _batches(sequences: Sequence[list[int]], size: int) -> Iterator[Sequence[list[int]]]:
-    for start in range(0, len(sequences), size):
-        yield sequences[start : start + size]
 
 
 def _in_order(batches: Mapping[int, Result]) -> Iterator[Result]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, zip_longest
@@ -21,6 +21,7 @@ from service.errors import ModelInvalid
 from workers.compression.allocation import Ranks
 from workers.evaluation.text import TextLoss
 from workers.schedule import Call, drive
+from workers.sequences import in_batches
 from workers.texts import EvaluationText
 
 
@@ -109,13 +110,8 @@ class Probes:
     def _loss(self, dataset: str) -> TextLoss:
         """Of the model as it stands, each worker a share of the batches."""
         queues: list[list[Call]] = [[] for _ in self._workers]
-        batches = _batches(sorted(self._texts[dataset].sequences, key=len), self._batch_size)
+        batches = in_batches(sorted(self._texts[dataset].sequences, key=len), self._batch_size)
         for batch, number in zip(batches, cycle(range(len(queues)))):
             measure = partial(self._workers[number].measure.remote, None, batch)
             queues[number].append(Call(dataset, measure))
         return TextLoss.total(loss for _, loss in drive(queues))
-
-
-def _batches(sequences: Sequence[list[int]], size: int) -> Iterator[Sequence[list[int]]]:
-    for start in range(0, len(sequences), size):
-        yield sequences[start : start + size]

@@ -91,6 +91,12 @@ def evaluation_sequences(
     return [tokens for tokens, _ in zip(long_enough, range(count), strict=False)]
 
 
+def in_batches(sequences: Sequence[list[int]], size: int) -> Iterator[Sequence[list[int]]]:
+    """The sequences in order, `size` at a time."""
+    for start in range(0, len(sequences), size):
+        yield sequences[start : start + size]
+
+
 def sequence_prefix(tokenizer: Tokenizer) -> list[int]:
     """The tokens that the tokenizer puts before any text: BOS, or nothing."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]

@@ -40,12 +40,15 @@ EXAMPLES = {
         },
     },
     "bucket": {
-        "summary": "Model and text in buckets, judged on a second text",
+        "summary": "Model and text in buckets: a size, and a quality on a second text",
         "value": {
             "model": {"source": "s3", "uri": "s3://models/llama-3-8b"},
             "calibration": {"data": {"source": "s3", "uri": "s3://texts/code.jsonl"}},
             "method": "impact",
-            "targets": [{"keep": 0.7, "scope": "model"}],
+            "targets": [
+                {"keep": 0.7, "scope": "model"},
+                {"max_perplexity_increase": 0.05, "dataset": "prose"},
+            ],
             "evaluation": {
                 "datasets": [
                     {"name": "prose", "data": {"source": "s3", "uri": "s3://texts/prose.jsonl"}}

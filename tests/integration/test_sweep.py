@@ -125,7 +125,7 @@ def test_a_smaller_size_was_measured_and_is_not(
     smaller = report["curve"][: report["curve"].index(chosen)]
     assert chosen["perplexity"]["held-out"] <= bound
     assert smaller[-1]["perplexity"]["held-out"] > bound
-    assert smaller[-1]["linear_fraction"] > chosen["linear_fraction"] - 0.05  # of small layers
+    assert smaller[-1]["linear_fraction"] > chosen["linear_fraction"] - 0.02  # a rank is much
 
 
 def test_the_curve_has_the_sizes_asked_for(

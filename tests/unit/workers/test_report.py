@@ -202,15 +202,19 @@ def test_spectra_are_what_the_first_directions_keep(job: Job) -> None:
 
 @pytest.mark.parametrize(("layers", "points"), [(1, 64), (4096, 8)])
 def test_spectra_are_bounded(job: Job, layers: int, points: int) -> None:
-    wide = [
-        LayerOptions(f"layer.{number}", torch.ones(100_000).double(), 2, 32, 12, 0)
-        for number in range(layers)
-    ]
+    flat = torch.ones(1000).double()
+    wide = [LayerOptions(f"layer.{number}", flat, 2, 32, 12, 0) for number in range(layers)]
     model = replace(MODEL, groups=())
     spectra = job_report(job, model, wide, TEXTS, 2.5, None, [], [], {})["spectra"]
     assert len(spectra) == layers
     assert len(spectra[0]["ranks"]) == len(spectra[0]["kept"]) <= points
-    assert (spectra[0]["ranks"][0], spectra[0]["ranks"][-1]) == (1, 100_000)
+    assert (spectra[0]["ranks"][0], spectra[0]["ranks"][-1]) == (1, 1000)
+
+
+def test_a_layer_without_a_spectrum_has_no_points(job: Job) -> None:
+    unseen = [replace(OPTIONS[0], spectrum=torch.zeros(0).double(), max_rank=0), OPTIONS[1]]
+    report = job_report(job, MODEL, unseen, TEXTS, 2.5, None, [], [], {})
+    assert report["spectra"][0] == {"name": "block.up", "energy": 0, "ranks": [], "kept": []}
 
 
 def test_a_quality_target_says_what_was_asked(job: Job) -> None:
