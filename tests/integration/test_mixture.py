@@ -1,0 +1,59 @@
+"""A mixture of experts through a whole job, on two workers: real Ray, real S3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from service.states import JobState
+from service.storage import ObjectStorage
+from tests.fixtures.installation import Installation, ended
+from tests.fixtures.models import ARCHITECTURES, save_tiny_model
+from workers.expand import expand
+
+
+def test_a_mixture_of_experts_goes_the_whole_way(
+    installation: Installation, tmp_path: Path
+) -> None:
+    installation.inputs.mkdir()
+    source = save_tiny_model(installation.inputs / "mixtral", ARCHITECTURES["mixtral"])
+    spec = installation.spec(
+        model={"source": "local", "path": str(source)},
+        targets=[{"keep": 0.7}],
+        evaluation={"sequences": 4, "decode_tokens": 4, "curve": [0.8]},
+        workers=2,
+    )
+    job = installation.store.create(spec)
+    with installation.ray(num_cpus=2), installation.dispatching():
+        job = installation.wait_for(job, ended)
+    assert job.state is JobState.SUCCEEDED, job.failure
+    report = installation.store.report(job.id)
+    assert report is not None
+    (target,) = report["targets"]
+    experts = [layer for layer in target["layers"] if ".experts." in layer["name"]]
+    assert len(experts) == 2 * 4 * 2
+    assert any(layer["rank"] is not None for layer in experts)
+    assert target["size"]["linear_fraction"] <= 0.7
+    routers = [each["name"] for each in report["left_dense"] if "router" in each["reason"]]
+    assert routers == [f"model.layers.{block}.mlp.gate.weight" for block in range(2)]
+
+    storage = ObjectStorage.from_settings(installation.settings)
+    (artifact,) = installation.store.artifacts(job.id)
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    for file in artifact.files:
+        storage.get_file(artifact.prefix + file.path, folder / file.path)
+    expand(folder, tmp_path / "dense")
+    compressed, dense = load(folder), load(tmp_path / "dense")
+    tokens = torch.arange(2, 34)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            compressed(tokens).logits, dense(tokens).logits, rtol=1e-5, atol=1e-5
+        )
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
