@@ -13,7 +13,8 @@
     │   ├── DataNotFound
     │   ├── DataInvalid
     │   ├── CalibrationTooShort
-    │   └── TargetUnreachable
+    │   ├── TargetUnreachable
+    │   └── CodeExecutionForbidden
     ├── JobNotFound
     ├── JobConflict                  the job's state does not allow what was asked
     ├── AttemptStale                 a write by an attempt that is no longer the current one
@@ -31,6 +32,8 @@
         ├── InsufficientResources    not retried
         ├── WorkerLost
         ├── OutOfMemory          not retried: it would run out again
+        ├── SandboxUnavailable   not retried: the machine must get another kernel
+        ├── HarnessMissing       not retried: somebody must install it
         ├── AttemptLost
         └── HubUnavailable
 
@@ -156,6 +159,12 @@ class TargetUnreachable(UserError):
     code = "target_unreachable"
 
 
+class CodeExecutionForbidden(UserError):
+    """This server does not run code that models write."""
+
+    code = "code_execution_forbidden"
+
+
 class JobNotFound(EigenpressError):
     """There is no job with this id."""
 
@@ -261,6 +270,20 @@ class OutOfMemory(InfrastructureError):
     """A worker ran out of memory: lower calibration.batch_size or set gradient_checkpointing."""
 
     code = "out_of_memory"
+    retryable = False
+
+
+class SandboxUnavailable(InfrastructureError):
+    """A worker's machine cannot confine the programs that models write."""
+
+    code = "sandbox_unavailable"
+    retryable = False
+
+
+class HarnessMissing(InfrastructureError):
+    """The workers lack lm-eval: install eigenpress[eval] where Ray runs."""
+
+    code = "harness_missing"
     retryable = False
 
 

@@ -1,0 +1,85 @@
+"""Where programs that a model wrote are run: a process that can compute, and do nothing else.
+
+The process has an empty environment, no input, no output, a session of its own, and limits on
+processor time, memory and open files. It reads Python and the system's libraries and no other
+file; it cannot write files, open sockets, start processes or threads, or signal others:
+`workers.evaluation.confined` gives all of that up before the program is looked at. Where the
+kernel lacks what this takes (Linux 5.13 with Landlock, seccomp; x86_64 or aarch64) nothing is run.
+
+It does not stop a program from using the processor until its time is over, from seeing names and
+sizes of files, from exploiting a defect of the kernel, or from forging its own verdict by reaching
+into the interpreter that runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import SandboxUnavailable
+
+TOKEN_BYTES = 16
+MAX_REASON_BYTES = 500
+CHECK_SECONDS = 60.0
+CHECK_MEMORY_BYTES = 2**30
+CONFINED = Path(__file__).with_name("confined.py")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use."""
+
+    seconds: float  # on the clock, the interpreter's start included
+    memory_bytes: int  # of address space, the interpreter's included
+
+
+def passes(program: str, limits: Limits) -> bool:
+    """Whether a Python program runs to its end without an error within its limits.
+
+    No process and no file is left behind. Raises SandboxUnavailable if the program could not be
+    confined; it was not run then.
+    """
+    token = secrets.token_hex(TOKEN_BYTES)
+    request = {
+        "token": token,
+        "program": program,
+        "cpu_seconds": math.ceil(limits.seconds) + 1,
+        "memory_bytes": limits.memory_bytes,
+    }
+    with tempfile.TemporaryFile() as stdin:
+        stdin.write(json.dumps(request).encode())
+        stdin.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", str(CONFINED)],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={},
+            cwd="/",
+            start_new_session=True,
+        )
+    with process:
+        try:
+            process.wait(limits.seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()  # it cannot have started another
+        # Read only now, so a program that floods its pipe has waited: a pipe's worth at most.
+        verdict, unconfined = process.communicate()
+    if unconfined:  # stderr is closed once the process is confined
+        reason = unconfined[:MAX_REASON_BYTES].decode(errors="replace")
+        raise SandboxUnavailable(f"Programs cannot be confined on this machine: {reason}")
+    return process.returncode == 0 and verdict == token.encode()
+
+
+def check_sandbox() -> None:
+    """Raise SandboxUnavailable unless programs can be confined on this machine."""
+    if not passes("", Limits(CHECK_SECONDS, CHECK_MEMORY_BYTES)):
+        raise SandboxUnavailable("An empty program does not pass in the sandbox of this machine.")
