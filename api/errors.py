@@ -40,9 +40,12 @@ MAX_LISTED_ERRORS = 20
 MAX_SHOWN_CHARACTERS = 80
 """How much of a name or a value that the user sent is sent back."""
 
-UNION_FIELDS = frozenset({"model", "data", "targets"})
+UNION_FIELDS = frozenset({"model", "data", "targets", "tasks"})
 """Fields of one type or another; pydantic puts that type's tag into an error's location, after
 the field or, in an array, after its index."""
+
+QUOTE = "'"
+"""Pydantic puts it around the name of a discriminator."""
 
 PYDANTIC_CODES = frozenset(get_args(core_schema.ErrorType))
 """What pydantic raises by itself; any other type is the code of a validator of ours."""
@@ -157,7 +160,7 @@ def _item(error: Mapping[str, Any]) -> ProblemItem:
     kind: str = error["type"]
     param = param_of(error["loc"])
     if kind.startswith("union_tag_"):
-        param = f"{param}.source"
+        param = f"{param}.{error['ctx']['discriminator'].strip(QUOTE)}"
     message = PLAIN_MESSAGES.get(kind, error["msg"])
     if kind == "union_tag_invalid":
         message = f"Input should be one of {error['ctx']['expected_tags']}"

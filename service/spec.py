@@ -7,7 +7,7 @@ unknown, of the wrong type or out of bounds is refused; nothing is coerced from 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,8 @@ from pydantic_core import PydanticCustomError
 MAX_TARGETS = 32
 MAX_EVALUATION_DATASETS = 16
 MAX_CURVE_POINTS = 64
+MAX_TASKS = 32
+MAX_PROBLEMS = 100_000
 MAX_PERPLEXITY_INCREASE = 1000.0
 MAX_SHOWN_CHARACTERS = 80
 MAX_WORKERS = 1024
@@ -37,6 +39,8 @@ COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 REPOSITORY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$"
+
+Wanted = TypeVar("Wanted", bound=tuple[Any, ...])
 
 
 class Body(BaseModel):
@@ -193,6 +197,65 @@ class EvaluationDataset(Body):
     )
 
 
+class Task(Body):
+    """Problems that a model solves or does not."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Unique among the tasks.")
+    limit: int | None = Field(
+        default=None, ge=1, le=MAX_PROBLEMS, description="Problems, at most; unset: all."
+    )
+
+
+class MultipleChoice(Task):
+    """Questions whose answer is the choice that the model holds for the most likely.
+
+    The model reads the question as it stands, a space, and each choice. JSONL lines or Parquet rows
+    have a question, a list of choices, and the position of the right one, counted from 0.
+    """
+
+    kind: Literal["multiple_choice"]
+    data: DataSource
+    question_field: str = Field(default="question", min_length=1, max_length=200)
+    choices_field: str = Field(default="choices", min_length=1, max_length=200)
+    answer_field: str = Field(default="answer", min_length=1, max_length=200)
+
+
+class PassAt1(Task):
+    """Python functions that the model completes, greedily, and that their tests then judge.
+
+    JSONL lines as HumanEval has them: `task_id`, `prompt`, `entry_point`, `test`. What the model
+    wrote is run on the workers, in a sandbox, if the server's `allow_code_execution` is set.
+    """
+
+    kind: Literal["pass_at_1"]
+    data: DataSource
+    max_new_tokens: int = Field(default=384, ge=1, le=4096)
+    timeout_seconds: float = Field(default=5.0, ge=1.0, le=120.0, description="Of each program.")
+    memory_bytes: int = Field(
+        default=2**30, ge=2**28, le=2**36, description="Address space of each program."
+    )
+
+
+class LmEval(Task):
+    """Tasks of lm-eval by their names, if that library is installed on the workers."""
+
+    kind: Literal["lm_eval"]
+    tasks: tuple[Annotated[str, Field(pattern=NAME_PATTERN)], ...] = Field(
+        min_length=1, max_length=MAX_TASKS
+    )
+    num_fewshot: int | None = Field(
+        default=None, ge=0, le=64, description="Unset: as each task has it."
+    )
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _accept_json_array(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+EvaluationTask = Annotated[MultipleChoice | PassAt1 | LmEval, Field(discriminator="kind")]
+
+
 class Evaluation(Body):
     """What is measured, on the dense model and on every compressed one."""
 
@@ -213,8 +276,9 @@ class Evaluation(Body):
         description="Further sizes, as fractions of the compressible layers' parameters, that are "
         "measured for the report's curve and not written as artifacts.",
     )
+    tasks: tuple[EvaluationTask, ...] = Field(default=(), max_length=MAX_TASKS)
 
-    @field_validator("datasets", "curve", mode="before")
+    @field_validator("datasets", "curve", "tasks", mode="before")
     @classmethod
     def _accept_json_array(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
@@ -232,14 +296,23 @@ class Evaluation(Body):
                 )
         return datasets
 
-    @field_validator("curve")
+    @field_validator("tasks")
     @classmethod
-    def _curve_is_measured(
-        cls, curve: tuple[float, ...], info: ValidationInfo
-    ) -> tuple[float, ...]:
-        if curve and info.data.get("enabled") is False:
+    def _tasks_are_distinct(cls, tasks: tuple[EvaluationTask, ...]) -> tuple[EvaluationTask, ...]:
+        names = [task.name for task in tasks]
+        for name in names:
+            if names.count(name) > 1:
+                raise PydanticCustomError(
+                    "duplicate_task", "the task name '{name}' is used twice", {"name": name}
+                )
+        return tasks
+
+    @field_validator("curve", "tasks")
+    @classmethod
+    def _is_measured(cls, wanted: Wanted, info: ValidationInfo) -> Wanted:
+        if wanted and info.data.get("enabled") is False:
             raise PydanticCustomError("invalid_parameter", "it needs the evaluation to be enabled")
-        return curve
+        return wanted
 
 
 class JobSpec(Body):

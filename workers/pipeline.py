@@ -23,12 +23,14 @@ import ray
 from service.errors import ModelInvalid
 from service.jobs import Artifact, Job
 from service.settings import Settings
-from service.spec import QualityTarget, Target
+from service.spec import EvaluationTask, LmEval, QualityTarget, Target
 from service.states import Step
 from service.storage import ObjectStorage
 from workers.checkpoint_writer import CheckpointSize
 from workers.compression.allocation import LayerOptions, Ranks
 from workers.crew import Crew
+from workers.evaluation.problems import Exercise
+from workers.evaluation.scores import Scores
 from workers.evaluation.text import TextLoss
 from workers.placement import assign_owners, plan_placement, shares
 from workers.probes import Probe, Probes
@@ -42,6 +44,8 @@ from workers.worker import ModelSummary
 
 DENSE = -1
 """Stands for the source model where artifacts are numbered."""
+
+TEXT, TASK = "text", "task"
 
 Result = TypeVar("Result")
 
@@ -68,6 +72,27 @@ class Assembled:
     size: CheckpointSize
 
 
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """One batch of a text or of a task, which every model is measured on."""
+
+    kind: str  # TEXT or TASK
+    name: str
+    number: int  # of the batch: models are compared sample by sample
+    batch: Sequence[Any]
+    task: EvaluationTask | None = None
+
+    @property
+    def samples(self) -> int:
+        return len(self.batch)
+
+    def submit(self, worker: Any, folder: Path | None) -> Any:
+        """A reference to the TextLoss or the Scores of the model in a folder; None: the source."""
+        if self.task is None:
+            return worker.measure.remote(folder, self.batch)
+        return worker.score.remote(folder, self.task, self.batch)
+
+
 def run_attempt(job: Job, progress: Progress, settings: Settings) -> Outcome:
     """Compress the job's model. Raises the errors of `service.errors` and of the steps."""
     machines = ray.nodes()  # type: ignore[no-untyped-call]
@@ -91,12 +116,12 @@ class _Attempt:
 
     def run(self) -> Outcome:
         try:
-            model, texts = self.resolve()
+            model, texts, exercises = self.resolve()
             calibration_loss = self.calibrate(texts)
             options = self.solve(model)
             choices, probes = self.allocate(model, options, texts)
             assembled = self.assemble(model, choices)
-            dense, evaluations = self.evaluate(texts, assembled)
+            dense, evaluations = self.evaluate(texts, exercises, assembled)
             results = [
                 TargetResult(artifact.target, artifact.ranks, artifact.size, evaluation)
                 for artifact, evaluation in zip(assembled, evaluations, strict=True)
@@ -118,8 +143,8 @@ class _Attempt:
         finally:
             self._clean()
 
-    def resolve(self) -> tuple[ModelSummary, Texts]:
-        """Load the model on every worker, and cut the texts on one."""
+    def resolve(self) -> tuple[ModelSummary, Texts, list[Exercise]]:
+        """Load the model on every worker, cut the texts and read the problems on one."""
         with self.progress.step(Step.RESOLVE, "workers") as meter:
             meter.expect(len(self.workers))
             places = ray.get([worker.place.remote() for worker in self.workers])
@@ -133,6 +158,7 @@ class _Attempt:
             for _, summary in drive([[Call(None, w.load.remote)] for w in self.workers]):
                 summaries.append(summary)
                 meter.advance()
+            exercises: list[Exercise] = ray.get(self.workers[0].exercises.remote())
             texts: Texts = ray.get(texts_reference)
             if texts.skipped_files:
                 self.progress.note(
@@ -140,7 +166,7 @@ class _Attempt:
                     f"{len(texts.skipped_files)} files are not text and were skipped.",
                     {"files": texts.skipped_files[:MAX_NAMES_IN_EVENT]},
                 )
-            return summaries[0], texts
+            return summaries[0], texts, exercises
 
     def calibrate(self, texts: Texts) -> float:
         """Each worker its share; the mean loss in nats per predicted token is returned."""
@@ -233,19 +259,18 @@ class _Attempt:
         ]
 
     def evaluate(
-        self, texts: Texts, assembled: Sequence[Assembled]
+        self, texts: Texts, exercises: Sequence[Exercise], assembled: Sequence[Assembled]
     ) -> tuple[Evaluation | None, list[Evaluation | None]]:
-        """The dense model's sequences are shared by all; an artifact's stay on its node."""
+        """The dense model's batches are shared by all; an artifact's stay on its node."""
         if not self.spec.evaluation.enabled:
             return None, [None] * len(assembled)
-        with self.progress.step(Step.EVALUATE, "sequences") as meter:
-            meter.expect(
-                sum(len(text.sequences) for text in texts.evaluation) * (1 + len(assembled))
-            )
-            losses: dict[tuple[int, str], dict[int, TextLoss]] = defaultdict(dict)
-            for (model, text, number), loss in drive(self._measurements(texts, assembled)):
-                losses[model, text][number] = loss
-                meter.advance(loss.sequences)
+        batches = self._measurements(texts, exercises)
+        with self.progress.step(Step.EVALUATE, "samples") as meter:
+            meter.expect(sum(batch.samples for batch in batches) * (1 + len(assembled)))
+            measured: dict[tuple[int, str, str], dict[int, Any]] = defaultdict(dict)
+            for (model, batch), result in drive(self._calls(batches, assembled)):
+                measured[model, batch.kind, batch.name][batch.number] = result
+                meter.advance(batch.samples)
             folders = [
                 (DENSE, 0, None),
                 *((n, a.worker, a.folder) for n, a in enumerate(assembled)),
@@ -254,8 +279,14 @@ class _Attempt:
             dense, *others = (
                 Evaluation(
                     {
-                        text.name: TextLoss.total(_in_order(losses[number, text.name]))
+                        text.name: TextLoss.total(_in_order(measured[number, TEXT, text.name]))
                         for text in texts.evaluation
+                    },
+                    {
+                        exercise.task.name: Scores.total(
+                            _in_order(measured[number, TASK, exercise.task.name])
+                        )
+                        for exercise in exercises
                     },
                     self._decode_speed(texts, self.workers[worker], folder),
                 )
@@ -265,23 +296,36 @@ class _Attempt:
                 raise ModelInvalid("its loss on the evaluation text is not finite", param="model")
             return dense, list(others)
 
-    def _measurements(self, texts: Texts, assembled: Sequence[Assembled]) -> list[list[Call]]:
-        """Per worker: its share of the dense model's batches, then its artifacts' batches."""
+    def _measurements(self, texts: Texts, exercises: Sequence[Exercise]) -> list[Measurement]:
+        """What every model is measured on, in batches."""
         size = self.spec.calibration.batch_size
-        batches = [
-            (text.name, number, batch)
-            for text in texts.evaluation
-            for number, batch in enumerate(in_batches(sorted(text.sequences, key=len), size))
-        ]
+        batches = []
+        for text in texts.evaluation:
+            for number, sequences in enumerate(in_batches(sorted(text.sequences, key=len), size)):
+                batches.append(Measurement(TEXT, text.name, number, sequences))
+        for exercise in exercises:
+            together = 1 if isinstance(exercise.task, LmEval) else size
+            for number, problems in enumerate(in_batches(exercise.problems, together)):
+                batches.append(
+                    Measurement(TASK, exercise.task.name, number, problems, exercise.task)
+                )
+        return batches
+
+    def _calls(
+        self, batches: Sequence[Measurement], assembled: Sequence[Assembled]
+    ) -> list[list[Call]]:
+        """Per worker: its share of the dense model's batches, then its artifacts' batches."""
         queues: list[list[Call]] = [[] for _ in self.workers]
-        for (name, number, batch), worker in zip(batches, cycle(range(len(queues)))):
-            measure = partial(self.workers[worker].measure.remote, None, batch)
-            queues[worker].append(Call((DENSE, name, number), measure))
+
+        def call(model: int, number: int, folder: Path | None, batch: Measurement) -> None:
+            submit = partial(batch.submit, self.workers[number], folder)
+            queues[number].append(Call((model, batch), submit))
+
+        for batch, number in zip(batches, cycle(range(len(queues)))):
+            call(DENSE, number, None, batch)
         for index, artifact in enumerate(assembled):
-            for name, number, batch in batches:
-                remote = self.workers[artifact.worker].measure.remote
-                measure = partial(remote, artifact.folder, batch)
-                queues[artifact.worker].append(Call((index, name, number), measure))
+            for batch in batches:
+                call(index, artifact.worker, artifact.folder, batch)
         return queues
 
     def _decode_speed(self, texts: Texts, worker: Any, folder: Path | None) -> float | None:
@@ -323,6 +367,6 @@ class _Attempt:
             ray.get([a.clean.remote() for a in self.assemblers], timeout=CLEANING_SECONDS)
 
 
-def _in_order(batches: Mapping[int, Result]) -> Iterator[Result]:
-    """Results by the numbers of their batches: models are compared sequence by sequence."""
-    return (batches[number] for number in sorted(batches))
+def _in_order(batches: Mapping[int, Result]) -> list[Result]:
+    """Results by the numbers of their batches: models are compared sample by sample."""
+    return [batches[number] for number in sorted(batches)]

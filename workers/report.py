@@ -17,6 +17,7 @@ from workers.checkpoint_writer import CheckpointSize
 from workers.compression.allocation import LayerOptions, Ranks, total_cost, total_error
 from workers.compression.layers import LinearLayer
 from workers.evaluation.estimates import Estimate
+from workers.evaluation.scores import Scores
 from workers.evaluation.text import TextLoss
 from workers.probes import Probe
 from workers.texts import Texts
@@ -37,6 +38,7 @@ class Evaluation:
     """What was measured on one model."""
 
     losses: Mapping[str, TextLoss]  # by dataset
+    scores: Mapping[str, Scores]  # by task
     decode_tokens_per_second: float | None
 
 
@@ -149,6 +151,12 @@ def _measurement_table(dense: Mapping[str, Any] | None, target: Mapping[str, Any
         for text, before in dense[measure].items()
         for after in [target[measure][text]]
     ]
+    rows += [
+        f"| {metric} on {task} | {_number(before, 'value')} | {_number(after, 'value')} |"
+        for task, scored in dense["tasks"].items()
+        for metric, before in scored["metrics"].items()
+        for after in [target["tasks"][task]["metrics"][metric]]
+    ]
     return "\n".join(["", "| measured | dense | compressed |", "|---|---|---|", *rows, ""])
 
 
@@ -172,7 +180,7 @@ def _target(
     measured = (
         _measured(result.evaluation, dense, documents)
         if result.evaluation
-        else {"perplexity": None, "accuracy": None, "decode_tokens_per_second": None}
+        else {"perplexity": None, "accuracy": None, "tasks": None, "decode_tokens_per_second": None}
     )
     shapes = {layer.name: layer for layer in model.layers}
     return {
@@ -294,8 +302,19 @@ def _measured(
     return {
         "perplexity": perplexity,
         "accuracy": accuracy,
+        "tasks": {
+            name: _task(scores, dense.scores[name] if dense else None)
+            for name, scores in evaluation.scores.items()
+        },
         "decode_tokens_per_second": evaluation.decode_tokens_per_second,
     }
+
+
+def _task(scores: Scores, dense: Scores | None) -> dict[str, Any]:
+    metrics = {name: _estimate("value", estimate) for name, estimate in scores.estimates().items()}
+    for name, estimate in scores.differences(dense).items() if dense else ():
+        metrics[name] |= _estimate("difference", estimate, "difference_")
+    return {"problems": scores.problems, "metrics": metrics}
 
 
 def _estimate(name: str, estimate: Estimate, prefix: str = "") -> dict[str, float | None]:

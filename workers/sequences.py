@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from service.documents import Document
 from service.errors import CalibrationTooShort
@@ -23,6 +23,8 @@ MIN_DOCUMENTS = 20
 
 MIN_SEQUENCE_TOKENS = 2
 """A shorter sequence predicts nothing."""
+
+Item = TypeVar("Item")
 
 Tokenizer = Any
 """A transformers tokenizer; the library does not type them."""
@@ -91,10 +93,10 @@ def evaluation_sequences(
     return [tokens for tokens, _ in zip(long_enough, range(count), strict=False)]
 
 
-def in_batches(sequences: Sequence[list[int]], size: int) -> Iterator[Sequence[list[int]]]:
-    """The sequences in order, `size` at a time."""
-    for start in range(0, len(sequences), size):
-        yield sequences[start : start + size]
+def in_batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """The items in order, `size` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def sequence_prefix(tokenizer: Tokenizer) -> list[int]:

@@ -21,7 +21,8 @@ from torch import nn
 
 from service.errors import InvalidParameter
 from service.settings import Settings
-from service.spec import JobSpec
+from service.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
+from service.task_check import check_allowed
 from workers.checkpoint_writer import check_writable
 from workers.compression.allocation import LayerOptions
 from workers.compression.interpolation import Interpolation, interpolate
@@ -30,6 +31,12 @@ from workers.compression.metrics import METHODS
 from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import Calibration, GroupStatistics, merged
 from workers.compression.unfuse import router_paths, unfuse
+from workers.evaluation.choices import score_questions
+from workers.evaluation.harness import check_harness, score_harness_task
+from workers.evaluation.problems import Exercise, read_exercises
+from workers.evaluation.programs import score_functions
+from workers.evaluation.sandbox import check_sandbox
+from workers.evaluation.scores import Scores
 from workers.evaluation.speed import PROMPT_TOKENS, decode_speed
 from workers.evaluation.text import TextLoss, text_loss
 from workers.model import (
@@ -108,8 +115,10 @@ class Worker:
         """Fetch and load the model and find its layers.
 
         Raises the errors of `workers.model` and `workers.compression.layers`, and
-        InvalidParameter for sequences longer than the model can read.
+        InvalidParameter for sequences longer than the model can read; and what this machine lacks
+        for the evaluation's tasks: CodeExecutionForbidden, SandboxUnavailable, HarnessMissing.
         """
+        _check_tasks(self._spec, self._settings)
         self._model = load_model(self._source, self._device)
         self._loaded_from = self._source
         self._unfused = unfuse(self._model)
@@ -143,6 +152,11 @@ class Worker:
         """Read and tokenize the job's texts; one worker does it for all."""
         tokenizer = load_tokenizer(self._source)
         return read_texts(self._spec, tokenizer, self._settings)
+
+    def exercises(self) -> list[Exercise]:
+        """Read the problems of the job's tasks; one worker does it for all, once it has loaded."""
+        tokenizer = load_tokenizer(self._source)
+        return read_exercises(self._spec, tokenizer, _positions(self._model.config), self._settings)
 
     def calibrate(self, sequences: Sequence[Sequence[int]]) -> float:
         """Add one batch of equally long sequences to this worker's statistics; its summed loss."""
@@ -212,6 +226,19 @@ class Worker:
         """The loss on one batch of the source model (None), or of the artifact in a folder."""
         return text_loss(self._use(folder), sequences)
 
+    def score(self, folder: Path | None, task: EvaluationTask, problems: list[Any]) -> Scores:
+        """What the source model (None), or the artifact in a folder, scores on one batch."""
+        model, size = self._use(folder), self._spec.calibration.batch_size
+        match task:
+            case MultipleChoice():
+                return score_questions(model, problems, size)
+            case PassAt1():
+                return score_functions(model, load_tokenizer(self._source), problems, task)
+            case LmEval():
+                (name,) = problems
+                tokenizer = load_tokenizer(self._source)
+                return score_harness_task(model, tokenizer, name, task, self._settings, size)
+
     def decode_speed(self, folder: Path | None, prompt: Sequence[int]) -> float:
         """Tokens per second of the source model (None), or of the artifact in a folder."""
         return decode_speed(self._use(folder), prompt, self._spec.evaluation.decode_tokens)
@@ -230,7 +257,7 @@ class Worker:
 
 
 def _check_positions(spec: JobSpec, config: Any) -> None:
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = _positions(config)
     lengths = {
         "calibration.sequence_length": spec.calibration.sequence_length,
         "evaluation.decode_tokens": spec.evaluation.decode_tokens + PROMPT_TOKENS,
@@ -240,6 +267,20 @@ def _check_positions(spec: JobSpec, config: Any) -> None:
             raise InvalidParameter(
                 f"The model reads {longest} tokens at most; this asks for {length}.", param=param
             )
+
+
+def _positions(config: Any) -> int | None:
+    """How many tokens the model can read, where its configuration says so."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _check_tasks(spec: JobSpec, settings: Settings) -> None:
+    check_allowed(spec, settings)
+    kinds = {type(task) for task in spec.evaluation.tasks}
+    if PassAt1 in kinds:
+        check_sandbox()
+    if LmEval in kinds:
+        check_harness()
 
 
 def _left_dense(model: nn.Module, groups: Sequence[InputGroup]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from service.errors import InvalidParameter
 from service.sources import check_data, check_model
 from service.spec import JobSpec
 from service.states import JobState
+from service.task_check import check_tasks
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(422, 503))
 
@@ -136,6 +137,7 @@ def _check(spec: JobSpec, services: Services) -> None:
     check_data(spec.calibration.data, settings, "calibration.data")
     for index, dataset in enumerate(spec.evaluation.datasets):
         check_data(dataset.data, settings, f"evaluation.datasets.{index}.data")
+    check_tasks(spec, settings)
     services.storage.check()
 
 

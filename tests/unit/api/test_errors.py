@@ -19,6 +19,8 @@ from service.store import Store
 
 GONE = object()
 
+TASK = {"kind": "multiple_choice", "name": "quiz", "data": {"source": "local", "path": "/quiz"}}
+
 INVALID = [
     pytest.param("targets.0.keep", 0, "invalid_parameter", "targets.0.keep", id="keep-0"),
     pytest.param("targets.0.keep", 1, "invalid_parameter", "targets.0.keep", id="keep-1"),
@@ -71,6 +73,55 @@ INVALID = [
         "invalid_parameter",
         "evaluation.curve.1",
         id="curve-of-the-dense-model",
+    ),
+    pytest.param(
+        "evaluation",
+        {"tasks": [TASK, TASK]},
+        "duplicate_task",
+        "evaluation.tasks",
+        id="duplicate-tasks",
+    ),
+    pytest.param(
+        "evaluation",
+        {"enabled": False, "tasks": [TASK]},
+        "invalid_parameter",
+        "evaluation.tasks",
+        id="tasks-without-evaluation",
+    ),
+    pytest.param(
+        "evaluation",
+        {"tasks": [TASK | {"kind": "essay"}]},
+        "invalid_parameter",
+        "evaluation.tasks.0.kind",
+        id="unknown-kind-of-task",
+    ),
+    pytest.param(
+        "evaluation",
+        {"tasks": [TASK, {"name": "quiz"}]},
+        "invalid_parameter",
+        "evaluation.tasks.1.kind",
+        id="task-without-kind",
+    ),
+    pytest.param(
+        "evaluation",
+        {"tasks": [TASK | {"limit": 0}]},
+        "invalid_parameter",
+        "evaluation.tasks.0.limit",
+        id="no-problems",
+    ),
+    pytest.param(
+        "evaluation",
+        {"tasks": [TASK | {"kind": "pass_at_1", "memory_bytes": 10}]},
+        "invalid_parameter",
+        "evaluation.tasks.0.memory_bytes",
+        id="no-memory",
+    ),
+    pytest.param(
+        "evaluation",
+        {"tasks": [{"kind": "lm_eval", "name": "h", "tasks": ["arc_easy", "--help"]}]},
+        "invalid_parameter",
+        "evaluation.tasks.0.tasks.1",
+        id="no-name-of-a-task",
     ),
     pytest.param("targets.0.keep", 0.6, "duplicate_target", "targets", id="duplicate-targets"),
     pytest.param("targets", [], "invalid_parameter", "targets", id="no-targets"),

@@ -18,6 +18,8 @@ from service.states import JobState
 from workers.checkpoint_writer import CheckpointSize
 from workers.compression.allocation import LayerOptions
 from workers.compression.layers import InputGroup, LinearLayer
+from workers.evaluation.estimates import Estimate
+from workers.evaluation.scores import Scores
 from workers.evaluation.text import SequenceLoss, TextLoss
 from workers.probes import Probe
 from workers.report import Evaluation, TargetResult, job_report, model_card
@@ -55,6 +57,7 @@ DENSE = Evaluation(
         HELD_OUT: text_loss((60.0, 30, 10), (90.0, 40, 15), (50.0, 30, 15)),
         "wiki": text_loss((60.0, 63, 20)),
     },
+    {"quiz": Scores(4, {"acc": (1.0, 0.0, 1.0, 1.0)}, {"quiz/f1": Estimate(0.5, 0.1)})},
     21.5,
 )
 CUT = Evaluation(
@@ -62,6 +65,7 @@ CUT = Evaluation(
         HELD_OUT: text_loss((75.0, 30, 9), (115.0, 40, 12), (60.0, 30, 14)),
         "wiki": text_loss((70.0, 63, 18)),
     },
+    {"quiz": Scores(4, {"acc": (1.0, 0.0, 0.0, 1.0)}, {"quiz/f1": Estimate(0.4, None)})},
     25.0,
 )
 LOST = Evaluation(
@@ -69,6 +73,7 @@ LOST = Evaluation(
         name: text_loss(*[(1e6, s.tokens, 0) for s in loss.each])
         for name, loss in CUT.losses.items()
     },
+    {"quiz": Scores(4, {"acc": (0.0, 0.0, 0.0, 0.0)}, {"quiz/f1": Estimate(math.nan, None)})},
     None,
 )
 RESULT = TargetResult(
@@ -227,6 +232,27 @@ def test_a_quality_target_says_what_was_asked(job: Job) -> None:
     assert "# LlamaForCausalLM" in model_card(report, "increase-0.1-wiki")
 
 
+def test_tasks_stand_side_by_side_and_are_compared_in_pairs(job: Job) -> None:
+    report = report_of(job, DENSE, RESULT)
+    dense, cut = report["evaluation"]["dense"]["tasks"], report["targets"][0]["tasks"]
+    assert dense["quiz"] == {
+        "problems": 4,
+        "metrics": {
+            "acc": {"value": 0.75, "standard_error": pytest.approx(0.25)},
+            "quiz/f1": {"value": 0.5, "standard_error": 0.1},
+        },
+    }
+    assert cut["quiz"]["metrics"] == {
+        "acc": {
+            "value": 0.5,
+            "standard_error": pytest.approx(math.sqrt(0.25 / 3)),
+            "difference": -0.25,
+            "difference_standard_error": pytest.approx(0.25),
+        },
+        "quiz/f1": {"value": 0.4, "standard_error": None},
+    }
+
+
 def test_the_report_says_what_was_done(job: Job) -> None:
     report = report_of(job, DENSE, RESULT)
     assert report["format"] == 1
@@ -291,4 +317,6 @@ def test_the_card_says_what_the_report_says(job: Job) -> None:
     assert "| perplexity on held-out | 7.389 ± 1.280 | 12.182 ± 3.165 |" in card
     assert "| perplexity on wiki | 2.592 | 3.038 |" in card
     assert "| accuracy on wiki | 0.317 | 0.286 |" in card
+    assert "| acc on quiz | 0.750 ± 0.250 | 0.500 ± 0.289 |" in card
+    assert "| quiz/f1 on quiz | 0.500 ± 0.100 | 0.400 |" in card
     assert "trust_remote_code=True" in card

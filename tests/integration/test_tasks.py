@@ -1,0 +1,91 @@
+"""Tasks through the real service, and all of HumanEval in the real sandbox."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import demo_data
+from service.states import JobState
+from tests.fixtures.installation import Installation, ended
+from workers.evaluation.sandbox import Limits, passes
+
+QUESTIONS = [
+    {"question": f"The number after {n} is", "choices": [str(n), str(n + 1), "red"], "answer": 1}
+    for n in range(10)
+]
+FUNCTIONS = [
+    {
+        "task_id": f"task/{number}",
+        "prompt": "def f(x):\n    return 1\n\n" if number % 2 else "def f(x):\n",
+        "entry_point": "f",
+        # Right whatever the model adds, if that is Python at all; wrong whatever it adds.
+        "test": "def f(x):\n    return x\ndef check(f):\n    assert f(3) == " + str(3 + number % 2),
+    }
+    for number in range(5)
+]
+
+
+def lines(file: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"source": "local", "path": str(file)}
+
+
+def tasks(folder: Path) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    quiz = lines(folder / "quiz.jsonl", QUESTIONS)
+    code = lines(folder / "code.jsonl", FUNCTIONS)
+    return [
+        {"kind": "multiple_choice", "name": "quiz", "data": quiz},
+        {"kind": "pass_at_1", "name": "code", "data": code, "max_new_tokens": 4},
+    ]
+
+
+def test_tasks_are_given_to_every_model(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_ALLOW_CODE_EXECUTION", "true")
+    evaluation = {"sequences": 4, "decode_tokens": 0, "tasks": tasks(installation.inputs)}
+    spec = installation.spec(evaluation=evaluation, workers=2)
+    with installation.ray(num_cpus=2), installation.dispatching():
+        job = installation.wait_for(installation.store.create(spec), ended)
+    assert job.state == JobState.SUCCEEDED, job.failure
+    report = installation.store.report(job.id)
+    assert report is not None
+    dense, (target,) = report["evaluation"]["dense"]["tasks"], report["targets"]
+    for measured in (dense, target["tasks"]):
+        assert measured["quiz"]["problems"] == 10
+        assert measured["code"]["problems"] == 5
+        assert set(measured["quiz"]["metrics"]) == {"acc", "acc_norm"}
+        assert measured["code"]["metrics"]["pass@1"]["value"] <= 3 / 5
+    assert "difference_standard_error" in target["tasks"]["quiz"]["metrics"]["acc"]
+    (evaluate,) = [step for step in job.steps if step.step == "evaluate"]
+    assert evaluate.done == evaluate.total
+
+
+def test_code_is_not_run_where_a_node_forbids_it(installation: Installation) -> None:
+    evaluation = {"sequences": 4, "decode_tokens": 0, "tasks": tasks(installation.inputs)}
+    spec = installation.spec(evaluation=evaluation)
+    with installation.ray(num_cpus=1), installation.dispatching():
+        job = installation.wait_for(installation.store.create(spec), ended)
+    assert job.failure is not None
+    assert job.failure.code == "code_execution_forbidden"
+    assert job.failure.param == "evaluation.tasks.1"
+    assert "EIGENPRESS_ALLOW_CODE_EXECUTION" in job.failure.detail
+
+
+def test_every_canonical_solution_of_humaneval_passes_in_the_sandbox() -> None:
+    with gzip.open(demo_data.problems_file(), "rt", encoding="utf-8") as rows:
+        problems = [json.loads(row) for row in rows]
+    programs = [
+        f"{each['prompt']}{each['canonical_solution']}\n{each['test']}\ncheck({each['entry_point']})"
+        for each in problems
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        verdicts = list(pool.map(lambda program: passes(program, Limits(60.0, 2**30)), programs))
+    assert verdicts == [True] * demo_data.PROBLEM_COUNT

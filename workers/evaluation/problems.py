@@ -1,0 +1,192 @@
+"""The problems of a job's tasks: read, checked and cut to tokens once, for every model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from service.documents import Record, read_records
+from service.errors import DataInvalid
+from service.settings import Settings
+from service.sources import fetch_data
+from service.spec import MAX_PROBLEMS, EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
+from workers.evaluation.harness import check_harness_tasks
+from workers.sequences import Tokenizer, sequence_prefix
+
+MAX_CHOICES = 64
+DELIMITER = " "
+"""Between a question and a choice."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question followed by one of its choices."""
+
+    tokens: list[int]
+    scored: int  # of them the last, which are the choice's
+    characters: int  # of the choice
+
+
+@dataclass(frozen=True)
+class Question:
+    """One problem of a `multiple_choice` task."""
+
+    choices: tuple[Choice, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Function:
+    """One problem of a `pass_at_1` task: the beginning of a Python function, and its tests."""
+
+    prompt: str
+    tokens: list[int]
+    test: str  # defines check(candidate)
+    entry_point: str
+
+    def program(self, completion: str) -> str:
+        """What must run to its end for the completion to be right."""
+        return f"{self.prompt}{completion}\n{self.test}\ncheck({self.entry_point})\n"
+
+
+Problem = Question | Function | str
+"""A string is the name of a task of lm-eval."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A task and its problems."""
+
+    task: EvaluationTask
+    problems: list[Problem]
+
+
+def read_exercises(
+    spec: JobSpec, tokenizer: Tokenizer, longest: int | None, settings: Settings
+) -> list[Exercise]:
+    """The problems of every task; `longest` is how many tokens the model can read.
+
+    Raises the errors of `service.sources.fetch_data`, `service.documents.read_records` and
+    `workers.evaluation.harness`, and DataInvalid for rows that are no problems or are too long.
+    """
+    exercises = []
+    for number, task in enumerate(spec.evaluation.tasks):
+        param = f"evaluation.tasks.{number}"
+        problems: list[Problem]
+        match task:
+            case MultipleChoice():
+                read = _question_reader(task, tokenizer, longest, param)
+                problems = [read(record) for record in _records(task, settings, param)]
+            case PassAt1():
+                reader = _function_reader(task, tokenizer, longest, param)
+                problems = [reader(record) for record in _records(task, settings, param)]
+            case LmEval():
+                check_harness_tasks(task, settings, param)
+                problems = list(task.tasks)
+        exercises.append(Exercise(task, problems))
+    return exercises
+
+
+def _records(task: MultipleChoice | PassAt1, settings: Settings, param: str) -> Iterator[Record]:
+    data = f"{param}.data"
+    root = fetch_data(task.data, settings, data)
+    records = read_records(root, task.data.pattern, _fields(task, param), data)
+    wanted = list(islice(records, task.limit or MAX_PROBLEMS + 1))
+    if not wanted:
+        raise DataInvalid(f"There is no problem in {root}.", param=data)
+    if len(wanted) > MAX_PROBLEMS:
+        raise DataInvalid(
+            f"There are more than {MAX_PROBLEMS} problems; set a limit.", param=f"{param}.limit"
+        )
+    yield from wanted
+
+
+def _fields(task: MultipleChoice | PassAt1, param: str) -> dict[str, str]:
+    """What is read of every row, and the field of the request that names it."""
+    if isinstance(task, PassAt1):
+        return dict.fromkeys(("task_id", "prompt", "entry_point", "test"), f"{param}.data")
+    return {
+        task.question_field: f"{param}.question_field",
+        task.choices_field: f"{param}.choices_field",
+        task.answer_field: f"{param}.answer_field",
+    }
+
+
+def _question_reader(
+    task: MultipleChoice, tokenizer: Tokenizer, longest: int | None, param: str
+) -> Callable[[Record], Question]:
+    prefix = sequence_prefix(tokenizer)
+
+    def read(record: Record) -> Question:
+        text = record.fields[task.question_field]
+        choices = record.fields[task.choices_field]
+        answer = record.fields[task.answer_field]
+        _check(_is_text(text), record, f"'{task.question_field}' is no text", param)
+        _check(
+            isinstance(choices, list)
+            and 2 <= len(choices) <= MAX_CHOICES
+            and all(map(_is_text, choices)),
+            record,
+            f"'{task.choices_field}' is no list of 2 to {MAX_CHOICES} texts",
+            param,
+        )
+        _check(
+            type(answer) is int and 0 <= answer < len(choices),
+            record,
+            f"'{task.answer_field}' is not the position of a choice, counted from 0",
+            param,
+        )
+        encoded = tuple(encode_choice(tokenizer, prefix, text, choice) for choice in choices)
+        _check_length(max(len(choice.tokens) for choice in encoded), longest, record, param)
+        return Question(encoded, answer)
+
+    return read
+
+
+def encode_choice(tokenizer: Tokenizer, prefix: Sequence[int], text: str, choice: str) -> Choice:
+    """The tokens of a question and a choice, cut where the question alone would end.
+
+    Blanks at the question's end belong to the choice: tokenizers join them to what follows.
+    """
+    question = text.rstrip()
+    whole = tokenizer(text + DELIMITER + choice, add_special_tokens=False)["input_ids"]
+    before = tokenizer(question, add_special_tokens=False)["input_ids"]
+    return Choice([*prefix, *whole], max(1, len(whole) - len(before)), len(choice))
+
+
+def _function_reader(
+    task: PassAt1, tokenizer: Tokenizer, longest: int | None, param: str
+) -> Callable[[Record], Function]:
+    prefix = sequence_prefix(tokenizer)
+
+    def read(record: Record) -> Function:
+        for name in ("prompt", "entry_point", "test"):
+            _check(_is_text(record.fields[name]), record, f"'{name}' is no text", param)
+        fields: dict[str, Any] = dict(record.fields)
+        prompt = fields["prompt"]
+        _check(fields["entry_point"].isidentifier(), record, "'entry_point' is no name", param)
+        tokens = [*prefix, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        _check_length(len(tokens) + task.max_new_tokens, longest, record, param)
+        return Function(prompt, tokens, fields["test"], fields["entry_point"])
+
+    return read
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _check(right: bool, record: Record, wrong: str, param: str) -> None:
+    if not right:
+        raise DataInvalid(f"'{record.id}': {wrong}.", param=f"{param}.data")
+
+
+def _check_length(tokens: int, longest: int | None, record: Record, param: str) -> None:
+    _check(
+        longest is None or tokens <= longest,
+        record,
+        f"it takes {tokens} tokens, and the model reads {longest} at most",
+        param,
+    )

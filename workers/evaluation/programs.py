@@ -1,0 +1,112 @@
+"""Pass@1: Python functions that a model completes greedily, judged by their tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from service.spec import PassAt1
+from workers.evaluation.problems import Function
+from workers.evaluation.sandbox import Limits, passes
+from workers.evaluation.scores import Scores
+from workers.sequences import Tokenizer
+
+STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+"""Where a completion has left its function, as HumanEval's authors have it."""
+
+TAIL_TOKENS = 8
+"""So many tokens at the end of what was written show every stop as it is completed."""
+
+
+def score_functions(
+    model: Any, tokenizer: Tokenizer, functions: Sequence[Function], task: PassAt1
+) -> Scores:
+    """`pass@1`: whether the one, greedy completion passes the tests in the sandbox.
+
+    Raises SandboxUnavailable.
+    """
+    limits = Limits(task.timeout_seconds, task.memory_bytes)
+    completions = complete(model, tokenizer, functions, task.max_new_tokens)
+    verdicts = [
+        float(passes(function.program(completion), limits))
+        for function, completion in zip(functions, completions, strict=True)
+    ]
+    return Scores(len(functions), {"pass@1": tuple(verdicts)})
+
+
+@torch.inference_mode()
+def complete(
+    model: Any, tokenizer: Tokenizer, functions: Sequence[Function], max_new_tokens: int
+) -> list[str]:
+    """What the model writes after each prompt, greedily, up to the first stop."""
+    device = next(model.parameters()).device
+    input_ids, attention_mask = _left_padded([function.tokens for function in functions])
+    width = input_ids.shape[1]
+    ends = _end_tokens(model, tokenizer)
+    written = model.generate(
+        input_ids.to(device),
+        attention_mask=attention_mask.to(device),
+        generation_config=GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
+        ),
+        stopping_criteria=StoppingCriteriaList([_Stopped(tokenizer, width)]),
+    )
+    return [
+        _completion(tokenizer, function.tokens, tokens, ends)
+        for function, tokens in zip(functions, written[:, width:].tolist(), strict=True)
+    ]
+
+
+class _Stopped(StoppingCriteria):  # type: ignore[misc]
+    """Says of each sequence whether a stop stands in what was written last."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_width: int) -> None:
+        self._tokenizer = tokenizer
+        self._prompt_width = prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # noqa: ARG002
+        tails = self._tokenizer.batch_decode(input_ids[:, self._prompt_width :][:, -TAIL_TOKENS:])
+        stopped = [any(stop in tail for stop in STOPS) for tail in tails]
+        return torch.tensor(stopped, device=input_ids.device)
+
+
+def _completion(
+    tokenizer: Tokenizer, prompt: Sequence[int], written: list[int], ends: Sequence[int]
+) -> str:
+    """Text of the tokens before the first end token and the first stop.
+
+    Decoded behind its prompt: alone, some tokenizers take blanks from its beginning.
+    """
+    length = next((i for i, token in enumerate(written) if token in ends), len(written))
+    before, whole = (
+        tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for tokens in ([*prompt], [*prompt, *written[:length]])
+    )
+    text: str = whole[len(before) :]
+    cuts = [position for stop in STOPS if (position := text.find(stop)) >= 0]
+    return text[: min(cuts, default=len(text))]
+
+
+def _end_tokens(model: Any, tokenizer: Tokenizer) -> list[int]:
+    """The tokens that end a text, by the model's generation settings, else by the tokenizer."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
+def _left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both (batch, longest), zeros before the shorter ones."""
+    longest = max(map(len, sequences))
+    padded = [[0] * (longest - len(tokens)) + [*tokens] for tokens in sequences]
+    mask = [[0] * (longest - len(tokens)) + [1] * len(tokens) for tokens in sequences]
+    return torch.tensor(padded), torch.tensor(mask)

@@ -1,0 +1,43 @@
+"""What a model scored on a task, problem by problem, so that models can be compared in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from workers.evaluation.estimates import Estimate, mean, paired_difference
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one model on one task, or on a batch of its problems."""
+
+    problems: int
+    each: Mapping[str, tuple[float, ...]]
+    """By metric that is a mean over problems: the value of every problem."""
+    summaries: Mapping[str, Estimate] = field(default_factory=dict)
+    """Metrics that something else has summed up, with its own standard error."""
+
+    @classmethod
+    def total(cls, batches: Sequence[Scores]) -> Scores:
+        """All batches together, in the order given."""
+        metrics = dict.fromkeys(metric for batch in batches for metric in batch.each)
+        return cls(
+            sum(batch.problems for batch in batches),
+            {
+                metric: tuple(value for batch in batches for value in batch.each.get(metric, ()))
+                for metric in metrics
+            },
+            {metric: estimate for batch in batches for metric, estimate in batch.summaries.items()},
+        )
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every metric with its standard error."""
+        return {metric: mean(values) for metric, values in self.each.items()} | dict(self.summaries)
+
+    def differences(self, dense: Scores) -> dict[str, Estimate]:
+        """This minus another model's score on the same problems in the same order."""
+        return {
+            metric: paired_difference(values, dense.each[metric])
+            for metric, values in self.each.items()
+        }
