@@ -16,7 +16,7 @@ PYTEST  := $(BIN)/python -m pytest --quiet
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo bench serve test test-unit test-integration test-acceptance lint format clean
+.PHONY: help venv demo bench bench-quality serve test test-unit test-integration test-acceptance lint format clean
 
 help:  ## List the targets
 	@sed -En 's/^([a-z-]+):.*## (.+)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -37,6 +37,9 @@ demo: $(STAMP)  ## Compress a small model through the real service, into demo-ou
 
 bench: $(STAMP)  ## Time and memory of every step, and beside a plain script
 	@$(BIN)/python -m bench.speed $(BENCH_ARGS)
+
+bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md (an hour or two)
+	@$(BIN)/python -m bench.quality $(QUALITY_ARGS)
 
 serve: $(STAMP)  ## Run the service here: API, dispatcher, Ray and a bucket, until Ctrl-C
 	@$(BIN)/eigenpress serve $(SERVE_ARGS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,8 @@ from service.documents import Document, read_documents
 from service.settings import Settings
 from service.spec import LocalPath
 from workers.compression.layers import InputGroup, compressible_layers, input_groups
-from workers.model import prepare_model
+from workers.compression.unfuse import unfuse
+from workers.model import load_model, prepare_model
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 SEED = 0
@@ -59,6 +61,13 @@ def problem_documents(state: Path) -> list[Document]:
     file = state / "humaneval.jsonl"
     demo_data.write_problems(file)
     return list(read_documents(file, "*", "text", "humaneval"))
+
+
+def load(folder: Path, device: torch.device) -> Any:
+    """The model of a folder, in the form in which its layers can be compressed."""
+    model = load_model(folder, device)
+    unfuse(model)
+    return model
 
 
 def groups_of(model: torch.nn.Module) -> tuple[InputGroup, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.material import accumulator, groups_of
+from bench.material import accumulator, groups_of, load
 from bench.measuring import Cost, Meter
 from workers.checkpoint_writer import write_checkpoint
 from workers.compression.allocation import allocate_global
@@ -54,7 +54,7 @@ def run_steps(source: Path, batches: list[Tensor], scratch: Path) -> Steps:
         costs[name] = meter.cost
 
     with step("load"):
-        model = load_model(source, device)
+        model = load(source, device)
         groups = groups_of(model)
     with step("calibrate"):
         statistics = _calibrate(model, groups, batches)

@@ -1,0 +1,85 @@
+"""How much more one method takes off a model than another, at equal perplexity.
+
+A method's curve is what it has measured: its perplexity at what it keeps, and the dense model's at
+1. Between two points the logarithm of the perplexity is taken as linear in what is kept; beyond
+the last point nothing is said but that it is beyond.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured model: the fraction of the linear parameters kept, and its perplexity."""
+
+    kept: float
+    perplexity: float
+
+
+Curve = Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """(1 − kept of ours) / (1 − kept of the peer) − 1, at the peer's perplexity."""
+
+    value: float | None  # None: ours was never that good, and nothing can be said
+    beyond: bool = False  # ours is better still at its smallest: the value is a lower bound
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "beyond"
+        return f"beyond {self.value:+.0%}" if self.beyond else f"{self.value:+.0%}"
+
+
+def kept_at(curve: Curve, perplexity: float) -> float | None:
+    """What the method keeps where its perplexity is `perplexity`; None outside of its points.
+
+    Where a curve crosses the perplexity more than once, the crossing that keeps most counts.
+    """
+    ordered = sorted(curve, key=lambda point: point.kept, reverse=True)
+    if not ordered or perplexity < ordered[0].perplexity:
+        return None
+    for above, below in pairwise(ordered):
+        if below.perplexity >= perplexity:
+            return _crossing(above, below, perplexity)
+    last = ordered[-1]
+    return last.kept if last.perplexity == perplexity else None
+
+
+def advantage(ours: Curve, peer: Point) -> Advantage:
+    """Of our curve over one point of a peer's; the peer must have taken something off."""
+    kept, beyond = kept_at(ours, peer.perplexity), False
+    if kept is None:
+        smallest = min(ours, key=lambda point: point.kept)
+        beyond = smallest.perplexity < peer.perplexity
+        if not beyond:
+            return Advantage(None)
+        kept = smallest.kept
+    return Advantage((1 - kept) / (1 - peer.kept) - 1, beyond)
+
+
+def best(curves: Mapping[str, Mapping[float, Point]]) -> dict[float, tuple[str, Point]]:
+    """At every keep asked for, the method with the least perplexity, and its point."""
+    keeps = {keep for curve in curves.values() for keep in curve}
+    return {
+        keep: min(
+            ((name, curve[keep]) for name, curve in curves.items() if keep in curve),
+            key=lambda entry: entry[1].perplexity,
+        )
+        for keep in sorted(keeps, reverse=True)
+    }
+
+
+def _crossing(above: Point, below: Point, perplexity: float) -> float:
+    """On the segment from `above`, which keeps more, to `below`, which is worse."""
+    rise = math.log(below.perplexity) - math.log(above.perplexity)
+    if rise == 0 or math.isinf(rise):
+        return above.kept
+    share = (math.log(perplexity) - math.log(above.perplexity)) / rise
+    return above.kept + share * (below.kept - above.kept)

@@ -1,0 +1,136 @@
+"""Calibrates once, solves by every method, and measures what each is worth at each size.
+
+A compressed layer computes the same in whatever form it is stored, so the product of its factors
+is put into the dense model's place for it while it is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.material import accumulator, groups_of
+from bench.quality_rows import Contender, Row
+from workers.compression.allocation import ALLOCATIONS, LayerOptions, Ranks, total_cost
+from workers.compression.layers import InputGroup
+from workers.compression.metrics import METHODS
+from workers.compression.solve import Factors, Solution, solve_group
+from workers.compression.statistics import Calibration, GroupStatistics
+from workers.evaluation.text import TextLoss, text_loss
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Token sequences: what is calibrated on, and what is measured on, by name."""
+
+    calibration: list[list[int]]
+    measured: dict[str, list[list[int]]]
+
+
+class Laboratory:
+    """A model with the statistics of every method, observed in one calibration."""
+
+    def __init__(self, model: Any, texts: Texts, methods: Sequence[str]) -> None:
+        self._model = model
+        self._texts = texts
+        self._methods = methods
+        self._groups: tuple[InputGroup, ...] = groups_of(model)
+        self._statistics: dict[str, GroupStatistics] | None = None
+        self._solved: tuple[str, dict[str, Solution]] | None = None
+
+    def dense(self) -> dict[str, float]:
+        """The perplexities of the model as it is."""
+        return {name: self._perplexity(each) for name, each in self._texts.measured.items()}
+
+    def row(self, contender: Contender, keep: float) -> Row:
+        """Compress and measure. Raises BudgetTooSmall, and SolveFailed."""
+        solutions = self.solutions(contender.method)
+        options = [solution.options(contender.storage) for solution in solutions.values()]
+        linear = sum(layer.dense_cost for layer in options)
+        ranks = ALLOCATIONS[contender.allocation](options, math.floor(keep * linear))
+        with compressed(self._model, solutions, ranks):
+            perplexity = self.dense()
+        return Row(contender.name, keep, _kept(options, ranks), _dense_layers(ranks), perplexity)
+
+    def solutions(self, method: str) -> dict[str, Solution]:
+        """Of one method at a time: the last one solved stays in memory."""
+        if self._solved is None or self._solved[0] != method:
+            self._solved = None
+            self._solved = method, dict(self._solve(method))
+        return self._solved[1]
+
+    def _solve(self, method: str) -> Iterator[tuple[str, Solution]]:
+        if self._statistics is None:
+            self._statistics = self._calibrate()
+        for group in self._groups:
+            modules = {layer.name: self._model.get_submodule(layer.name) for layer in group.layers}
+            yield from solve_group(
+                group,
+                {name: module.weight for name, module in modules.items()},
+                {name: module.bias for name, module in modules.items()},
+                self._statistics[group.name],
+                METHODS[method],
+            ).items()
+
+    def _calibrate(self) -> dict[str, GroupStatistics]:
+        observations = frozenset[Any]().union(
+            *(METHODS[method].observations for method in self._methods)
+        )
+        device = next(self._model.parameters()).device
+        dtype = accumulator(device)
+        statistics = Calibration.zeros(self._model, self._groups, observations, dtype)
+        sequences = self._texts.calibration
+        with Calibration(self._model, self._groups, statistics, observations) as calibration:
+            for batch in _batches(sequences):
+                calibration.run(torch.tensor(batch, device=device))
+        return statistics
+
+    def _perplexity(self, sequences: list[list[int]]) -> float:
+        losses = (text_loss(self._model, batch) for batch in _batches(sequences))
+        return TextLoss.total(losses).perplexity
+
+
+@contextmanager
+def compressed(model: Any, solutions: Mapping[str, Solution], ranks: Ranks) -> Iterator[None]:
+    """The model with every layer as its rank leaves it; afterwards it is what it was."""
+    originals = {name: model.get_submodule(name) for name in ranks}
+    parameters = {name: (module.weight, module.bias) for name, module in originals.items()}
+    try:
+        for name, rank in ranks.items():
+            if rank is not None:
+                _put(originals[name], solutions[name].truncate(rank))
+        yield
+    finally:
+        for name, (weight, bias) in parameters.items():
+            originals[name].weight, originals[name].bias = weight, bias
+
+
+def _put(module: Any, factors: Factors) -> None:
+    """New parameters, since a solution keeps the layer's own."""
+
+    def parameter(tensor: Tensor) -> nn.Parameter:
+        return nn.Parameter(tensor.to(module.weight), requires_grad=False)
+
+    module.bias = None if factors.bias is None else parameter(factors.bias)
+    module.weight = parameter(factors.up @ factors.down)
+
+
+def _kept(options: Sequence[LayerOptions], ranks: Ranks) -> float:
+    return total_cost(options, ranks) / sum(layer.dense_cost for layer in options)
+
+
+def _dense_layers(ranks: Ranks) -> int:
+    return sum(rank is None for rank in ranks.values())
+
+
+def _batches(sequences: list[list[int]]) -> Iterator[list[list[int]]]:
+    for start in range(0, len(sequences), BATCH):
+        yield sequences[start : start + BATCH]

@@ -1,0 +1,162 @@
+"""The report on quality in Markdown, from measured rows; pure functions on plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.quality_advantage import Advantage, Point, advantage, best
+from bench.quality_notes import ADVANTAGE, HEADER, METHOD
+from bench.quality_rows import HELD_OUT, PEERS, Contender, Row
+from workers.compression.allocation import Storage
+
+AUTHORS_PEERS = ("svd", "fwsvd", "afm")
+AUTHORS_ADVANTAGE = 0.554
+"""What IMPACT's authors report over the best of these, at equal accuracy, on 7B models."""
+
+IMPACT_GLOBAL = Contender("impact", "global", Storage.INTERPOLATIVE).name
+
+Curves = Mapping[str, Mapping[float, Point]]
+"""By contender and keep asked for."""
+
+
+def report(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
+    """The whole page; `settings` are what `bench.quality` says of the run."""
+    dense, *compressed = rows
+    texts = list(dense.perplexity)
+    names = dict.fromkeys([IMPACT_GLOBAL, settings["default"]])  # one, where they are the same
+    parts = [
+        HEADER,
+        _settings(settings),
+        *(f"## Perplexity, {text}\n\n{_perplexities(dense, compressed, text)}" for text in texts),
+        ADVANTAGE,
+        *(
+            f"### {_title(name, settings)}: {text}\n\n"
+            + _advantages(curves(compressed, text), dense, text, name)
+            for text in texts
+            for name in names
+            if any(row.contender == name for row in compressed)
+        ),
+    ]
+    parts += [_verdict(curves(compressed, HELD_OUT), dense), METHOD]
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts if part)
+
+
+def curves(rows: Iterable[Row], text: str) -> dict[str, dict[float, Point]]:
+    """What each contender has measured on a text."""
+    found: dict[str, dict[float, Point]] = {}
+    for row in rows:
+        found.setdefault(row.contender, {})[row.keep] = Point(row.kept, row.perplexity[text])
+    return found
+
+
+def uniform_peers(
+    found: Curves, methods: Sequence[str] = PEERS
+) -> dict[str, Mapping[float, Point]]:
+    """The peers with the same fraction of every layer, as their authors store them."""
+    names = {method: Contender(method, "uniform", Storage.FACTORS).name for method in methods}
+    return {method: found[name] for method, name in names.items() if name in found}
+
+
+def advantages(
+    found: Curves, dense: Row, text: str, ours: str, peer: Mapping[float, Point]
+) -> dict[float, Advantage]:
+    """Of one of ours over a peer, by the peer's keeps."""
+    curve = [Point(1.0, dense.perplexity[text]), *found[ours].values()]
+    return {keep: advantage(curve, point) for keep, point in peer.items()}
+
+
+def _title(ours: str, settings: Mapping[str, Any]) -> str:
+    return f"{ours} (the default)" if ours == settings["default"] else ours
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    described = {name: value for name, value in settings.items() if name != "machine"}
+    described["machine"] = ", ".join(f"{k} {v}" for k, v in settings["machine"].items())
+    described["command"] = f"`{settings['command']}`"
+    return _table(["", ""], ([name, str(value)] for name, value in described.items()))
+
+
+def _perplexities(dense: Row, rows: Sequence[Row], text: str) -> str:
+    found = curves(rows, text)
+    keeps = _keeps(found)
+
+    def lines() -> Iterator[list[str]]:
+        for name, points in found.items():
+            cells = (points.get(keep) for keep in keeps)
+            yield [name, *("" if cell is None else _number(cell.perplexity) for cell in cells)]
+
+    heading = f"The dense model has {_number(dense.perplexity[text])}.\n\n"
+    return heading + _table(["method, ranks, storage", *map(_keep, keeps)], lines())
+
+
+def _advantages(found: Curves, dense: Row, text: str, ours: str) -> str:
+    keeps = _keeps(found)
+    peers = {
+        name: points
+        for name, points in found.items()
+        if name.startswith(tuple(f"{peer}, " for peer in PEERS))
+        and name.endswith(Storage.FACTORS.value)
+    }
+    strongest = best(uniform_peers(found))
+
+    def line(name: str, peer: Mapping[float, Point]) -> list[str]:
+        by_keep = advantages(found, dense, text, ours, peer)
+        return [name, *(str(by_keep.get(keep, "")) for keep in keeps)]
+
+    lines = [line(name, points) for name, points in peers.items()]
+    if strongest:
+        names = [strongest[keep][0] if keep in strongest else "" for keep in keeps]
+        lines.append(["which is the best uniform peer", *names])
+        points = {keep: point for keep, (_, point) in strongest.items()}
+        lines.append(line("**over the best uniform peer**", points))
+    return _table(["over", *(f"at its {_keep(keep)}" for keep in keeps)], lines)
+
+
+def _verdict(found: Curves, dense: Row) -> str:
+    """Ours beside what IMPACT's authors report."""
+    strongest = best(uniform_peers(found, AUTHORS_PEERS))
+    if IMPACT_GLOBAL not in found or not strongest:
+        return ""
+    points = {keep: point for keep, (_, point) in strongest.items()}
+    by_keep = advantages(found, dense, HELD_OUT, IMPACT_GLOBAL, points)
+    lines = (
+        [_keep(keep), strongest[keep][0], str(found_advantage), _met(found_advantage)]
+        for keep, found_advantage in by_keep.items()
+    )
+    return (
+        "## Beside what the authors report\n\n"
+        f"IMPACT's authors report {AUTHORS_ADVANTAGE:.1%} greater size reduction than the best of\n"
+        "SVD, FWSVD and AFM at equal accuracy, on tasks and 7B models. Here, with perplexity on\n"
+        f"the held-out text in place of accuracy, {IMPACT_GLOBAL}, has over the best of\n"
+        "the three, uniform:\n\n"
+        + _table(["keep of the best", "which is", "advantage", "as much"], lines)
+    )
+
+
+def _met(found: Advantage) -> str:
+    if found.value is None:
+        return "no"
+    if found.value >= AUTHORS_ADVANTAGE:
+        return "yes"
+    return "at this size not seen" if found.beyond else "no"
+
+
+def _keeps(found: Curves) -> list[float]:
+    return sorted({keep for points in found.values() for keep in points}, reverse=True)
+
+
+def _keep(keep: float) -> str:
+    return f"{keep:g}"
+
+
+def _number(perplexity: float) -> str:
+    if not math.isfinite(perplexity):
+        return "infinite"
+    return f"{perplexity:.2f}" if perplexity < 1000 else f"{perplexity:.1e}"
+
+
+def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rule = ["---", *("---:" for _ in headings[1:])]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (headings, rule, *lines))
