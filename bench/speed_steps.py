@@ -28,6 +28,16 @@ from workers.model import load_model, stored_dtype
 METHOD = METHODS["impact"]
 KEEP = 0.6
 
+LLAMA_2_7B: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -108,17 +118,7 @@ def _solve(
 
 def save_random_model(folder: Path, blocks: int, dtype: torch.dtype) -> Path:
     """A folder with a model of random weights in the shapes of Llama-2-7B, `blocks` deep."""
-    config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=4096,
-        intermediate_size=11_008,
-        num_hidden_layers=blocks,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-        dtype=dtype,
-    )
+    config = LlamaConfig(**LLAMA_2_7B, num_hidden_layers=blocks, dtype=dtype)
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import speed, speed_compare, speed_plain
+from bench import speed, speed_compare, speed_plain, speed_steps
 from bench.material import batches, groups_of
 from bench.measuring import Meter
 from bench.speed_compare import Comparison, SpectraDiffer
@@ -43,6 +43,22 @@ def test_every_step_and_both_comparisons_are_measured(
     for comparison in result["comparisons"].values():
         assert len(comparison["ours"]) == len(comparison["plain"]) == 2
         assert comparison["speedup"] > 0
+
+
+def test_a_few_blocks_of_random_weights_stand_for_a_larger_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = tmp_path / "speed.json"
+    options = f"--shape 7b --blocks 2 --tokens 256 --repetitions 1 --json {numbers}"
+    monkeypatch.setattr(sys, "argv", ["speed", *options.split()])
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    for key, value in (small | {"num_key_value_heads": 4}).items():
+        monkeypatch.setitem(speed_steps.LLAMA_2_7B, key, value)
+
+    assert speed.main() == 0
+
+    assert json.loads(numbers.read_text())["scale"] == 16
+    assert "times 16 for all blocks" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_meter_sees_what_a_step_holds_at_its_peak() -> None:
