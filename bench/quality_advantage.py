@@ -34,7 +34,8 @@ class Advantage:
     def __str__(self) -> str:
         if self.value is None:
             return "beyond"
-        return f"beyond {self.value:+.0%}" if self.beyond else f"{self.value:+.0%}"
+        shown = f"{round(self.value, 2) + 0.0:+.0%}"  # never -0 %
+        return f"beyond {shown}" if self.beyond else shown
 
 
 def kept_at(curve: Curve, perplexity: float) -> float | None:

@@ -45,6 +45,10 @@ def test_to_take_off_less_is_a_negative_advantage() -> None:
     assert advantage(OURS, Point(0.6, math.exp(3))).value == pytest.approx(-0.25)
 
 
+def test_no_advantage_has_no_sign_to_lose() -> None:
+    assert str(Advantage(-0.001)) == "+0%"
+
+
 def test_a_peer_worse_than_all_of_ours_gives_a_lower_bound() -> None:
     found = advantage(OURS, Point(0.8, 1e6))
     assert found.value == pytest.approx(1.0)
