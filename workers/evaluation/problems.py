@@ -41,7 +41,7 @@ class Question:
 class Function:
     """One problem of a `pass_at_1` task: the beginning of a Python function, and its tests."""
 
-    prompt: str
+    prompt: str  # without blanks at its end
     tokens: list[int]
     test: str  # defines check(candidate)
     entry_point: str
@@ -165,7 +165,8 @@ def _function_reader(
         for name in ("prompt", "entry_point", "test"):
             _check(_is_text(record.fields[name]), record, f"'{name}' is no text", param)
         fields: dict[str, Any] = dict(record.fields)
-        prompt = fields["prompt"]
+        # After a line's end a model takes a docstring for a finished answer, and writes prose.
+        prompt = fields["prompt"].rstrip()
         _check(fields["entry_point"].isidentifier(), record, "'entry_point' is no name", param)
         tokens = [*prefix, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
         _check_length(len(tokens) + task.max_new_tokens, longest, record, param)
