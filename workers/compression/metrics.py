@@ -70,6 +70,10 @@ class LeftMetric:
     diagonal: Tensor  # (out,), float64, positive
     moment: Tensor | None = None  # (smaller side, smaller side), float64
 
+    def to(self, device: torch.device) -> LeftMetric:
+        moment = None if self.moment is None else self.moment.to(device)
+        return LeftMetric(self.diagonal.to(device), moment)
+
     def times(self, matrix: Tensor) -> Tensor:
         """LᵀL times a matrix (out, n), where out is the smaller side."""
         product = self.diagonal[:, None] * matrix

@@ -153,14 +153,15 @@ def solve_group(
         weight, bias = weights[layer.name].detach(), biases[layer.name]
         if unreached:
             return _unsolved(layer, weight, bias)
-        return _solved(layer, weight, bias, method.left(statistics, layer), inputs, max_rank)
+        left = method.left(statistics, layer).to(weight.device)
+        return _solved(layer, weight, bias, left, inputs, max_rank)
 
     return {layer.name: solve(layer) for layer in group.layers}
 
 
 def _unsolved(layer: LinearLayer, weight: Tensor, bias: Tensor | None) -> Solution:
     side, nothing = layer.smaller_side, weight.new_zeros(0, dtype=torch.float64)
-    left = LeftMetric(torch.ones(layer.out_features, dtype=torch.float64))
+    left = LeftMetric(nothing.new_ones(layer.out_features))
     return Solution(
         layer, weight, bias, left, nothing.new_zeros(side), nothing.reshape(side, 0), None, None
     )
@@ -222,9 +223,15 @@ class _Inputs:
 
     @cached_property
     def root(self) -> Tensor | None:
-        """R: (in, in), V √Λ, so that no matrix needs to be definite; or its diagonal, or None."""
+        """R: (in, in), or its diagonal, or None.
+
+        A Cholesky factor, or V √Λ where S is not definite: any root gives the same layers.
+        """
         if self.moment is None or self.moment.ndim == 1:
             return None if self.moment is None else self.moment.sqrt()
+        factor, failed = torch.linalg.cholesky_ex(_finite(self._group.name, self.moment))
+        if not failed:
+            return torch.as_tensor(factor)
         values, vectors = _eigh(self._group.name, self.moment)
         return vectors * _checked(self._group.name, values).sqrt()
 
@@ -296,13 +303,17 @@ def _inverse_root(values: Tensor) -> Tensor:
 
 
 def _eigh(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    if not torch.isfinite(matrix).all():
-        raise SolveFailed(f"{name}: its statistics are not finite")
     try:
-        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+        values, vectors = torch.linalg.eigh(_finite(name, (matrix + matrix.T) / 2))
     except RuntimeError as error:  # torch.linalg.LinAlgError, on every backend
         raise SolveFailed(f"{name}: the eigendecomposition did not converge: {error}") from error
     return values, vectors
+
+
+def _finite(name: str, matrix: Tensor) -> Tensor:
+    if not torch.isfinite(matrix).all():
+        raise SolveFailed(f"{name}: its statistics are not finite")
+    return matrix
 
 
 def _cholesky(name: str, matrix: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ the whole.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,11 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from workers.compression.errors import SolveFailed
 from workers.compression.layers import InputGroup, LinearLayer, transformer_blocks
+
+GRAM_BLOCK = 192
+"""Columns that are multiplied at a time; few enough to spare most of the lower triangle."""
 
 
 class Observation(Enum):
@@ -76,7 +79,7 @@ class Moments:
         average = rows.mean(0)
         centred = rows - average
         dtype = self.scatter.dtype
-        self.merge(Moments(len(rows), average.to(dtype), (centred.T @ centred).to(dtype)))
+        self.merge(Moments(len(rows), average.to(dtype), _gram(centred).to(dtype)))
 
     def merge(self, other: Moments) -> None:
         """Add the rows of another stream."""
@@ -286,18 +289,14 @@ class Calibration:
         """
         with torch.set_grad_enabled(self._backward):
             logits = self.model(input_ids=input_ids, use_cache=False).logits
-            loss = functional.cross_entropy(
-                _at_least_float32(logits[:, :-1].flatten(0, 1)),
-                input_ids[:, 1:].flatten(),
-                reduction="sum",
-            )
-        if not torch.isfinite(loss):
+        loss, gradient = _cross_entropy(logits.detach(), input_ids)
+        if not math.isfinite(loss):
             raise SolveFailed("the model's loss on the calibration text is not finite")
         if self._backward:
-            loss.backward()  # type: ignore[no-untyped-call]
+            logits.backward(gradient)
         for statistics in self.statistics.values():
             statistics.tokens += input_ids.numel()
-        return float(loss.detach())
+        return loss
 
     def _observe(
         self, group: InputGroup, layer: LinearLayer
@@ -340,6 +339,24 @@ class Calibration:
             self._recomputing = False
 
 
+def _cross_entropy(logits: Tensor, input_ids: Tensor) -> tuple[float, Tensor]:
+    """The summed loss of predicting each next token, and ∂ℓ/∂logits in their place.
+
+    Shapes (batch, length, vocabulary) and (batch, length). By hand and sequence by sequence,
+    because a vocabulary is wide: autograd holds several copies of the logits, this holds none.
+    """
+    losses = []
+    for scores, tokens in zip(logits, input_ids, strict=True):
+        log_probabilities = _at_least_float32(scores[:-1]).log_softmax(-1)
+        labels = tokens[1:, None]
+        losses.append(-log_probabilities.gather(1, labels).sum(dtype=torch.float64))
+        gradient = log_probabilities.exp_()
+        gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
+        scores[:-1] = gradient
+        scores[-1] = 0
+    return float(torch.stack(losses).sum()), logits
+
+
 def _add_inputs(statistics: GroupStatistics, rows: Tensor) -> None:
     """`rows` (tokens, in)."""
     statistics.rows += len(rows)
@@ -359,10 +376,10 @@ def _add_gradients(
     """`gradient` (..., tokens, out); `inputs` (..., tokens, in), where the Fisher is observed."""
     rows = _at_least_float32(gradient.flatten(0, -2))
     if (squares := statistics.gradient_squares.get(layer.name)) is not None:
-        squares += rows.to(squares.dtype).square().sum(0)
+        squares += rows.square().sum(0)
     if (moments := statistics.gradient_moments.get(layer.name)) is not None:
         sided = rows if layer.output_is_smaller else rows @ weight.to(rows.dtype)
-        moments += sided.T @ sided
+        moments += _gram(sided)
     if (fisher := statistics.row_fisher.get(layer.name)) is not None and inputs is not None:
         for g, x in zip(_sequences(gradient), _sequences(inputs), strict=True):
             fisher += (_at_least_float32(g).T @ _at_least_float32(x)).square().sum(1)
@@ -371,6 +388,17 @@ def _add_gradients(
 def _sequences(rows: Tensor) -> Tensor:
     """(sequences, tokens, n); an expert's tokens have lost their order and count as one."""
     return rows.flatten(0, -3) if rows.ndim > 2 else rows[None]
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """rowsᵀ · rows, (n, n), from its blocks on and above the diagonal: the rest is their mirror."""
+    size = rows.shape[1]
+    gram = rows.new_empty(size, size)
+    for start in range(0, size, GRAM_BLOCK):
+        end = min(start + GRAM_BLOCK, size)
+        torch.mm(rows[:, start:end].T, rows[:, start:], out=gram[start:end, start:])
+        gram[end:, start:end] = gram[start:end, end:].T
+    return gram
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
