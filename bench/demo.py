@@ -2,10 +2,10 @@
 
     make demo
 
-It starts `eigenpress serve`, posts one job over REST (SmolLM2-135M-Instruct, method `impact`, two
-sizes from one calibration on the standard library's sources), shows its progress, downloads both
-artifacts from the bucket into ``demo-output/``, lets each write code in a process of its own, and
-shows what the compression cost. Whatever fails makes it end with a status other than zero, and
+It starts `eigenpress serve`, posts one job over REST (SmolLM2-135M-Instruct, the default method,
+two sizes from one calibration on the standard library's sources), shows its progress, downloads
+both artifacts from the bucket into ``demo-output/``, lets each write code in a process of its own,
+and shows what the compression cost. Whatever fails makes it end with a status other than zero, and
 whatever it started is stopped.
 """
 
@@ -129,7 +129,6 @@ def specification(console: Console, folder: Path) -> dict[str, Any]:
     return {
         "name": "demo",
         "model": {"source": "local", "path": str(demo_data.model_file())},
-        "method": "impact",
         "targets": [{"keep": keep} for keep in KEEPS],
         "workers": 2,
         "calibration": {

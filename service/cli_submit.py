@@ -48,7 +48,7 @@ def submit(
         ),
     ] = None,
     method: Annotated[
-        Method | None, typer.Option(help=r"\[default: impact]", rich_help_panel=SIZE)
+        Method | None, typer.Option(help=r"\[default: impact-kron]", rich_help_panel=SIZE)
     ] = None,
     allocation: Annotated[
         AllocationKind | None,

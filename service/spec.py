@@ -321,7 +321,7 @@ class JobSpec(Body):
     name: str | None = Field(default=None, pattern=NAME_PATTERN, description="A label, for people.")
     model: ModelSource
     calibration: Calibration
-    method: Method = "impact"
+    method: Method = "impact-kron"
     allocation: AllocationKind = "global"
     evaluation: Evaluation = Evaluation()
     targets: tuple[Target, ...] = Field(min_length=1, max_length=MAX_TARGETS)

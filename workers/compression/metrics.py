@@ -40,7 +40,7 @@ MAGNITUDE_EXPONENT = 0.5
 MAGNITUDE_FLOOR = 1e-6
 """An input that was always zero keeps R invertible."""
 
-SHRINKAGE = 0.3
+SHRINKAGE = 0.2
 """How far impact-kron moves E[g gᵀ] towards its diagonal."""
 
 
