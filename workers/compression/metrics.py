@@ -14,8 +14,14 @@ respect to its output:
 | svd-llm     | I                             | E[x xᵀ]       | SVD-LLM, arXiv 2403.07378   |
 | afm         | I                             | Cov(x)        | IMPACT with M = ones        |
 | impact      | diag(E[g²])                   | Cov(x)        | IMPACT, arXiv 2507.03828    |
-| impact-kron | E[g gᵀ], shrunk to its        | Cov(x)        | ours, with the factors of   |
-|             | diagonal                      |               | K-FAC, arXiv 1503.05671     |
+| impact-kron | E[g gᵀ], shrunk to its        | Cov(x)        | IMPACT with the full second |
+|             | diagonal                      |               | moment, as in K-FAC,        |
+|             |                               |               | arXiv 1503.05671            |
+
+FWSVD's paper weights the rows of the W of Z = X W, which some read as the inputs of a layer; here
+the rows of the W of y = W x are weighted, its outputs. GFWSVD, arXiv 2505.17974, also factorises W
+between Kronecker factors of the Fisher information; impact-kron centres, shrinks, and keeps both on
+the smaller side.
 """
 
 from __future__ import annotations
@@ -33,6 +39,9 @@ from workers.compression.statistics import GroupStatistics, Observation, Observa
 
 IMPORTANCE_FLOOR = 1e-6
 """ε of the guard mᵢ ≥ ε · mean(m): an output that saw no gradient keeps L invertible."""
+
+NO_IMPORTANCE = 1e-20
+"""Of every output of a layer without any gradient."""
 
 MAGNITUDE_EXPONENT = 0.5
 """ASVD's α, as its authors set it."""
@@ -94,7 +103,7 @@ def importance(statistics: GroupStatistics, layer: LinearLayer) -> Tensor:
 
     The mean is over all tokens, so that an expert counts as often as it is used. Raises SolveFailed
     if the gradients are not finite. A layer that no gradient reached at all has no effect on the
-    loss: its outputs count alike.
+    loss: its outputs count alike, and next to nothing.
     """
     return _guarded(statistics.gradient_squares[layer.name], statistics, layer)
 
@@ -133,7 +142,7 @@ def _guarded(sums: Tensor, statistics: GroupStatistics, layer: LinearLayer) -> T
     if not torch.isfinite(means).all():
         raise SolveFailed(f"{layer.name}: the gradients of its output are not finite")
     floor = IMPORTANCE_FLOOR * means.mean()
-    return means.clamp_min(floor) if floor > 0 else torch.ones_like(means)
+    return means.clamp_min(floor) if floor > 0 else torch.full_like(means, NO_IMPORTANCE)
 
 
 def _method(

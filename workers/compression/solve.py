@@ -8,9 +8,9 @@ For A = L W R the top left singular vectors U of A give the best rank-r layer
 * in × in: the eigenvectors V of Aᵀ A = Rᵀ (Wᵀ G W) R give `up` = L⁻¹ U_r = W R V_r Σ_r⁻¹, so that
   G is needed only as Wᵀ G W, which is no larger than the smaller side.
 
-Either way `down` = U_rᵀ L W = upᵀ G W: one small matrix per layer gives every rank, and neither
-factor is held. All in float64. A spectrum that is not finite, or negative beyond rounding, raises
-SolveFailed.
+Either way `down` = U_rᵀ L W = upᵀ G W: what is held of a layer is its metric and one matrix of the
+smaller side, which give every rank, and neither factor. All in float64. A spectrum that is not
+finite, or negative beyond rounding, raises SolveFailed.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Solution:
 
     def to_host(self) -> Solution:
         """The same with what the solver made moved to the host's memory."""
-        return replace(self, directions=self.directions.cpu())
+        host = torch.device("cpu")
+        return replace(self, directions=self.directions.to(host), left=self.left.to(host))
 
     def truncate(self, rank: int) -> Factors:
         """The best factors of the given rank, 1 to `max_rank`.
@@ -99,7 +100,9 @@ class Solution:
         weight = self.weight.double()
         directions = self.directions[:, :rank].to(weight)
         up = directions if self.layer.output_is_smaller else weight @ directions
-        down = directions.T @ _weighted(self.layer, self.left, weight)
+        down = directions.T @ _weighted(self.layer, self.left.to(weight.device), weight)
+        if not (up.isfinite().all() and down.isfinite().all()):
+            raise SolveFailed(f"{self.layer.name}: its factors of rank {rank} are not finite")
         bias = self.bias
         if self.mean is not None and self.mean_code is not None:
             bias = self.mean - up @ self.mean_code[:rank]
@@ -145,12 +148,13 @@ def solve_group(
 
     Raises SolveFailed naming the layer, if its numbers are not finite.
     """
-    unreached = bool(method.observations) and statistics.rows == 0
+    unreached = statistics.tokens > 0 and statistics.rows == 0
     inputs = _Inputs(group, statistics, method.right)
 
     def solve(layer: LinearLayer) -> Solution:
         # Detached: a parameter may be given other data later, as for a measurement.
         weight, bias = weights[layer.name].detach(), biases[layer.name]
+        bias = None if bias is None else bias.detach()
         if unreached:
             return _unsolved(layer, weight, bias)
         left = method.left(statistics, layer).to(weight.device)

@@ -2,7 +2,8 @@
 
 A method says what it must know (`Observation`), and nothing else is measured. No statistic of a
 layer is larger than the square of its smaller side. The statistics of shards add up to those of
-the whole.
+the whole, but for the row Fisher of experts: their tokens have lost their order, so those of one
+batch count as one sequence.
 """
 
 from __future__ import annotations
@@ -229,7 +230,8 @@ class Calibration:
     Only ∂ℓ/∂y is needed, so every parameter is frozen and the embedding's output is what requires
     grad: no weight gradient is ever computed or held. Where no gradient is observed there is no
     backward pass at all. With `checkpoint_activations` one block's activations are held at a time,
-    for one more forward pass. A context manager; the model is left frozen.
+    for one more forward pass (and every layer's input, where the row Fisher is observed). A
+    context manager; the model is left frozen.
     """
 
     def __init__(
@@ -289,11 +291,11 @@ class Calibration:
         """
         with torch.set_grad_enabled(self._backward):
             logits = self.model(input_ids=input_ids, use_cache=False).logits
-        loss, gradient = _cross_entropy(logits.detach(), input_ids)
+        loss = _cross_entropy(logits.detach(), input_ids, differentiate=self._backward)
         if not math.isfinite(loss):
             raise SolveFailed("the model's loss on the calibration text is not finite")
         if self._backward:
-            logits.backward(gradient)
+            logits.backward(logits.detach())
         for statistics in self.statistics.values():
             statistics.tokens += input_ids.numel()
         return loss
@@ -339,8 +341,8 @@ class Calibration:
             self._recomputing = False
 
 
-def _cross_entropy(logits: Tensor, input_ids: Tensor) -> tuple[float, Tensor]:
-    """The summed loss of predicting each next token, and ∂ℓ/∂logits in their place.
+def _cross_entropy(logits: Tensor, input_ids: Tensor, *, differentiate: bool) -> float:
+    """The summed loss of predicting each next token; ∂ℓ/∂logits takes the place of the logits.
 
     Shapes (batch, length, vocabulary) and (batch, length). By hand and sequence by sequence,
     because a vocabulary is wide: autograd holds several copies of the logits, this holds none.
@@ -350,11 +352,12 @@ def _cross_entropy(logits: Tensor, input_ids: Tensor) -> tuple[float, Tensor]:
         log_probabilities = _at_least_float32(scores[:-1]).log_softmax(-1)
         labels = tokens[1:, None]
         losses.append(-log_probabilities.gather(1, labels).sum(dtype=torch.float64))
-        gradient = log_probabilities.exp_()
-        gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
-        scores[:-1] = gradient
-        scores[-1] = 0
-    return float(torch.stack(losses).sum()), logits
+        if differentiate:
+            gradient = log_probabilities.exp_()
+            gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
+            scores[:-1] = gradient
+            scores[-1] = 0
+    return float(torch.stack(losses).sum())
 
 
 def _add_inputs(statistics: GroupStatistics, rows: Tensor) -> None:

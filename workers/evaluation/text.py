@@ -132,5 +132,5 @@ def token_log_likelihoods(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tens
 
 def _sequence_loss(logits: Tensor, targets: Tensor) -> SequenceLoss:
     likelihoods, hits = token_log_likelihoods(logits, targets)
-    loss = -likelihoods.sum().nan_to_num(nan=-inf, posinf=-inf)
+    loss = -likelihoods.sum().nan_to_num(nan=-inf, posinf=-inf, neginf=-inf)
     return SequenceLoss(float(loss), len(targets), int(hits.sum()))

@@ -82,7 +82,11 @@ def test_half_precision_logits_are_summed_in_full() -> None:
 
 @pytest.mark.parametrize("logit", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_counts_as_infinite(logit: float) -> None:
-    assert text_loss(Constant([0.0, logit]), [[1, 1]]).perplexity == math.inf
+    assert text_loss(Constant([0.0, logit]), [[1, 1], [1, 1]]).perplexity == math.inf
+
+
+def test_an_infinite_logit_beside_the_target_is_infinite_too() -> None:
+    assert text_loss(Constant([math.inf, 0.0]), [[1, 1], [1, 1]]).perplexity == math.inf
 
 
 def test_a_model_that_is_lost_is_infinitely_perplexed_without_an_overflow() -> None:
