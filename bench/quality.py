@@ -162,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keeps", nargs="+", type=float, default=keeps, help="linear parameters")
     parser.add_argument("--sequences", type=int, default=96, help="to calibrate on")
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence at most")
-    parser.add_argument("--held-out", type=int, default=24, help="sequences to measure on")
-    parser.add_argument("--problems", type=int, default=48, help="of HumanEval to measure on")
+    parser.add_argument("--held-out", type=int, default=16, help="sequences to measure on")
+    parser.add_argument("--problems", type=int, default=16, help="of HumanEval to measure on")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the report")
     return parser
 
