@@ -23,7 +23,10 @@ RATIO_TOLERANCE = 0.05
 
 
 def comparison(report: Report) -> Table:
-    """The dense model beside every compressed one: perplexity, size said three ways, speed."""
+    """The dense model beside every compressed one.
+
+    Perplexity, next-token accuracy, size said three ways, speed; behind ± stand standard errors.
+    """
     targets = report["targets"]
     models = [report["evaluation"]["dense"], *targets]
     table = Table(
@@ -35,6 +38,10 @@ def comparison(report: Report) -> Table:
     for dataset in models[0]["perplexity"]:
         values = [model["perplexity"][dataset]["perplexity"] for model in models]
         table.add_row(f"perplexity, {dataset}", *(_shown(value, "infinite", 2) for value in values))
+    for dataset in models[0]["accuracy"]:
+        table.add_row(
+            f"accuracy, {dataset}", *(_accuracy(model["accuracy"][dataset]) for model in models)
+        )
     table.add_section()
     for label, field in (("linear", "linear_fraction"), ("all", "model_fraction")):
         fractions = [f"{target['size'][field]:.1%}" for target in targets]
@@ -86,6 +93,11 @@ def _losses(target: Report, dense: Report) -> Iterator[str]:
                 f"{target['name']}: the perplexity on {dataset} is {after / before:.3f} times that "
                 f"of the dense model, where a plain prototype's is {bound:.3f} times"
             )
+
+
+def _accuracy(measured: Report) -> str:
+    value, error = measured["accuracy"], measured["standard_error"]
+    return _shown(value, "-", 3) + ("" if error is None else f" ± {error:.3f}")
 
 
 def _megabytes(size: int) -> str:

@@ -35,7 +35,7 @@ MAX_NAMES_SHOWN = 20
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
-READING_ERRORS = (OSError, EOFError, zlib.error, arrow.ArrowException)
+READING_ERRORS = (OSError, EOFError, UnicodeDecodeError, zlib.error, arrow.ArrowException)
 """What a damaged file may raise while it is read."""
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Record:
     """A JSONL line or Parquet row: ``file:row``, rows counted from 1, and its fields."""
 
     id: str
-    fields: Mapping[str, Any]
+    fields: Mapping[str, Any]  # those that were asked for
 
 
 def read_records(
@@ -64,13 +64,18 @@ def read_records(
 
     `params` has, for each field that is read, the field of the request that names it. Raises
     `DataNotFound` if the pattern selects nothing, `PathNotAllowed` for a link that leads out of
-    `root`, `DataInvalid` for other files, and for rows that cannot be read or lack a field.
+    `root`, `DataInvalid` for other files, and for rows that cannot be read, lack a field or are
+    beyond a bound, by their fields' bytes as JSON.
     """
     folder, paths = _files(root, pattern, param)
+    count = size = 0
     for path in paths:
         try:
             for row, fields in _records(_inside(folder, path, param), path, params, param):
-                yield Record(f"{path}:{row}", fields)
+                where = f"{path}:{row}"
+                count, size = count + 1, size + _checked_size(fields, where, param)
+                _check_bounds(count, size, param)
+                yield Record(where, fields)
         except _NotText as reason:
             raise _refusal(reason, path, param) from reason
         except READING_ERRORS as error:
@@ -218,7 +223,7 @@ def _json_lines(
             if line.strip():
                 record = _parse_json(line, where, param)
                 _check_fields(where, params, record)
-                yield row, record
+                yield row, {name: record[name] for name in params}
 
 
 def _parse_json(line: bytes, where: str, param: str) -> dict[str, Any]:
@@ -259,6 +264,19 @@ def _checked(value: object, where: str, text_field: str, param: str) -> str:
     if size > MAX_DOCUMENT_BYTES:
         raise _too_large(where, param)
     return value
+
+
+def _checked_size(fields: Mapping[str, Any], where: str, param: str) -> int:
+    """The bytes of a record's fields as JSON; what has no place in JSON counts as its text."""
+    try:
+        size = len(json.dumps(fields, ensure_ascii=False, default=str).encode())
+    except UnicodeEncodeError as error:
+        raise DataInvalid(f"'{where}' holds half a character: {error}", param=param) from error
+    except RecursionError as error:
+        raise DataInvalid(f"'{where}' is nested too deeply.", param=param) from error
+    if size > MAX_DOCUMENT_BYTES:
+        raise _too_large(where, param)
+    return size
 
 
 def _check_fields(where: str, params: Mapping[str, str], fields: Collection[str]) -> None:

@@ -252,6 +252,16 @@ class LmEval(Task):
     def _accept_json_array(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
 
+    @field_validator("tasks")
+    @classmethod
+    def _names_are_unique(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        for name in tasks:
+            if tasks.count(name) > 1:
+                raise PydanticCustomError(
+                    "duplicate_task", "the task '{name}' is named twice", {"name": name}
+                )
+        return tasks
+
 
 EvaluationTask = Annotated[MultipleChoice | PassAt1 | LmEval, Field(discriminator="kind")]
 

@@ -283,8 +283,8 @@ class _Attempt:
                         for text in texts.evaluation
                     },
                     {
-                        exercise.task.name: Scores.total(
-                            _in_order(measured[number, TASK, exercise.task.name])
+                        exercise.task.name: _scores(
+                            exercise.task, _in_order(measured[number, TASK, exercise.task.name])
                         )
                         for exercise in exercises
                     },
@@ -365,6 +365,11 @@ class _Attempt:
         # One that is dead or still writes is not waited for: what it leaves, a later driver sweeps.
         with suppress(ray.exceptions.RayError):
             ray.get([a.clean.remote() for a in self.assemblers], timeout=CLEANING_SECONDS)
+
+
+def _scores(task: EvaluationTask, batches: Sequence[Scores]) -> Scores:
+    """Of a whole task: batches of problems, or the tasks of lm-eval that it names."""
+    return Scores.union(batches) if isinstance(task, LmEval) else Scores.total(batches)
 
 
 def _in_order(batches: Mapping[int, Result]) -> list[Result]:

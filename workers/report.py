@@ -318,12 +318,16 @@ def _task(scores: Scores, dense: Scores | None) -> dict[str, Any]:
 
 
 def _estimate(name: str, estimate: Estimate, prefix: str = "") -> dict[str, float | None]:
-    return {name: _finite(estimate.value), f"{prefix}standard_error": estimate.standard_error}
+    error = estimate.standard_error
+    return {
+        name: _finite(estimate.value),
+        f"{prefix}standard_error": None if error is None else _finite(error),
+    }
 
 
-def _finite(perplexity: float) -> float | None:
+def _finite(number: float) -> float | None:
     """JSON has no infinity: null says that the model is lost beyond measure."""
-    return perplexity if math.isfinite(perplexity) else None
+    return number if math.isfinite(number) else None
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -56,6 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("eigenpress_unsafe", rows, "true"),
     ):
         (folder / f"{name}.yaml").write_text(TASK.format(name=name, file=file, unsafe=unsafe))
+    (folder / "group.yaml").write_text("group: eigenpress_group\ntask: [eigenpress_quiz]\n")
     save_tiny_model(folder / "model", tiny_llama_config())
     return folder
 
@@ -95,8 +96,9 @@ def test_the_library_and_our_own_multiple_choice_agree(
         ("eigenpress_nothing", InvalidParameter, "no task 'eigenpress_nothing'"),
         ("eigenpress_lost", DataNotFound, "'eigenpress_lost' cannot be had"),
         ("eigenpress_unsafe", InvalidParameter, "runs what models write"),
+        ("eigenpress_group", InvalidParameter, "part of both 'eigenpress_quiz' and"),
     ],
-    ids=["unknown", "no data", "unsafe"],
+    ids=["unknown", "no data", "unsafe", "member named too"],
 )
 def test_what_cannot_be_measured_is_named_at_once(
     name: str, kind: type[Exception], said: str, settings: Settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -47,5 +48,5 @@ def _log_likelihoods(model: Any, choices: Sequence[Choice], batch_size: int) -> 
             predicting = logits[row, len(tokens) - scored - 1 : len(tokens) - 1]
             targets = torch.tensor(tokens[-scored:], device=device)
             likelihoods, _ = token_log_likelihoods(predicting, targets)
-            found[number] = float(likelihoods.sum().nan_to_num(nan=-torch.inf))
+            found[number] = float(likelihoods.sum().nan_to_num(nan=-inf, posinf=-inf, neginf=-inf))
     return found

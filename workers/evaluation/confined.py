@@ -142,7 +142,8 @@ def main() -> NoReturn:
         os.write(sys.stderr.fileno(), f"{error}".encode())
         os._exit(1)
     try:
-        exec(compile(program, "program", "exec"), {"__name__": "program"})  # noqa: S102
+        code = compile(program, "program", "exec", dont_inherit=True)  # not our `annotations`
+        exec(code, {"__name__": "program"})  # noqa: S102
     except BaseException:  # SystemExit too: the program did not reach its end
         os._exit(1)
     os.write(verdict, token)

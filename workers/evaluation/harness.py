@@ -13,7 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from service.errors import DataNotFound, HarnessMissing, InvalidParameter
+import torch
+
+from service.errors import DataNotFound, EigenpressError, HarnessMissing, InvalidParameter
 from service.settings import Settings
 from service.spec import LmEval
 from workers.evaluation.estimates import Estimate, mean
@@ -34,11 +36,12 @@ def check_harness() -> None:
 def check_harness_tasks(task: LmEval, settings: Settings, param: str) -> None:
     """Load the tasks and their data once, so that what is missing shows before hours of work.
 
-    Raises HarnessMissing, InvalidParameter for a name that lm-eval does not know, and
-    DataNotFound where a task's data cannot be had.
+    Raises HarnessMissing, InvalidParameter for a name that lm-eval does not know and for a task
+    that another name's group has already, and DataNotFound where a task's data cannot be had.
     """
     check_harness()
     manager = _manager(settings.lm_eval_tasks)
+    found: dict[str, str] = {}
     for number, name in enumerate(task.tasks):
         where = f"{param}.tasks.{number}"
         if name not in manager.all_tasks:
@@ -46,9 +49,8 @@ def check_harness_tasks(task: LmEval, settings: Settings, param: str) -> None:
         try:
             loaded = manager.load([name])
         except Exception as error:  # whatever a task's own code and the hub's client raise
-            reason = f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
             raise DataNotFound(
-                f"The data of lm-eval's task '{name}' cannot be had: {reason}", param=where
+                f"The data of lm-eval's task '{name}' cannot be had: {_reason(error)}", param=where
             ) from error
         if any(getattr(each, "UNSAFE_CODE", False) for each in loaded["tasks"].values()):
             raise InvalidParameter(
@@ -56,23 +58,41 @@ def check_harness_tasks(task: LmEval, settings: Settings, param: str) -> None:
                 "a task of kind 'pass_at_1' does so in a sandbox.",
                 param=where,
             )
+        for each in loaded["tasks"]:
+            if each in found:
+                raise InvalidParameter(
+                    f"lm-eval's task '{each}' is part of both '{found[each]}' and '{name}'.",
+                    param=where,
+                )
+            found[each] = name
 
 
 def score_harness_task(
     model: Any, tokenizer: Any, name: str, task: LmEval, settings: Settings, batch_size: int
 ) -> Scores:
-    """All metrics of one task, and of the tasks that a group consists of."""
+    """All metrics of one task, and of the tasks that a group consists of.
+
+    Raises InvalidParameter where lm-eval cannot measure the model on it.
+    """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    found = simple_evaluate(
-        HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size),
-        tasks=[name],
-        num_fewshot=task.num_fewshot,
-        limit=task.limit,
-        bootstrap_iters=BOOTSTRAP_SAMPLES,
-        task_manager=_manager(settings.lm_eval_tasks),
-    )
+    try:
+        found = simple_evaluate(
+            HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size),
+            tasks=[name],
+            num_fewshot=task.num_fewshot,
+            limit=task.limit,
+            bootstrap_iters=BOOTSTRAP_SAMPLES,
+            task_manager=_manager(settings.lm_eval_tasks),
+        )
+    except (EigenpressError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the library and a task's own code raise
+        raise InvalidParameter(
+            f"lm-eval's task '{name}' cannot be measured: {_reason(error)}",
+            param="evaluation.tasks",
+        ) from error
     return harness_scores(found)
 
 
@@ -104,6 +124,10 @@ def _values(samples: Sequence[Mapping[str, Any]], metric: str, kept: str) -> Ite
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     if len(numbers) == len(values):
         yield from numbers
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
 
 
 @cache

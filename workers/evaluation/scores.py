@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from service.errors import InvalidParameter
 from workers.evaluation.estimates import Estimate, mean, paired_difference
 
 
@@ -31,13 +33,32 @@ class Scores:
             {metric: estimate for batch in batches for metric, estimate in batch.summaries.items()},
         )
 
+    @classmethod
+    def union(cls, tasks: Sequence[Scores]) -> Scores:
+        """Tasks of lm-eval beside each other.
+
+        Raises InvalidParameter where two have a metric in common, as a group and a member of it.
+        """
+        labels = Counter(label for task in tasks for label in (*task.each, *task.summaries))
+        for label, count in labels.items():
+            if count > 1:
+                raise InvalidParameter(
+                    f"'{label}' is measured by {count} of lm-eval's tasks that are named.",
+                    param="evaluation.tasks",
+                )
+        return cls.total(tasks)
+
     def estimates(self) -> dict[str, Estimate]:
         """Every metric with its standard error."""
         return {metric: mean(values) for metric, values in self.each.items()} | dict(self.summaries)
 
     def differences(self, dense: Scores) -> dict[str, Estimate]:
-        """This minus another model's score on the same problems in the same order."""
+        """This minus another model's score on the same problems in the same order.
+
+        Of metrics that are means over problems for both.
+        """
         return {
             metric: paired_difference(values, dense.each[metric])
             for metric, values in self.each.items()
+            if metric in dense.each
         }

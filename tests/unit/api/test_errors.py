@@ -123,6 +123,13 @@ INVALID = [
         "evaluation.tasks.0.tasks.1",
         id="no-name-of-a-task",
     ),
+    pytest.param(
+        "evaluation",
+        {"tasks": [{"kind": "lm_eval", "name": "h", "tasks": ["piqa", "arc_easy", "piqa"]}]},
+        "duplicate_task",
+        "evaluation.tasks.0.tasks",
+        id="duplicate-tasks-of-the-harness",
+    ),
     pytest.param("targets.0.keep", 0.6, "duplicate_target", "targets", id="duplicate-targets"),
     pytest.param("targets", [], "invalid_parameter", "targets", id="no-targets"),
     pytest.param("targets", {"keep": 0.5}, "invalid_parameter", "targets", id="targets-object"),

@@ -18,6 +18,13 @@ def perplexity(held_out: float | None, humaneval: float) -> dict[str, Any]:
     }
 
 
+def accuracy(held_out: float, humaneval: float) -> dict[str, Any]:
+    return {
+        "held-out": {"accuracy": held_out, "standard_error": 0.0123},
+        "humaneval": {"accuracy": humaneval, "standard_error": None},
+    }
+
+
 def target(keep: float, held_out: float | None, linear_fraction: float) -> dict[str, Any]:
     return {
         "name": f"keep-{keep:g}",
@@ -25,12 +32,17 @@ def target(keep: float, held_out: float | None, linear_fraction: float) -> dict[
         "scope": "linear",
         "size": {"linear_fraction": linear_fraction, "model_fraction": 0.85, "bytes": 420_000_000},
         "perplexity": perplexity(held_out, 7.0),
+        "accuracy": accuracy(0.45, 0.55),
         "decode_tokens_per_second": 20.0,
     }
 
 
 def report(**changes: Any) -> dict[str, Any]:
-    dense = {"perplexity": perplexity(12.0, 5.0), "decode_tokens_per_second": None}
+    dense = {
+        "perplexity": perplexity(12.0, 5.0),
+        "accuracy": accuracy(0.5, 0.6),
+        "decode_tokens_per_second": None,
+    }
     return {
         "model": {"architecture": "LlamaForCausalLM", "bytes": 538_000_000},
         "method": "impact",
@@ -42,17 +54,30 @@ def report(**changes: Any) -> dict[str, Any]:
 
 def shown(table: Table) -> str:
     out = io.StringIO()
-    Console(file=out, width=120).print(table)
+    Console(file=out, width=80).print(table)
     return out.getvalue()
+
+
+def numbers(text: str, label: str) -> list[str]:
+    [line] = [line for line in text.splitlines() if label in line]
+    return re.findall(r"[\d.]+", line)
 
 
 def test_the_comparison_sets_every_size_beside_the_dense_model() -> None:
     text = shown(demo_report.comparison(report()))
 
-    [held_out] = [line for line in text.splitlines() if "held-out" in line]
-    assert re.findall(r"[\d.]+", held_out) == ["12.00", "16.00", "29.00"]
+    assert numbers(text, "perplexity, held-out") == ["12.00", "16.00", "29.00"]
     for value in ("80.0%", "60.0%", "85.0%", "538 MB", "420 MB", "20.0"):
         assert value in text
+
+
+def test_the_comparison_has_the_accuracy_and_how_sure_it_is() -> None:
+    text = shown(demo_report.comparison(report()))
+
+    held_out = ["0.500", "0.012", "0.450", "0.012", "0.450", "0.012"]
+    assert numbers(text, "accuracy, held-out") == held_out
+    assert "0.500 ± 0.012" in text
+    assert numbers(text, "accuracy, humaneval") == ["0.600", "0.550", "0.550"]
 
 
 def test_durations_add_up() -> None:

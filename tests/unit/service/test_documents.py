@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 import service.documents
-from service.documents import Document, read_documents
+from service.documents import Document, Record, read_documents, read_records
 from service.errors import DataInvalid, DataNotFound, PathNotAllowed, UserError
 
 PARAM = "calibration.data"
@@ -141,6 +141,12 @@ def test_a_broken_container_is_named(tmp_path: Path, name: str, content: bytes) 
     assert name in error.detail or "no text" in error.detail
 
 
+def test_a_parquet_column_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    broken = arrow.array([b"caf\xc3"]).view(arrow.string())
+    parquet.write_table(arrow.table({"text": broken}), tmp_path / "a.parquet")
+    assert "'a.parquet' cannot be read" in refused(DataInvalid, tmp_path).detail
+
+
 BINARY = {
     "not-utf8": b"\x89PNG\r\n\x1a\n\xff\xfe",
     "zeros": b"\x00\x01\x02",
@@ -246,6 +252,60 @@ def test_there_may_be_too_much_text(tmp_path: Path) -> None:
     detail = refused(DataInvalid, tmp_path).detail
     assert "more than 100 bytes of text" in detail
     assert "Name a pattern that selects fewer files" in detail
+
+
+def read_rows(file: Path) -> list[Record]:
+    return list(read_records(file, "*", {"q": f"{PARAM}.question_field"}, PARAM))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_record_has_the_fields_that_were_asked_for(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name, [{"q": ["a", 1][:1], "other": "x" * 99}, {"q": ["b"]}])
+    assert read_rows(tmp_path / name) == [
+        Record(f"{name}:1", {"q": ["a"]}),
+        Record(f"{name}:2", {"q": ["b"]}),
+    ]
+
+
+@pytest.mark.usefixtures("small_bounds")
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"q": "x" * 64}], "larger than 64 bytes"),
+        ([{"q": ["é"] * 32}], "larger than 64 bytes"),
+        ([{"q": [[]] * 20}], "larger than 64 bytes"),
+        ([{"q": "x" * 40}] * 3, "more than 100 bytes of text"),
+        ([{"q": 1}] * 6, "more than 5 documents"),
+    ],
+    ids=["long text", "long list", "empty lists", "much text", "many rows"],
+)
+def test_records_are_bounded(tmp_path: Path, name: str, rows: list[object], said: str) -> None:
+    WRITERS[name](tmp_path / name, rows)
+    with pytest.raises(DataInvalid, match=said) as caught:
+        read_rows(tmp_path / name)
+    assert caught.value.param == PARAM
+
+
+@pytest.mark.usefixtures("small_bounds")
+def test_what_is_not_asked_for_does_not_count(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"q": "x" * 10, "o": "y" * 30}] * 4)
+    assert len(read_rows(tmp_path / "a.jsonl")) == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ('"\\ud800"', "'a.jsonl:1' holds half a character"),
+        ('{"\\udfff": 1}', "'a.jsonl:1' holds half a character"),
+        ("[" * 100_000 + "]" * 100_000, "'a.jsonl:1' is"),
+    ],
+    ids=["text", "key", "depth"],
+)
+def test_a_record_that_is_no_text_is_refused(tmp_path: Path, value: str, said: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"q": {value}}}\n')
+    with pytest.raises(DataInvalid, match=said):
+        read_rows(tmp_path / "a.jsonl")
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:

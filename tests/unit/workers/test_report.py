@@ -264,7 +264,7 @@ def test_the_report_says_what_was_done(job: Job) -> None:
         "linear_parameters": LINEAR,
         "bytes": 5000,
     }
-    assert (report["method"], report["allocation"]) == ("impact", "global")
+    assert (report["method"], report["allocation"]) == ("impact-kron", "global")
     assert report["calibration"] == {
         "sequences": 8,
         "sequence_length": 64,
@@ -299,6 +299,15 @@ def test_a_perplexity_beyond_any_number_is_null(job: Job) -> None:
     assert target["perplexity"]["wiki"]["ratio"] is None
     assert target["perplexity"]["wiki"]["tokens"] == 63
     assert target["perplexity"][HELD_OUT]["standard_error"] is None
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf], ids=str)
+def test_a_standard_error_beyond_any_number_is_null(job: Job, error: float) -> None:
+    unsure = replace(CUT, scores={"quiz": Scores(4, {}, {"quiz/f1": Estimate(0.4, error)})})
+    report = report_of(job, DENSE, replace(RESULT, evaluation=unsure))
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    metrics = report["targets"][0]["tasks"]["quiz"]["metrics"]
+    assert metrics["quiz/f1"] == {"value": 0.4, "standard_error": None}
 
 
 def test_without_evaluation_nothing_is_made_up(job: Job) -> None:

@@ -62,6 +62,17 @@ class Constant(nn.Module):
         return SimpleNamespace(logits=self.value.expand(*input_ids.shape, 258))
 
 
+class Overflowing(nn.Module):
+    """A model that holds every token but the padding for impossible."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.0] + [-torch.inf] * 257))
+
+    def forward(self, input_ids: Tensor, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, 258))
+
+
 def test_length_speaks_against_a_choice_unless_it_is_taken_out() -> None:
     # Every token costs the same, the space before a choice too.
     scores = score_questions(Constant(0.0), [question("q", "long choice", "short", answer=0)], 8)
@@ -72,3 +83,9 @@ def test_a_lost_model_chooses_the_first() -> None:
     asked = [question("q", "a", "b", answer=0), question("q", "a", "b", answer=1)]
     scores = score_questions(Constant(float("nan")), asked, 8)
     assert scores.each["acc"] == (1.0, 0.0)
+
+
+def test_an_overflowing_model_chooses_the_first_whatever_the_lengths() -> None:
+    asked = [question("q", "a", "longer", answer=0), question("q", "longer", "a", answer=0)]
+    scores = score_questions(Overflowing(), asked, 8)
+    assert scores.each == {"acc": (1.0, 1.0), "acc_norm": (1.0, 1.0)}

@@ -84,13 +84,15 @@ def test_no_more_problems_than_asked_for(tmp_path: Path, job_spec: JobSpec) -> N
         ({"choices": "ab"}, "no list of 2 to 64 texts"),
         ({"choices": ["a", ""]}, "no list of 2 to 64 texts"),
         ({"choices": ["a"] * 65}, "no list of 2 to 64 texts"),
+        ({"question": "half \ud83d"}, "half a character"),
+        ({"choices": ["a", "half \ud83d"]}, "half a character"),
         ({"answer": 2}, "position of a choice"),
         ({"answer": -1}, "position of a choice"),
         ({"answer": "B"}, "position of a choice"),
         ({"answer": True}, "position of a choice"),
         ({"question": "long " * 20}, "reads 50 at most"),
     ],
-    ids=str,
+    ids=ascii,
 )
 def test_a_row_that_is_no_question_is_refused(
     change: dict[str, Any], said: str, tmp_path: Path, job_spec: JobSpec
@@ -151,8 +153,9 @@ def test_a_function_is_read_with_its_tests(tmp_path: Path, job_spec: JobSpec) ->
         ({"test": None}, "'test' is no text"),
         ({"entry_point": "f()"}, "'entry_point' is no name"),
         ({"prompt": "x" * 90}, "takes 140 tokens"),
+        ({"test": "'\ud83d'"}, "half a character"),
     ],
-    ids=["prompt", "test", "entry point", "length"],
+    ids=["prompt", "test", "entry point", "length", "surrogate"],
 )
 def test_a_row_that_is_no_function_is_refused(
     change: dict[str, Any], said: str, tmp_path: Path, job_spec: JobSpec

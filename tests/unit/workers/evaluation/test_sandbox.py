@@ -47,6 +47,11 @@ def test_this_machine_has_a_sandbox() -> None:
         ("print('x' * 10_000_000)\nimport sys\nprint('y', file=sys.stderr)", True),
         ("assert False", False),
         ("this is no python", False),
+        ("def f(x: Missing):\n    pass\nassert f.__annotations__", False),
+        (
+            "from __future__ import annotations\ndef f(x: Missing): pass\nassert f.__annotations__",
+            True,
+        ),
         ("'\ud800'", False),
         ("import sys\nsys.exit(0)", False),
         ("import os\nos._exit(0)", False),
@@ -56,8 +61,9 @@ def test_this_machine_has_a_sandbox() -> None:
         ("import ctypes\nctypes.string_at(0)", False),
     ],
     ids=[
-        "right", "imports", "recursion", "output", "wrong", "syntax", "surrogate", "exit",
-        "hard exit", "interrupt", "input", "endless recursion", "segmentation fault",
+        "right", "imports", "recursion", "output", "wrong", "syntax", "unknown annotation",
+        "annotations as text", "surrogate", "exit", "hard exit", "interrupt", "input",
+        "endless recursion", "segmentation fault",
     ],
 )  # fmt: skip
 def test_a_program_passes_if_it_runs_to_its_end(program: str, passed: bool) -> None:
