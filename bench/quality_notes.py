@@ -38,8 +38,9 @@ Each method's spectrum and factors are checked against a float64 SVD of its defi
 | method | setting | what differs |
 |---|---|---|
 | `svd` | plain truncation of the weights | nothing |
-| `fwsvd` | rows weighted by the root of their Fisher information | Fisher information summed over \
-the gradients of whole sequences of the calibration text, not over a task's batches |
+| `fwsvd` | rows weighted by the root of their Fisher information | the rows are those of \
+*y = W x*, where some read the paper's *Z = X W* and weight the inputs; Fisher information summed \
+over the gradients of whole sequences of the calibration text, not over a task's batches |
 | `asvd` | inputs weighted by (E\\|x\\|)^½ | `uniform` and `global` replace its search of ranks by \
 each layer's sensitivity |
 | `svd-llm` | inputs whitened by E[x xᵀ] | without its update of the factors by LoRA |
