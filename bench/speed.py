@@ -2,10 +2,10 @@
 
     make bench
 
-Each step of one compression by `impact`, in one process and without Ray: its time and its peak
-memory. Then solving and calibrating in turns with a plain research script's way on the same
-data, medians of some repetitions; the two must find the same spectra. `--shape 7b` runs on a few
-blocks of random weights in the shapes of Llama-2-7B instead, and is meant for a GPU.
+Each step of one compression by the default method, in one process and without Ray: its time and
+its peak memory. Then solving and calibrating by `impact`, in turns with a plain research script's
+way on the same data, medians of some repetitions; the two must find the same spectra. `--shape 7b`
+runs on a few blocks of random weights in the shapes of Llama-2-7B instead, and is meant for a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from bench import material
 from bench.measuring import Cost, machine
 from bench.speed_compare import Comparison, compare_calibration, compare_solve
-from bench.speed_steps import KEEP, run_steps, save_random_model
+from bench.speed_steps import KEEP, METHOD_NAME, run_steps, save_random_model
 from workers.model import load_tokenizer
 from workers.sequences import calibration_sequences, split_documents
 
@@ -90,7 +90,7 @@ def measure(
 
 
 def steps_table(costs: dict[str, Cost], layers: int) -> Table:
-    table = Table(title=f"One compression to {KEEP:.0%}, {layers} linear layers")
+    table = Table(title=f"{METHOD_NAME}, to {KEEP:.0%} of {layers} linear layers")
     table.add_column("step")
     for heading in ("seconds", "MB at its start", "MB at its peak"):
         table.add_column(heading, justify="right")

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.material import accumulator, groups_of, load
 from bench.measuring import Cost, Meter
+from service.spec import JobSpec
 from workers.checkpoint_writer import write_checkpoint
 from workers.compression.allocation import allocate_global
 from workers.compression.interpolation import interpolate
@@ -25,7 +26,8 @@ from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import Calibration, GroupStatistics
 from workers.model import load_model, stored_dtype
 
-METHOD = METHODS["impact"]
+METHOD_NAME: str = JobSpec.model_fields["method"].default
+METHOD = METHODS[METHOD_NAME]
 KEEP = 0.6
 
 LLAMA_2_7B: dict[str, Any] = {
