@@ -103,15 +103,15 @@ def test_a_model_lost_beyond_measure_is_shown_and_is_a_complaint() -> None:
     assert "infinite" in shown(demo_report.comparison(bad))
 
 
-@pytest.mark.parametrize("place", demo_report.PROTOTYPE_RATIOS, ids=str)
+@pytest.mark.parametrize("place", demo_report.EXPECTED_RATIOS, ids=str)
 @pytest.mark.parametrize(("beyond", "count"), [(1.04, 0), (1.06, 1)])
-def test_a_loss_beyond_the_prototypes_is_a_complaint(
+def test_a_loss_beyond_the_expected_is_a_complaint(
     place: tuple[float, str], beyond: float, count: int
 ) -> None:
     keep, dataset = place
     measured = target(keep, 12.0, keep)
     dense = report()["evaluation"]["dense"]["perplexity"][dataset]["perplexity"]
-    ratio = demo_report.PROTOTYPE_RATIOS[place] * beyond
+    ratio = demo_report.EXPECTED_RATIOS[place] * beyond
     measured["perplexity"][dataset]["perplexity"] = dense * ratio
 
     found = list(demo_report.complaints(report(targets=[measured]), [f"keep-{keep:g}"]))
@@ -120,7 +120,7 @@ def test_a_loss_beyond_the_prototypes_is_a_complaint(
     assert all(f"on {dataset} is {ratio:.3f} times" in complaint for complaint in found)
 
 
-def test_a_text_that_the_prototype_never_saw_has_no_bound() -> None:
+def test_a_text_without_an_expected_ratio_has_no_bound() -> None:
     lost = target(0.8, 12.0, 0.8)
     lost["perplexity"] = {"mine": {"perplexity": 1e9}}
     dense = {"perplexity": {"mine": {"perplexity": 2.0}}, "decode_tokens_per_second": None}
