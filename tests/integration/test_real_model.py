@@ -58,6 +58,7 @@ def test_the_converted_model_knows_python(folder: Path) -> None:
     assert loss.perplexity < 10
 
 
+@pytest.mark.timeout(1800)  # its threads share the cores with whatever else runs
 def test_methods_rank_as_they_should_on_a_real_model(folder: Path, tmp_path: Path) -> None:
     """At one size: impact with global ranks before afm with uniform ones, plain svd far behind."""
     model, tokenizer = load_model(folder, torch.device("cpu")), load_tokenizer(folder)
