@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from bench.demo_server import Server, serving
 from service.client import Client
@@ -33,7 +33,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     save_tiny_model(folder / "llama", tiny_llama_config())
     save_tiny_model(
-        folder / "gpt2", GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=258, n_positions=64)
+        folder / "mamba",
+        MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4, vocab_size=258),
     )
     for name, lines in (("texts", 60), ("short", 1)):
         (folder / name).mkdir()
@@ -218,10 +219,10 @@ def test_too_short_a_text_fails_the_job_by_name(client: Client, inputs: Path) ->
 def test_a_model_with_another_kind_of_layer_fails_the_job_by_name(
     client: Client, inputs: Path
 ) -> None:
-    job = failed_job(client, inputs, model={"source": "local", "path": str(inputs / "gpt2")})
+    job = failed_job(client, inputs, model={"source": "local", "path": str(inputs / "mamba")})
     assert job["error"]["code"] == "unsupported_layer"
     assert job["error"]["param"] == "model"
-    assert "transformer.h.0.attn.c_attn is a Conv1D" in job["error"]["detail"]
+    assert "layers.0.mixer is a MambaMixer" in job["error"]["detail"]
 
 
 def test_a_running_job_can_be_cancelled(client: Client, inputs: Path) -> None:
