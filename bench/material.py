@@ -6,18 +6,29 @@ The model and the text are the demo's unless another model is named.
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench import demo_data
 from service.documents import Document, read_documents
 from service.settings import Settings
 from service.spec import LocalPath
 from workers.compression.layers import InputGroup, compressible_layers, input_groups
+from workers.compression.metrics import Method
+from workers.compression.solve import Solution, solve_group
+from workers.compression.statistics import (
+    Calibration,
+    GroupStatistics,
+    Observations,
+    accumulation_dtype,
+)
 from workers.compression.unfuse import unfuse
 from workers.model import load_model, prepare_model
+from workers.sequences import in_batches
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 SEED = 0
@@ -29,11 +40,6 @@ STATE = Path(".eigenpress/bench")
 def device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def accumulator(device: torch.device) -> torch.dtype:
-    """The dtype in which the workers sum over tokens."""
-    return torch.float64 if device.type == "cpu" else torch.float32
 
 
 def model_folder(path: Path | None, state: Path) -> Path:
@@ -75,7 +81,32 @@ def groups_of(model: torch.nn.Module) -> tuple[InputGroup, ...]:
     return input_groups(model, compressible_layers(model))
 
 
-def batches(sequences: list[list[int]], size: int, device: torch.device) -> list[torch.Tensor]:
+def calibrated(
+    model: Any, groups: Sequence[InputGroup], batches: Iterable[Tensor], observations: Observations
+) -> dict[str, GroupStatistics]:
+    """The statistics of these batches, as a worker gathers them."""
+    dtype = accumulation_dtype(next(model.parameters()).device)
+    statistics = Calibration.zeros(model, groups, observations, dtype)
+    with Calibration(model, groups, statistics) as calibration:
+        for batch in batches:
+            calibration.run(batch)
+    return statistics
+
+
+def solved(
+    model: Any, group: InputGroup, statistics: GroupStatistics, method: Method
+) -> dict[str, Solution]:
+    """A group's layers with the model's own weights."""
+    modules = {layer.name: model.get_submodule(layer.name) for layer in group.layers}
+    return solve_group(
+        group,
+        {name: module.weight for name, module in modules.items()},
+        {name: module.bias for name, module in modules.items()},
+        statistics,
+        method,
+    )
+
+
+def batches(sequences: list[list[int]], size: int, device: torch.device) -> list[Tensor]:
     """Token ids, each (at most `size`, length)."""
-    starts = range(0, len(sequences), size)
-    return [torch.tensor(sequences[start : start + size], device=device) for start in starts]
+    return [torch.tensor(batch, device=device) for batch in in_batches(sequences, size)]

@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from bench.material import accumulator, groups_of
+from bench.material import batches, calibrated, groups_of, solved
 from bench.quality_rows import Contender, Row
 from workers.compression.allocation import ALLOCATIONS, LayerOptions, Ranks, total_cost
 from workers.compression.layers import InputGroup
 from workers.compression.metrics import METHODS
-from workers.compression.solve import Factors, Solution, solve_group
-from workers.compression.statistics import Calibration, GroupStatistics
+from workers.compression.solve import Factors, Solution
+from workers.compression.statistics import GroupStatistics
 from workers.evaluation.text import TextLoss, text_loss
+from workers.sequences import in_batches
 
 BATCH = 8
 
@@ -71,30 +71,19 @@ class Laboratory:
         if self._statistics is None:
             self._statistics = self._calibrate()
         for group in self._groups:
-            modules = {layer.name: self._model.get_submodule(layer.name) for layer in group.layers}
-            yield from solve_group(
-                group,
-                {name: module.weight for name, module in modules.items()},
-                {name: module.bias for name, module in modules.items()},
-                self._statistics[group.name],
-                METHODS[method],
-            ).items()
+            statistics = self._statistics[group.name]
+            yield from solved(self._model, group, statistics, METHODS[method]).items()
 
     def _calibrate(self) -> dict[str, GroupStatistics]:
         observations = frozenset[Any]().union(
             *(METHODS[method].observations for method in self._methods)
         )
         device = next(self._model.parameters()).device
-        dtype = accumulator(device)
-        statistics = Calibration.zeros(self._model, self._groups, observations, dtype)
-        sequences = self._texts.calibration
-        with Calibration(self._model, self._groups, statistics, observations) as calibration:
-            for batch in _batches(sequences):
-                calibration.run(torch.tensor(batch, device=device))
-        return statistics
+        text = batches(self._texts.calibration, BATCH, device)
+        return calibrated(self._model, self._groups, text, observations)
 
     def _perplexity(self, sequences: list[list[int]]) -> float:
-        losses = (text_loss(self._model, batch) for batch in _batches(sequences))
+        losses = (text_loss(self._model, batch) for batch in in_batches(sequences, BATCH))
         return TextLoss.total(losses).perplexity
 
 
@@ -129,8 +118,3 @@ def _kept(options: Sequence[LayerOptions], ranks: Ranks) -> float:
 
 def _dense_layers(ranks: Ranks) -> int:
     return sum(rank is None for rank in ranks.values())
-
-
-def _batches(sequences: list[list[int]]) -> Iterator[list[list[int]]]:
-    for start in range(0, len(sequences), BATCH):
-        yield sequences[start : start + BATCH]

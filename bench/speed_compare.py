@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 
 from bench import speed_plain
-from bench.material import accumulator, groups_of
+from bench.material import calibrated, groups_of
 from bench.measuring import added_to
 from bench.speed_plain import PlainStatistics
 from workers.compression.layers import InputGroup
 from workers.compression.metrics import METHODS, importance
 from workers.compression.solve import Solution, solve_group
-from workers.compression.statistics import Calibration, GroupStatistics, Moments
+from workers.compression.statistics import (
+    Calibration,
+    GroupStatistics,
+    Moments,
+    accumulation_dtype,
+)
 
 METHOD = METHODS["impact"]
 TOLERANCE = 1e-6
@@ -44,7 +49,8 @@ class Comparison:
 def compare_calibration(model: Any, batches: Sequence[Tensor], repetitions: int) -> Comparison:
     """Both ways on the same batches, batch by batch in turns."""
     groups = groups_of(model)
-    device, dtype = batches[0].device, accumulator(batches[0].device)
+    device = batches[0].device
+    dtype = accumulation_dtype(device)
 
     def repetition() -> tuple[float, float]:
         ours = Calibration.zeros(model, groups, METHOD.observations, dtype)
@@ -55,7 +61,7 @@ def compare_calibration(model: Any, batches: Sequence[Tensor], repetitions: int)
         }
 
         def run_ours(batch: Tensor) -> None:
-            with Calibration(model, groups, ours, METHOD.observations) as calibration:
+            with Calibration(model, groups, ours) as calibration:
                 calibration.run(batch)
 
         def run_plain(batch: Tensor) -> None:
@@ -147,12 +153,7 @@ def observe_inputs(
 ) -> dict[str, GroupStatistics]:
     """The statistics of IMPACT with every group's input, (in, in), from which both ways begin."""
     kept = [_InputKept(group.layers) for group in groups]
-    dtype = accumulator(batches[0].device)
-    statistics = Calibration.zeros(model, kept, METHOD.observations, dtype)
-    with Calibration(model, kept, statistics, METHOD.observations) as calibration:
-        for batch in batches:
-            calibration.run(batch)
-    return statistics
+    return calibrated(model, kept, batches, METHOD.observations)
 
 
 def _response(inputs: Moments, weight: Tensor) -> Moments:

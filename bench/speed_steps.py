@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.material import accumulator, groups_of, load
+from bench.material import calibrated, groups_of, load, solved
 from bench.measuring import Cost, Meter
 from service.spec import JobSpec
 from workers.checkpoint_writer import write_checkpoint
@@ -22,8 +22,8 @@ from workers.compression.allocation import allocate_global
 from workers.compression.interpolation import interpolate
 from workers.compression.layers import InputGroup
 from workers.compression.metrics import METHODS
-from workers.compression.solve import Solution, solve_group
-from workers.compression.statistics import Calibration, GroupStatistics
+from workers.compression.solve import Solution
+from workers.compression.statistics import GroupStatistics
 from workers.model import load_model, stored_dtype
 
 METHOD_NAME: str = JobSpec.model_fields["method"].default
@@ -69,7 +69,7 @@ def run_steps(source: Path, batches: list[Tensor], scratch: Path) -> Steps:
         model = load(source, device)
         groups = groups_of(model)
     with step("calibrate"):
-        statistics = _calibrate(model, groups, batches)
+        statistics = calibrated(model, groups, batches, METHOD.observations)
     with step("solve"):
         solutions = _solve(model, groups, statistics)
     with step("allocate"):
@@ -89,32 +89,14 @@ def run_steps(source: Path, batches: list[Tensor], scratch: Path) -> Steps:
     return Steps(costs, layers, model)
 
 
-def _calibrate(
-    model: Any, groups: tuple[InputGroup, ...], batches: list[Tensor]
-) -> dict[str, GroupStatistics]:
-    dtype = accumulator(batches[0].device)
-    statistics = Calibration.zeros(model, groups, METHOD.observations, dtype)
-    with Calibration(model, groups, statistics, METHOD.observations) as calibration:
-        for batch in batches:
-            calibration.run(batch)
-    return statistics
-
-
 def _solve(
     model: Any, groups: tuple[InputGroup, ...], statistics: dict[str, GroupStatistics]
 ) -> dict[str, Solution]:
     """Statistics are dropped as they are used; solutions wait in the host's memory."""
     solutions: dict[str, Solution] = {}
     for group in groups:
-        modules = {layer.name: model.get_submodule(layer.name) for layer in group.layers}
-        solved = solve_group(
-            group,
-            {name: module.weight for name, module in modules.items()},
-            {name: module.bias for name, module in modules.items()},
-            statistics.pop(group.name),
-            METHOD,
-        )
-        solutions |= {name: solution.to_host() for name, solution in solved.items()}
+        found = solved(model, group, statistics.pop(group.name), METHOD)
+        solutions |= {name: solution.to_host() for name, solution in found.items()}
     return solutions
 
 

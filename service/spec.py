@@ -6,8 +6,8 @@ unknown, of the wrong type or out of bounds is refused; nothing is coerced from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, LiteralString, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -47,6 +47,13 @@ class Body(BaseModel):
     """Strict and closed: no unknown fields, no coercion, no change after validation."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _refuse_repeated(names: Sequence[str], code: LiteralString, message: LiteralString) -> None:
+    """Raise the error for the first name that stands there more than once."""
+    for name in names:
+        if names.count(name) > 1:
+            raise PydanticCustomError(code, message, {"name": name})
 
 
 class LocalPath(Body):
@@ -255,11 +262,7 @@ class LmEval(Task):
     @field_validator("tasks")
     @classmethod
     def _names_are_unique(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        for name in tasks:
-            if tasks.count(name) > 1:
-                raise PydanticCustomError(
-                    "duplicate_task", "the task '{name}' is named twice", {"name": name}
-                )
+        _refuse_repeated(tasks, "duplicate_task", "the task '{name}' is named twice")
         return tasks
 
 
@@ -299,22 +302,14 @@ class Evaluation(Body):
         cls, datasets: tuple[EvaluationDataset, ...]
     ) -> tuple[EvaluationDataset, ...]:
         names = [HELD_OUT, *(dataset.name for dataset in datasets)]
-        for name in names:
-            if names.count(name) > 1:
-                raise PydanticCustomError(
-                    "duplicate_dataset", "the dataset name '{name}' is used twice", {"name": name}
-                )
+        _refuse_repeated(names, "duplicate_dataset", "the dataset name '{name}' is used twice")
         return datasets
 
     @field_validator("tasks")
     @classmethod
     def _tasks_are_distinct(cls, tasks: tuple[EvaluationTask, ...]) -> tuple[EvaluationTask, ...]:
         names = [task.name for task in tasks]
-        for name in names:
-            if names.count(name) > 1:
-                raise PydanticCustomError(
-                    "duplicate_task", "the task name '{name}' is used twice", {"name": name}
-                )
+        _refuse_repeated(names, "duplicate_task", "the task name '{name}' is used twice")
         return tasks
 
     @field_validator("curve", "tasks")
@@ -349,11 +344,7 @@ class JobSpec(Body):
     @classmethod
     def _targets_are_distinct(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
         names = [target.name for target in targets]
-        for name in names:
-            if names.count(name) > 1:
-                raise PydanticCustomError(
-                    "duplicate_target", "the target '{name}' is asked for twice", {"name": name}
-                )
+        _refuse_repeated(names, "duplicate_target", "the target '{name}' is asked for twice")
         return targets
 
     @field_validator("targets")

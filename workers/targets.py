@@ -126,23 +126,26 @@ def _as_good_as(
     budgets = candidate_budgets(options)
     if not budgets:
         raise TargetUnreachable("This model is not smaller at any rank.", param=param)
-    increases: dict[int, float] = {}
+    tried: dict[int, tuple[Ranks, float]] = {}
 
     def meets(candidate: int) -> bool:
-        increases[candidate] = increase(sized(budgets[candidate]), target.dataset)
-        return increases[candidate] <= target.max_perplexity_increase
+        ranks = sized(budgets[candidate])
+        increased = increase(ranks, target.dataset)
+        tried[candidate] = ranks, increased
+        return increased <= target.max_perplexity_increase
 
     found = smallest_that_meets(len(budgets), meets)
     if found is None:
         most = budgets[-1] / _linear(options)
-        ratio = 1 + increases[len(budgets) - 1]
+        _, increased = tried[len(budgets) - 1]
         raise TargetUnreachable(
             f"{target.name} is out of reach: with at most {most:.1%} of the compressible "
             f"parameters, the most that is tried, the perplexity on '{target.dataset}' is "
-            f"{ratio:.4g} times the dense model's.",
+            f"{1 + increased:.4g} times the dense model's.",
             param=param,
         )
-    return sized(budgets[found])
+    ranks, _ = tried[found]
+    return ranks
 
 
 def _linear(options: Sequence[LayerOptions]) -> int:

@@ -29,7 +29,12 @@ from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.layers import InputGroup, LinearLayer, compressible_layers, input_groups
 from workers.compression.metrics import METHODS
 from workers.compression.solve import Solution, solve_group
-from workers.compression.statistics import Calibration, GroupStatistics, merged
+from workers.compression.statistics import (
+    Calibration,
+    GroupStatistics,
+    accumulation_dtype,
+    merged,
+)
 from workers.compression.unfuse import router_paths, unfuse
 from workers.evaluation.choices import score_questions
 from workers.evaluation.harness import check_harness, score_harness_task
@@ -127,7 +132,7 @@ class Worker:
         groups = input_groups(self._model, compressible_layers(self._model))
         self._groups = {group.name: group for group in groups}
         self._statistics = Calibration.zeros(
-            self._model, groups, self._method.observations, self._accumulator
+            self._model, groups, self._method.observations, accumulation_dtype(self._device)
         )
         return ModelSummary(
             type(self._model).__name__,
@@ -142,11 +147,6 @@ class Worker:
     def _source(self) -> Path:
         """The model's folder on this node, prepared once."""
         return prepare_model(self._spec.model, self._settings)
-
-    @property
-    def _accumulator(self) -> torch.dtype:
-        """Sums over tokens are kept in float64 where memory is plentiful, in float32 on a GPU."""
-        return torch.float64 if self._device.type == "cpu" else torch.float32
 
     def texts(self) -> Texts:
         """Read and tokenize the job's texts; one worker does it for all."""
@@ -165,7 +165,6 @@ class Worker:
             self._model,
             groups,
             self._statistics,
-            self._method.observations,
             checkpoint_activations=self._spec.calibration.gradient_checkpointing,
         ) as calibration:
             return calibration.run(torch.tensor(sequences, device=self._device))

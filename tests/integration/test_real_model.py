@@ -70,7 +70,7 @@ def test_methods_rank_as_they_should_on_a_real_model(folder: Path, tmp_path: Pat
     groups = input_groups(model, compressible_layers(model))
     observations = METHODS["impact"].observations  # of all three methods
     statistics = Calibration.zeros(model, groups, observations, torch.float64)
-    with Calibration(model, groups, statistics, observations) as run:
+    with Calibration(model, groups, statistics) as run:
         for start in range(0, len(calibration), 8):
             run.run(torch.tensor(calibration[start : start + 8]))
 

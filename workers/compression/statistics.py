@@ -46,10 +46,6 @@ class Observation(Enum):
     ROW_FISHER = "row Fisher"
     """The sum over each row of W of the squared gradients ∂ℓ/∂W of whole sequences, (out,)."""
 
-    @property
-    def needs_gradients(self) -> bool:
-        return self not in (Observation.MOMENTS, Observation.MAGNITUDES)
-
 
 Observations = frozenset[Observation]
 
@@ -210,9 +206,19 @@ class GroupStatistics:
             self.tokens,
         )
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether any of it needs a backward pass."""
+        return any(self.sums())
+
     def sums(self) -> tuple[dict[str, Tensor], ...]:
-        """The plain sums, each by layer."""
+        """The sums of gradients, each by layer."""
         return self.gradient_squares, self.gradient_moments, self.row_fisher
+
+
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """Sums over tokens are kept in float64 where memory is plentiful, in float32 on a GPU."""
+    return torch.float64 if device.type == "cpu" else torch.float32
 
 
 def merged(shards: Iterable[GroupStatistics]) -> GroupStatistics:
@@ -239,15 +245,13 @@ class Calibration:
         model: nn.Module,
         groups: Iterable[InputGroup],
         statistics: dict[str, GroupStatistics],
-        observations: Observations,
         *,
         checkpoint_activations: bool = False,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.groups = tuple(groups)
         self.statistics = statistics
-        self.observations = observations
-        self._backward = any(observation.needs_gradients for observation in observations)
+        self._backward = any(group.has_gradients for group in statistics.values())
         self._checkpoints = checkpoint_activations and self._backward
         self._recomputing = False
         self._hooks = ExitStack()
@@ -316,7 +320,7 @@ class Calibration:
                     response = output if module.bias is None else output - module.bias
                     statistics.outputs[layer.name].update(response.flatten(0, -2))
             if self._backward:
-                inputs = args[0] if Observation.ROW_FISHER in self.observations else None
+                inputs = args[0] if statistics.row_fisher else None
                 add = partial(_add_gradients, statistics, layer, module.weight, inputs)
                 output.register_hook(add)  # type: ignore[no-untyped-call]
 

@@ -66,7 +66,7 @@ def solved(name: str, source: Path, method: str, tokens: Tensor = TOKENS) -> Sol
     groups = input_groups(model, compressible_layers(model))
     observations = METHODS[method].observations
     statistics = Calibration.zeros(model, groups, observations, torch.float64)
-    with Calibration(model, groups, statistics, observations) as calibration:
+    with Calibration(model, groups, statistics) as calibration:
         calibration.run(tokens)
     solutions: dict[str, Solution] = {}
     for group in groups:

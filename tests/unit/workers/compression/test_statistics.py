@@ -49,7 +49,7 @@ def calibrated(
 ) -> dict[str, GroupStatistics]:
     groups = input_groups(model, compressible_layers(model))
     statistics = Calibration.zeros(model, groups, observations, torch.float64)
-    with Calibration(model, groups, statistics, observations, **options) as calibration:
+    with Calibration(model, groups, statistics, **options) as calibration:
         for batch in batches:
             calibration.run(batch)
     return statistics
@@ -179,7 +179,7 @@ def test_the_loss_is_the_sum_over_predicted_tokens(model: Any, input_ids: Tensor
     truth = Observed(model, input_ids).loss
     groups = input_groups(model, compressible_layers(model))
     statistics = Calibration.zeros(model, groups, EVERYTHING, torch.float64)
-    with Calibration(model, groups, statistics, EVERYTHING) as calibration:
+    with Calibration(model, groups, statistics) as calibration:
         assert calibration.run(input_ids) == pytest.approx(truth, rel=1e-12)
 
 
