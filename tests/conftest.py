@@ -7,6 +7,7 @@ pytest_plugins = [
     "tests.fixtures.inputs",
     "tests.fixtures.jobs",
     "tests.fixtures.models",
+    "tests.fixtures.postgres",
     "tests.fixtures.servers",
     "tests.fixtures.storage",
     "tests.fixtures.installation",  # which imports others
