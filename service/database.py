@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 import sqlalchemy.exc
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, make_url, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from service.errors import DatabaseUnavailable
 
@@ -69,6 +72,36 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def clock(connection: Connection) -> datetime:
+    """What time it is, by the one clock that all who share the database agree on.
+
+    SQLite has none but that of the machine, on which all of them run.
+    """
+    if connection.dialect.name == "sqlite":
+        return datetime.now(UTC)
+    now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return now.astimezone(UTC)
+
+
+def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
+    """Insert a row unless its key is taken; whether it was inserted."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    statement = dialect.insert(table).values(values).on_conflict_do_nothing()
+    return connection.execute(statement).rowcount == 1
+
+
+def hold(connection: Connection, name: str) -> bool:
+    """Be the only one, until the transaction ends, to hold a name; False if another one does.
+
+    A transaction that writes to SQLite holds every name.
+    """
+    if connection.dialect.name == "sqlite":
+        return True
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    held: bool = connection.execute(select(func.pg_try_advisory_xact_lock(number))).scalar_one()
+    return held
 
 
 def _engine(url: str) -> Engine:

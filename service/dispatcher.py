@@ -11,7 +11,6 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from service.cluster import Cluster, RayCluster
@@ -63,7 +62,7 @@ class Dispatcher:
         self._cluster = cluster
         self._storage = storage
         self._settings = settings
-        self._cleaning_grace = timedelta(seconds=cleaning_grace)
+        self._cleaning_grace = cleaning_grace
         self._pause = self._cleaning_pause = 0
         self._cleanings: Counter[str] = Counter()
         self._complaints: dict[str, type[Exception]] = {}
@@ -103,7 +102,7 @@ class Dispatcher:
         printed = self._log_tail(job)
         detail = f"The driver of attempt {job.attempt} ended without saying how. {printed}"
         failure = AttemptLost(detail).failure()
-        state = self._store.fail(job.id, job.attempt, failure, self._settings.max_attempts)
+        state = self._store.fail(job.id, job.attempt, failure, self._settings.retry_policy)
         log.warning("%s: attempt %d was lost; the job is %s", job.id, job.attempt, state)
 
     def _log_tail(self, job: Job) -> str:
@@ -135,8 +134,7 @@ class Dispatcher:
         try:
             self._cluster.submit(job.id, job.attempt, job.name)
         except SubmissionRefused as error:
-            limit = self._settings.max_attempts
-            self._store.fail(job.id, job.attempt, error.failure(), limit)
+            self._store.fail(job.id, job.attempt, error.failure(), self._settings.retry_policy)
             log.warning("%s: %s", job.id, error)
         except ClusterUnavailable as error:
             self._store.release(job.id, job.attempt, error.detail)
@@ -150,23 +148,20 @@ class Dispatcher:
         if self._cleaning_pause:
             self._cleaning_pause -= 1
             return
-        settled = [job for job in self._store.uncleaned() if self._has_settled(job)]
-        if settled:
+        if settled := self._store.to_clean(grace_seconds=self._cleaning_grace):
             # The least tried one, so that a job that cannot be cleaned up after stops no other.
             job = min(settled, key=lambda job: self._cleanings[job.id])
             self._cleanings[job.id] += 1
             if not self._try(job.id, self._clean, job):
                 self._cleaning_pause = PAUSE_TICKS
 
-    def _has_settled(self, job: Job) -> bool:
-        ended = job.finished_at
-        return ended is not None and datetime.now(UTC) - ended >= self._cleaning_grace
-
     def _clean(self, job: Job) -> None:
         """Remove what a failed or cancelled job left in the bucket, once nothing writes there."""
-        if not self._cluster.is_active(job.id, job.attempt):
+        if job.state is JobState.SUCCEEDED:
+            self._store.cleaned(job.id, job.attempt)
+        elif not self._cluster.is_active(job.id, job.attempt):
             deleted = self._storage.delete_prefix(f"jobs/{job.id}/")
-            self._store.mark_cleaned(job.id)
+            self._store.cleaned(job.id, job.attempt)
             del self._cleanings[job.id]
             log.info("%s: %d objects deleted", job.id, deleted)
 

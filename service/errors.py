@@ -14,7 +14,10 @@
     │   ├── DataInvalid
     │   ├── CalibrationTooShort
     │   ├── TargetUnreachable
-    │   └── CodeExecutionForbidden
+    │   ├── CodeExecutionForbidden
+    │   ├── IdempotencyKeyReused
+    │   ├── QueueTimeExceeded
+    │   └── RunTimeExceeded
     ├── JobNotFound
     ├── JobConflict                  the job's state does not allow what was asked
     ├── AttemptStale                 a write by an attempt that is no longer the current one
@@ -163,6 +166,24 @@ class CodeExecutionForbidden(UserError):
     """This server does not run code that models write."""
 
     code = "code_execution_forbidden"
+
+
+class IdempotencyKeyReused(UserError):
+    """This Idempotency-Key came with another body before: use a new key for a new job."""
+
+    code = "idempotency_key_reused"
+
+
+class QueueTimeExceeded(UserError):
+    """The job waited longer than its limits.queue_seconds."""
+
+    code = "queue_time_exceeded"
+
+
+class RunTimeExceeded(UserError):
+    """The job ran longer than its limits.run_seconds."""
+
+    code = "run_time_exceeded"
 
 
 class JobNotFound(EigenpressError):

@@ -16,6 +16,8 @@ from service.states import JobState, Step
 
 JOB_ID_PATTERN = r"^job-[0-9a-z]{26}$"
 
+DEFAULT_TENANT = "default"
+
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: its order is ASCII order
 _DIGITS = 26
 _RANDOM_BITS = 66  # 26 digits of 5 bits, less 64 bits of time
@@ -34,6 +36,9 @@ class EventType(StrEnum):
     QUEUED = "job.queued"
     """Accepted: the job exists, as `queued`."""
 
+    REQUEUED = "job.requeued"
+    """failed -> queued: its user wants it tried again."""
+
     CLAIMED = "job.claimed"
     """queued -> running: a dispatcher took it and numbered a new attempt."""
 
@@ -47,7 +52,7 @@ class EventType(StrEnum):
     """running -> succeeded."""
 
     FAILED = "job.failed"
-    """running -> failed."""
+    """running -> failed, or queued -> failed when its time to wait is over."""
 
     CANCELLING = "job.cancelling"
     """running -> cancelling: the attempt is told to stop."""
@@ -57,6 +62,15 @@ class EventType(StrEnum):
 
     SUBMITTED = "attempt.submitted"
     """The cluster has taken the attempt; the job's state does not change."""
+
+    TAKEN_OVER = "attempt.taken_over"
+    """Who claimed the job was too slow to submit the attempt; another dispatcher will."""
+
+    RENEWED = "attempt.renewed"
+    """A sign of life: the attempt's lease lasts longer."""
+
+    PUBLISHED = "artifact.published"
+    """An artifact of the attempt stands in the bucket; it counts once the job has succeeded."""
 
     STEP_STARTED = "step.started"
     """First progress of a step."""
@@ -115,6 +129,15 @@ class Job:
     """Of the attempt above, in the order of `Step`."""
     submitted_at: datetime | None = None
     """When the cluster took the current attempt; None while it is not known to have."""
+    tenant: str = DEFAULT_TENANT
+    attempts_before: int = 0
+    """Attempts that a retry by its user has written off."""
+    available_at: datetime | None = None
+    """While it waits: not claimed before; None: at once."""
+    lease_until: datetime | None = None
+    """Until when the current attempt need not be heard."""
+    lapsed: bool = False
+    """Whether that time was over, by the database's clock, when the job was read."""
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import dataclass
 
 from service.errors import Failure
 
 
-class Decision(StrEnum):
-    """What becomes of the job."""
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often a job is tried, and how long it waits between two attempts."""
 
-    RETRY = "retry"
-    """Back to the queue, for another attempt."""
+    max_attempts: int = 5
+    first_pause_seconds: float = 5.0
+    """Before the second attempt; every later pause is twice the one before."""
+    longest_pause_seconds: float = 600.0
 
-    FAIL = "fail"
+    def pause_seconds(self, attempts: int) -> float:
+        """How long to wait after so many attempts, at least 1."""
+        doublings = min(attempts - 1, 64)  # far beyond any longest pause
+        return min(self.first_pause_seconds * 2.0**doublings, self.longest_pause_seconds)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Back to the queue, for another attempt after a pause."""
+
+    after_seconds: float
+
+
+@dataclass(frozen=True)
+class Fail:
     """The job has failed."""
 
 
-def decide(failure: Failure, attempt: int, max_attempts: int) -> Decision:
+def decide(failure: Failure, attempts: int, policy: RetryPolicy) -> Retry | Fail:
     """Retry what a machine or a service did, never what the user or our own code did.
 
-    `attempt` is the number of the attempt that failed, the first being 1.
+    `attempts` are those that the job has had, the one that failed included.
     """
-    if failure.retryable and attempt < max_attempts:
-        return Decision.RETRY
-    return Decision.FAIL
+    if failure.retryable and attempts < policy.max_attempts:
+        return Retry(policy.pause_seconds(attempts))
+    return Fail()

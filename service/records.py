@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, select
 
 from service import tables
+from service.database import clock
 from service.errors import Failure, JobNotFound
 from service.jobs import Artifact, Event, FileEntry, Job, StepProgress
 from service.spec import JobSpec
@@ -39,7 +41,8 @@ def read_jobs(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
     by_job: dict[str, list[StepProgress]] = {row.id: [] for row in rows}
     for step in connection.execute(query):
         by_job[step.job_id].append(_step(step))
-    return [_job(row, by_job[row.id]) for row in rows]
+    now = clock(connection)
+    return [_job(row, by_job[row.id], now) for row in rows]
 
 
 def event(row: Row[Any]) -> Event:
@@ -56,7 +59,7 @@ def _step(row: Row[Any]) -> StepProgress:
     )
 
 
-def _job(row: Row[Any], steps: Iterable[StepProgress]) -> Job:
+def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime) -> Job:
     spec = JobSpec.model_validate_json(row.spec)
     return Job(
         id=row.id,
@@ -70,4 +73,9 @@ def _job(row: Row[Any], steps: Iterable[StepProgress]) -> Job:
         submitted_at=row.submitted_at,
         failure=None if row.failure is None else Failure(**row.failure),
         steps=tuple(sorted(steps, key=lambda progress: _STEP_ORDER[progress.step])),
+        tenant=row.tenant,
+        attempts_before=row.attempts_before,
+        available_at=row.available_at,
+        lease_until=row.lease_until,
+        lapsed=row.lease_until is not None and row.lease_until <= now,
     )

@@ -17,6 +17,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from service.policy import RetryPolicy
+
 CONFIG_VARIABLE = "EIGENPRESS_CONFIG"
 DEFAULT_CONFIG = "eigenpress.toml"
 
@@ -67,7 +69,27 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8400, ge=0, le=65_535)
     max_running_jobs: int = Field(default=1, ge=1, le=10_000)
-    max_attempts: int = Field(default=3, ge=1, le=100)
+    max_running_jobs_per_tenant: int | None = Field(default=None, ge=1, le=10_000)
+    max_attempts: int = Field(default=5, ge=1, le=100)
+    retry_first_seconds: float = Field(
+        default=5.0, ge=0, le=86_400, description="Pause after the first attempt; it then doubles."
+    )
+    retry_longest_seconds: float = Field(default=600.0, ge=0, le=86_400)
+    lease_seconds: float = Field(
+        default=60.0, ge=1, le=86_400, description="How long an attempt may be silent."
+    )
+    start_seconds: float = Field(
+        default=300.0, ge=1, le=86_400, description="From submission to a driver's first sign."
+    )
+    outage_seconds: float = Field(
+        default=900.0, ge=0, le=86_400, description="How long an attempt waits for S3 or database."
+    )
+    checkpoint_sequences: int = Field(
+        default=32, ge=1, description="Per worker, between two checkpoints of the calibration."
+    )
+    checkpoint_retention_seconds: float = Field(
+        default=86_400.0, ge=0, description="For how long a failed job can be resumed by a retry."
+    )
     poll_seconds: float = Field(default=0.5, gt=0, le=60, description="The dispatcher's rhythm.")
 
     @field_validator("data_dir")
@@ -84,6 +106,10 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The SQLAlchemy URL in force."""
         return self.database_url or f"sqlite:///{self.data_dir / 'eigenpress.db'}"
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        return RetryPolicy(self.max_attempts, self.retry_first_seconds, self.retry_longest_seconds)
 
     @property
     def cache_dir(self) -> Path:

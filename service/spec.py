@@ -35,6 +35,8 @@ MAX_SEQUENCE_LENGTH = 131_072
 HELD_OUT = "held-out"
 """The name under which perplexity on the calibration data's own held-out documents is reported."""
 
+MAX_LIMIT_SECONDS = 30 * 86_400
+
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 REPOSITORY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
@@ -320,6 +322,17 @@ class Evaluation(Body):
         return wanted
 
 
+class Limits(Body):
+    """How long a job may take; beyond it the job fails."""
+
+    queue_seconds: int | None = Field(
+        default=None, ge=1, le=MAX_LIMIT_SECONDS, description="Until it first runs; unset: no end."
+    )
+    run_seconds: int | None = Field(
+        default=None, ge=1, le=MAX_LIMIT_SECONDS, description="Over all attempts; unset: no end."
+    )
+
+
 class JobSpec(Body):
     """One compression job: a model, its calibration text, a method and the sizes wanted."""
 
@@ -334,6 +347,10 @@ class JobSpec(Body):
     workers: int | None = Field(
         default=None, ge=1, le=MAX_WORKERS, description="Unset: one per GPU, or one per two CPUs."
     )
+    priority: int = Field(
+        default=0, ge=-100, le=100, description="Higher runs earlier, among one tenant's jobs."
+    )
+    limits: Limits = Limits()
 
     @field_validator("targets", mode="before")
     @classmethod

@@ -1,11 +1,12 @@
 """The life of a job, as one pure table.
 
     queued ──> running ──> succeeded
-      │  ▲        │  ├───> failed
-      │  └────────┘  │
-      │   (retried)  ▼
-      │          cancelling ──> cancelled
-      └────────────────────────────▲
+     │ │▲         │  ├───> failed ──> queued (again, as its user wishes)
+     │ │└─────────┘  │        ▲
+     │ │  (retried)  ▼        │
+     │ │         cancelling ──│──> cancelled
+     │ └──────────────────────│──────▲
+     └────────────────────────┘ (waited too long)
 
 Every transition is a compare-and-set in the store (`service.store`) and an appended event.
 """
@@ -31,7 +32,7 @@ class JobState(StrEnum):
     """Every artifact is published; its manifest is in the bucket."""
 
     FAILED = "failed"
-    """Ended by an error, which the job carries. Nothing of it is left in the bucket."""
+    """Ended by an error, which the job carries. It has no artifacts; its user may retry it."""
 
     CANCELLED = "cancelled"
     """Ended by its user. Nothing of it is left in the bucket."""
@@ -50,15 +51,19 @@ class Step(StrEnum):
 
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+"""Where nothing happens any more by itself."""
+
+IN_FLIGHT = frozenset({JobState.RUNNING, JobState.CANCELLING})
+"""Where an attempt is under way."""
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
     JobState.RUNNING: frozenset(
         {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLING, JobState.QUEUED}
     ),
     JobState.CANCELLING: frozenset({JobState.CANCELLED}),
     JobState.SUCCEEDED: frozenset(),
-    JobState.FAILED: frozenset(),
+    JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset(),
 }
 

@@ -3,7 +3,8 @@
 Every transition is one compare-and-set, ``UPDATE jobs ... WHERE id AND state AND attempt``, in a
 transaction that also appends an event; whoever comes second changes nothing and is told so. Every
 write by an attempt carries its number and is refused (`AttemptStale`) unless the job is running
-with that very attempt. The API, the dispatcher and the drivers share the database.
+with that very attempt. An attempt shows that it lives by renewing its lease;
+all times are those of the database. The API, the dispatchers and the drivers share it.
 
 All methods raise DatabaseUnavailable when the database cannot be used, and those that take a job
 id raise JobNotFound when there is no such job.
@@ -11,21 +12,38 @@ id raise JobNotFound when there is no such job.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, delete, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 
 from service import records, tables
-from service.database import Database
-from service.errors import Failure, JobConflict
-from service.jobs import Artifact, Event, EventType, Job, new_job_id
-from service.policy import Decision, decide
+from service.database import Database, clock, hold, insert_if_absent
+from service.errors import (
+    AttemptStale,
+    Failure,
+    IdempotencyKeyReused,
+    JobConflict,
+    QueueTimeExceeded,
+    RunTimeExceeded,
+    UserError,
+)
+from service.jobs import DEFAULT_TENANT, Artifact, Event, EventType, Job, new_job_id
+from service.policy import Fail, Retry, RetryPolicy, decide
+from service.queueing import next_waiting
 from service.records import job_row, read_job, read_jobs
 from service.spec import JobSpec
-from service.states import JobState, Step
-from service.transitions import append, fence, set_progress, transition, utc_now
+from service.states import IN_FLIGHT, TERMINAL, JobState, Step
+from service.transitions import append, fence, set_progress, transition
+
+CLAIM_SECONDS = 30.0
+"""What a dispatcher has to submit an attempt that it has claimed."""
+
+START_SECONDS = 300.0
+"""What a driver has from its submission to its first sign of life, if nothing else is said."""
 
 jobs = tables.jobs
 
@@ -48,22 +66,57 @@ class Store:
     def close(self) -> None:
         self._database.close()
 
-    # Users: create, read, cancel.
+    # Users: create, read, cancel, retry.
 
-    def create(self, spec: JobSpec) -> Job:
+    def create(self, spec: JobSpec, *, tenant: str = DEFAULT_TENANT) -> Job:
         """Accept a job; it is durable once this returns."""
-        job_id = new_job_id()
+        with self._database.writing() as connection:
+            return self._create(connection, spec, tenant)
+
+    def create_once(
+        self, spec: JobSpec, key: str, *, tenant: str = DEFAULT_TENANT
+    ) -> tuple[Job, bool]:
+        """The job that the tenant's `key` stands for, and whether this call made it.
+
+        Raises IdempotencyKeyReused if the key stands for a job of another specification.
+        """
+        body = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+        keys = tables.idempotency_keys
+        with self._database.writing() as connection:
+            job_id = new_job_id()
+            row = {
+                "tenant": tenant,
+                "key": key,
+                "body_sha256": body,
+                "job_id": job_id,
+                "created_at": clock(connection),
+            }
+            if insert_if_absent(connection, keys, row):
+                return self._create(connection, spec, tenant, job_id), True
+            query = select(keys).where(keys.c.tenant == tenant, keys.c.key == key)
+            known = connection.execute(query).one()
+            if known.body_sha256 != body:
+                raise IdempotencyKeyReused(param="Idempotency-Key")
+            return read_job(connection, known.job_id), False
+
+    def _create(
+        self, connection: Connection, spec: JobSpec, tenant: str, job_id: str | None = None
+    ) -> Job:
+        now, job_id = clock(connection), job_id or new_job_id()
         row = {
             "id": job_id,
             "state": JobState.QUEUED,
             "spec": spec.model_dump_json(),
             "attempt": 0,
-            "created_at": utc_now(),
+            "created_at": now,
+            "tenant": tenant,
+            "rank": -spec.priority,
+            "deadline": _after(now, spec.limits.queue_seconds),
         }
-        with self._database.writing() as connection:
-            connection.execute(insert(jobs).values(row))
-            append(connection, job_id, None, EventType.QUEUED, "Waits for a dispatcher.")
-            return read_job(connection, job_id)
+        insert_if_absent(connection, tables.tenants, {"name": tenant, "served_at": now})
+        connection.execute(insert(jobs).values(row))
+        append(connection, job_id, None, EventType.QUEUED, "Waits for a dispatcher.")
+        return read_job(connection, job_id)
 
     def get(self, job_id: str) -> Job:
         with self._database.reading() as connection:
@@ -80,8 +133,13 @@ class Store:
             query = query.where(jobs.c.state.in_(states))
         return self._list(query)
 
-    def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
-        """At most `limit` events with an id above `after`, in the order they happened."""
+    def events(
+        self, job_id: str, *, after: int = 0, limit: int = 1000, heartbeats: bool = False
+    ) -> list[Event]:
+        """At most `limit` events with an id above `after`, in the order they happened.
+
+        The renewals of leases are left out unless `heartbeats` are asked for.
+        """
         events = tables.events
         query = (
             select(events)
@@ -89,12 +147,14 @@ class Store:
             .order_by(events.c.id)
             .limit(limit)
         )
+        if not heartbeats:
+            query = query.where(events.c.type != EventType.RENEWED)
         with self._database.reading() as connection:
             job_row(connection, job_id)
             return [records.event(row) for row in connection.execute(query)]
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
-        """What the job published; empty until it has succeeded."""
+        """What the job has published so far; it counts once the job has succeeded."""
         artifacts = tables.artifacts
         query = select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.position)
         with self._database.reading() as connection:
@@ -126,37 +186,102 @@ class Store:
                     raise JobConflict(f"Job {job_id} has already {ended}; it cannot be cancelled.")
             return read_job(connection, job_id)
 
-    # The dispatcher.
+    def retry(self, job_id: str) -> Job:
+        """Queue a failed job again, as its user wishes, with as many attempts as a new one.
 
-    def claim(self) -> Job | None:
-        """Take the oldest waiting job and number its next attempt; None when none waits."""
-        oldest = (
-            select(jobs)
-            .where(jobs.c.state == JobState.QUEUED)
-            .order_by(jobs.c.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)  # said to PostgreSQL; SQLite has one writer anyway
-        )
+        What its attempts have left to resume from is used. Raises JobConflict unless it has failed.
+        """
         with self._database.writing() as connection:
-            row = connection.execute(oldest).one_or_none()
+            row = job_row(connection, job_id, lock=True)
+            if row.state != JobState.FAILED:
+                raise JobConflict(f"Job {job_id} is {row.state}; only a failed one can be retried.")
+            limits = JobSpec.model_validate_json(row.spec).limits
+            transition(
+                connection,
+                row,
+                JobState.QUEUED,
+                EventType.REQUEUED,
+                "To be tried again, as its user asks.",
+                finished_at=None,
+                failure=None,
+                clean_after=None,
+                available_at=None,
+                attempts_before=row.attempt,
+                ran_seconds=0.0,
+                deadline=_after(clock(connection), limits.queue_seconds),
+            )
+            return read_job(connection, job_id)
+
+    # The dispatchers.
+
+    def claim(
+        self,
+        *,
+        owner: str = "",
+        lease_seconds: float = CLAIM_SECONDS,
+        max_running: int | None = None,
+        max_running_per_tenant: int | None = None,
+    ) -> Job | None:
+        """Take a waiting job and number its next attempt; None when none may run now.
+
+        Of the tenants that have a job to run, the one with the fewest in flight is served, and of
+        those the one not served for longest; of its jobs the one with the highest priority, and of
+        those the oldest. `owner` has to submit the attempt within the lease. Where limits are
+        given they hold across all dispatchers, of which one claims at a time: another one is told
+        None.
+        """
+        limited = max_running is not None or max_running_per_tenant is not None
+        with self._database.writing() as connection:
+            if limited and not hold(connection, "claim"):
+                return None
+            row = next_waiting(connection, max_running, max_running_per_tenant)
             if row is None:
                 return None
-            attempt = row.attempt + 1
-            message = f"Attempt {attempt} is handed to the cluster."
+            now, attempt = clock(connection), row.attempt + 1
+            left = JobSpec.model_validate_json(row.spec).limits.run_seconds
+            connection.execute(
+                update(tables.tenants)
+                .where(tables.tenants.c.name == row.tenant)
+                .values(served_at=now)
+            )
             transition(
-                connection, row, JobState.RUNNING, EventType.CLAIMED, message, attempt=attempt
+                connection,
+                row,
+                JobState.RUNNING,
+                EventType.CLAIMED,
+                f"Attempt {attempt} is handed to the cluster.",
+                data={"owner": owner, "lease_seconds": lease_seconds},
+                attempt=attempt,
+                lease_until=_after(now, lease_seconds),
+                deadline=None if left is None else _after(now, left - row.ran_seconds),
             )
             return read_job(connection, row.id)
 
-    def submitted(self, job_id: str, attempt: int) -> None:
-        """Note that the cluster has taken the attempt. Raises AttemptStale."""
+    def take_over(self, job_id: str, attempt: int, owner: str, lease_seconds: float) -> None:
+        """Become the one who has to submit an attempt, once who claimed it has been too slow.
+
+        Raises AttemptStale if it was submitted, is not due, or another dispatcher was quicker.
+        """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
-            if row.submitted_at is None:
-                connection.execute(
-                    update(jobs).where(jobs.c.id == job_id).values(submitted_at=utc_now())
-                )
-                append(connection, job_id, attempt, EventType.SUBMITTED, "Runs on the cluster.")
+            now = clock(connection)
+            if row.submitted_at is not None or row.lease_until is None or row.lease_until > now:
+                raise AttemptStale(f"Attempt {attempt} of {job_id} is another dispatcher's.")
+            self._extend(connection, job_id, attempt, lease_seconds, EventType.TAKEN_OVER, owner)
+
+    def submitted(self, job_id: str, attempt: int, lease_seconds: float = START_SECONDS) -> None:
+        """Note that the cluster has taken the attempt, which is to be heard within the lease.
+
+        Raises AttemptStale.
+        """
+        with self._database.writing() as connection:
+            row = fence(connection, job_id, attempt)
+            if row.submitted_at is not None:
+                return
+            now = clock(connection)
+            values = {"submitted_at": now, "lease_until": _after(now, lease_seconds)}
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
+            append(connection, job_id, attempt, EventType.SUBMITTED, "Runs on the cluster.")
 
     def release(self, job_id: str, attempt: int, reason: str) -> None:
         """Put back a job that the cluster could not take; its attempt's number is used again.
@@ -170,14 +295,42 @@ class Store:
             connection.execute(
                 delete(tables.steps).where(steps.job_id == job_id, steps.attempt == attempt)
             )
+            limits = JobSpec.model_validate_json(row.spec).limits
+            never_ran = attempt - 1 == row.attempts_before
             transition(
-                connection, row, JobState.QUEUED, EventType.RELEASED, reason, attempt=attempt - 1
+                connection,
+                row,
+                JobState.QUEUED,
+                EventType.RELEASED,
+                reason,
+                attempt=attempt - 1,
+                ran_seconds=row.ran_seconds,
+                deadline=_after(row.created_at, limits.queue_seconds) if never_ran else None,
             )
 
     def in_flight(self) -> list[Job]:
         """Jobs with an attempt under way, running or cancelling, oldest first."""
-        states = (JobState.RUNNING, JobState.CANCELLING)
-        return self._list(select(jobs).where(jobs.c.state.in_(states)).order_by(jobs.c.id))
+        return self._list(select(jobs).where(jobs.c.state.in_(IN_FLIGHT)).order_by(jobs.c.id))
+
+    def end_overdue(self) -> list[Job]:
+        """Fail the jobs that have waited, or run, for longer than their limits allow."""
+        ended = []
+        with self._database.writing() as connection:
+            overdue = (
+                select(jobs)
+                .where(
+                    jobs.c.state.in_(_LIMITS),
+                    jobs.c.deadline <= clock(connection),
+                )
+                .order_by(jobs.c.id)
+                .with_for_update(skip_locked=True)
+            )
+            for row in connection.execute(overdue).all():
+                param, error = _LIMITS[JobState(row.state)]
+                failure = error(param=param).failure()
+                _end_failed(connection, row, failure)
+                ended.append(read_job(connection, row.id))
+        return ended
 
     def end_cancelled(self, job_id: str, attempt: int) -> None:
         """The attempt has stopped as its user wished. Raises AttemptStale."""
@@ -191,24 +344,57 @@ class Store:
                 "Stopped, as asked.",
             )
 
-    def uncleaned(self) -> list[Job]:
-        """Failed and cancelled jobs that may still have objects in the bucket, oldest first."""
-        query = select(jobs).where(
-            jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)),
-            jobs.c.attempt > 0,  # a job that never ran wrote nothing
-            jobs.c.cleaned_at.is_(None),
-        )
-        return self._list(query.order_by(jobs.c.id))
+    def to_clean(self, *, grace_seconds: float = 0, limit: int = 100) -> list[Job]:
+        """Ended jobs whose objects in the bucket are to be looked through, those due longest first.
 
-    def mark_cleaned(self, job_id: str) -> None:
-        """The job's objects have left the bucket. Raises JobConflict unless it has ended badly."""
+        None before `grace_seconds` after it was due: an attempt's actors end after their job does.
+        """
+        with self._database.reading() as connection:
+            due = clock(connection) - timedelta(seconds=grace_seconds)
+            query = (
+                select(jobs)
+                .where(jobs.c.state.in_(TERMINAL), jobs.c.clean_after <= due)
+                .order_by(jobs.c.clean_after)
+                .limit(limit)
+            )
+            return read_jobs(connection, connection.execute(query).all())
+
+    def cleaned(self, job_id: str, attempt: int, again_after: timedelta | None = None) -> None:
+        """The bucket has been cleaned after the job; look again later, or never.
+
+        Raises AttemptStale if the job has been taken up again meanwhile.
+        """
         with self._database.writing() as connection:
             row = job_row(connection, job_id, lock=True)
-            if row.state not in (JobState.FAILED, JobState.CANCELLED):
-                raise JobConflict(f"Job {job_id} is {row.state}; its objects must stay.")
-            connection.execute(update(jobs).where(jobs.c.id == job_id).values(cleaned_at=utc_now()))
+            if row.state not in TERMINAL or row.attempt != attempt:
+                raise AttemptStale(f"Job {job_id} has been taken up again.")
+            due = None if again_after is None else clock(connection) + again_after
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(clean_after=due))
 
     # An attempt.
+
+    def renew(self, job_id: str, attempt: int, lease_seconds: float) -> None:
+        """A sign of life, which lasts for the lease. Raises AttemptStale.
+
+        Also allowed when the lease was over, as long as nobody has ended the attempt for it.
+        """
+        with self._database.writing() as connection:
+            fence(connection, job_id, attempt)
+            self._extend(connection, job_id, attempt, lease_seconds, EventType.RENEWED)
+
+    def _extend(
+        self,
+        connection: Connection,
+        job_id: str,
+        attempt: int,
+        lease_seconds: float,
+        event: EventType,
+        owner: str | None = None,
+    ) -> None:
+        until = _after(clock(connection), lease_seconds)
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(lease_until=until))
+        data = {"lease_seconds": lease_seconds} | ({} if owner is None else {"owner": owner})
+        append(connection, job_id, attempt, event, f"May be silent until {until}.", data)
 
     def progress(
         self, job_id: str, attempt: int, step: Step, done: int, total: int, unit: str
@@ -233,38 +419,87 @@ class Store:
             fence(connection, job_id, attempt)
             append(connection, job_id, attempt, type, message, data)
 
-    def fail(self, job_id: str, attempt: int, failure: Failure, max_attempts: int) -> JobState:
-        """End the attempt: the job fails, or waits for another one, as `service.policy` decides.
+    def published(self, job_id: str, attempt: int, position: int, artifact: Artifact) -> None:
+        """An artifact stands in the bucket; `position` is that of its target. Raises AttemptStale.
 
-        Returns the job's new state. Raises AttemptStale.
+        Saying so again changes nothing.
         """
         with self._database.writing() as connection:
-            row = fence(connection, job_id, attempt)
-            if decide(failure, attempt, max_attempts) is Decision.RETRY:
-                target, event, kept = JobState.QUEUED, EventType.RETRIED, None
-            else:
-                target, event, kept = JobState.FAILED, EventType.FAILED, asdict(failure)
-            transition(
-                connection, row, target, event, failure.detail, data=asdict(failure), failure=kept
-            )
-            return target
+            fence(connection, job_id, attempt)
+            row = asdict(artifact) | {"job_id": job_id, "position": position}
+            if insert_if_absent(connection, tables.artifacts, row):
+                data = {"name": artifact.name, "prefix": artifact.prefix}
+                message = f"{artifact.name} is in the bucket."
+                append(connection, job_id, attempt, EventType.PUBLISHED, message, data)
 
-    def succeed(
-        self, job_id: str, attempt: int, artifacts: Sequence[Artifact], report: Mapping[str, Any]
-    ) -> None:
-        """End the job well, with what it published. Raises AttemptStale."""
+    def fail(self, job_id: str, attempt: int, failure: Failure, policy: RetryPolicy) -> JobState:
+        """End the attempt: the job fails, or waits for another one, as `service.policy` decides.
+
+        Returns the job's new state; failing again an attempt that has ended so changes nothing.
+        Raises AttemptStale.
+        """
         with self._database.writing() as connection:
-            row = fence(connection, job_id, attempt)
-            names = ", ".join(artifact.name for artifact in artifacts)
-            transition(
-                connection, row, JobState.SUCCEEDED, EventType.SUCCEEDED, f"Published {names}."
-            )
+            row = job_row(connection, job_id, lock=True)
+            if row.attempt == attempt and row.state in (JobState.QUEUED, JobState.FAILED):
+                return JobState(row.state)
+            fence(connection, job_id, attempt)
+            match decide(failure, attempt - row.attempts_before, policy):
+                case Retry(after_seconds):
+                    transition(
+                        connection,
+                        row,
+                        JobState.QUEUED,
+                        EventType.RETRIED,
+                        failure.detail,
+                        data=asdict(failure) | {"after_seconds": after_seconds},
+                        available_at=_after(clock(connection), after_seconds),
+                    )
+                    return JobState.QUEUED
+                case Fail():
+                    _end_failed(connection, row, failure)
+                    return JobState.FAILED
+
+    def succeed(self, job_id: str, attempt: int, report: Mapping[str, Any]) -> None:
+        """End the job well, with what it has published. Raises AttemptStale.
+
+        Saying so again changes nothing.
+        """
+        with self._database.writing() as connection:
+            row = job_row(connection, job_id, lock=True)
+            if row.attempt == attempt and row.state == JobState.SUCCEEDED:
+                return
+            fence(connection, job_id, attempt)
+            named = select(tables.artifacts.c.name).where(tables.artifacts.c.job_id == job_id)
+            names = connection.execute(named.order_by(tables.artifacts.c.position)).scalars()
+            message = f"Published {', '.join(names)}."
+            transition(connection, row, JobState.SUCCEEDED, EventType.SUCCEEDED, message)
             connection.execute(insert(tables.reports).values(job_id=job_id, content=dict(report)))
-            for position, artifact in enumerate(artifacts):
-                values = asdict(artifact) | {"job_id": job_id, "position": position}
-                connection.execute(insert(tables.artifacts).values(values))
 
     def _list(self, query: Select[Any]) -> list[Job]:
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
             return read_jobs(connection, rows)
+
+
+_LIMITS: dict[JobState, tuple[str, type[UserError]]] = {
+    JobState.QUEUED: ("limits.queue_seconds", QueueTimeExceeded),
+    JobState.RUNNING: ("limits.run_seconds", RunTimeExceeded),
+}
+"""What a job in such a state has exceeded once its deadline is over."""
+
+
+def _end_failed(connection: Connection, row: Row[Any], failure: Failure) -> None:
+    kept = asdict(failure)
+    transition(
+        connection,
+        row,
+        JobState.FAILED,
+        EventType.FAILED,
+        failure.detail,
+        data=kept,
+        failure=kept,
+    )
+
+
+def _after(start: datetime, seconds: float | None) -> datetime | None:
+    return None if seconds is None else start + timedelta(seconds=seconds)

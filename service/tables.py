@@ -13,6 +13,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -62,9 +63,46 @@ jobs = Table(
     Column("started_at", UtcDateTime, comment="Of the current attempt."),
     Column("finished_at", UtcDateTime),
     Column("submitted_at", UtcDateTime, comment="When the cluster took the current attempt."),
-    Column("cleaned_at", UtcDateTime, comment="When its objects left the bucket."),
     Column("failure", JSON(none_as_null=True)),
+    Column("tenant", String(64), nullable=False, server_default="default"),
+    Column("rank", Integer, nullable=False, server_default="0", comment="The priority, negated."),
+    Column("available_at", UtcDateTime, comment="Not claimed before."),
+    Column(
+        "lease_until", UtcDateTime, comment="The attempt is lost if it is not heard until then."
+    ),
+    Column("deadline", UtcDateTime, comment="When it has waited, or run, for too long."),
+    Column("ran_seconds", Float, nullable=False, server_default="0", comment="By ended attempts."),
+    Column(
+        "attempts_before",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="A retry's allowance.",
+    ),
+    Column(
+        "clean_after", UtcDateTime, comment="When the bucket may be cleaned; null: it is clean."
+    ),
     Index(None, "state", "id"),
+    Index(None, "state", "tenant", "rank", "id"),
+    Index(None, "clean_after"),
+    Index(None, "deadline"),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("served_at", UtcDateTime, nullable=False, comment="When a job of theirs was claimed."),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("body_sha256", String(64), nullable=False),
+    Column("job_id", String(32), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
 )
 
 steps = Table(

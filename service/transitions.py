@@ -6,20 +6,17 @@ Each works inside a transaction that its caller has begun.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from service import tables
+from service.database import clock
 from service.errors import AttemptStale, JobConflict
 from service.jobs import EventType
 from service.records import job_row
-from service.states import TERMINAL, JobState, Step, may_become
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
+from service.states import IN_FLIGHT, TERMINAL, JobState, Step, may_become
 
 
 def fence(
@@ -50,19 +47,23 @@ def transition(
 ) -> None:
     """Move the job of `row` to `target`, set `values` with it, and append the event.
 
-    Raises JobConflict if the job is no longer as `row` has it, and ValueError for a transition
-    that the table of `service.states` does not have.
+    What follows from the state alone is set here: its times, the end of the lease, and, where a
+    job ends badly, that it has no artifacts. Raises JobConflict if the job is no longer as `row`
+    has it, and ValueError for a transition that the table of `service.states` does not have.
     """
     if not may_become(JobState(row.state), target):
         raise ValueError(f"no job goes from {row.state} to {target}")
     jobs = tables.jobs
+    implied = _implied(row, target, clock(connection))
     changed = connection.execute(
         update(jobs)
         .where(jobs.c.id == row.id, jobs.c.state == row.state, jobs.c.attempt == row.attempt)
-        .values({"state": target} | _times(target) | values)
+        .values({"state": target} | implied | values)
     )
     if changed.rowcount != 1:
         raise JobConflict(f"Job {row.id} changed at the same moment.")
+    if target in TERMINAL and target is not JobState.SUCCEEDED:
+        connection.execute(delete(tables.artifacts).where(tables.artifacts.c.job_id == row.id))
     # The attempt concerned: the one just numbered by a claim, or given back by a release.
     attempt = max(row.attempt, values.get("attempt", 0)) or None
     append(connection, row.id, attempt, event, message, data)
@@ -80,7 +81,7 @@ def append(
     row = {
         "job_id": job_id,
         "attempt": attempt,
-        "at": utc_now(),
+        "at": clock(connection),
         "type": type,
         "message": message,
         "data": dict(data or {}),
@@ -92,7 +93,7 @@ def set_progress(
     connection: Connection, job_id: str, attempt: int, step: Step, done: int, total: int, unit: str
 ) -> None:
     """Insert or update the step's row; events mark its start and its end, once each."""
-    now, about = utc_now(), {"step": step, "total": total, "unit": unit}
+    now, about = clock(connection), {"step": step, "total": total, "unit": unit}
     key = {"job_id": job_id, "attempt": attempt, "step": step}
     query = select(tables.steps).filter_by(**key)
     # The caller holds the job's row, so nobody else can insert between this and the write.
@@ -108,11 +109,16 @@ def set_progress(
         append(connection, job_id, attempt, EventType.STEP_FINISHED, f"{step} finished", about)
 
 
-def _times(target: JobState) -> dict[str, datetime | None]:
+def _implied(row: Row[Any], target: JobState, now: datetime) -> dict[str, Any]:
+    """What the columns of a job become because of its new state."""
     if target is JobState.RUNNING:
-        return {"started_at": utc_now(), "submitted_at": None}
+        return {"started_at": now, "submitted_at": None, "available_at": None}
+    if target is JobState.CANCELLING:
+        return {}
+    ended: dict[str, Any] = {"lease_until": None, "deadline": None}
+    if row.state in IN_FLIGHT:
+        ended["ran_seconds"] = row.ran_seconds + (now - row.started_at).total_seconds()
     if target is JobState.QUEUED:
-        return {"started_at": None, "submitted_at": None}
-    if target in TERMINAL:
-        return {"finished_at": utc_now()}
-    return {}
+        return ended | {"started_at": None, "submitted_at": None}
+    # A job that never ran wrote nothing.
+    return ended | {"finished_at": now, "clean_after": now if row.attempt else None}

@@ -57,12 +57,14 @@ def _run(job_id: str, attempt: int, store: Store, settings: Settings) -> int:
     ray.init(namespace=f"{job_id}-{attempt}", logging_level=logging.WARNING)
     try:
         outcome = run_attempt(job, Progress(store, job_id, attempt), settings)
-        store.succeed(job_id, attempt, outcome.artifacts, outcome.report)
+        for position, artifact in enumerate(outcome.artifacts):
+            store.published(job_id, attempt, position, artifact)
+        store.succeed(job_id, attempt, outcome.report)
     except AttemptStale:
         raise
     except Exception as error:
         log.exception("%s, attempt %d failed", job_id, attempt)
-        store.fail(job_id, attempt, failure_of(error), settings.max_attempts)
+        store.fail(job_id, attempt, failure_of(error), settings.retry_policy)
         return EXIT_FAILED
     finally:
         ray.shutdown()

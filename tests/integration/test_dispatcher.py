@@ -28,7 +28,7 @@ from service.store import Store
 store = Store(sys.argv[1])
 job_id, attempt = sys.argv[2], int(sys.argv[3])
 if store.get(job_id).name == "well":
-    store.succeed(job_id, attempt, [], {"by": "the driver"})
+    store.succeed(job_id, attempt, {"by": "the driver"})
 else:
     print("about to be lost", flush=True)
 store.close()
@@ -87,7 +87,7 @@ def test_jobs_wait_for_ray_and_then_end_as_their_drivers_do(
             wait_until(lambda: store.get(well.id).state is JobState.SUCCEEDED)
             assert store.report(well.id) == {"by": "the driver"}
             wait_until(lambda: store.get(badly.id).state is JobState.FAILED)
-            wait_until(lambda: not store.uncleaned())
+            wait_until(lambda: not store.to_clean())
         lost = store.get(badly.id)
         assert lost.failure is not None
         assert (lost.failure.code, lost.attempt) == ("attempt_lost", 2)

@@ -37,6 +37,6 @@ def test_storage_that_is_gone_when_publishing_fails_the_job_by_name(
         assert installation.store.artifacts(job.id) == ()
         assert installation.store.report(job.id) is None
         installation.s3.start()
-        wait_until(lambda: not installation.store.uncleaned())
+        wait_until(lambda: not installation.store.to_clean())
     assert installation.objects_of(job) == []
     assert list(installation.settings.scratch_dir.glob("*/*")) == []

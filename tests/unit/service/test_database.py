@@ -133,7 +133,7 @@ def test_of_an_end_and_a_cancellation_one_wins(job_store: Store) -> None:
     def succeed(job_id: str) -> bool:
         try:
             job_store.progress(job_id, 1, Step.PUBLISH, 1, 1, "artifacts")
-            job_store.succeed(job_id, 1, [], {"won": True})
+            job_store.succeed(job_id, 1, {"won": True})
         except AttemptStale:
             return False
         return True

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import service.dispatcher
+import service.store
 from service.dispatcher import PAUSE_TICKS, Dispatcher
 from service.errors import InvalidParameter, StorageUnavailable
 from service.jobs import Job
@@ -19,7 +19,7 @@ from service.states import JobState
 from service.stopping import StopRequest
 from service.store import Store
 from tests.fixtures.cluster import FakeCluster
-from tests.fixtures.jobs import small_spec
+from tests.fixtures.jobs import at_once, small_spec
 
 USER_MISTAKE = InvalidParameter().failure()
 PASSING = StorageUnavailable().failure()
@@ -46,7 +46,7 @@ class FakeBucket:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path, max_running_jobs=1, max_attempts=2)
+    return Settings(data_dir=tmp_path, max_running_jobs=1, max_attempts=2, retry_first_seconds=0)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def ended_jobs(store: Store, queued: Callable[[], Job]) -> list[Job]:
     jobs = [queued() for _ in range(3)]
     for job in jobs:
         store.claim()
-        store.fail(job.id, 1, USER_MISTAKE, max_attempts=1)
+        store.fail(job.id, 1, USER_MISTAKE, at_once(1))
     return jobs
 
 
@@ -109,7 +109,7 @@ class TestSubmission:
         second = queued()
         dispatcher.tick()
         assert job_store.get(second.id).state is JobState.QUEUED
-        job_store.succeed(running.id, 1, [], {})
+        job_store.succeed(running.id, 1, {})
         dispatcher.tick()
         assert job_store.get(second.id).state is JobState.RUNNING
 
@@ -268,7 +268,7 @@ class TestLostAttempts:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         def ended_meanwhile(job_id: str, attempt: int) -> bool:
-            job_store.succeed(job_id, attempt, [], {})
+            job_store.succeed(job_id, attempt, {})
             return False
 
         monkeypatch.setattr(cluster, "is_active", ended_meanwhile)
@@ -279,7 +279,7 @@ class TestLostAttempts:
     def test_a_failed_attempt_is_stopped_before_the_next(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster, running: Job
     ) -> None:
-        job_store.fail(running.id, 1, PASSING, max_attempts=2)  # its driver is yet to end
+        job_store.fail(running.id, 1, PASSING, at_once(2))  # its driver is yet to end
         dispatcher.tick()
         assert cluster.stopped == [f"{running.id}-1"]
         assert cluster.active == [f"{running.id}-2"]
@@ -324,7 +324,7 @@ class TestEnding:
         bucket: FakeBucket,
         running: Job,
     ) -> None:
-        job_store.fail(running.id, 1, USER_MISTAKE, max_attempts=2)
+        job_store.fail(running.id, 1, USER_MISTAKE, at_once(2))
         dispatcher.tick()
         assert bucket.deleted == []
         cluster.end(running.id, 1)
@@ -341,7 +341,7 @@ class TestEnding:
         running: Job,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        job_store.fail(running.id, 1, USER_MISTAKE, max_attempts=2)
+        job_store.fail(running.id, 1, USER_MISTAKE, at_once(2))
         cluster.end(running.id, 1)
         bucket.trouble = StorageUnavailable()
         for _ in range(2 * PAUSE_TICKS):
@@ -372,8 +372,8 @@ class TestEnding:
         assert bucket.deleted == []
         for second in range(service.dispatcher.CLEANING_GRACE_SECONDS + 1):
             assert bucket.deleted == []
-            clock = SimpleNamespace(now=lambda _, at=ended + timedelta(seconds=second): at)
-            monkeypatch.setattr(service.dispatcher, "datetime", clock)
+            at = ended + timedelta(seconds=second)
+            monkeypatch.setattr(service.store, "clock", lambda _, at=at: at)
             dispatcher.tick()
         assert bucket.deleted == [f"jobs/{job.id}/"]
 
@@ -388,7 +388,7 @@ class TestEnding:
         for done in range(len(jobs)):
             assert bucket.deleted == [f"jobs/{job.id}/" for job in jobs[:done]]
             dispatcher.tick()
-        assert job_store.uncleaned() == []
+        assert job_store.to_clean() == []
 
     def test_a_bucket_that_fails_is_left_alone_for_some_passes(
         self,
@@ -415,7 +415,7 @@ class TestEnding:
         for _ in range(3 * (PAUSE_TICKS + 1)):
             dispatcher.tick()
         assert bucket.deleted == [f"jobs/{job.id}/" for job in good]
-        assert [job.id for job in job_store.uncleaned()] == [bad.id]
+        assert [job.id for job in job_store.to_clean()] == [bad.id]
 
 
 def test_a_defect_in_one_job_does_not_hold_up_the_others(

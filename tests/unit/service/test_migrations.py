@@ -24,7 +24,12 @@ def test_migrations_agree_with_the_tables(database_url: str) -> None:
         assert compare_metadata(context, metadata) == []
         indexes = {index["name"] for index in inspect(connection).get_indexes("jobs")}
     engine.dispose()
-    assert indexes == {"ix_jobs_state_id"}
+    assert indexes == {
+        "ix_jobs_state_id",
+        "ix_jobs_state_tenant_rank_id",
+        "ix_jobs_clean_after",
+        "ix_jobs_deadline",
+    }
 
 
 def test_migrating_again_keeps_what_is_there(job_store: Store) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service import errors
 from service.errors import EigenpressError, Failure, InfrastructureError
-from service.policy import Decision, decide
+from service.policy import Fail, Retry, RetryPolicy, decide
 
 KINDS = [
     kind
@@ -21,17 +21,19 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_what_machines_do_is_retried(kind: type[EigenpressError]) -> None:
-    decision = decide(kind().failure(), attempt=1, max_attempts=3)
-    if not issubclass(kind, InfrastructureError):
-        assert decision is Decision.FAIL
-    else:
-        assert (decision is Decision.RETRY) == kind.retryable
+    decision = decide(kind().failure(), 1, RetryPolicy(3))
+    retried = issubclass(kind, InfrastructureError) and kind.retryable
+    assert isinstance(decision, Retry) == retried
 
 
-@given(attempt=st.integers(1, 200), max_attempts=st.integers(1, 100), retryable=st.booleans())
-def test_no_job_has_more_attempts_than_allowed(
-    attempt: int, max_attempts: int, retryable: bool
-) -> None:
-    failure = Failure("code", "detail", retryable=retryable)
-    expected = Decision.RETRY if retryable and attempt < max_attempts else Decision.FAIL
-    assert decide(failure, attempt, max_attempts) is expected
+@given(attempts=st.integers(1, 200), most=st.integers(1, 100), retryable=st.booleans())
+def test_no_job_has_more_attempts_than_allowed(attempts: int, most: int, retryable: bool) -> None:
+    decision = decide(Failure("code", "detail", retryable=retryable), attempts, RetryPolicy(most))
+    assert isinstance(decision, Retry if retryable and attempts < most else Fail)
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    policy = RetryPolicy(100, first_pause_seconds=5, longest_pause_seconds=60)
+    pauses = [policy.pause_seconds(attempts) for attempts in range(1, 7)]
+    assert pauses == [5, 10, 20, 40, 60, 60]
+    assert policy.pause_seconds(10**9) == 60

@@ -18,8 +18,10 @@ def test_the_table_is_what_may_happen(current: JobState, wanted: JobState) -> No
     assert may_become(current, wanted) == (wanted in TRANSITIONS[current])
 
 
-def test_exactly_the_terminal_states_lead_nowhere() -> None:
-    assert {state for state, targets in TRANSITIONS.items() if not targets} == TERMINAL
+def test_a_terminal_state_is_left_by_a_retry_alone() -> None:
+    ways = {(state, target) for state in TERMINAL for target in TRANSITIONS[state]}
+    assert ways == {(JobState.FAILED, JobState.QUEUED)}
+    assert all(targets for state, targets in TRANSITIONS.items() if state not in TERMINAL)
 
 
 def test_every_state_is_reached_from_queued_and_can_end() -> None:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+import service.queueing
+import service.records
+import service.store
+import service.transitions
+from service.database import clock
 from service.errors import (
     AttemptStale,
+    IdempotencyKeyReused,
     InvalidParameter,
     JobConflict,
     JobNotFound,
     StorageUnavailable,
 )
 from service.jobs import Artifact, EventType, FileEntry, Job
-from service.spec import JobSpec
+from service.policy import RetryPolicy
+from service.spec import JobSpec, Limits
 from service.states import TRANSITIONS, JobState, Step
 from service.store import Store
-from tests.fixtures.jobs import small_spec
+from tests.fixtures.jobs import at_once, small_spec
 
 RETRYABLE = StorageUnavailable("S3 is away").failure()
 FATAL = InvalidParameter("no such thing", param="model.path").failure()
@@ -55,7 +63,9 @@ def test_an_attempt_from_claim_to_success(job_store: Store) -> None:
     job_store.submitted(job.id, 1)
     job_store.submitted(job.id, 1)
     job_store.record(job.id, 1, "gpu.found", "Two GPUs", {"count": 2})
-    job_store.succeed(job.id, 1, [ARTIFACT], {"loss": 1.5})
+    job_store.published(job.id, 1, 0, ARTIFACT)
+    job_store.published(job.id, 1, 0, ARTIFACT)
+    job_store.succeed(job.id, 1, {"loss": 1.5})
     ended = job_store.get(job.id)
     assert ended.state is JobState.SUCCEEDED
     assert ended.finished_at is not None
@@ -67,6 +77,7 @@ def test_an_attempt_from_claim_to_success(job_store: Store) -> None:
         EventType.CLAIMED,
         EventType.SUBMITTED,
         "gpu.found",
+        EventType.PUBLISHED,
         EventType.SUCCEEDED,
     ]
     found = job_store.events(job.id)[3]
@@ -82,7 +93,7 @@ def test_nothing_is_published_before_success(job_store: Store) -> None:
 def test_a_report_must_be_json_that_every_reader_takes(job_store: Store) -> None:
     job = claimed(job_store)
     with pytest.raises(Exception, match="Out of range float"):
-        job_store.succeed(job.id, 1, [], {"perplexity": float("nan")})
+        job_store.succeed(job.id, 1, {"perplexity": float("nan")})
     assert job_store.get(job.id).state is JobState.RUNNING  # nothing half-written
 
 
@@ -140,7 +151,7 @@ class TestSteps:
             job_store.progress(job.id, 1, step, 0, 1, "parts")
         order = [progress.step for progress in job_store.get(job.id).steps]
         assert order == [Step.RESOLVE, Step.CALIBRATE, Step.SOLVE]
-        job_store.fail(job.id, 1, RETRYABLE, max_attempts=2)
+        job_store.fail(job.id, 1, RETRYABLE, at_once(2))
         job_store.claim()
         assert job_store.get(job.id).steps == ()
 
@@ -154,37 +165,219 @@ class TestSteps:
 class TestFailure:
     def test_retryable_failures_go_back_to_the_queue(self, job_store: Store) -> None:
         job = claimed(job_store)
-        assert job_store.fail(job.id, 1, RETRYABLE, max_attempts=2) is JobState.QUEUED
+        assert job_store.fail(job.id, 1, RETRYABLE, at_once(2)) is JobState.QUEUED
         waiting = job_store.get(job.id)
         assert (waiting.started_at, waiting.failure, waiting.finished_at) == (None, None, None)
         assert job_store.events(job.id)[-1].data["code"] == "storage_unavailable"
         again = job_store.claim()
         assert again is not None
         assert (again.id, again.attempt) == (job.id, 2)
-        assert job_store.fail(job.id, 2, RETRYABLE, max_attempts=2) is JobState.FAILED
+        assert job_store.fail(job.id, 2, RETRYABLE, at_once(2)) is JobState.FAILED
         assert job_store.get(job.id).failure == RETRYABLE
 
     def test_a_users_mistake_ends_the_job(self, job_store: Store) -> None:
         job = claimed(job_store)
-        assert job_store.fail(job.id, 1, FATAL, max_attempts=9) is JobState.FAILED
+        assert job_store.fail(job.id, 1, FATAL, at_once(9)) is JobState.FAILED
         ended = job_store.get(job.id)
         assert ended.failure == FATAL
         assert ended.finished_at is not None
 
     def test_a_failed_job_is_cleaned_once(self, job_store: Store) -> None:
         job = claimed(job_store)
-        job_store.fail(job.id, 1, FATAL, max_attempts=1)
-        assert [dirty.id for dirty in job_store.uncleaned()] == [job.id]
-        job_store.mark_cleaned(job.id)
-        job_store.mark_cleaned(job.id)
-        assert job_store.uncleaned() == []
+        job_store.fail(job.id, 1, FATAL, at_once(1))
+        assert [dirty.id for dirty in job_store.to_clean()] == [job.id]
+        job_store.cleaned(job.id, 1)
+        job_store.cleaned(job.id, 1)
+        assert job_store.to_clean() == []
 
-    def test_what_succeeded_is_never_cleaned(self, job_store: Store) -> None:
+    def test_cleaning_waits_for_its_grace_and_may_be_due_again(self, job_store: Store) -> None:
         job = claimed(job_store)
-        job_store.succeed(job.id, 1, [ARTIFACT], {})
-        assert job_store.uncleaned() == []
-        with pytest.raises(JobConflict, match="must stay"):
-            job_store.mark_cleaned(job.id)
+        job_store.succeed(job.id, 1, {})
+        assert job_store.to_clean(grace_seconds=60) == []
+        job_store.cleaned(job.id, 1, again_after=timedelta(seconds=60))
+        assert job_store.to_clean() == []
+        job_store.cleaned(job.id, 1, again_after=timedelta(0))
+        assert [dirty.id for dirty in job_store.to_clean()] == [job.id]
+
+    def test_a_job_that_was_taken_up_again_is_not_cleaned(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        job_store.fail(job.id, 1, FATAL, at_once(1))
+        job_store.retry(job.id)
+        assert job_store.to_clean() == []
+        with pytest.raises(AttemptStale):
+            job_store.cleaned(job.id, 1)
+
+    def test_what_it_published_does_not_count(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        job_store.published(job.id, 1, 0, ARTIFACT)
+        job_store.fail(job.id, 1, RETRYABLE, at_once(2))
+        assert job_store.artifacts(job.id) == (ARTIFACT,)  # the next attempt need not do it again
+        job_store.claim()
+        job_store.fail(job.id, 2, RETRYABLE, at_once(2))
+        assert job_store.artifacts(job.id) == ()
+
+
+class TestPauses:
+    def test_a_job_waits_before_its_next_attempt(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        other = job_store.create(small_spec())
+        job_store.fail(job.id, 1, RETRYABLE, RetryPolicy(2, first_pause_seconds=60))
+        waiting = job_store.get(job.id)
+        assert waiting.available_at is not None
+        assert 50 < (waiting.available_at - datetime.now(UTC)).total_seconds() <= 60
+        assert [claim and claim.id for claim in (job_store.claim(), job_store.claim())] == [
+            other.id,
+            None,
+        ]
+
+    def test_its_users_retry_does_not_wait_and_has_all_attempts_again(
+        self, job_store: Store
+    ) -> None:
+        job = claimed(job_store)
+        job_store.fail(job.id, 1, RETRYABLE, at_once(1))
+        again = job_store.retry(job.id)
+        assert (again.state, again.failure, again.finished_at) == ("queued", None, None)
+        assert again.attempts_before == 1
+        claim = job_store.claim()
+        assert claim is not None
+        assert claim.attempt == 2
+        assert job_store.fail(job.id, 2, RETRYABLE, at_once(2)) is JobState.QUEUED
+
+
+class TestFairness:
+    def test_priority_comes_before_age(self, job_store: Store) -> None:
+        spec = small_spec()
+        jobs = {p: job_store.create(spec.model_copy(update={"priority": p})) for p in (0, -1, 9)}
+        claims = [job_store.claim() for _ in jobs]
+        assert [job and job.id for job in claims] == [jobs[p].id for p in (9, 0, -1)]
+
+    def test_a_tenant_with_many_jobs_does_not_starve_one_with_few(self, job_store: Store) -> None:
+        for _ in range(20):
+            job_store.create(small_spec(), tenant="many")
+        job_store.create(small_spec(), tenant="one")
+        served = [job_store.claim() for _ in range(3)]
+        assert [job and job.tenant for job in served] == ["many", "one", "many"]
+
+    def test_one_slot_goes_from_tenant_to_tenant(self, job_store: Store) -> None:
+        for tenant in ("a", "a", "a", "b", "b"):
+            job_store.create(small_spec(), tenant=tenant)
+        order = []
+        while (job := job_store.claim(max_running=1)) is not None:
+            order.append(job.tenant)
+            job_store.succeed(job.id, 1, {})
+        assert order == ["a", "b", "a", "b", "a"]
+
+    def test_limits_on_running_jobs(self, job_store: Store) -> None:
+        for tenant in ("a", "a", "b", "b"):
+            job_store.create(small_spec(), tenant=tenant)
+        claims = [job_store.claim(max_running=3, max_running_per_tenant=1) for _ in range(3)]
+        assert [job and job.tenant for job in claims] == ["a", "b", None]
+        assert job_store.claim(max_running=2) is None
+        assert job_store.claim(max_running=3) is not None
+
+
+class TestLeases:
+    def test_a_lease_lapses_and_is_renewed(self, job_store: Store) -> None:
+        job_store.create(small_spec())
+        job = job_store.claim(owner="a", lease_seconds=0)
+        assert job is not None
+        assert job.lapsed
+        job_store.submitted(job.id, 1, 60)
+        assert not job_store.get(job.id).lapsed
+        job_store.renew(job.id, 1, 0)
+        assert job_store.get(job.id).lapsed
+        job_store.renew(job.id, 1, 60)
+        assert not job_store.get(job.id).lapsed
+        assert EventType.RENEWED not in types(job_store, job.id)
+        beats = [
+            e for e in job_store.events(job.id, heartbeats=True) if e.type == "attempt.renewed"
+        ]
+        assert [(beat.attempt, beat.data["lease_seconds"]) for beat in beats] == [(1, 0), (1, 60)]
+
+    def test_a_silent_claim_is_taken_over_once(self, job_store: Store) -> None:
+        job_store.create(small_spec())
+        job = job_store.claim(owner="a", lease_seconds=0)
+        assert job is not None
+        job_store.take_over(job.id, 1, "b", 60)
+        with pytest.raises(AttemptStale):
+            job_store.take_over(job.id, 1, "c", 60)
+        assert job_store.events(job.id)[-1].data["owner"] == "b"
+
+    def test_what_was_submitted_is_not_taken_over(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        job_store.submitted(job.id, 1, 0)
+        with pytest.raises(AttemptStale):
+            job_store.take_over(job.id, 1, "b", 60)
+
+
+class TestLimits:
+    @staticmethod
+    def limited(**limits: int) -> JobSpec:
+        return small_spec().model_copy(update={"limits": Limits(**limits)})
+
+    def test_a_job_that_waits_too_long_fails(
+        self, job_store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = job_store.create(self.limited(queue_seconds=60))
+        assert job_store.end_overdue() == []
+        later(monkeypatch, 61)
+        assert [ended.id for ended in job_store.end_overdue()] == [job.id]
+        failure = job_store.get(job.id).failure
+        assert failure is not None
+        assert (failure.code, failure.param) == ("queue_time_exceeded", "limits.queue_seconds")
+
+    def test_running_time_counts_over_all_attempts(
+        self, job_store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = job_store.create(self.limited(queue_seconds=60, run_seconds=100))
+        job_store.claim()
+        later(monkeypatch, 70)
+        assert job_store.end_overdue() == []
+        job_store.fail(job.id, 1, RETRYABLE, at_once(9))
+        later(monkeypatch, 5000)
+        assert job_store.end_overdue() == []
+        job_store.claim()
+        later(monkeypatch, 5029)
+        assert job_store.end_overdue() == []
+        later(monkeypatch, 5031)
+        (ended,) = job_store.end_overdue()
+        assert ended.failure is not None
+        assert ended.failure.code == "run_time_exceeded"
+
+    def test_a_retry_has_all_of_its_time_again(
+        self, job_store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = job_store.create(self.limited(queue_seconds=60, run_seconds=100))
+        job_store.claim()
+        later(monkeypatch, 101)
+        job_store.end_overdue()
+        job_store.retry(job.id)
+        job_store.claim()
+        later(monkeypatch, 200)
+        assert job_store.end_overdue() == []
+
+
+class TestIdempotency:
+    def test_a_key_stands_for_one_job(self, job_store: Store, job_spec: JobSpec) -> None:
+        job, new = job_store.create_once(job_spec, "key")
+        assert new
+        assert job_store.create_once(job_spec, "key") == (job, False)
+        assert len(job_store.list_jobs(limit=9)) == 1
+        with pytest.raises(IdempotencyKeyReused):
+            job_store.create_once(small_spec("other"), "key")
+
+    def test_keys_are_a_tenants_own(self, job_store: Store, job_spec: JobSpec) -> None:
+        first, _ = job_store.create_once(job_spec, "key", tenant="a")
+        second, new = job_store.create_once(job_spec, "key", tenant="b")
+        assert new
+        assert first.id != second.id
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the database's clock be so many seconds ahead."""
+    ahead = timedelta(seconds=seconds)
+    for module in (service.store, service.transitions, service.records, service.queueing):
+        monkeypatch.setattr(module, "clock", lambda connection: clock(connection) + ahead)
 
 
 class TestCancellation:
@@ -192,7 +385,7 @@ class TestCancellation:
         job = job_store.create(job_spec)
         assert job_store.cancel(job.id).state is JobState.CANCELLED
         assert job_store.claim() is None
-        assert job_store.uncleaned() == []  # it never wrote anything
+        assert job_store.to_clean() == []  # it never wrote anything
 
     def test_of_a_running_job_waits_for_its_attempt(self, job_store: Store) -> None:
         job = claimed(job_store)
@@ -200,7 +393,7 @@ class TestCancellation:
         assert job_store.in_flight() == [job_store.get(job.id)]
         job_store.end_cancelled(job.id, 1)
         assert job_store.get(job.id).state is JobState.CANCELLED
-        assert [dirty.id for dirty in job_store.uncleaned()] == [job.id]
+        assert [dirty.id for dirty in job_store.to_clean()] == [job.id]
 
     def test_again_changes_nothing(self, job_store: Store) -> None:
         job = claimed(job_store)
@@ -212,9 +405,9 @@ class TestCancellation:
 
     def test_between_two_attempts(self, job_store: Store) -> None:
         job = claimed(job_store)
-        job_store.fail(job.id, 1, RETRYABLE, max_attempts=2)
+        job_store.fail(job.id, 1, RETRYABLE, at_once(2))
         assert job_store.cancel(job.id).state is JobState.CANCELLED
-        assert [dirty.id for dirty in job_store.uncleaned()] == [job.id]
+        assert [dirty.id for dirty in job_store.to_clean()] == [job.id]
 
 
 def test_a_released_job_waits_and_its_attempt_is_not_counted(job_store: Store) -> None:
@@ -223,7 +416,7 @@ def test_a_released_job_waits_and_its_attempt_is_not_counted(job_store: Store) -
     job_store.release(job.id, 1, "Ray does not answer")
     waiting = job_store.get(job.id)
     assert replace(waiting, steps=()) == replace(
-        job, state=JobState.QUEUED, attempt=0, started_at=None
+        job, state=JobState.QUEUED, attempt=0, started_at=None, lease_until=None
     )
     event = job_store.events(job.id)[-1]
     assert (event.type, event.attempt, event.message) == (
@@ -252,21 +445,33 @@ def cancel_to_the_end(store: Store, job: str) -> None:
 
 
 PATHS: dict[JobState, Callable[[Store, str], object]] = {
-    JobState.QUEUED: lambda store, job: store.fail(job, 1, RETRYABLE, 2),
+    JobState.QUEUED: lambda store, job: store.fail(job, 1, RETRYABLE, at_once(2)),
     JobState.RUNNING: lambda *_: None,
     JobState.CANCELLING: lambda store, job: store.cancel(job),
-    JobState.SUCCEEDED: lambda store, job: store.succeed(job, 1, [], {}),
-    JobState.FAILED: lambda store, job: store.fail(job, 1, FATAL, 1),
+    JobState.SUCCEEDED: lambda store, job: store.succeed(job, 1, {}),
+    JobState.FAILED: lambda store, job: store.fail(job, 1, FATAL, at_once(1)),
     JobState.CANCELLED: cancel_to_the_end,
 }
 
+REPEATED = {
+    ("succeed", JobState.SUCCEEDED),
+    *(
+        (write, state)
+        for write in ("fail", "retry")
+        for state in (JobState.QUEUED, JobState.FAILED)
+    ),
+}
+"""Writes that may be said again by the attempt that they have ended."""
+
 WRITES: dict[str, tuple[JobState | None, Callable[[Store, str, int], object]]] = {
-    "succeed": (JobState.SUCCEEDED, lambda store, job, n: store.succeed(job, n, [], {})),
-    "fail": (JobState.FAILED, lambda store, job, n: store.fail(job, n, FATAL, 1)),
-    "retry": (JobState.QUEUED, lambda store, job, n: store.fail(job, n, RETRYABLE, 9)),
+    "succeed": (JobState.SUCCEEDED, lambda store, job, n: store.succeed(job, n, {})),
+    "fail": (JobState.FAILED, lambda store, job, n: store.fail(job, n, FATAL, at_once(1))),
+    "retry": (JobState.QUEUED, lambda store, job, n: store.fail(job, n, RETRYABLE, at_once(9))),
     "release": (JobState.QUEUED, lambda store, job, n: store.release(job, n, "no room")),
     "end_cancelled": (JobState.CANCELLED, lambda store, job, n: store.end_cancelled(job, n)),
     "submitted": (None, lambda store, job, n: store.submitted(job, n)),
+    "renew": (None, lambda store, job, n: store.renew(job, n, 60)),
+    "published": (None, lambda store, job, n: store.published(job, n, 0, ARTIFACT)),
     "record": (None, lambda store, job, n: store.record(job, n, "note", "")),
     "progress": (None, lambda store, job, n: store.progress(job, n, Step.SOLVE, 0, 1, "layers")),
 }
@@ -294,7 +499,8 @@ def test_writes_follow_the_table_of_transitions(
         assert job_store.get(job.id).state is (target or state)
         assert target is None or target in TRANSITIONS[state]
     else:
-        with pytest.raises(AttemptStale, match=job.id):
+        refused = nullcontext() if (write, state) in REPEATED else pytest.raises(AttemptStale)
+        with refused:
             act(job_store, job.id, job.attempt)
         assert job_store.get(job.id) == job
         assert job_store.events(job.id) == history
@@ -304,7 +510,7 @@ def test_writes_follow_the_table_of_transitions(
 @pytest.mark.parametrize("write", [write for write in WRITES if write != "end_cancelled"])
 def test_other_attempts_are_refused(job_store: Store, write: str, attempt: int) -> None:
     job = claimed(job_store)
-    job_store.fail(job.id, 1, RETRYABLE, max_attempts=9)
+    job_store.fail(job.id, 1, RETRYABLE, at_once(9))
     job_store.claim()
     before = job_store.get(job.id), job_store.events(job.id)
     with pytest.raises(AttemptStale):

@@ -108,6 +108,7 @@ def attempt(
     """A claimed job in the database that the driver's own settings name; no Ray is started."""
     monkeypatch.setenv("EIGENPRESS_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("EIGENPRESS_MAX_ATTEMPTS", "2")
+    monkeypatch.setenv("EIGENPRESS_RETRY_FIRST_SECONDS", "0")
     monkeypatch.setattr("ray.init", lambda **_: None)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     store = Store(Settings().database)

@@ -20,6 +20,7 @@ from service.errors import (
     StorageUnavailable,
 )
 from service.jobs import new_job_id
+from service.policy import RetryPolicy
 from service.spec import JobSpec
 from service.states import JobState, Step
 from service.store import Store
@@ -166,7 +167,7 @@ def test_a_failed_job_shows_why(client: TestClient, store: Store, job_body: dict
     job_id = _submit(client, job_body)["id"]
     store.claim()
     failure = Failure("calibration_too_short", "only 7 tokens", "calibration.data")
-    store.fail(job_id, 1, failure, max_attempts=3)
+    store.fail(job_id, 1, failure, RetryPolicy(3))
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert job["state"] == "failed"
     assert job["error"] == {
@@ -198,7 +199,7 @@ def test_cancel_after_the_end_is_a_conflict(
 ) -> None:
     job_id = _submit(client, job_body)["id"]
     store.claim()
-    store.succeed(job_id, 1, [], {})
+    store.succeed(job_id, 1, {})
     response = client.post(f"/v1/jobs/{job_id}/cancel")
     assert (response.status_code, response.json()["code"]) == (409, "job_conflict")
     assert store.get(job_id).state is JobState.SUCCEEDED

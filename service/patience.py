@@ -1,0 +1,30 @@
+"""Riding out an outage: a call that is repeated until it works or the time is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+FIRST_PAUSE_SECONDS = 0.2
+LONGEST_PAUSE_SECONDS = 10.0
+
+Result = TypeVar("Result")
+
+
+def patiently(
+    act: Callable[[], Result], *, on: type[Exception] | tuple[type[Exception], ...], seconds: float
+) -> Result:
+    """What `act` returns, repeated while it raises `on`, for about so many seconds.
+
+    The last error is raised as it is. `act` must be such that doing it twice does no harm: of a
+    call that raises it is not known whether it had its effect.
+    """
+    tries = Retrying(
+        retry=retry_if_exception_type(on),
+        stop=stop_after_delay(seconds),
+        wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS),
+        reraise=True,
+    )
+    return tries(act)
