@@ -45,6 +45,7 @@ HERE: tuple[Callable[..., None], ...] = (
     cli_server.serve,
     cli_server.api,
     cli_server.dispatcher,
+    cli_server.migrate,
     cli_server.expand,
 )
 for command in JOBS:

@@ -107,6 +107,23 @@ def dispatcher() -> None:
     _become("service.dispatcher", needs="sqlalchemy", extra="server")
 
 
+def migrate(
+    create_bucket: Annotated[
+        bool,
+        typer.Option("--create-bucket", help="Make the bucket, too, on an S3 server of your own."),
+    ] = False,
+) -> None:
+    """Bring the database to this version; then start the API and the dispatcher."""
+    _require("sqlalchemy", extra="server")
+    from service.migrate import migrate as bring_up_to_date  # with the server's packages
+    from service.storage import ObjectStorage
+
+    settings = Settings()
+    bring_up_to_date(settings.database)
+    if create_bucket:
+        ObjectStorage.from_settings(settings).create_bucket()
+
+
 def expand(
     artifact: Annotated[
         Path, typer.Argument(exists=True, file_okay=False, help="A downloaded artifact.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ READ_SECONDS = 20.0
 """A dashboard asked to submit a job may itself wait 10 s for an agent."""
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  (Ray's own name for it)
+TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105
 MAX_LOG_LINE_CHARACTERS = 1000
 
 _ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
@@ -57,10 +59,13 @@ class RayCluster:
         driver_command: str,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Job id and attempt are appended to `driver_command`; `transport` is for tests."""
+        """Job id and attempt are appended to `driver_command`; `transport` is for tests.
+
+        Raises ClusterUnavailable if there should be a token and it cannot be read.
+        """
         self.dashboard_url = address.rstrip("/")
         self._driver_command = driver_command
-        token = os.environ.get(TOKEN_VARIABLE)
+        token = _token()
         self._http = httpx.Client(
             base_url=self.dashboard_url,
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -152,6 +157,19 @@ class RayCluster:
 
     def _not_ray(self) -> ClusterUnavailable:
         return ClusterUnavailable(f"What answers at {self.dashboard_url} is not a Ray dashboard.")
+
+
+def _token() -> str | None:
+    """Where Ray itself looks for it: in one variable, else in the file that the other names."""
+    path = os.environ.get(TOKEN_PATH_VARIABLE)
+    if (token := os.environ.get(TOKEN_VARIABLE)) or not path:
+        return token
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise ClusterUnavailable(
+            f"{TOKEN_PATH_VARIABLE} names {path}, which cannot be read: {error.strerror}"
+        ) from error
 
 
 def submission_id(job_id: str, attempt: int) -> str:

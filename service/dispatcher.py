@@ -69,8 +69,11 @@ class Dispatcher:
 
     def run(self, stop: StopRequest) -> None:
         """Pass after pass until a stop is requested."""
+        heartbeat = self._settings.dispatcher_heartbeat
         while not stop.requested:
             self.tick()
+            if heartbeat:
+                self._try("The heartbeat", heartbeat.touch)
             stop.wait(self._settings.poll_seconds)
 
     def tick(self) -> None:

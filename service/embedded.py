@@ -30,10 +30,10 @@ from service.child import Child, log_tail
 from service.errors import InfrastructureError
 from service.local_ray import LocalRay
 from service.local_s3 import LocalS3
+from service.migrate import migrate
 from service.ports import LOOPBACK, choose_port
 from service.settings import Settings
 from service.stopping import StopRequest, stop_on_signals
-from service.store import Store
 
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.2
@@ -197,15 +197,6 @@ def ready_block(installation: Installation) -> Text:
     command = f"eigenpress submit {address}--model FOLDER --data FOLDER --keep 0.8 --watch"
     text.append(f"\nSubmit a job from another terminal:\n\n  {command}\n", "default not bold")
     return text.append("\nCtrl-C stops everything.", "default not bold")
-
-
-def migrate(database_url: str) -> None:
-    """Bring the database to this version before the API and the dispatcher meet in it."""
-    store = Store(database_url)
-    try:
-        store.migrate()
-    finally:
-        store.close()
 
 
 def _missing(http: httpx.Client) -> str:

@@ -91,6 +91,9 @@ class Settings(BaseSettings):
         default=86_400.0, ge=0, description="For how long a failed job can be resumed by a retry."
     )
     poll_seconds: float = Field(default=0.5, gt=0, le=60, description="The dispatcher's rhythm.")
+    dispatcher_heartbeat: Path | None = Field(
+        default=None, description="A file that the dispatcher touches after every pass."
+    )
 
     @field_validator("data_dir")
     @classmethod

@@ -9,7 +9,7 @@ try. Trouble with the local disk stays an `OSError`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,11 @@ class ObjectStorage:
         """Raise unless the server answers, takes the credentials and has the bucket."""
         with self._errors():
             self._probe.head_bucket(Bucket=self.bucket)
+
+    def create_bucket(self) -> None:
+        """Make the bucket, unless it is there already."""
+        with self._errors(), suppress(self._client.exceptions.BucketAlreadyOwnedByYou):
+            self._client.create_bucket(Bucket=self.bucket)
 
     def put_file(self, key: str, path: Path) -> None:
         """Upload a file, in parallel parts when it is large."""

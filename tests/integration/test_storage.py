@@ -346,3 +346,15 @@ def canned_answers(status: int) -> Iterator[int]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_a_bucket_can_be_made_and_is_made_once(
+    with_settings: Callable[..., Settings],
+) -> None:
+    storage = ObjectStorage.from_settings(with_settings(s3_bucket="another"))
+    with pytest.raises(BucketMissing):
+        storage.check()
+    storage.create_bucket()
+    storage.put_bytes("kept", b"x")
+    storage.create_bucket()
+    assert storage.get_bytes("kept") == b"x"

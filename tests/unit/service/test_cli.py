@@ -30,7 +30,10 @@ JOB: dict[str, Any] = {
     "error": None,
     "spec": {"targets": [{"keep": 0.8}]},
 }
-COMMANDS = ["submit", "jobs", "watch", "cancel", "download", "serve", "api", "dispatcher", "expand"]
+COMMANDS = [
+    "submit", "jobs", "watch", "cancel", "download",
+    "serve", "api", "dispatcher", "migrate", "expand",
+]  # fmt: skip
 
 
 class Api(ThreadingHTTPServer):
@@ -309,7 +312,16 @@ def test_a_component_takes_the_place_of_the_command(
     assert became == [[sys.executable, "-m", *module]]
 
 
-@pytest.mark.parametrize("command", ["serve", "api", "dispatcher"])
+def test_migrate_makes_the_database(
+    eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_DATA_DIR", str(tmp_path / "data"))
+    assert eigenpress("migrate") == 0
+    assert eigenpress("migrate") == 0
+    assert (tmp_path / "data" / "eigenpress.db").exists()
+
+
+@pytest.mark.parametrize("command", ["serve", "api", "dispatcher", "migrate"])
 def test_a_client_without_the_server_s_packages_says_how_to_get_them(
     eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -70,6 +71,22 @@ def test_the_token_of_a_guarded_cluster_is_sent(monkeypatch: pytest.MonkeyPatch)
 
     cluster_answering(answer).check()
     assert seen == ["Bearer t0ken"]
+
+
+def test_a_token_may_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t0ken\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    seen: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("authorization"))
+        return httpx.Response(200, json={"ray_version": "2.60.0"})
+
+    cluster_answering(answer).check()
+    assert seen == ["Bearer t0ken"]
+    (tmp_path / "token").unlink()
+    with pytest.raises(ClusterUnavailable, match="cannot be read"):
+        cluster_answering(answer)
 
 
 def test_a_refused_submission_says_why() -> None:

@@ -472,3 +472,19 @@ def test_it_runs_until_asked_to_stop(
     monkeypatch.setattr(stop, "wait", lambda _: stop.requested)
     dispatcher.run(stop)
     assert len(checks) == 3
+
+
+def test_its_heartbeat_is_a_file(
+    job_store: Store, cluster: FakeCluster, bucket: FakeBucket, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path, dispatcher_heartbeat=tmp_path / "alive")
+    stop = StopRequest()
+    cluster.down = True
+
+    def wait(_seconds: float) -> None:
+        assert (tmp_path / "alive").exists()
+        stop.make(15)
+
+    stop.wait = wait  # type: ignore[assignment,method-assign]
+    Dispatcher(job_store, cluster, bucket, settings).run(stop)
+    assert stop.requested
