@@ -1,7 +1,7 @@
 """From errors to RFC 9457 problem responses.
 
 service.errors      UserError 422, JobNotFound 404, JobConflict 409,
-                        ObjectMissing 410, InfrastructureError 503
+                        ObjectMissing, ArtifactCorrupt 410, InfrastructureError 503
 pydantic            422 with `param` naming the field; body that is not JSON 400 or 415
 starlette           unknown path 404, wrong method 405, body too large 413
 anything else       500, which says nothing of the cause: that goes to the server's log
@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse
 
 from api.schemas import Problem, ProblemItem
 from service.errors import (
+    ArtifactCorrupt,
     EigenpressError,
     InfrastructureError,
     InvalidParameter,
@@ -108,7 +109,7 @@ def status_of(error: type[EigenpressError]) -> HTTPStatus:
         return HTTPStatus.NOT_FOUND
     if issubclass(error, JobConflict):
         return HTTPStatus.CONFLICT
-    if issubclass(error, ObjectMissing):
+    if issubclass(error, ObjectMissing | ArtifactCorrupt):
         return HTTPStatus.GONE
     if issubclass(error, InfrastructureError):
         return HTTPStatus.SERVICE_UNAVAILABLE

@@ -1,35 +1,35 @@
-"""Publishing: a folder becomes an artifact in the bucket, and its manifest makes it one.
+"""What an artifact is in the bucket: files in a folder of their publication, and a manifest.
 
-The manifest is written last, and only if there is none: a reader that finds it finds every file
-that it names, and of two attempts that publish the same artifact one wins. Nothing else at the
-prefix counts, and what a dead attempt left there goes once the manifest stands.
+    jobs/{job}/artifacts/{name}/manifest.json          every file, its size and sha256
+    jobs/{job}/artifacts/{name}/{attempt}-{token}/...  the files that one publication put there
+    jobs/{job}/checkpoints/...                         what an attempt resumes from
 
-What this does not guarantee: an attempt that has lost its job, and does not know it yet, can
-still overwrite a file. The caller therefore asks the store whether its attempt is the current
-one before it publishes, and readers check every file's sha256.
+The manifest names the folder, so an artifact is what its manifest says and nothing else. How one
+comes there, and goes, is told in `service.publication`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from service.errors import ArtifactConflict, ArtifactCorrupt, StorageUnavailable
+from service.errors import ArtifactCorrupt
 from service.jobs import Artifact, FileEntry
-
-if TYPE_CHECKING:  # the client reads manifests too, and has no boto3
-    from service.storage import ObjectStorage
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 * 2**20
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
+FOLDER_PATTERN = r"^[1-9][0-9]{0,8}-[0-9a-f]{8}/$"
 
 
 class ManifestFile(BaseModel):
-    """One file of the artifact, by its path relative to the manifest."""
+    """One file of the artifact, by its path within the artifact."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,11 +49,16 @@ class ManifestFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Every file of an artifact, in the order of paths."""
+    """Every file of an artifact, in the order of paths, and the attempt that published it.
+
+    The first format had neither attempt nor folder: the files lay beside the manifest.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
+    attempt: int = Field(default=0, ge=0)
+    folder: str = Field(default="", description="Where the files lie, relative to the manifest.")
     files: tuple[ManifestFile, ...] = Field(min_length=1)
 
     @field_validator("files")
@@ -62,6 +67,23 @@ class Manifest(BaseModel):
         if len({file.path for file in files}) != len(files):
             raise ValueError("a path is listed twice")
         return files
+
+    @model_validator(mode="after")
+    def _folder_is_the_attempts(self) -> Self:
+        pattern = FOLDER_PATTERN if self.format == 2 else ""
+        if re.fullmatch(pattern, self.folder) and folder_attempt(self.folder) == self.attempt:
+            return self
+        raise ValueError(f"'{self.folder}' is no folder of attempt {self.attempt}")
+
+    @classmethod
+    def of(cls, files: Sequence[FileEntry], folder: str) -> Manifest:
+        """The manifest of these files in the folder of their publication."""
+        return cls(
+            format=2 if folder else 1,
+            attempt=folder_attempt(folder),
+            folder=folder,
+            files=tuple(ManifestFile(path=f.path, size=f.size, sha256=f.sha256) for f in files),
+        )
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -74,79 +96,57 @@ class Manifest(BaseModel):
             raise ArtifactCorrupt(f"The manifest cannot be read: {error}") from error
 
     def to_json(self) -> bytes:
-        """The bytes in the bucket; equal manifests give equal bytes."""
-        return self.model_dump_json(indent=2).encode() + b"\n"
+        """The bytes in the bucket; equal manifests give equal bytes, of every version."""
+        dropped = {"attempt", "folder"} if self.format == 1 else None
+        return self.model_dump_json(indent=2, exclude=dropped).encode() + b"\n"
+
+    def artifact(self, job_id: str, name: str) -> Artifact:
+        """The artifact that this manifest describes."""
+        files = tuple(FileEntry(file.path, file.size, file.sha256) for file in self.files)
+        return Artifact(name, artifact_prefix(job_id, name) + self.folder, files)
+
+
+def artifacts_prefix(job_id: str) -> str:
+    """Where a job's artifacts lie in the bucket."""
+    return f"jobs/{job_id}/artifacts/"
+
+
+def checkpoints_prefix(job_id: str) -> str:
+    """Where a job's resumable state lies in the bucket."""
+    return f"jobs/{job_id}/checkpoints/"
 
 
 def artifact_prefix(job_id: str, name: str) -> str:
-    """Where an artifact lies in the bucket."""
-    return f"jobs/{job_id}/artifacts/{name}/"
+    """Where one artifact's manifest and the folders of its publications lie."""
+    return f"{artifacts_prefix(job_id)}{name}/"
 
 
-def publish(storage: ObjectStorage, job_id: str, name: str, folder: Path) -> Artifact:
-    """Upload every file below `folder`, then the manifest.
+def manifest_key(job_id: str, name: str) -> str:
+    """The one object that makes a publication the artifact."""
+    return artifact_prefix(job_id, name) + MANIFEST_NAME
 
-    Raises `ArtifactConflict` if the artifact is there already, and the storage's errors.
-    """
-    entries = tuple(_describe(folder, path) for path in _regular_files(folder))
-    manifest = Manifest(
-        files=tuple(ManifestFile(path=e.path, size=e.size, sha256=e.sha256) for e in entries)
-    )
-    artifact = Artifact(name, artifact_prefix(job_id, name), entries)
-    _refuse_if_published(storage, artifact)
-    for entry in entries:
-        storage.put_file(artifact.prefix + entry.path, folder / entry.path)
-    _check_uploaded(storage, artifact)
-    _seal(storage, artifact, manifest)
-    _remove_strays(storage, artifact)
-    return artifact
+
+def new_folder(attempt: int) -> str:
+    """A folder for a publication, which no other one, of this attempt or another, will use."""
+    return f"{attempt}-{secrets.token_hex(4)}/"
+
+
+def folder_attempt(folder: str) -> int:
+    """The attempt that a publication's folder belongs to; 0 for the first format's "none"."""
+    return int(folder.partition("-")[0] or 0)
+
+
+def check_manifest(content: bytes, artifact: Artifact, job_id: str) -> None:
+    """Raise `ArtifactCorrupt` unless these bytes are the manifest of this very artifact."""
+    folder = artifact.prefix.removeprefix(artifact_prefix(job_id, artifact.name))
+    if content != Manifest.of(artifact.files, folder).to_json():
+        raise ArtifactCorrupt(
+            f"The {MANIFEST_NAME} of '{artifact.name}' in the bucket is not the one that was "
+            "published: it was damaged or replaced."
+        )
 
 
 def sha256_of(path: Path) -> str:
     """The file's sha256, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _regular_files(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    for path in paths:
-        if path.is_symlink() or not path.is_file():
-            raise ValueError(f"{path} is no regular file and cannot be published")
-    return paths
-
-
-def _describe(folder: Path, path: Path) -> FileEntry:
-    relative = PurePosixPath(path.relative_to(folder)).as_posix()
-    return FileEntry(relative, path.stat().st_size, sha256_of(path))
-
-
-def _refuse_if_published(storage: ObjectStorage, artifact: Artifact) -> None:
-    if any(storage.list_objects(artifact.prefix + MANIFEST_NAME)):
-        raise ArtifactConflict(f"'{artifact.name}' is already published.")
-
-
-def _check_uploaded(storage: ObjectStorage, artifact: Artifact) -> None:
-    sizes = {stored.key: stored.size for stored in storage.list_objects(artifact.prefix)}
-    for entry in artifact.files:
-        stored = sizes.get(artifact.prefix + entry.path)
-        if stored != entry.size:
-            _refuse_if_published(storage, artifact)  # a winner removes what is not its own
-            raise StorageUnavailable(
-                f"'{entry.path}' was uploaded with {entry.size} bytes; the bucket has {stored}."
-            )
-
-
-def _seal(storage: ObjectStorage, artifact: Artifact, manifest: Manifest) -> None:
-    key, data = artifact.prefix + MANIFEST_NAME, manifest.to_json()
-    if storage.put_bytes(key, data, only_if_absent=True):
-        return
-    # Not necessarily a rival: the first try may have succeeded and its answer been lost.
-    if storage.get_bytes(key) != data:
-        raise ArtifactConflict(f"Another attempt has published '{artifact.name}'.")
-
-
-def _remove_strays(storage: ObjectStorage, artifact: Artifact) -> None:
-    ours = {artifact.prefix + path for path in (MANIFEST_NAME, *(e.path for e in artifact.files))}
-    found = (stored.key for stored in storage.list_objects(artifact.prefix))
-    storage.delete([key for key in found if key not in ours])

@@ -11,6 +11,7 @@ wrong bytes, but either may fail.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -59,18 +60,18 @@ def download_artifact(
     OSError              `folder` cannot be written
     """
     with open_http(REQUEST_SECONDS) as http:
-        urls = _Urls(client, job_id, name)
-        manifest = _fetch_manifest(http, urls)
+        listing = _Listing(client, job_id, name)
+        manifest = _fetch_manifest(http, listing)
         files = Manifest.parse(manifest).files
         claim = _claim(folder, manifest)
         tally = _Tally(sum(file.size for file in files), on_progress)
-        _fetch_all(http, urls, files, folder, workers, tally)
+        _fetch_all(http, listing, files, folder, workers, tally)
     claim.replace(folder / MANIFEST_NAME)
     return folder
 
 
-class _Urls:
-    """The artifact's presigned URLs, asked for again when they have expired."""
+class _Listing:
+    """The artifact's files as the API lists them; presigned URLs that have expired are renewed."""
 
     def __init__(self, client: Client, job_id: str, name: str) -> None:
         self._client = client
@@ -79,7 +80,13 @@ class _Urls:
         self._lock = threading.Lock()
         self._by_path = self._ask()
 
-    def of(self, path: str) -> str:
+    def url(self, path: str) -> str:
+        return self._file(path)["url"]
+
+    def sha256(self, path: str) -> str:
+        return self._file(path)["sha256"]
+
+    def _file(self, path: str) -> dict[str, str]:
         try:
             return self._by_path[path]
         except KeyError:
@@ -88,14 +95,14 @@ class _Urls:
     def renew(self, path: str, refused: str) -> None:
         """Replace the URLs, unless another thread already did since `refused` was read."""
         with self._lock:
-            if self._by_path.get(path) == refused:
+            if self.url(path) == refused:
                 self._by_path = self._ask()
 
-    def _ask(self) -> dict[str, str]:
+    def _ask(self) -> dict[str, dict[str, str]]:
         artifacts = self._client.artifacts(self._job_id)
         for artifact in artifacts:
             if artifact["name"] == self._name:
-                return {file["path"]: file["url"] for file in artifact["files"]}
+                return {file["path"]: file for file in artifact["files"]}
         names = ", ".join(artifact["name"] for artifact in artifacts) or "none"
         raise InvalidParameter(
             f"{self._job_id} has no artifact {self._name!r}; it has: {names}", param="name"
@@ -122,7 +129,7 @@ class _Fetch:
     """One file on its way: where it comes from, where it waits and where it goes."""
 
     http: httpx.Client
-    urls: _Urls
+    listing: _Listing
     file: ManifestFile
     final: Path
     tally: _Tally
@@ -171,7 +178,7 @@ class _Fetch:
 
     def _request_rest(self, offset: int) -> str:
         """Ask for the bytes from `offset` on and keep what comes; say what the answer was."""
-        url = self.urls.of(self.file.path)
+        url = self.listing.url(self.file.path)
         headers = {"Range": f"bytes={offset}-", "Accept-Encoding": "identity"}
         try:
             with self.http.stream("GET", url, headers=headers) as response:
@@ -181,7 +188,7 @@ class _Fetch:
                 elif response.status_code == httpx.codes.OK:
                     self._keep(response, 0)  # a server that does not know Range sends it all
                 elif response.is_client_error:
-                    self.urls.renew(self.file.path, refused=url)
+                    self.listing.renew(self.file.path, refused=url)
                 return f"the bucket answers HTTP {response.status_code}"
         except httpx.TransportError as error:
             return str(error) or type(error).__name__
@@ -214,7 +221,7 @@ class _Fetch:
 
 def _fetch_all(
     http: httpx.Client,
-    urls: _Urls,
+    listing: _Listing,
     files: tuple[ManifestFile, ...],
     folder: Path,
     workers: int,
@@ -223,7 +230,7 @@ def _fetch_all(
     """Fetch every file. The first that fails, or Ctrl-C, stops the others at their next chunk."""
     stop = threading.Event()
     with ThreadPoolExecutor(workers, thread_name_prefix="download") as pool:
-        fetches = [_Fetch(http, urls, file, folder / file.path, tally, stop) for file in files]
+        fetches = [_Fetch(http, listing, file, folder / file.path, tally, stop) for file in files]
         pending = [pool.submit(fetch.run) for fetch in fetches]
         try:
             for future in pending:
@@ -234,16 +241,16 @@ def _fetch_all(
             raise
 
 
-def _fetch_manifest(http: httpx.Client, urls: _Urls) -> bytes:
+def _fetch_manifest(http: httpx.Client, listing: _Listing) -> bytes:
     for fruitless in range(1, MAX_FRUITLESS_TRIES + 1):
-        url = urls.of(MANIFEST_NAME)
+        url = listing.url(MANIFEST_NAME)
         try:
             with http.stream("GET", url) as response:
                 if response.is_success:
-                    return _bounded(response)
+                    return _checked(_bounded(response), listing.sha256(MANIFEST_NAME))
             problem = f"the bucket answers HTTP {response.status_code}"
             if response.is_client_error:
-                urls.renew(MANIFEST_NAME, refused=url)
+                listing.renew(MANIFEST_NAME, refused=url)
         except httpx.TransportError as error:
             problem = str(error) or type(error).__name__
         time.sleep(_pause_seconds(fruitless))
@@ -257,6 +264,12 @@ def _bounded(response: httpx.Response) -> bytes:
         if len(content) > MAX_MANIFEST_BYTES:
             raise ArtifactCorrupt(f"{MANIFEST_NAME} is longer than {MAX_MANIFEST_BYTES:,} bytes")
     return bytes(content)
+
+
+def _checked(manifest: bytes, sha256: str) -> bytes:
+    if hashlib.sha256(manifest).hexdigest() != sha256:
+        raise ArtifactCorrupt(f"{MANIFEST_NAME} does not match the sha256 that the API states")
+    return manifest
 
 
 def _claim(folder: Path, manifest: bytes) -> Path:

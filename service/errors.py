@@ -27,6 +27,8 @@
     ├── SolveFailed                  an eigenproblem without a finite solution
     └── InfrastructureError          a machine or a service is at fault; retried
         ├── StorageUnavailable
+        ├── StorageFull
+        ├── StorageReadOnly      not retried: somebody must grant the right to write
         ├── BucketMissing            not retried: somebody must create it
         ├── StorageCredentialsInvalid  not retried: somebody must mend them
         ├── ClusterUnavailable
@@ -34,6 +36,7 @@
         ├── DatabaseUnavailable
         ├── InsufficientResources    not retried
         ├── WorkerLost
+        ├── DiskFull
         ├── OutOfMemory          not retried: it would run out again
         ├── SandboxUnavailable   not retried: the machine must get another kernel
         ├── HarnessMissing       not retried: somebody must install it
@@ -241,6 +244,19 @@ class StorageUnavailable(InfrastructureError):
     code = "storage_unavailable"
 
 
+class StorageFull(InfrastructureError):
+    """The S3 bucket is full: remove objects from it or raise its quota."""
+
+    code = "storage_full"
+
+
+class StorageReadOnly(InfrastructureError):
+    """The S3 server lets these credentials read the bucket but not write to it."""
+
+    code = "storage_read_only"
+    retryable = False
+
+
 class BucketMissing(InfrastructureError):
     """The S3 bucket does not exist."""
 
@@ -285,6 +301,12 @@ class WorkerLost(InfrastructureError):
     """A worker died; its node may have failed or run out of memory."""
 
     code = "worker_lost"
+
+
+class DiskFull(InfrastructureError):
+    """A machine's disk is full: make room there, or set EIGENPRESS_DATA_DIR to a larger one."""
+
+    code = "disk_full"
 
 
 class OutOfMemory(InfrastructureError):

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from service.disk import naming_full_disk
+
 
 def fetched_once(directory: Path, identity: str, fill: Callable[[Path], None]) -> Path:
     """The folder that `fill` filled for this identity, now or some time before.
 
     It appears by a rename once `fill` has returned, so it is complete whenever it is there.
-    Processes that ask at the same time wait for the one that fetches.
+    Processes that ask at the same time wait for the one that fetches. Raises DiskFull.
     """
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     target, partial = directory / name, directory / f"{name}.partial"
@@ -24,7 +26,8 @@ def fetched_once(directory: Path, identity: str, fill: Callable[[Path], None]) -
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
-                fill(partial)
+                with naming_full_disk(partial):
+                    fill(partial)
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)

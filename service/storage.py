@@ -1,18 +1,21 @@
 """Objects in an S3 bucket: the one place that speaks to boto3.
 
 Whatever goes wrong on the way to the bucket leaves this module as `StorageUnavailable`,
-`BucketMissing`, `StorageCredentialsInvalid` or `ObjectMissing`, and after a bounded time: a server
-that is down costs seconds, one that accepts a connection and then says nothing `READ_SECONDS` per
-try. Trouble with the local disk stays an `OSError`.
+`StorageFull`, `StorageReadOnly`, `BucketMissing`, `StorageCredentialsInvalid` or `ObjectMissing`,
+and after a bounded time: a server that is down costs seconds, one that accepts a connection and
+then says nothing `READ_SECONDS` per try. A storage made with patience rides out an outage: what
+ends as `StorageUnavailable` is tried again for `patience_seconds`. Every operation may be repeated,
+for a conditional write knows its own bytes. Trouble with the local disk stays an `OSError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from boto3.exceptions import Boto3Error
@@ -34,8 +37,11 @@ from service.errors import (
     EigenpressError,
     ObjectMissing,
     StorageCredentialsInvalid,
+    StorageFull,
+    StorageReadOnly,
     StorageUnavailable,
 )
+from service.patience import patiently
 from service.settings import Settings
 
 CONNECT_SECONDS = 3
@@ -44,6 +50,16 @@ PROBE_SECONDS = 5
 ATTEMPTS = 3
 DELETE_BATCH = 1000
 """The most keys that one DeleteObjects request takes."""
+
+UPLOAD_MARKERS = ("KeyMarker", "UploadIdMarker")
+
+FULL_CODES = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})
+"""How servers name a full bucket or full disks, whatever the status."""
+
+READING = frozenset({"GetObject", "HeadBucket", "HeadObject", "ListObjectsV2"})
+"""Operations that need no right to write."""
+
+Result = TypeVar("Result")
 
 _TRANSFER = TransferConfig(num_download_attempts=ATTEMPTS)
 
@@ -60,8 +76,9 @@ class StoredObject:
 class ObjectStorage:
     """One bucket. Safe to share between threads."""
 
-    def __init__(self, settings: Settings, bucket: str) -> None:
+    def __init__(self, settings: Settings, bucket: str, *, patience_seconds: float = 0) -> None:
         self.bucket = bucket
+        self._patience_seconds = patience_seconds
         self._where = settings.s3_endpoint_url or f"Amazon S3 ({settings.s3_region})"
         connect = _Connector(settings)
         with self._errors():
@@ -72,12 +89,14 @@ class ObjectStorage:
             )
 
     @classmethod
-    def from_settings(cls, settings: Settings, bucket: str | None = None) -> ObjectStorage:
+    def from_settings(
+        cls, settings: Settings, bucket: str | None = None, *, patience_seconds: float = 0
+    ) -> ObjectStorage:
         """The installation's bucket, or another one reached with the same credentials."""
-        return cls(settings, bucket or settings.s3_bucket)
+        return cls(settings, bucket or settings.s3_bucket, patience_seconds=patience_seconds)
 
     def check(self) -> None:
-        """Raise unless the server answers, takes the credentials and has the bucket."""
+        """Raise, without patience, unless the server answers, lets us in and has the bucket."""
         with self._errors():
             self._probe.head_bucket(Bucket=self.bucket)
 
@@ -88,43 +107,69 @@ class ObjectStorage:
 
     def put_file(self, key: str, path: Path) -> None:
         """Upload a file, in parallel parts when it is large."""
-        with path.open("rb") as file, self._errors(key):
-            self._client.upload_fileobj(file, self.bucket, key, Config=_TRANSFER)
 
-    def put_bytes(self, key: str, data: bytes, *, only_if_absent: bool = False) -> bool:
-        """Write a small object; False if `only_if_absent` and somebody was first."""
-        condition = {"IfNoneMatch": "*"} if only_if_absent else {}
-        with self._errors(key):
-            for _ in range(ATTEMPTS):
-                try:
-                    self._client.put_object(Bucket=self.bucket, Key=key, Body=data, **condition)
-                except ClientError as error:
-                    if only_if_absent and _status(error) == 412:
-                        return False
-                    if only_if_absent and _status(error) == 409:
-                        continue  # another conditional write is under way: ask again who won
-                    raise
-                return True
+        def upload() -> None:
+            with path.open("rb") as file:
+                self._client.upload_fileobj(file, self.bucket, key, Config=_TRANSFER)
+
+        self._patiently(upload, key)
+
+    def put_bytes(
+        self, key: str, data: bytes, *, only_if_absent: bool = False, replacing: str | None = None
+    ) -> bool:
+        """Write a small object, on condition if asked to: that there is none, or one of this etag.
+
+        False if the condition does not hold. If these very bytes stand there it counts as written:
+        the answer to an earlier try may have been lost.
+        """
+        condition = {"IfMatch": replacing} if replacing else {}
+        if only_if_absent:
+            condition = {"IfNoneMatch": "*"}
+        return self._patiently(lambda: self._put(key, data, condition), key)
+
+    def _put(self, key: str, data: bytes, condition: dict[str, str]) -> bool:
+        for _ in range(ATTEMPTS):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=key, Body=data, **condition)
+            except ClientError as error:
+                if condition and _status(error) in (404, 412):
+                    return self._has(key, data)
+                if condition and _status(error) == 409:
+                    continue  # another conditional write is under way: ask again who won
+                raise
+            return True
         raise StorageUnavailable(f"{self._where} keeps answering that '{key}' is being written.")
+
+    def _has(self, key: str, data: bytes) -> bool:
+        try:
+            with self._errors(key):
+                return self._get(key)[0] == data
+        except ObjectMissing:
+            return False
 
     def get_bytes(self, key: str) -> bytes:
         """The whole object in memory. Raises `ObjectMissing`."""
-        with self._errors(key):
-            body: bytes = self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-            return body
+        return self.get_version(key)[0]
+
+    def get_version(self, key: str) -> tuple[bytes, str]:
+        """The whole object and the etag of these very bytes. Raises `ObjectMissing`."""
+        return self._patiently(lambda: self._get(key), key)
+
+    def _get(self, key: str) -> tuple[bytes, str]:
+        answer = self._client.get_object(Bucket=self.bucket, Key=key)
+        return answer["Body"].read(), _etag(answer)
 
     def get_file(self, key: str, path: Path) -> None:
         """Download to `path`, which appears only once complete. Raises `ObjectMissing`."""
-        with self._errors(key):
-            self._client.download_file(self.bucket, key, str(path), Config=_TRANSFER)
+        self._patiently(
+            lambda: self._client.download_file(self.bucket, key, str(path), Config=_TRANSFER), key
+        )
 
     def list_objects(self, prefix: str) -> Iterator[StoredObject]:
         """Every object whose key begins with `prefix`, in the order of keys."""
-        with self._errors():
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=prefix):
-                for entry in page.get("Contents", ()):
-                    yield StoredObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
+        for page in self._pages(self._client.list_objects_v2, prefix, "ContinuationToken"):
+            for entry in page.get("Contents", ()):
+                yield StoredObject(entry["Key"], entry["Size"], _etag(entry))
 
     def delete_prefix(self, prefix: str) -> int:
         """Delete every object below `prefix` and abort its unfinished uploads; the objects' number.
@@ -137,7 +182,7 @@ class ObjectStorage:
         keys = [stored.key for stored in self.list_objects(prefix)]
         manifests = [key for key in keys if key.rpartition("/")[2] == MANIFEST_NAME]
         self.delete(manifests)
-        self._abort_uploads(prefix)
+        self.abort_uploads(prefix)
         rest = [stored.key for stored in self.list_objects(prefix)]  # and what was just completed
         self.delete(rest)
         return len(manifests) + len(rest)
@@ -145,15 +190,43 @@ class ObjectStorage:
     def delete(self, keys: Sequence[str]) -> None:
         """Delete these objects; those already gone are no error."""
         for start in range(0, len(keys), DELETE_BATCH):
-            objects = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
-            with self._errors():
-                answer = self._client.delete_objects(
-                    Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True}
-                )
-            for refused in answer.get("Errors", ()):
-                raise StorageUnavailable(
-                    f"{self._where} did not delete '{refused['Key']}': {refused.get('Message')}"
-                )
+            batch = keys[start : start + DELETE_BATCH]
+            self._patiently(partial(self._delete, batch))
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        objects = [{"Key": key} for key in keys]
+        answer = self._client.delete_objects(
+            Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True}
+        )
+        for refused in answer.get("Errors", ()):
+            raise StorageUnavailable(
+                f"{self._where} did not delete '{refused['Key']}': {refused.get('Message')}"
+            )
+
+    def delete_version(self, key: str, etag: str) -> bool:
+        """Delete the object if it still has this etag; False if it was replaced or is gone."""
+
+        def delete() -> bool:
+            try:
+                self._client.delete_object(Bucket=self.bucket, Key=key, IfMatch=etag)
+            except ClientError as error:
+                if _status(error) in (404, 409, 412) and _code(error) != "NoSuchBucket":
+                    return False
+                raise
+            return True
+
+        return self._patiently(delete)
+
+    def abort_uploads(self, prefix: str, which: Callable[[str], bool] = lambda _key: True) -> None:
+        """Abort the unfinished uploads of the keys below `prefix`, of `which` alone if given."""
+        uploads = [
+            (upload["Key"], upload["UploadId"])
+            for page in self._pages(self._client.list_multipart_uploads, prefix, *UPLOAD_MARKERS)
+            for upload in page.get("Uploads", ())
+            if which(upload["Key"])
+        ]
+        for key, upload_id in uploads:
+            self._patiently(partial(self._abort, key, upload_id))
 
     def presign(self, key: str, seconds: int) -> str:
         """A URL that anybody may GET the object from until it expires."""
@@ -163,19 +236,31 @@ class ObjectStorage:
             )
             return url
 
-    def _abort_uploads(self, prefix: str) -> None:
-        with self._errors():
-            pages = self._client.get_paginator("list_multipart_uploads")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=prefix):
-                for upload in page.get("Uploads", ()):
-                    self._abort(upload["Key"], upload["UploadId"])
+    def _pages(
+        self, list_page: Callable[..., dict[str, Any]], prefix: str, *markers: str
+    ) -> Iterator[dict[str, Any]]:
+        """Every page of a listing; `markers` name the arguments that say where the next begins."""
+        start: dict[str, str] = {}
+        while True:
+            page = self._patiently(partial(list_page, Bucket=self.bucket, Prefix=prefix, **start))
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            start = {marker: page[f"Next{marker}"] for marker in markers}
 
     def _abort(self, key: str, upload_id: str) -> None:
         try:
             self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
         except ClientError as error:
-            if _status(error) != 404:  # it ended since it was listed
+            if _status(error) != 404 or _code(error) == "NoSuchBucket":  # it ended meanwhile
                 raise
+
+    def _patiently(self, act: Callable[[], Result], key: str | None = None) -> Result:
+        def once() -> Result:
+            with self._errors(key):
+                return act()
+
+        return patiently(once, on=StorageUnavailable, seconds=self._patience_seconds)
 
     @contextmanager
     def _errors(self, key: str | None = None) -> Iterator[None]:
@@ -192,7 +277,17 @@ class ObjectStorage:
             raise StorageUnavailable(f"{self._where} does not answer: {error}") from error
 
     def _refusal(self, error: ClientError, key: str | None) -> EigenpressError:
-        code, status = error.response.get("Error", {}).get("Code", ""), _status(error)
+        code, status = _code(error), _status(error)
+        if status == 507 or code in FULL_CODES:
+            return StorageFull(
+                f"{self._where} has no room left in bucket '{self.bucket}': remove objects from it "
+                f"or raise its quota ({error})"
+            )
+        if code == "AccessDenied" and error.operation_name not in READING:
+            return StorageReadOnly(
+                f"{self._where} lets these credentials not write to bucket '{self.bucket}': grant "
+                f"them the right, or raise the quota if one has made it read-only ({error})"
+            )
         if status in (401, 403):
             return StorageCredentialsInvalid(
                 f"{self._where} refuses the credentials for bucket '{self.bucket}': {error}"
@@ -237,6 +332,16 @@ class _Connector:
 def _status(error: ClientError) -> int:
     status: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return status
+
+
+def _code(error: ClientError) -> str:
+    code: str = error.response.get("Error", {}).get("Code", "")
+    return code
+
+
+def _etag(answer: dict[str, Any]) -> str:
+    etag: str = answer["ETag"].strip('"')
+    return etag
 
 
 def _is_loopback(endpoint_url: str | None) -> bool:

@@ -14,8 +14,9 @@ from typing import Any
 import ray
 import torch
 
-from service.artifacts import publish
+from service.disk import naming_full_disk
 from service.jobs import Artifact
+from service.publication import publish
 from service.settings import Settings
 from service.spec import JobSpec
 from service.storage import ObjectStorage
@@ -38,7 +39,7 @@ class Assembler:
     ) -> tuple[Path, CheckpointSize]:
         """Write a target's checkpoint; `owners` are the workers that solved each layer.
 
-        Raises ModelInvalid if the source lacks any parameter of the model.
+        Raises ModelInvalid if the source lacks any parameter of the model, and DiskFull.
         """
         source = prepare_model(self._spec.model, self._settings)
 
@@ -47,15 +48,26 @@ class Assembler:
             return fetched
 
         folder = self._scratch / target
-        return folder, write_checkpoint(source, folder, ranks, compressed, getattr(torch, dtype))
+        with naming_full_disk(folder):
+            size = write_checkpoint(source, folder, ranks, compressed, getattr(torch, dtype))
+        return folder, size
 
-    def publish(self, job_id: str, target: str, report: Mapping[str, Any], card: str) -> Artifact:
-        """Add the report and the model card, and put the artifact into the bucket."""
+    def publish(
+        self, job_id: str, attempt: int, target: str, report: Mapping[str, Any], card: str
+    ) -> Artifact:
+        """Add the report and the model card, and put the artifact into the bucket.
+
+        Raises DiskFull, and the errors of `service.publication.publish`.
+        """
         folder = self._scratch / target
         text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        (folder / "report.json").write_text(text, "utf-8")
-        (folder / "README.md").write_text(card, "utf-8")
-        return publish(ObjectStorage.from_settings(self._settings), job_id, target, folder)
+        with naming_full_disk(folder):
+            (folder / "report.json").write_text(text, "utf-8")
+            (folder / "README.md").write_text(card, "utf-8")
+        storage = ObjectStorage.from_settings(
+            self._settings, patience_seconds=self._settings.outage_seconds
+        )
+        return publish(storage, job_id, attempt, target, folder)
 
     def clean(self) -> None:
         """Remove the attempt's files on this node."""

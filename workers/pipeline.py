@@ -25,7 +25,6 @@ from service.jobs import Artifact, Job
 from service.settings import Settings
 from service.spec import EvaluationTask, LmEval, QualityTarget, Target
 from service.states import Step
-from service.storage import ObjectStorage
 from workers.checkpoint_writer import CheckpointSize
 from workers.compression.allocation import LayerOptions, Ranks
 from workers.crew import Crew
@@ -338,15 +337,13 @@ class _Attempt:
         """Upload every artifact, its manifest last."""
         with self.progress.step(Step.PUBLISH, "artifacts") as meter:
             meter.expect(len(assembled))
-            # What an earlier attempt of this job may have left is replaced whole.
-            storage = ObjectStorage.from_settings(self.settings)
-            storage.delete_prefix(f"jobs/{self.job.id}/")
             queues: list[list[Call]] = [[] for _ in self.assemblers]
             for number, artifact in enumerate(assembled):
                 name = artifact.target.name
                 upload = partial(
                     self.assemblers[artifact.worker].publish.remote,
                     self.job.id,
+                    self.job.attempt,
                     name,
                     report,
                     model_card(report, name),

@@ -12,7 +12,7 @@ from api.routes import JobId, problems
 from api.schemas import Artifact, ArtifactFile, ArtifactList
 from api.services import Services, ServicesDep
 from service import jobs
-from service.artifacts import MANIFEST_NAME
+from service.artifacts import MANIFEST_NAME, check_manifest, manifest_key
 from service.errors import JobConflict
 from service.states import JobState
 from service.storage import ObjectStorage
@@ -30,7 +30,7 @@ def artifacts(job_id: JobId, services: ServicesDep) -> ArtifactList:
     expires_at = datetime.now(UTC) + timedelta(seconds=lifetime)
     return ArtifactList(
         artifacts=[
-            _artifact(artifact, services.storage, lifetime, expires_at)
+            _artifact(job_id, artifact, services.storage, lifetime, expires_at)
             for artifact in services.store.artifacts(job_id)
         ]
     )
@@ -50,17 +50,20 @@ def _require_success(job_id: str, services: Services) -> None:
 
 
 def _artifact(
-    artifact: jobs.Artifact, storage: ObjectStorage, lifetime_seconds: int, expires_at: datetime
+    job_id: str,
+    artifact: jobs.Artifact,
+    storage: ObjectStorage,
+    lifetime_seconds: int,
+    expires_at: datetime,
 ) -> Artifact:
-    files = [
-        ArtifactFile(
-            path=entry.path,
-            size=entry.size,
-            sha256=entry.sha256,
-            url=storage.presign(artifact.prefix + entry.path, lifetime_seconds),
-        )
-        for entry in (*artifact.files, _manifest(artifact, storage))
-    ]
+    def file(entry: jobs.FileEntry, key: str) -> ArtifactFile:
+        url = storage.presign(key, lifetime_seconds)
+        return ArtifactFile(path=entry.path, size=entry.size, sha256=entry.sha256, url=url)
+
+    key = manifest_key(job_id, artifact.name)
+    manifest = _manifest(job_id, artifact, storage.get_bytes(key))
+    files = [file(entry, artifact.prefix + entry.path) for entry in artifact.files]
+    files.append(file(manifest, key))
     return Artifact(
         name=artifact.name,
         uri=f"s3://{storage.bucket}/{artifact.prefix}",
@@ -70,7 +73,7 @@ def _artifact(
     )
 
 
-def _manifest(artifact: jobs.Artifact, storage: ObjectStorage) -> jobs.FileEntry:
+def _manifest(job_id: str, artifact: jobs.Artifact, content: bytes) -> jobs.FileEntry:
     """The manifest lists the other files but not itself, so it is read to be measured."""
-    content = storage.get_bytes(artifact.prefix + MANIFEST_NAME)
+    check_manifest(content, artifact, job_id)
     return jobs.FileEntry(MANIFEST_NAME, len(content), hashlib.sha256(content).hexdigest())

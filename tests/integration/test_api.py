@@ -15,8 +15,9 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from api.app import create_app
-from service.artifacts import publish
+from service.artifacts import artifact_prefix
 from service.local_s3 import LocalS3
+from service.publication import publish
 from service.settings import Settings
 from service.storage import ObjectStorage
 from service.store import Store
@@ -162,7 +163,7 @@ def test_artifacts_download_from_the_bucket_by_their_urls(
 ) -> None:
     job_id = client.post("/v1/jobs", json=job_body).json()["id"]
     store.claim()
-    published = publish(storage, job_id, "keep-0.8", model_folder)
+    published = publish(storage, job_id, 1, "keep-0.8", model_folder)
     store.published(job_id, 1, 0, published)
     store.succeed(job_id, 1, {"kept": 0.8})
 
@@ -179,6 +180,6 @@ def test_artifacts_download_from_the_bucket_by_their_urls(
             assert hashlib.sha256(content).hexdigest() == file["sha256"]
     assert client.get(f"/v1/jobs/{job_id}/report").json() == {"kept": 0.8}
 
-    storage.delete_prefix(published.prefix)
+    storage.delete_prefix(artifact_prefix(job_id, "keep-0.8"))
     response = client.get(f"/v1/jobs/{job_id}/artifacts")
     assert (response.status_code, response.json()["code"]) == (410, "object_missing")

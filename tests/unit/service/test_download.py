@@ -39,7 +39,8 @@ def manifest_of(files: dict[str, bytes]) -> bytes:
         {"path": path, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for path, content in files.items()
     ]
-    return json.dumps({"format": 1, "files": entries}).encode()
+    place = {"attempt": 1, "folder": "1-00c0ffee/"}
+    return json.dumps({"format": 2, **place, "files": entries}).encode()
 
 
 class Bucket(ThreadingHTTPServer):
@@ -62,8 +63,12 @@ class Bucket(ThreadingHTTPServer):
     def listing(self) -> dict[str, Any]:
         self.listings += 1
         files = [
-            {"path": path, "url": f"{self.url}/bucket/{path}?signature={self.signature}"}
-            for path in self.objects
+            {
+                "path": path,
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "url": f"{self.url}/bucket/{path}?signature={self.signature}",
+            }
+            for path, content in self.objects.items()
         ]
         return {"artifacts": [{"name": NAME, "files": files}]}
 
@@ -300,6 +305,15 @@ def test_a_manifest_that_is_none_is_refused(
     bucket.objects[MANIFEST_NAME] = manifest
     with pytest.raises(ArtifactCorrupt, match="manifest cannot be read"):
         download_artifact(client, JOB, NAME, tmp_path)
+
+
+def test_a_manifest_that_changes_on_the_way_is_refused(
+    bucket: Bucket, client: Client, tmp_path: Path
+) -> None:
+    bucket.faults[MANIFEST_NAME] = [corrupted]
+    with pytest.raises(ArtifactCorrupt, match=r"manifest\.json does not match"):
+        download_artifact(client, JOB, NAME, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_manifest_that_names_a_file_twice_is_refused(

@@ -10,13 +10,15 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from fastapi.testclient import TestClient
 
+from service.artifacts import Manifest
 from service.errors import EigenpressError, StorageUnavailable
 from service.jobs import Artifact, FileEntry
 from service.spec import JobSpec
 from service.store import Store
 
-MANIFEST = b'{"files": []}'
 WEIGHTS = FileEntry("model.safetensors", 1000, "ab" * 32)
+FOLDER = "1-00c0ffee/"
+MANIFEST = Manifest.of([WEIGHTS], FOLDER).to_json()
 
 
 @pytest.fixture
@@ -24,8 +26,8 @@ def succeeded(store: Store, storage: Any, job_body: dict[str, Any]) -> str:
     """A job with one artifact of one file, and its manifest in the bucket."""
     job_id = store.create(JobSpec.model_validate(job_body)).id
     store.claim()
-    prefix = f"jobs/{job_id}/artifacts/keep-0.8/"
-    storage.objects[prefix + "manifest.json"] = MANIFEST
+    prefix = f"jobs/{job_id}/artifacts/keep-0.8/{FOLDER}"
+    storage.objects[f"jobs/{job_id}/artifacts/keep-0.8/manifest.json"] = MANIFEST
     store.published(job_id, 1, 0, Artifact("keep-0.8", prefix, (WEIGHTS,)))
     store.succeed(job_id, 1, {"loss": 1.5})
     return job_id
@@ -35,7 +37,7 @@ def test_files_have_sizes_hashes_and_urls(client: TestClient, succeeded: str) ->
     (artifact,) = client.get(f"/v1/jobs/{succeeded}/artifacts").json()["artifacts"]
     prefix = f"jobs/{succeeded}/artifacts/keep-0.8/"
     assert artifact["name"] == "keep-0.8"
-    assert artifact["uri"] == f"s3://eigenpress/{prefix}"
+    assert artifact["uri"] == f"s3://eigenpress/{prefix}{FOLDER}"
     assert artifact["bytes"] == 1000 + len(MANIFEST)
     weights, manifest = artifact["files"]
     assert (weights["path"], weights["size"], weights["sha256"]) == (
@@ -46,9 +48,9 @@ def test_files_have_sizes_hashes_and_urls(client: TestClient, succeeded: str) ->
     assert manifest["path"] == "manifest.json"
     assert manifest["size"] == len(MANIFEST)
     assert manifest["sha256"] == hashlib.sha256(MANIFEST).hexdigest()
-    for file in artifact["files"]:
+    for file, folder in zip(artifact["files"], (FOLDER, ""), strict=True):
         url = urlsplit(file["url"])
-        assert url.path == f"/eigenpress/{prefix}{file['path']}"
+        assert url.path == f"/eigenpress/{prefix}{folder}{file['path']}"
         assert parse_qs(url.query)["X-Amz-Expires"] == ["3600"]
 
 
@@ -65,6 +67,37 @@ def test_an_artifact_that_was_deleted_is_gone(
     storage.objects.clear()
     response = client.get(f"/v1/jobs/{succeeded}/artifacts")
     assert (response.status_code, response.json()["code"]) == (410, "object_missing")
+
+
+@pytest.mark.parametrize(
+    "standing",
+    [
+        MANIFEST[:-1],
+        MANIFEST.replace(b"1000", b"1001"),
+        Manifest.of([WEIGHTS], "2-00c0ffee/").to_json(),
+    ],
+)
+def test_a_manifest_that_is_not_the_published_one_is_no_artifact(
+    client: TestClient, storage: Any, succeeded: str, standing: bytes
+) -> None:
+    storage.objects[f"jobs/{succeeded}/artifacts/keep-0.8/manifest.json"] = standing
+    response = client.get(f"/v1/jobs/{succeeded}/artifacts")
+    assert (response.status_code, response.json()["code"]) == (410, "artifact_corrupt")
+    assert "manifest.json" in response.json()["detail"]
+
+
+def test_an_artifact_of_the_first_format_is_handed_out(
+    client: TestClient, store: Store, storage: Any, job_body: dict[str, Any]
+) -> None:
+    job_id = store.create(JobSpec.model_validate(job_body)).id
+    store.claim()
+    prefix = f"jobs/{job_id}/artifacts/keep-0.8/"
+    storage.objects[prefix + "manifest.json"] = Manifest.of([WEIGHTS], "").to_json()
+    store.published(job_id, 1, 0, Artifact("keep-0.8", prefix, (WEIGHTS,)))
+    store.succeed(job_id, 1, {"loss": 1.5})
+    (artifact,) = client.get(f"/v1/jobs/{job_id}/artifacts").json()["artifacts"]
+    paths = [urlsplit(file["url"]).path for file in artifact["files"]]
+    assert paths == [f"/eigenpress/{prefix}{name}" for name in (WEIGHTS.path, "manifest.json")]
 
 
 def test_no_artifacts_while_the_bucket_is_away(

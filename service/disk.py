@@ -1,0 +1,35 @@
+"""A full disk, told by name: which folder of which machine, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.errors import DiskFull
+
+CAUSES = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Turn what a full disk raises while files are written to `folder` into `DiskFull`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise DiskFull(
+            f"The disk under {folder} on {socket.gethostname()} is full: make room there, or set "
+            f"EIGENPRESS_DATA_DIR to a larger disk ({error})."
+        ) from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a disk without room has caused it; libraries in Rust keep only the system's words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in CAUSES
+    return any(os.strerror(cause) in str(error) for cause in CAUSES)
