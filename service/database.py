@@ -1,4 +1,13 @@
-"""The connection to the jobs database: how SQLite is opened, transactions, errors, migrations."""
+"""The connection to the jobs database: how it is opened, transactions, errors, migrations.
+
+SQLite and PostgreSQL give the same promises. A transaction that reads sees one snapshot. One that
+writes sees, in each statement, what others have committed by then, and waits for rows that others
+have locked (on SQLite: for the whole database). No call waits for ever: on PostgreSQL the server
+ends statements, waits for locks and transactions that their client has left open.
+
+Not promised: that a transaction which ended in DatabaseUnavailable was undone. The connection may
+have broken after the commit, so whoever repeats a write must be able to.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +23,57 @@ from typing import Any
 import sqlalchemy.exc
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, make_url, select
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Table,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from service.errors import DatabaseUnavailable
 
 BUSY_TIMEOUT_SECONDS = 30.0
-"""How long a writer waits for another one; every write here takes milliseconds."""
+"""How long a writer of SQLite waits for another one; every write here takes milliseconds."""
+
+MIGRATION_WAIT_SECONDS = 600
+"""How long a process waits for another one that migrates the same PostgreSQL database."""
+
+POOL: dict[str, Any] = {
+    "pool_size": 5,
+    "max_overflow": 10,
+    "pool_timeout": 10,
+    "pool_pre_ping": True,
+}
+"""Connections of one process: this many are kept open, and the oldest is tried before its use."""
+
+POSTGRES_SESSION = {
+    "statement_timeout": "30s",
+    # Longer than a transaction may stand idle: a client that is suspended while it holds a row
+    # loses it before those who wait give up.
+    "lock_timeout": "20s",
+    "idle_in_transaction_session_timeout": "10s",
+    "timezone": "UTC",
+}
+"""Server-side limits, of every session."""
+
+POSTGRES_CONNECTION: dict[str, Any] = {
+    "application_name": "eigenpress",
+    "connect_timeout": 5,
+    "options": " ".join(f"-c {name}={value}" for name, value in POSTGRES_SESSION.items()),
+    # A server whose machine or network is gone is noticed within half a minute.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""Of libpq; a URL may say otherwise (``?connect_timeout=20``)."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -30,14 +83,26 @@ _DEFECTS = (
     sqlalchemy.exc.ProgrammingError,
 )
 
+_NOT_DEFECTS = frozenset({"42P01", "42501"})
+"""PostgreSQL's undefined_table and insufficient_privilege: the database is not set up."""
+
 
 class Database:
     """Transactions on one database, which several processes share. Threads may share this."""
 
     def __init__(self, url: str) -> None:
         self._url = make_url(url)
-        self._engine = _engine(url)
+        self._engine = _engine(self._url)
+        self._reading_engine = self._engine
+        if self._is_postgresql:
+            self._reading_engine = self._engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
         self._writing_engine = self._engine.execution_options(eigenpress_writes=True)
+
+    @property
+    def _is_postgresql(self) -> bool:
+        return self._url.get_backend_name() == "postgresql"
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -45,7 +110,7 @@ class Database:
 
         Raises DatabaseUnavailable when the database cannot be opened or read.
         """
-        with _mapped_errors(), self._engine.begin() as connection:
+        with _mapped_errors(), self._reading_engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -65,6 +130,8 @@ class Database:
         if self._url.get_backend_name() == "sqlite" and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
         with self.writing() as connection:
+            if self._is_postgresql:
+                _lock_for_migration(connection)
             config = Config()
             config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
             config.attributes["connection"] = connection
@@ -99,22 +166,41 @@ def hold(connection: Connection, name: str) -> bool:
     """
     if connection.dialect.name == "sqlite":
         return True
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
-    held: bool = connection.execute(select(func.pg_try_advisory_xact_lock(number))).scalar_one()
+    lock = func.pg_try_advisory_xact_lock(_number_of(name))
+    held: bool = connection.execute(select(lock)).scalar_one()
     return held
 
 
-def _engine(url: str) -> Engine:
+def _number_of(name: str) -> int:
+    """What PostgreSQL knows a lock by."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
+def _engine(url: URL) -> Engine:
     # Not a number is not JSON: PostgreSQL and HTTP clients refuse it, so it must not get in.
     serializer = partial(json.dumps, allow_nan=False)
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, json_serializer=serializer, pool_pre_ping=True)
+    if url.get_backend_name() == "postgresql":
+        chosen = {k: v for k, v in POSTGRES_CONNECTION.items() if k not in url.query}
+        return create_engine(
+            url,
+            json_serializer=serializer,
+            isolation_level="READ COMMITTED",
+            connect_args=chosen,
+            **POOL,
+        )
     engine = create_engine(
         url, json_serializer=serializer, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}
     )
     event.listen(engine, "connect", _open_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _lock_for_migration(connection: Connection) -> None:
+    """Until the transaction ends, be the only one who migrates; the limits are lifted for it."""
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    connection.execute(text(f"SET LOCAL lock_timeout = '{MIGRATION_WAIT_SECONDS}s'"))
+    connection.execute(select(func.pg_advisory_xact_lock(_number_of("migrate"))))
 
 
 def _open_sqlite(connection: Any, _record: object) -> None:
@@ -134,8 +220,9 @@ def _begin_sqlite(connection: Connection) -> None:
 def _mapped_errors() -> Iterator[None]:
     try:
         yield
-    except _DEFECTS:
-        raise
     except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError) as error:
         reason = getattr(error, "orig", None) or error
-        raise DatabaseUnavailable(f"The jobs database cannot be used: {reason}") from error
+        if isinstance(error, _DEFECTS) and getattr(reason, "sqlstate", None) not in _NOT_DEFECTS:
+            raise
+        said = " ".join(str(reason).split())
+        raise DatabaseUnavailable(f"The jobs database cannot be used: {said}") from error
