@@ -64,7 +64,9 @@ def main() -> None:
         _fail(str(error))
     except ValidationError as error:  # only settings are validated here
         first = error.errors()[0]
-        _fail(f"EIGENPRESS_{'.'.join(map(str, first['loc'])).upper()}: {first['msg']}", status=2)
+        name = ".".join(map(str, first["loc"])).upper()
+        message = first["msg"].removeprefix("Value error, ")
+        _fail(f"EIGENPRESS_{name}: {message}" if name else message, status=2)
     except OSError as error:
         _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
 

@@ -1,18 +1,23 @@
-"""Settings of one installation: from the environment (``EIGENPRESS_*``), then a TOML file.
+"""Settings of one installation: from the environment (``EIGENPRESS_*``), secret files, a TOML file.
 
-The file is the one that ``EIGENPRESS_CONFIG`` names, else ``eigenpress.toml`` in the working
-directory if there is one. The environment wins over the file.
+The secret files lie in the folder that ``EIGENPRESS_SECRETS_DIR`` names, one for each setting
+(``eigenpress_database_password``), as Docker and Kubernetes mount them. The TOML file is the one
+that ``EIGENPRESS_CONFIG`` names, else ``eigenpress.toml`` in the working directory if there is one.
+What comes first in this order wins.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Self
+from urllib.parse import quote, urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
@@ -21,19 +26,32 @@ from service.policy import RetryPolicy
 
 CONFIG_VARIABLE = "EIGENPRESS_CONFIG"
 DEFAULT_CONFIG = "eigenpress.toml"
+SECRETS_VARIABLE = "EIGENPRESS_SECRETS_DIR"
+
+DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
+"""Schemes of a database's URL."""
 
 
 class Settings(BaseSettings):
     """Read once at start; every process of an installation reads the same."""
 
-    model_config = SettingsConfigDict(env_prefix="EIGENPRESS_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="EIGENPRESS_",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,  # some are secret
+    )
 
     data_dir: Path = Field(
         default=Path("~/.eigenpress"),
         description="Database, caches and scratch files of this machine.",
     )
     database_url: str | None = Field(
-        default=None, description="SQLAlchemy URL; unset: SQLite in `data_dir`."
+        default=None,
+        description="sqlite:///PATH or postgresql://USER@HOST/NAME; unset: SQLite in `data_dir`.",
+    )
+    database_password: SecretStr | None = Field(
+        default=None, description="Of the user in `database_url`, where that has none."
     )
     ray_address: str = Field(
         default="http://127.0.0.1:8265", description="The Ray dashboard, which serves the Jobs API."
@@ -100,6 +118,29 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path) -> Path:
         return path.expanduser().absolute()
 
+    @field_validator("database_url")
+    @classmethod
+    def _of_a_database(cls, url: str | None) -> str | None:
+        if url is not None:
+            parts = urlsplit(url)
+            if parts.scheme not in DATABASES or not url.startswith(f"{parts.scheme}://"):
+                raise ValueError("should be sqlite:///PATH or postgresql://USER@HOST/NAME")
+            if parts.scheme != "sqlite" and not parts.path.strip("/"):
+                raise ValueError("should end with the database's name: postgresql://USER@HOST/NAME")
+            _ = parts.port  # raises ValueError where that is no number
+        return url
+
+    @model_validator(mode="after")
+    def _one_password(self) -> Self:
+        if self.database_password is not None:
+            parts = urlsplit(self.database_url or "")
+            if not parts.username or parts.password:
+                raise ValueError(
+                    "EIGENPRESS_DATABASE_PASSWORD needs an EIGENPRESS_DATABASE_URL "
+                    "with a user and without a password: postgresql://USER@HOST/NAME"
+                )
+        return self
+
     @field_validator("allowed_roots")
     @classmethod
     def _resolved(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -107,8 +148,12 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """The SQLAlchemy URL in force."""
-        return self.database_url or f"sqlite:///{self.data_dir / 'eigenpress.db'}"
+        """The SQLAlchemy URL in force, with its password."""
+        url = self.database_url or f"sqlite:///{self.data_dir / 'eigenpress.db'}"
+        if self.database_password is None:
+            return url
+        password = quote(self.database_password.get_secret_value(), safe="")
+        return url.replace("@", f":{password}@", 1)
 
     @property
     def retry_policy(self) -> RetryPolicy:
@@ -131,10 +176,14 @@ class Settings(BaseSettings):
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - read from no .env file
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - their folder is ours
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         named = os.environ.get(CONFIG_VARIABLE)
         if named and not Path(named).is_file():
             raise FileNotFoundError(f"{CONFIG_VARIABLE} names {named}, which is not a file")
+        folder = os.environ.get(SECRETS_VARIABLE)
+        if folder and not Path(folder).is_dir():
+            raise FileNotFoundError(f"{SECRETS_VARIABLE} names {folder}, which is not a folder")
+        secrets = SecretsSettingsSource(settings_cls, secrets_dir=folder or None)
         toml = TomlConfigSettingsSource(settings_cls, toml_file=Path(named or DEFAULT_CONFIG))
-        return init_settings, env_settings, toml
+        return init_settings, env_settings, secrets, toml

@@ -281,6 +281,15 @@ def test_a_wrong_setting_is_named_as_users_write_it(
     assert "Error: EIGENPRESS_API_PORT: Input should be a valid integer" in eigenpress.err
 
 
+def test_a_password_without_its_url_is_explained(
+    eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_DATABASE_PASSWORD", "hidden")
+    assert eigenpress("api") == 2
+    assert "Error: EIGENPRESS_DATABASE_PASSWORD needs an EIGENPRESS_DATABASE_URL" in eigenpress.err
+    assert "hidden" not in eigenpress.err
+
+
 def test_a_settings_file_that_is_not_there_is_named(
     eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch
 ) -> None:

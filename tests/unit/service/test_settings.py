@@ -1,0 +1,91 @@
+"""Where settings come from, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+from sqlalchemy import make_url
+
+from service.embedded import environment
+from service.settings import Settings
+
+URL = "postgresql://press@db:5432/eigenpress"
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the environment names."""
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    monkeypatch.setenv("EIGENPRESS_SECRETS_DIR", str(folder))
+    return folder
+
+
+def test_secrets_come_from_files(secrets: Path) -> None:
+    (secrets / "eigenpress_database_url").write_text(f"{URL}\n")
+    (secrets / "eigenpress_database_password").write_text("p@ss/word\n")
+    (secrets / "eigenpress_s3_access_key_id").write_text("key")
+    (secrets / "eigenpress_s3_secret_access_key").write_text("secret")
+    settings = Settings()
+    assert make_url(settings.database).password == "p@ss/word"
+    assert settings.s3_access_key_id == SecretStr("key")
+    assert settings.s3_secret_access_key == SecretStr("secret")
+    assert "p@ss" not in repr(settings)
+
+
+def test_the_environment_wins_over_files_and_those_over_the_configuration(
+    secrets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "named.toml").write_text('s3_bucket = "a"\ns3_region = "a"\nhub_endpoint = "a"\n')
+    monkeypatch.setenv("EIGENPRESS_CONFIG", str(tmp_path / "named.toml"))
+    (secrets / "eigenpress_s3_bucket").write_text("b")
+    (secrets / "eigenpress_s3_region").write_text("b")
+    monkeypatch.setenv("EIGENPRESS_S3_BUCKET", "c")
+    settings = Settings()
+    found = settings.s3_bucket, settings.s3_region, settings.hub_endpoint
+    assert found == ("c", "b", "a")
+
+
+def test_a_folder_of_secrets_that_is_missing_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_SECRETS_DIR", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match="EIGENPRESS_SECRETS_DIR names"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgres://u@h/d", "should be sqlite:///PATH or postgresql://"),
+        ("mysql://u@h/d", "should be sqlite:///PATH or postgresql://"),
+        ("jobs.db", "should be sqlite:///PATH or postgresql://"),
+        ("postgresql:/h/d", "should be sqlite:///PATH or postgresql://"),
+        ("postgresql://u@h", "should end with the database's name"),
+        ("postgresql://u@h:http/d", "Port could not be cast"),
+    ],
+)
+def test_a_wrong_database_url_is_explained(url: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Settings(database_url=url)
+
+
+@pytest.mark.parametrize("url", [URL, "postgresql+psycopg:///d?host=/run/x", "sqlite:////x.db"])
+def test_a_database_url_without_a_password_is_taken_as_it_is(url: str) -> None:
+    assert Settings(database_url=url).database == url
+
+
+@pytest.mark.parametrize("url", [None, "postgresql://h/d", "postgresql://u:own@h/d"])
+def test_a_password_needs_a_place(url: str | None) -> None:
+    with pytest.raises(ValidationError, match="with a user and without a password") as caught:
+        Settings(database_url=url, database_password=SecretStr("hidden"))
+    assert "own" not in str(caught.value)
+
+
+def test_child_processes_are_given_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(database_url=URL, database_password=SecretStr("p@ss"))
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings
