@@ -156,7 +156,7 @@ def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, 
     """Insert a row unless its key is taken; whether it was inserted."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     statement = dialect.insert(table).values(values).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount == 1
+    return connection.execute(statement.returning(*table.primary_key)).first() is not None
 
 
 def hold(connection: Connection, name: str) -> bool:
