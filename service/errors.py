@@ -37,10 +37,16 @@
         ├── InsufficientResources    not retried
         ├── WorkerLost
         ├── DiskFull
+        ├── NodeLost
         ├── OutOfMemory          not retried: it would run out again
         ├── SandboxUnavailable   not retried: the machine must get another kernel
         ├── HarnessMissing       not retried: somebody must install it
-        ├── AttemptLost
+        ├── AttemptLost              the attempt ended and its driver did not say how
+        │   ├── ClusterRestarted
+        │   ├── DriverKilled
+        │   ├── DriverStopped
+        │   ├── DriverNotStarted
+        │   └── LeaseLapsed
         └── HubUnavailable
 
 An error's docstring is its default message. `code` is stable and part of the API, `param`
@@ -330,10 +336,46 @@ class HarnessMissing(InfrastructureError):
     retryable = False
 
 
+class NodeLost(InfrastructureError):
+    """A node of the Ray cluster was lost: see whether its machine still runs."""
+
+    code = "node_lost"
+
+
 class AttemptLost(InfrastructureError):
     """The attempt ended without saying how; its driver or cluster was lost."""
 
     code = "attempt_lost"
+
+
+class ClusterRestarted(AttemptLost):
+    """Ray does not know the attempt: its cluster was restarted, and its jobs end with it."""
+
+    code = "cluster_restarted"
+
+
+class DriverKilled(AttemptLost):
+    """The attempt's driver was killed: see whether Ray's head node ran out of memory."""
+
+    code = "driver_killed"
+
+
+class DriverStopped(AttemptLost):
+    """Somebody stopped the attempt on Ray; to end a job for good, cancel it here."""
+
+    code = "driver_stopped"
+
+
+class DriverNotStarted(AttemptLost):
+    """Ray could not start the attempt's driver: see whether its head node has room for it."""
+
+    code = "driver_not_started"
+
+
+class LeaseLapsed(AttemptLost):
+    """The attempt was not heard of for too long: it hangs, or cannot reach the database."""
+
+    code = "lease_lapsed"
 
 
 class HubUnavailable(InfrastructureError):
