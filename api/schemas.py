@@ -36,7 +36,7 @@ class StepProgress(Schema):
 
 
 class JobError(Schema):
-    """Why the job failed."""
+    """Why a job, or one of its attempts, failed."""
 
     code: str = Field(description="Stable.", examples=["calibration_too_short"])
     detail: str
@@ -65,7 +65,13 @@ class Job(Schema):
     started_at: datetime | None = Field(default=None, description="Of the current attempt.")
     finished_at: datetime | None = None
     steps: list[StepProgress] = Field(description="Of the current attempt, in order.")
-    error: JobError | None = None
+    available_at: datetime | None = Field(
+        default=None, description="While queued: not run before, after an attempt that failed."
+    )
+    error: JobError | None = Field(default=None, description="Why the job failed.")
+    last_error: JobError | None = Field(
+        default=None, description="Until it ends: why its attempt before failed."
+    )
     links: Links
 
     @classmethod
@@ -82,7 +88,9 @@ class Job(Schema):
             started_at=job.started_at,
             finished_at=job.finished_at,
             steps=[StepProgress.model_validate(step) for step in job.steps],
+            available_at=job.available_at,
             error=JobError.model_validate(job.failure) if job.failure else None,
+            last_error=JobError.model_validate(job.last_failure) if job.last_failure else None,
             links=Links(
                 self=here,
                 events=f"{here}/events",

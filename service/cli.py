@@ -39,6 +39,7 @@ JOBS: tuple[Callable[..., None], ...] = (
     cli_jobs.jobs,
     cli_jobs.watch,
     cli_jobs.cancel,
+    cli_jobs.retry,
     cli_jobs.download,
 )
 HERE: tuple[Callable[..., None], ...] = (

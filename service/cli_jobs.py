@@ -1,4 +1,4 @@
-"""The commands about jobs that exist: list, watch, cancel, download.
+"""The commands about jobs that exist: list, watch, cancel, retry, download.
 
 Results go to standard output, remarks and progress to standard error, so that both
 ``job=$(eigenpress submit ...)`` and a person at a terminal get what they want.
@@ -67,6 +67,20 @@ def cancel(job: JobId, url: Url = DEFAULT_URL) -> None:
     """Cancel a job, waiting or running."""
     with Client(url) as client:
         console(sys.stdout).print(progress_view.outcome(client.cancel(job)))
+
+
+def retry(
+    job: JobId,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Run a failed job again. It goes on from what its attempts left, if that is still there."""
+    with Client(url) as client:
+        queued = client.retry(job)
+        if watch:
+            watch_to_end(client, job)
+        else:
+            console(sys.stdout).print(progress_view.outcome(queued))
 
 
 def download(

@@ -111,6 +111,18 @@ def submit(
         int | None, typer.Option(metavar="N", help=r"\[default: one per GPU, or per two CPUs]")
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="A label for the job.")] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(metavar="N", help=r"From -100 to 100; higher runs earlier. \[default: 0]"),
+    ] = None,
+    queue_limit: Annotated[
+        int | None,
+        typer.Option(metavar="SECONDS", help="Give up if it does not begin to run within these."),
+    ] = None,
+    run_limit: Annotated[
+        int | None,
+        typer.Option(metavar="SECONDS", help="Give up after running for these, in all attempts."),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -147,6 +159,8 @@ def submit(
             evaluation=[_parsed(evaluation_dataset, each, "--evaluate") for each in evaluate or ()],
             dtype=dtype,
             workers=workers,
+            priority=priority,
+            limits=_limits(queue_limit, run_limit),
         )
     with Client(url) as client:
         job_id = client.submit(body)["id"]
@@ -173,6 +187,11 @@ def _read_job(file: Path, context: typer.Context) -> Json:
     if not isinstance(body, dict):
         raise typer.BadParameter(f"{file} is not a JSON object", param_hint="--file")
     return body
+
+
+def _limits(queue_seconds: int | None, run_seconds: int | None) -> Json | None:
+    limits = {"queue_seconds": queue_seconds, "run_seconds": run_seconds}
+    return limits if any(limits.values()) else None
 
 
 def _required(value: Value | None, option: str) -> Value:

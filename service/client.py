@@ -11,6 +11,7 @@ be well and only the way to it be blocked.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,8 @@ from service.states import TERMINAL, JobState
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+REPEAT_SECONDS = 1.0
+"""The pause before a submission is repeated."""
 
 Json = dict[str, Any]
 
@@ -42,7 +45,11 @@ class ApiProblem(ClientError):
 
 
 class ApiUnreachable(ClientError):
-    """Nothing answered at the API's address."""
+    """Nothing answered at the API's address; `sent` says whether the request may have got there."""
+
+    def __init__(self, detail: str, *, sent: bool = False) -> None:
+        self.sent = sent
+        super().__init__(detail)
 
 
 class Client:
@@ -75,9 +82,31 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def submit(self, spec: Mapping[str, Any]) -> Json:
-        """Create a job. `spec` is a JobSpec as plain JSON."""
-        return self._object("POST", "/v1/jobs", json=dict(spec))
+    def submit(
+        self,
+        spec: Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        patience_seconds: float = 60.0,
+    ) -> Json:
+        """Create a job, and no second one if an answer is lost. `spec` is a JobSpec as plain JSON.
+
+        Once it is not known whether a request had its effect, it is repeated until an answer comes
+        or `patience_seconds` are over, each time with the same key (one of its own, if none is
+        given), under which the server makes one job.
+        """
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        deadline = time.monotonic() + patience_seconds
+        unknown = False
+        while True:
+            try:
+                return self._object("POST", "/v1/jobs", json=dict(spec), headers=headers)
+            except ClientError as error:
+                unknown = unknown or _may_have_worked(error)
+                patient = unknown and time.monotonic() < deadline
+                if not (patient and _is_outage(error)):
+                    raise
+            time.sleep(REPEAT_SECONDS)
 
     def job(self, job_id: str) -> Json:
         return self._object("GET", _path(job_id))
@@ -93,6 +122,10 @@ class Client:
 
     def cancel(self, job_id: str) -> Json:
         return self._object("POST", _path(job_id, "cancel"))
+
+    def retry(self, job_id: str) -> Json:
+        """Queue a failed job again."""
+        return self._object("POST", _path(job_id, "retry"))
 
     def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[Json]:
         """What happened to the job, oldest first, beginning behind the event `after`."""
@@ -117,7 +150,7 @@ class Client:
         """Follow the job to its end, calling `on_update` at every look, and return it.
 
         A server that is away (restarted, say) is waited for: `ApiUnreachable`, or a problem
-        with status 503, is raised only once it has lasted for `patience_seconds`.
+        with status 502, 503 or 504, is raised only once it has lasted for `patience_seconds`.
         """
         last_answer = time.monotonic()
         while True:
@@ -151,7 +184,9 @@ class Client:
             response = self._http.request(method, path, **options)
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
-            raise ApiUnreachable(f"no answer from {self.base_url}: {reason}") from error
+            raise ApiUnreachable(
+                f"no answer from {self.base_url}: {reason}", sent=not isinstance(error, _UNSENT)
+            ) from error
         body = _json(response)
         if response.is_success and body is not None:
             return body
@@ -182,5 +217,19 @@ def _json(response: httpx.Response) -> Any:
         return None
 
 
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
+"""Errors after which the server cannot have seen the request."""
+
+
 def _is_outage(error: ClientError) -> bool:
-    return isinstance(error, ApiUnreachable) or getattr(error, "status", None) == 503
+    """Whether it may pass: nothing answered, or the server or a proxy said so."""
+    return isinstance(error, ApiUnreachable) or getattr(error, "status", None) in {502, 503, 504}
+
+
+def _may_have_worked(error: ClientError) -> bool:
+    """Whether the request may have had its effect though it failed."""
+    if isinstance(error, ApiUnreachable):
+        return error.sent
+    return isinstance(error, ApiProblem) and (
+        error.code == "database_unavailable" or error.status in {502, 504}
+    )

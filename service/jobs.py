@@ -129,6 +129,8 @@ class Job:
     """Of the attempt above, in the order of `Step`."""
     submitted_at: datetime | None = None
     """When the cluster took the current attempt; None while it is not known to have."""
+    last_failure: Failure | None = None
+    """What ended the last attempt that failed, while the job is tried again."""
     tenant: str = DEFAULT_TENANT
     attempts_before: int = 0
     """Attempts that a retry by its user has written off."""

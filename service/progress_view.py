@@ -58,7 +58,7 @@ def job_view(job: Json, now: datetime) -> RenderableType:
     reached = {step["step"]: step for step in job["steps"]}
     for name in Step:
         rows.add_row(*_step_row(name, reached.get(name), now))
-    return Group(_heading(job), rows)
+    return Group(_heading(job, now), rows)
 
 
 def outcome(job: Json) -> Text:
@@ -81,7 +81,7 @@ def jobs_table(jobs: Sequence[Json], now: datetime) -> Table:
             job["id"],
             Text(job["name"] or ""),
             Text(job["state"], STATE_STYLES[JobState(job["state"])]),
-            Text(_progress(job)),
+            Text(_progress(job, now)),
             ", ".join(_target(target) for target in job["spec"]["targets"]),
             f"{duration(_since(job['created_at'], now))} ago",
             _took(job),
@@ -127,6 +127,9 @@ class _Lines:
     def __call__(self, job: Json) -> None:
         if job["state"] not in TERMINAL:  # the outcome will say that
             self._say(_state_line(job))
+            if error := job["last_error"]:
+                ended = job["attempt"] - (job["state"] != JobState.QUEUED)
+                self._say(f"attempt {ended} failed: {error['detail']} ({_code(error)})")
         for step in job["steps"]:
             self._say(f"attempt {job['attempt']}: {step['step']} began")
             if step["finished_at"]:
@@ -139,12 +142,25 @@ class _Lines:
             self._console.print(Text(line), soft_wrap=True)
 
 
-def _heading(job: Json) -> Text:
+def _heading(job: Json, now: datetime) -> Text:
     text = Text(job["name"] or job["id"], "bold")
     text.append("  ").append(job["state"], STATE_STYLES[JobState(job["state"])])
-    if job["attempt"] > 1:
+    if pause := _pause(job, now):
+        text.append(f"  {pause}", "yellow")
+    elif job["attempt"] > 1:
         text.append(f"  attempt {job['attempt']}", "yellow")
+    if error := job["last_error"]:
+        text.append(f"\nThe attempt before failed: {error['detail']}", "dim not bold")
     return text
+
+
+def _pause(job: Json, now: datetime) -> str:
+    """What a job waits for between two attempts; nothing if it does not."""
+    if job["state"] != JobState.QUEUED or not job["attempt"]:
+        return ""
+    left = _time(job["available_at"]) - now if job["available_at"] else timedelta()
+    when = f"in {duration(left)}" if left > timedelta() else "when its turn comes"
+    return f"attempt {job['attempt'] + 1} begins {when}"
 
 
 def _state_line(job: Json) -> str:
@@ -172,9 +188,11 @@ def _left(step: Json, elapsed: timedelta) -> timedelta | None:
     return elapsed * float(share_left)
 
 
-def _progress(job: Json) -> str:
+def _progress(job: Json, now: datetime) -> str:
     if job.get("error"):
         return str(job["error"]["code"])
+    if pause := _pause(job, now):
+        return pause
     if job["state"] in (JobState.RUNNING, JobState.CANCELLING) and job["steps"]:
         step = job["steps"][-1]
         return f"{step['step']} {_amount(step)}"

@@ -13,13 +13,15 @@ from service.database import clock
 from service.errors import Failure, JobNotFound
 from service.jobs import Artifact, Event, FileEntry, Job, StepProgress
 from service.spec import JobSpec
-from service.states import JobState, Step
+from service.states import TERMINAL, JobState, Step
 
 _STEP_ORDER = {step: position for position, step in enumerate(Step)}
 
 
 def job_row(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any]:
     """The job's row, locked until the transaction ends if asked. Raises JobNotFound."""
+    if "\0" in job_id:  # PostgreSQL would refuse to look
+        raise JobNotFound
     query = select(tables.jobs).where(tables.jobs.c.id == job_id)
     # PostgreSQL locks the row; SQLite leaves the words out, its writers hold the whole database.
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
@@ -61,17 +63,20 @@ def _step(row: Row[Any]) -> StepProgress:
 
 def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime) -> Job:
     spec = JobSpec.model_validate_json(row.spec)
+    state = JobState(row.state)
+    failure = None if row.failure is None else Failure(**row.failure)
     return Job(
         id=row.id,
         name=spec.name,
-        state=JobState(row.state),
+        state=state,
         spec=spec,
         attempt=row.attempt,
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
         submitted_at=row.submitted_at,
-        failure=None if row.failure is None else Failure(**row.failure),
+        failure=failure if state is JobState.FAILED else None,
+        last_failure=None if state in TERMINAL else failure,
         steps=tuple(sorted(steps, key=lambda progress: _STEP_ORDER[progress.step])),
         tenant=row.tenant,
         attempts_before=row.attempts_before,

@@ -23,6 +23,7 @@ from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 from service import records, tables
 from service.database import Database, clock, hold, insert_if_absent
 from service.errors import (
+    ArtifactConflict,
     AttemptStale,
     Failure,
     IdempotencyKeyReused,
@@ -80,24 +81,28 @@ class Store:
 
         Raises IdempotencyKeyReused if the key stands for a job of another specification.
         """
-        body = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
-        keys = tables.idempotency_keys
         with self._database.writing() as connection:
             job_id = new_job_id()
             row = {
                 "tenant": tenant,
                 "key": key,
-                "body_sha256": body,
+                "body_sha256": _body_sha256(spec),
                 "job_id": job_id,
                 "created_at": clock(connection),
             }
-            if insert_if_absent(connection, keys, row):
+            if insert_if_absent(connection, tables.idempotency_keys, row):
                 return self._create(connection, spec, tenant, job_id), True
-            query = select(keys).where(keys.c.tenant == tenant, keys.c.key == key)
-            known = connection.execute(query).one()
-            if known.body_sha256 != body:
-                raise IdempotencyKeyReused(param="Idempotency-Key")
-            return read_job(connection, known.job_id), False
+            known = connection.execute(_of_key(key, tenant)).one()
+            return _same_job(connection, known, spec), False
+
+    def find_once(self, spec: JobSpec, key: str, *, tenant: str = DEFAULT_TENANT) -> Job | None:
+        """The job that the tenant's `key` stands for already, if it does.
+
+        Raises IdempotencyKeyReused as `create_once` does.
+        """
+        with self._database.reading() as connection:
+            known = connection.execute(_of_key(key, tenant)).one_or_none()
+            return None if known is None else _same_job(connection, known, spec)
 
     def _create(
         self, connection: Connection, spec: JobSpec, tenant: str, job_id: str | None = None
@@ -203,7 +208,6 @@ class Store:
                 EventType.REQUEUED,
                 "To be tried again, as its user asks.",
                 finished_at=None,
-                failure=None,
                 clean_after=None,
                 available_at=None,
                 attempts_before=row.attempt,
@@ -287,10 +291,13 @@ class Store:
         """Put back a job that the cluster could not take; its attempt's number is used again.
 
         The number must be: should the submission have reached the cluster after all, then the
-        next one is refused as a duplicate instead of running beside it. Raises AttemptStale.
+        next one is refused as a duplicate instead of running beside it. Raises AttemptStale, also
+        if the attempt has been submitted (by a dispatcher that took it over).
         """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
+            if row.submitted_at is not None:
+                raise AttemptStale(f"Attempt {attempt} of {job_id} runs: another submitted it.")
             steps = tables.steps.c
             connection.execute(
                 delete(tables.steps).where(steps.job_id == job_id, steps.attempt == attempt)
@@ -312,8 +319,11 @@ class Store:
         """Jobs with an attempt under way, running or cancelling, oldest first."""
         return self._list(select(jobs).where(jobs.c.state.in_(IN_FLIGHT)).order_by(jobs.c.id))
 
-    def end_overdue(self) -> list[Job]:
-        """Fail the jobs that have waited, or run, for longer than their limits allow."""
+    def end_overdue(self, *, limit: int = 100) -> list[Job]:
+        """Fail jobs that have waited, or run, for longer than their limits allow; how many at most.
+
+        A job that somebody else is writing to is left for the next time.
+        """
         ended = []
         with self._database.writing() as connection:
             overdue = (
@@ -322,7 +332,8 @@ class Store:
                     jobs.c.state.in_(_LIMITS),
                     jobs.c.deadline <= clock(connection),
                 )
-                .order_by(jobs.c.id)
+                .order_by(jobs.c.deadline)
+                .limit(limit)
                 .with_for_update(skip_locked=True)
             )
             for row in connection.execute(overdue).all():
@@ -422,15 +433,24 @@ class Store:
     def published(self, job_id: str, attempt: int, position: int, artifact: Artifact) -> None:
         """An artifact stands in the bucket; `position` is that of its target. Raises AttemptStale.
 
-        Saying so again changes nothing.
+        Saying so again changes nothing. Raises ArtifactConflict if another one is known there.
         """
+        artifacts = tables.artifacts
         with self._database.writing() as connection:
             fence(connection, job_id, attempt)
             row = asdict(artifact) | {"job_id": job_id, "position": position}
-            if insert_if_absent(connection, tables.artifacts, row):
+            if insert_if_absent(connection, artifacts, row):
                 data = {"name": artifact.name, "prefix": artifact.prefix}
                 message = f"{artifact.name} is in the bucket."
                 append(connection, job_id, attempt, EventType.PUBLISHED, message, data)
+                return
+            query = select(artifacts).filter_by(job_id=job_id, position=position)
+            known = records.artifact(connection.execute(query).one())
+            if known != artifact:
+                raise ArtifactConflict(
+                    f"{known.prefix} is already the artifact {position} of {job_id}; "
+                    f"{artifact.prefix} cannot be."
+                )
 
     def fail(self, job_id: str, attempt: int, failure: Failure, policy: RetryPolicy) -> JobState:
         """End the attempt: the job fails, or waits for another one, as `service.policy` decides.
@@ -452,6 +472,7 @@ class Store:
                         EventType.RETRIED,
                         failure.detail,
                         data=asdict(failure) | {"after_seconds": after_seconds},
+                        failure=asdict(failure),
                         available_at=_after(clock(connection), after_seconds),
                     )
                     return JobState.QUEUED
@@ -499,6 +520,21 @@ def _end_failed(connection: Connection, row: Row[Any], failure: Failure) -> None
         data=kept,
         failure=kept,
     )
+
+
+def _body_sha256(spec: JobSpec) -> str:
+    # Without the defaults, so that a version that knows more fields finds the same.
+    return hashlib.sha256(spec.model_dump_json(exclude_defaults=True).encode()).hexdigest()
+
+
+def _of_key(key: str, tenant: str) -> Select[Any]:
+    return select(tables.idempotency_keys).filter_by(tenant=tenant, key=key)
+
+
+def _same_job(connection: Connection, known: Row[Any], spec: JobSpec) -> Job:
+    if known.body_sha256 != _body_sha256(spec):
+        raise IdempotencyKeyReused(param="Idempotency-Key")
+    return read_job(connection, known.job_id)
 
 
 def _after(start: datetime, seconds: float | None) -> datetime | None:

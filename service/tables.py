@@ -52,6 +52,18 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class AnyText(TypeDecorator[str]):
+    """Text of whatever origin; the NULs and surrogates that PostgreSQL refuses are escaped."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        if value is None:
+            return None
+        return value.replace("\0", "\\0").encode(errors="backslashreplace").decode()
+
+
 jobs = Table(
     "jobs",
     metadata,
@@ -127,7 +139,7 @@ events = Table(
     Column("attempt", Integer),
     Column("at", UtcDateTime, nullable=False),
     Column("type", String(64), nullable=False),
-    Column("message", Text, nullable=False),
+    Column("message", AnyText, nullable=False),
     Column("data", JSON, nullable=False),
     Index(None, "job_id", "id"),
     sqlite_autoincrement=True,

@@ -1,4 +1,4 @@
-"""Submit, list, follow and cancel jobs."""
+"""Submit, list, follow, cancel and retry jobs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import binascii
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 
 from api.routes import JobId, problems
 from api.schemas import EventPage, Job, JobPage
@@ -25,6 +25,18 @@ MAX_JOBS = 200
 MAX_EVENTS = 1000
 MAX_EVENT_ID = 2**63 - 1
 """What the database counts to."""
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$",
+        description="Chosen by the client, a UUID say; the same key never makes a second job.",
+    ),
+]
+REPLAYED = "Idempotent-Replayed"
 
 EXAMPLES = {
     "local": {
@@ -61,22 +73,47 @@ EXAMPLES = {
 }
 
 
-@router.post("", status_code=201, summary="Submit a job", responses=problems(400, 413, 415))
+@router.post(
+    "",
+    status_code=201,
+    summary="Submit a job",
+    responses=problems(400, 413, 415)
+    | {200: {"model": Job, "description": "The job that an earlier request with this key made."}},
+)
 def submit(
     spec: Annotated[JobSpec, Body(openapi_examples=EXAMPLES)],
     request: Request,
     response: Response,
     services: ServicesDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Check the inputs and queue the job; `Location` says where it is.
 
     The model's and the texts' places are looked at now, and the bucket; a job that is refused
     leaves nothing behind. Ray need not be up: the job waits for it.
+
+    With an `Idempotency-Key` a request may be sent again when its answer was lost: the same key
+    and body give the same job, with status 200 and the header `Idempotent-Replayed: true`.
     """
+    job, new = _submitted(spec, idempotency_key, services)
+    shown = _shown(job, request, services)
+    response.headers["Location"] = shown.links.self
+    if not new:
+        response.status_code = 200
+        response.headers[REPLAYED] = "true"
+    return shown
+
+
+def _submitted(spec: JobSpec, key: str | None, services: Services) -> tuple[jobs.Job, bool]:
+    """The job, and whether it is a new one."""
+    store = services.store
+    # One that was accepted stays so, even if its inputs have gone since.
+    if key is not None and (earlier := store.find_once(spec, key)) is not None:
+        return earlier, False
     _check(spec, services)
-    job = _shown(services.store.create(spec), request, services)
-    response.headers["Location"] = job.links.self
-    return job
+    if key is not None:
+        return store.create_once(spec, key)
+    return store.create(spec), True
 
 
 @router.get("", summary="List jobs")
@@ -115,6 +152,18 @@ def cancel(job_id: JobId, request: Request, services: ServicesDep) -> Job:
     Asking again changes nothing. A job that has succeeded or failed cannot be cancelled.
     """
     return _shown(services.store.cancel(job_id), request, services)
+
+
+@router.post(
+    "/{job_id}/retry", status_code=202, summary="Retry a failed job", responses=problems(404, 409)
+)
+def retry(job_id: JobId, request: Request, services: ServicesDep) -> Job:
+    """Queue a failed job again, with as many attempts as a new one.
+
+    It goes on from what its attempts have left in the bucket, where that is still there. A job in
+    any other state answers 409.
+    """
+    return _shown(services.store.retry(job_id), request, services)
 
 
 @router.get("/{job_id}/events", summary="Read a job's events", responses=problems(404))

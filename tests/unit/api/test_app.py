@@ -33,6 +33,7 @@ def test_the_routes(document: dict[str, Any]) -> None:
         "GET /v1/jobs",
         "GET /v1/jobs/{job_id}",
         "POST /v1/jobs/{job_id}/cancel",
+        "POST /v1/jobs/{job_id}/retry",
         "GET /v1/jobs/{job_id}/events",
         "GET /v1/jobs/{job_id}/artifacts",
         "GET /v1/jobs/{job_id}/report",

@@ -27,11 +27,13 @@ JOB: dict[str, Any] = {
     "started_at": TIME,
     "finished_at": TIME,
     "steps": [],
+    "available_at": None,
     "error": None,
+    "last_error": None,
     "spec": {"targets": [{"keep": 0.8}]},
 }
 COMMANDS = [
-    "submit", "jobs", "watch", "cancel", "download",
+    "submit", "jobs", "watch", "cancel", "retry", "download",
     "serve", "api", "dispatcher", "migrate", "expand",
 ]  # fmt: skip
 
@@ -46,6 +48,7 @@ class Api(ThreadingHTTPServer):
             "GET /v1/jobs": (200, {"jobs": [JOB], "next_cursor": None}),
             f"GET /v1/jobs/{JOB_ID}": (200, JOB),
             f"POST /v1/jobs/{JOB_ID}/cancel": (202, {**JOB, "state": "cancelling"}),
+            f"POST /v1/jobs/{JOB_ID}/retry": (202, {**JOB, "state": "queued"}),
         }
         self.bodies: list[Any] = []
 
@@ -152,6 +155,14 @@ def test_submit_sends_the_job_and_prints_its_id_alone(api: Api, eigenpress: Eige
             "workers": 2,
         }
     ]
+
+
+def test_submit_says_how_urgent_and_how_long(api: Api, eigenpress: Eigenpress) -> None:
+    job = "--model /m --data /d --keep 0.8 --priority -5 --queue-limit 60 --run-limit 3600"
+    assert eigenpress("submit", *job.split()) == 0
+    (body,) = api.bodies
+    assert body["priority"] == -5
+    assert body["limits"] == {"queue_seconds": 60, "run_seconds": 3600}
 
 
 def test_submit_sends_a_file_as_it_is(api: Api, eigenpress: Eigenpress, tmp_path: Path) -> None:
@@ -263,6 +274,16 @@ def test_cancel_says_where_the_job_stands(api: Api, eigenpress: Eigenpress) -> N
     api.answers[f"POST /v1/jobs/{JOB_ID}/cancel"] = (409, conflict)
     assert eigenpress("cancel", JOB_ID) == 1
     assert eigenpress.err == "Error: The job has ended. job_conflict"
+
+
+def test_retry_queues_a_job_and_may_watch_it(api: Api, eigenpress: Eigenpress) -> None:
+    assert eigenpress("retry", JOB_ID) == 0
+    assert f"{JOB_ID} queued" in eigenpress.out
+    assert eigenpress("retry", JOB_ID, "--watch") == 0
+    conflict = {"code": "job_conflict", "detail": f"Job {JOB_ID} is running."}
+    api.answers[f"POST /v1/jobs/{JOB_ID}/retry"] = (409, conflict)
+    assert eigenpress("retry", JOB_ID) == 1
+    assert "is running" in eigenpress.err
 
 
 def test_a_download_does_not_leave_the_current_folder(api: Api, eigenpress: Eigenpress) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.client import ApiProblem, ApiUnreachable, Client
+from service.client import ApiProblem, ApiUnreachable, Client, ClientError
 from service.states import JobState
 
 Answer = Callable[[httpx.Request], httpx.Response]
@@ -51,6 +51,61 @@ def test_submit_posts_the_specification_and_returns_the_job() -> None:
     assert json.loads(requests[0].content) == {"method": "impact"}
 
 
+class TestLostSubmissions:
+    @pytest.fixture(autouse=True)
+    def no_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("service.client.REPEAT_SECONDS", 0.0)
+
+    @pytest.mark.parametrize(
+        "lost",
+        [
+            httpx.ReadTimeout("slow"),
+            httpx.RemoteProtocolError("cut"),
+            httpx.Response(503, json={"code": "database_unavailable", "detail": "away"}),
+            httpx.Response(502, html="<p>bad gateway</p>"),
+        ],
+    )
+    def test_are_repeated_under_the_same_key(self, lost: httpx.Response | Exception) -> None:
+        made = httpx.Response(200, json={"id": "job-1"})
+        client, requests = answering(lost, httpx.ConnectError("refused"), made)
+        assert client.submit({"method": "impact"}) == {"id": "job-1"}
+        keys = {request.headers["Idempotency-Key"] for request in requests}
+        assert (len(requests), len(keys)) == (3, 1)
+
+    def test_each_job_has_a_key_of_its_own(self) -> None:
+        made = httpx.Response(201, json={"id": "job-1"})
+        client, requests = answering(made, made, made)
+        for key in (None, None, "mine"):
+            client.submit({}, idempotency_key=key)
+        keys = [request.headers["Idempotency-Key"] for request in requests]
+        assert len(set(keys)) == 3
+        assert keys[2] == "mine"
+
+    def test_are_given_up_in_the_end(self) -> None:
+        client, _ = answering(httpx.ReadTimeout("slow"))
+        with pytest.raises(ApiUnreachable, match="slow"):
+            client.submit({}, patience_seconds=0)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            httpx.ConnectError("refused"),
+            httpx.Response(422, json=PROBLEM),
+            httpx.Response(503, json={"code": "bucket_missing", "detail": "none"}),
+        ],
+    )
+    def test_what_made_no_job_is_said_at_once(self, answer: httpx.Response | Exception) -> None:
+        client, requests = answering(answer)
+        with pytest.raises(ClientError):
+            client.submit({})
+        assert len(requests) == 1
+
+    def test_a_refusal_ends_the_repetition(self) -> None:
+        client, _ = answering(httpx.ReadTimeout("slow"), httpx.Response(422, json=PROBLEM))
+        with pytest.raises(ApiProblem, match="no model"):
+            client.submit({})
+
+
 def test_jobs_asks_for_a_page_of_the_wanted_states() -> None:
     page: dict[str, Any] = {"jobs": [], "next_cursor": None}
     client, requests = answering(httpx.Response(200, json=page))
@@ -65,6 +120,7 @@ def test_jobs_asks_for_a_page_of_the_wanted_states() -> None:
     [
         (lambda c: c.job("job-1"), "GET", "/v1/jobs/job-1", {}),
         (lambda c: c.cancel("job-1"), "POST", "/v1/jobs/job-1/cancel", {}),
+        (lambda c: c.retry("job-1"), "POST", "/v1/jobs/job-1/retry", {}),
         (lambda c: c.report("job-1"), "GET", "/v1/jobs/job-1/report", {}),
         (lambda c: c.events("job-1", 7), "GET", "/v1/jobs/job-1/events", {"events": []}),
         (lambda c: c.artifacts("job-1"), "GET", "/v1/jobs/job-1/artifacts", {"artifacts": []}),

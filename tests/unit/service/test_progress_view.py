@@ -35,7 +35,9 @@ def job(state: str = "running", **changes: Any) -> dict[str, Any]:
         "started_at": stamp(300),
         "finished_at": None,
         "steps": steps,
+        "available_at": None,
         "error": None,
+        "last_error": None,
         "spec": {"targets": [{"keep": 0.8}, {"max_perplexity_increase": 0.05}]},
         **changes,
     }
@@ -89,6 +91,36 @@ def test_a_job_shows_every_step_with_those_to_come() -> None:
 
 def test_a_second_attempt_is_said_to_be_one() -> None:
     assert "attempt 2" in shown(job_view(job(attempt=2, steps=[]), NOW))
+
+
+PAUSED = job(
+    "queued",
+    steps=[],
+    started_at=None,
+    available_at=stamp(-10),
+    last_error={"code": "worker_lost", "detail": "A worker [died].", "param": None},
+)
+
+
+def test_a_pause_between_two_attempts_says_how_long_and_why() -> None:
+    lines = shown(job_view(PAUSED, NOW)).splitlines()
+    assert lines[0].endswith("queued  attempt 2 begins in 10 s")
+    assert lines[1].strip() == "The attempt before failed: A worker [died]."
+    later = NOW + timedelta(seconds=11)
+    assert "attempt 2 begins when its turn comes" in shown(job_view(PAUSED, later))
+    assert "attempt 2 begins in 10 s" in shown(jobs_table([PAUSED], NOW))
+
+
+def test_in_a_log_a_failed_attempt_is_a_line() -> None:
+    console = Console(file=io.StringIO(), width=40)
+    again = job(attempt=2, steps=[], last_error=PAUSED["last_error"])
+    with console.capture() as capture:
+        follow(scripted(PAUSED, again, job("cancelled", finished_at=stamp(0))), JOB, console)
+    assert capture.get().splitlines()[:3] == [
+        f"{JOB} queued, attempt 1",
+        "attempt 1 failed: A worker [died]. (worker_lost)",
+        f"{JOB} running, attempt 2",
+    ]
 
 
 def test_the_table_has_a_line_per_job() -> None:

@@ -15,6 +15,7 @@ import service.store
 import service.transitions
 from service.database import clock
 from service.errors import (
+    ArtifactConflict,
     AttemptStale,
     IdempotencyKeyReused,
     InvalidParameter,
@@ -97,10 +98,25 @@ def test_a_report_must_be_json_that_every_reader_takes(job_store: Store) -> None
     assert job_store.get(job.id).state is JobState.RUNNING  # nothing half-written
 
 
-@pytest.mark.parametrize("method", ["get", "events", "artifacts", "report", "cancel"])
+@pytest.mark.parametrize("method", ["get", "events", "artifacts", "report", "cancel", "retry"])
 def test_an_unknown_job_is_not_found(job_store: Store, method: str) -> None:
     with pytest.raises(JobNotFound, match="job-none"):
         getattr(job_store, method)("job-none")
+    with pytest.raises(JobNotFound):
+        getattr(job_store, method)("job-\0")
+
+
+def test_a_message_may_hold_anything(job_store: Store) -> None:
+    job = claimed(job_store)
+    odd = "a\0b \udcff"
+    job_store.record(job.id, 1, "note", odd, {"odd": odd})
+    job_store.fail(job.id, 1, replace(FATAL, detail=odd), at_once(1))
+    note, end = job_store.events(job.id)[-2:]
+    assert (note.message, note.data["odd"]) == ("a\\0b \\udcff", odd)
+    assert end.message == note.message
+    ended = job_store.get(job.id).failure
+    assert ended is not None
+    assert ended.detail == odd
 
 
 class TestListing:
@@ -229,6 +245,18 @@ class TestPauses:
             other.id,
             None,
         ]
+
+    def test_it_says_what_the_attempt_before_died_of(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        job_store.fail(job.id, 1, RETRYABLE, at_once(3))
+        assert job_store.get(job.id).last_failure == RETRYABLE
+        again = job_store.claim()
+        assert again is not None
+        assert (again.failure, again.last_failure) == (None, RETRYABLE)
+        job_store.fail(job.id, 2, FATAL, at_once(3))
+        ended = job_store.get(job.id)
+        assert (ended.failure, ended.last_failure) == (FATAL, None)
+        assert job_store.retry(job.id).last_failure == FATAL
 
     def test_its_users_retry_does_not_wait_and_has_all_attempts_again(
         self, job_store: Store
@@ -363,8 +391,17 @@ class TestIdempotency:
         assert new
         assert job_store.create_once(job_spec, "key") == (job, False)
         assert len(job_store.list_jobs(limit=9)) == 1
-        with pytest.raises(IdempotencyKeyReused):
-            job_store.create_once(small_spec("other"), "key")
+        assert job_store.find_once(job_spec, "key") == job
+        assert job_store.find_once(job_spec, "another") is None
+        for method in (job_store.create_once, job_store.find_once):
+            with pytest.raises(IdempotencyKeyReused):
+                method(small_spec("other"), "key")
+
+    def test_saying_a_default_makes_no_other_body(self, job_store: Store) -> None:
+        spec = small_spec()
+        said = JobSpec.model_validate(spec.model_dump())
+        job, _ = job_store.create_once(spec, "key")
+        assert job_store.create_once(said, "key") == (job, False)
 
     def test_keys_are_a_tenants_own(self, job_store: Store, job_spec: JobSpec) -> None:
         first, _ = job_store.create_once(job_spec, "key", tenant="a")
@@ -427,6 +464,24 @@ def test_a_released_job_waits_and_its_attempt_is_not_counted(job_store: Store) -
     again = job_store.claim()
     assert again is not None
     assert (again.attempt, again.steps) == (1, ())
+
+
+def test_what_another_dispatcher_has_submitted_is_not_released(job_store: Store) -> None:
+    job = claimed(job_store)
+    job_store.submitted(job.id, 1)
+    with pytest.raises(AttemptStale, match="another submitted it"):
+        job_store.release(job.id, 1, "Ray does not answer")
+    assert job_store.get(job.id).state is JobState.RUNNING
+
+
+def test_one_artifact_is_published_in_each_place(job_store: Store) -> None:
+    job = claimed(job_store)
+    for _ in range(2):
+        job_store.published(job.id, 1, 0, ARTIFACT)
+    with pytest.raises(ArtifactConflict, match="jobs/y/"):
+        job_store.published(job.id, 1, 0, replace(ARTIFACT, prefix="jobs/y/"))
+    assert job_store.artifacts(job.id) == (ARTIFACT,)
+    assert types(job_store, job.id).count(EventType.PUBLISHED) == 1
 
 
 def test_the_oldest_job_is_claimed_first(job_store: Store) -> None:

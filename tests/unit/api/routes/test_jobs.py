@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -205,6 +208,95 @@ def test_cancel_after_the_end_is_a_conflict(
     assert store.get(job_id).state is JobState.SUCCEEDED
 
 
+def test_retry_of_a_failed_job(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
+    job_id = _submit(client, job_body)["id"]
+    store.claim()
+    store.fail(job_id, 1, InvalidParameter("no").failure(), RetryPolicy(3))
+    response = client.post(f"/v1/jobs/{job_id}/retry")
+    job = response.json()
+    assert (response.status_code, job["state"], job["attempt"]) == (202, "queued", 1)
+    assert (job["error"], job["last_error"]["detail"]) == (None, "no")
+    again = client.post(f"/v1/jobs/{job_id}/retry")
+    assert (again.status_code, again.json()["code"]) == (409, "job_conflict")
+
+
+def test_a_job_between_two_attempts_shows_what_it_waits_for(
+    client: TestClient, store: Store, job_body: dict[str, Any]
+) -> None:
+    job_id = _submit(client, job_body)["id"]
+    store.claim()
+    store.fail(job_id, 1, StorageUnavailable("S3 is away").failure(), RetryPolicy(3))
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert (job["state"], job["attempt"], job["error"]) == ("queued", 1, None)
+    assert job["last_error"]["code"] == "storage_unavailable"
+    assert datetime.fromisoformat(job["available_at"]) > datetime.fromisoformat(job["created_at"])
+
+
+class TestIdempotencyKey:
+    KEY: ClassVar = {"Idempotency-Key": "5d1c7c1e-2b0a-4b8e-9c55-0a3d9c1f2b11"}
+
+    def test_the_same_request_gives_the_same_job(
+        self, client: TestClient, store: Store, job_body: dict[str, Any]
+    ) -> None:
+        first = client.post("/v1/jobs", json=job_body, headers=self.KEY)
+        again = client.post("/v1/jobs", json=job_body, headers=self.KEY)
+        assert (first.status_code, again.status_code) == (201, 200)
+        assert "Idempotent-Replayed" not in first.headers
+        assert again.headers["Idempotent-Replayed"] == "true"
+        assert again.headers["Location"] == first.headers["Location"]
+        assert again.json() == first.json()
+        assert len(store.list_jobs(limit=9)) == 1
+
+    def test_also_once_it_could_not_be_accepted_any_more(
+        self, client: TestClient, storage: Any, model_folder: Path, job_body: dict[str, Any]
+    ) -> None:
+        client.post("/v1/jobs", json=job_body, headers=self.KEY)
+        (model_folder / "config.json").unlink()
+        storage.trouble = StorageUnavailable()
+        assert client.post("/v1/jobs", json=job_body, headers=self.KEY).status_code == 200
+
+    def test_another_body_is_refused(
+        self, client: TestClient, store: Store, job_body: dict[str, Any]
+    ) -> None:
+        client.post("/v1/jobs", json=job_body, headers=self.KEY)
+        other = client.post("/v1/jobs", json=job_body | {"name": "other"}, headers=self.KEY)
+        problem = other.json()
+        assert (other.status_code, problem["code"]) == (422, "idempotency_key_reused")
+        assert problem["param"] == "Idempotency-Key"
+        assert len(store.list_jobs(limit=9)) == 1
+
+    def test_a_refused_request_does_not_use_it_up(
+        self, client: TestClient, storage: Any, job_body: dict[str, Any]
+    ) -> None:
+        storage.trouble = StorageUnavailable()
+        assert client.post("/v1/jobs", json=job_body, headers=self.KEY).status_code == 503
+        storage.trouble = None
+        assert client.post("/v1/jobs", json=job_body, headers=self.KEY).status_code == 201
+
+    def test_two_at_once_make_one_job(
+        self, client: TestClient, store: Store, job_body: dict[str, Any]
+    ) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            asked = [
+                pool.submit(client.post, "/v1/jobs", json=job_body, headers=self.KEY)
+                for _ in range(4)
+            ]
+            answers = [each.result() for each in asked]
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
+        (job,) = store.list_jobs(limit=9)
+        assert {answer.json()["id"] for answer in answers} == {job.id}
+
+    @pytest.mark.parametrize("key", [b"", b" ", b"x" * 256, b"tab\tbed"])
+    def test_a_key_is_a_printable_name(
+        self, client: TestClient, store: Store, job_body: dict[str, Any], key: bytes
+    ) -> None:
+        headers = httpx.Headers([(b"Idempotency-Key", key)])
+        response = client.post("/v1/jobs", json=job_body, headers=headers)
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_parameter")
+        assert response.json()["param"] == "Idempotency-Key"
+        assert store.list_jobs(limit=9) == []
+
+
 def test_events_can_be_followed(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
     job_id = _submit(client, job_body)["id"]
     store.claim()
@@ -238,6 +330,7 @@ def test_invalid_events_query(
     [
         ("GET", ""),
         ("POST", "/cancel"),
+        ("POST", "/retry"),
         ("GET", "/events"),
         ("GET", "/artifacts"),
         ("GET", "/report"),
