@@ -56,15 +56,20 @@ def missing_as(not_found: type[UserError], param: str) -> Iterator[None]:
 
 
 def list_source(
-    uri: str, settings: Settings, wanted: Callable[[str], bool], param: str
+    uri: str,
+    settings: Settings,
+    wanted: Callable[[str], bool],
+    param: str,
+    patience_seconds: float = 0,
 ) -> S3Listing:
     """List the one object at the URI, or the wanted ones below it.
 
+    An outage of so many seconds is ridden out, now and when the objects are fetched.
     Raises `InvalidParameter` for keys that are no file paths and for more objects than
     `MAX_LISTED_OBJECTS`, and the storage's errors.
     """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
-    storage = ObjectStorage.from_settings(settings, bucket)
+    storage = ObjectStorage.from_settings(settings, bucket, patience_seconds=patience_seconds)
     base = key if not key or key.endswith("/") else f"{key}/"
     objects: dict[str, StoredObject] = {}
     for count, stored in enumerate(storage.list_objects(key), start=1):

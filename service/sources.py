@@ -61,7 +61,8 @@ def check_model(source: ModelSource, settings: Settings) -> None:
 def fetch_model(source: ModelSource, settings: Settings) -> Path:
     """The model's folder, or its .gguf file, on this machine; checked as `check_model` does.
 
-    Raises what `check_model` raises, and `HubUnavailable`.
+    An outage of S3 is waited out for `settings.outage_seconds`. Raises what `check_model` raises,
+    and `HubUnavailable`.
     """
     match source:
         case LocalPath():
@@ -90,7 +91,8 @@ def check_data(source: DataSource, settings: Settings, param: str) -> None:
 def fetch_data(source: DataSource, settings: Settings, param: str) -> Path:
     """The text's folder, or its one file, on this machine.
 
-    Raises what `check_data` raises, and `HubUnavailable`.
+    An outage of S3 is waited out for `settings.outage_seconds`. Raises what `check_data` raises,
+    and `HubUnavailable`.
     """
     match source:
         case LocalData():
@@ -118,11 +120,13 @@ def _local_model(source: LocalPath, settings: Settings) -> Path:
     return path
 
 
-def _list_s3_model(source: S3Prefix, settings: Settings) -> S3Listing:
+def _list_s3_model(source: S3Prefix, settings: Settings, patience_seconds: float = 0) -> S3Listing:
     """The objects right below the prefix, where transformers looks; or the one .gguf object."""
     param = "model.uri"
     with missing_as(ModelNotFound, param):
-        listing = list_source(source.uri, settings, lambda path: "/" not in path, param)
+        listing = list_source(
+            source.uri, settings, lambda path: "/" not in path, param, patience_seconds
+        )
     if not listing.objects:
         raise ModelNotFound(f"There is nothing at {source.uri}.", param=param)
     if listing.is_one_object and not source.uri.endswith(GGUF_SUFFIX):
@@ -141,7 +145,7 @@ def _check_s3_model(listing: S3Listing) -> list[str]:
 
 
 def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
-    listing, param = _list_s3_model(source, settings), "model.uri"
+    listing, param = _list_s3_model(source, settings, settings.outage_seconds), "model.uri"
 
     def fill(folder: Path) -> None:
         for path in _check_s3_model(listing):
@@ -184,12 +188,14 @@ def _local_data(source: LocalData, settings: Settings, param: str) -> Path:
     return path
 
 
-def _list_s3_data(source: S3Data, settings: Settings, param: str) -> S3Listing:
+def _list_s3_data(
+    source: S3Data, settings: Settings, param: str, patience_seconds: float = 0
+) -> S3Listing:
     def wanted(path: str) -> bool:
         return selects(source.pattern, path)
 
     with missing_as(DataNotFound, f"{param}.uri"):
-        listing = list_source(source.uri, settings, wanted, f"{param}.uri")
+        listing = list_source(source.uri, settings, wanted, f"{param}.uri", patience_seconds)
     if not listing.objects:
         raise _no_match(source.uri, source.pattern, param)
     _check_bounds(listing.sizes, param)
@@ -197,7 +203,7 @@ def _list_s3_data(source: S3Data, settings: Settings, param: str) -> S3Listing:
 
 
 def _fetch_s3_data(source: S3Data, settings: Settings, param: str) -> Path:
-    listing = _list_s3_data(source, settings, param)
+    listing = _list_s3_data(source, settings, param, settings.outage_seconds)
 
     def fill(folder: Path) -> None:
         for path in listing.objects:

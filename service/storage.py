@@ -53,6 +53,8 @@ DELETE_BATCH = 1000
 
 UPLOAD_MARKERS = ("KeyMarker", "UploadIdMarker")
 
+DENIED = "AccessDenied"
+
 FULL_CODES = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})
 """How servers name a full bucket or full disks, whatever the status."""
 
@@ -199,9 +201,8 @@ class ObjectStorage:
             Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True}
         )
         for refused in answer.get("Errors", ()):
-            raise StorageUnavailable(
-                f"{self._where} did not delete '{refused['Key']}': {refused.get('Message')}"
-            )
+            kind = StorageReadOnly if refused.get("Code") == DENIED else StorageUnavailable
+            raise kind(f"{self._where} did not delete '{refused['Key']}': {refused.get('Message')}")
 
     def delete_version(self, key: str, etag: str) -> bool:
         """Delete the object if it still has this etag; False if it was replaced or is gone."""
@@ -246,7 +247,8 @@ class ObjectStorage:
             yield page
             if not page.get("IsTruncated"):
                 return
-            start = {marker: page[f"Next{marker}"] for marker in markers}
+            # SeaweedFS names no key where it names an upload.
+            start = {m: page[f"Next{m}"] for m in markers if page.get(f"Next{m}")}
 
     def _abort(self, key: str, upload_id: str) -> None:
         try:
@@ -283,10 +285,11 @@ class ObjectStorage:
                 f"{self._where} has no room left in bucket '{self.bucket}': remove objects from it "
                 f"or raise its quota ({error})"
             )
-        if code == "AccessDenied" and error.operation_name not in READING:
+        writes = error.operation_name not in READING
+        if code == DENIED and writes:
             return StorageReadOnly(
                 f"{self._where} lets these credentials not write to bucket '{self.bucket}': grant "
-                f"them the right, or raise the quota if one has made it read-only ({error})"
+                f"them the right to ({error})"
             )
         if status in (401, 403):
             return StorageCredentialsInvalid(
@@ -296,7 +299,9 @@ class ObjectStorage:
             return ObjectMissing(f"There is no object '{key}' in bucket '{self.bucket}'.")
         if status == 404:
             return BucketMissing(f"{self._where} has no bucket '{self.bucket}'.")
-        return StorageUnavailable(f"{self._where} answers with an error: {error}")
+        # SeaweedFS, for one, does not say so.
+        hint = "; if it can be read but not written, its disks or its quota are full"
+        return StorageUnavailable(f"{self._where} answers with an error: {error}{hint * writes}")
 
 
 class _Connector:

@@ -22,7 +22,7 @@ def test_a_job_waits_for_ray_and_two_workers_hold_two_gpus(installation: Install
     assert f"jobs/{job.id}/artifacts/keep-0.7/manifest.json" in installation.objects_of(job)
 
 
-def test_storage_that_is_gone_when_publishing_fails_the_job_by_name(
+def test_storage_that_stays_away_when_publishing_fails_the_job_by_name(
     installation: Installation,
 ) -> None:
     job = installation.store.create(installation.spec())

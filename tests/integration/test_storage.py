@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,12 +27,16 @@ from service.errors import (
     EigenpressError,
     ObjectMissing,
     StorageCredentialsInvalid,
+    StorageFull,
+    StorageReadOnly,
     StorageUnavailable,
 )
 from service.local_s3 import LocalS3
+from service.ports import choose_port
 from service.settings import Settings
 from service.storage import ObjectStorage, StoredObject
 from tests.fixtures.storage import s3_settings_for
+from tests.fixtures.waiting import wait_until
 
 LARGE = 20 * 2**20  # above boto's multipart threshold
 
@@ -43,11 +50,14 @@ def operations(storage: ObjectStorage, folder: Path) -> dict[str, Callable[[], o
         "put_file": lambda: storage.put_file("key", source),
         "put_bytes": lambda: storage.put_bytes("key", b"text"),
         "put_if_absent": lambda: storage.put_bytes("key", b"text", only_if_absent=True),
+        "put_replacing": lambda: storage.put_bytes("key", b"text", replacing="etag"),
         "get_bytes": lambda: storage.get_bytes("key"),
         "get_file": lambda: storage.get_file("key", folder / "target"),
         "list_objects": lambda: list(storage.list_objects("")),
         "delete": lambda: storage.delete(["key"]),
+        "delete_version": lambda: storage.delete_version("key", "etag"),
         "delete_prefix": lambda: storage.delete_prefix("prefix/"),
+        "abort_uploads": lambda: storage.abort_uploads("prefix/"),
     }
 
 
@@ -56,12 +66,51 @@ OPERATIONS = (
     "put_file",
     "put_bytes",
     "put_if_absent",
+    "put_replacing",
     "get_bytes",
     "get_file",
     "list_objects",
     "delete",
+    "delete_version",
     "delete_prefix",
+    "abort_uploads",
 )
+
+
+@dataclass
+class Outage:
+    """What every operation came to that was begun while the server was away."""
+
+    results: dict[str, Future[object]]
+
+
+@pytest.fixture(scope="module")
+def outage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
+    """A server is killed, everything is asked of it, and it is started again."""
+    folder = tmp_path_factory.mktemp("outage")
+    with (
+        LocalS3(folder / "s3", port=choose_port(0, "test")) as server,
+        ThreadPoolExecutor(len(OPERATIONS)) as pool,
+    ):
+        settings = s3_settings_for(server, folder)
+        storage = ObjectStorage.from_settings(settings, patience_seconds=120)
+        storage.put_bytes("key", b"text")
+        assert server.pid
+        os.kill(server.pid, signal.SIGKILL)
+        server.stop()
+        with pytest.raises(StorageUnavailable):
+            ObjectStorage.from_settings(settings).get_bytes("key")
+        calls = operations(storage, folder)
+        del calls["check"]
+        results = {name: pool.submit(call) for name, call in calls.items()}
+        server.start()
+        results["check"] = pool.submit(storage.check)
+        yield Outage(results)
+
+
+@pytest.fixture
+def storage_with_patience(s3_settings: Settings) -> ObjectStorage:
+    return ObjectStorage.from_settings(s3_settings, patience_seconds=60)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +147,47 @@ def test_only_the_first_conditional_write_wins(storage: ObjectStorage, prefix: s
     assert storage.get_bytes(prefix + "once") == b"%d" % won.index(True)
 
 
+def test_only_the_first_of_those_who_replace_a_version_wins(
+    storage: ObjectStorage, prefix: str
+) -> None:
+    storage.put_bytes(prefix + "key", b"before")
+    _, etag = storage.get_version(prefix + "key")
+
+    def put(number: int) -> bool:
+        return storage.put_bytes(prefix + "key", b"%d" % number, replacing=etag)
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(put, range(8)))
+    assert won.count(True) == 1
+    assert storage.get_bytes(prefix + "key") == b"%d" % won.index(True)
+
+
+def test_nothing_is_replaced_where_nothing_is(storage: ObjectStorage, prefix: str) -> None:
+    assert not storage.put_bytes(prefix + "key", b"x", replacing="00")
+    assert not list(storage.list_objects(prefix))
+
+
+def test_bytes_that_stand_already_are_written(storage: ObjectStorage, prefix: str) -> None:
+    """The answer to an earlier try may have been lost."""
+    assert storage.put_bytes(prefix + "key", b"ours", only_if_absent=True)
+    assert storage.put_bytes(prefix + "key", b"ours", only_if_absent=True)
+    assert not storage.put_bytes(prefix + "key", b"theirs", only_if_absent=True)
+    assert storage.put_bytes(prefix + "key", b"ours", replacing="00")
+    assert not storage.put_bytes(prefix + "key", b"theirs", replacing="00")
+
+
+def test_a_version_is_deleted_and_no_other(storage: ObjectStorage, prefix: str) -> None:
+    storage.put_bytes(prefix + "key", b"1")
+    _, first = storage.get_version(prefix + "key")
+    storage.put_bytes(prefix + "key", b"2")
+    content, second = storage.get_version(prefix + "key")
+    assert content == b"2"
+    assert not storage.delete_version(prefix + "key", first)
+    assert storage.delete_version(prefix + "key", second)
+    assert not storage.delete_version(prefix + "key", second)
+    assert not list(storage.list_objects(prefix))
+
+
 def test_listing_is_complete_and_ordered(storage: ObjectStorage, prefix: str) -> None:
     for name in ("b", "a", "deep/er/c"):
         storage.put_bytes(prefix + name, name.encode())
@@ -119,6 +209,25 @@ def test_an_etag_changes_with_the_bytes(storage: ObjectStorage, prefix: str) -> 
     before = etag()
     storage.put_bytes(prefix + "x", b"2")
     assert etag() != before
+
+
+def test_a_listing_may_have_several_pages(storage: ObjectStorage, prefix: str) -> None:
+    client, keys = storage._client, [f"{prefix}{number}" for number in range(5)]
+
+    def in_twos(params: dict[str, object], model: OperationModel, **_: object) -> None:
+        params["MaxKeys" if model.name == "ListObjectsV2" else "MaxUploads"] = 2
+
+    for operation in ("ListObjectsV2", "ListMultipartUploads"):
+        client.meta.events.register(f"provide-client-params.s3.{operation}", in_twos)
+    for key in keys:
+        storage.put_bytes(key, b"x")
+        client.create_multipart_upload(Bucket=storage.bucket, Key=key)
+    assert [stored.key for stored in storage.list_objects(prefix)] == keys
+    storage.abort_uploads(prefix, lambda key: key != keys[3])
+    left = client.list_multipart_uploads(Bucket=storage.bucket, Prefix=prefix)["Uploads"]
+    assert [upload["Key"] for upload in left] == keys[3:4]
+    assert storage.delete_prefix(prefix) == 5
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=storage.bucket, Prefix=prefix)
 
 
 def test_deleting_a_prefix_spares_its_namesakes(storage: ObjectStorage, prefix: str) -> None:
@@ -278,6 +387,7 @@ def test_a_silent_server_is_unavailable(
         (400, StorageUnavailable),
         (401, StorageCredentialsInvalid),
         (403, StorageCredentialsInvalid),
+        (507, StorageFull),
     ],
 )
 def test_other_answers_become_our_errors(
@@ -311,6 +421,96 @@ def test_local_disk_trouble_is_not_blamed_on_the_server(
 ) -> None:
     with pytest.raises(FileNotFoundError):
         storage.put_file("key", tmp_path / "absent")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_outage_is_ridden_out(outage: Outage, operation: str) -> None:
+    outage.results[operation].result()
+
+
+def test_a_file_that_is_not_there_is_not_waited_for(storage_with_patience: ObjectStorage) -> None:
+    with pytest.raises(ObjectMissing):
+        storage_with_patience.get_bytes("nowhere")
+
+
+@pytest.mark.parametrize("moment", ["before-call", "after-call"])
+def test_a_write_whose_request_or_answer_is_lost_is_made_once(
+    storage_with_patience: ObjectStorage, prefix: str, moment: str
+) -> None:
+    storage, failures = storage_with_patience, [EndpointConnectionError(endpoint_url="the server")]
+
+    def lose(**_: object) -> None:
+        if failures:
+            raise failures.pop()
+
+    storage._client.meta.events.register(f"{moment}.s3.PutObject", lose)
+    assert storage.put_bytes(prefix + "key", b"ours", only_if_absent=True)
+    assert not failures
+    assert storage.get_bytes(prefix + "key") == b"ours"
+
+
+def test_a_bucket_that_may_only_be_read_is_told_by_name(
+    local_s3: LocalS3, with_settings: Callable[..., Settings], prefix: str, tmp_path: Path
+) -> None:
+    key, secret = "reader", "reader-secret"
+    seaweed_shell(
+        local_s3,
+        f"s3.configure -user {key} -access_key {key} -secret_key {secret} "
+        f"-buckets {local_s3.bucket} -actions Read,List -apply",
+    )
+    keys = {"s3_access_key_id": SecretStr(key), "s3_secret_access_key": SecretStr(secret)}
+    reader = ObjectStorage.from_settings(with_settings(**keys), patience_seconds=60)
+    writer = ObjectStorage.from_settings(with_settings())
+    writer.put_bytes(prefix + "key", b"text")
+    wait_until(lambda: is_known(reader, prefix + "key"))
+    calls = operations(reader, tmp_path)
+    for operation in ("put_file", "put_bytes", "put_if_absent", "delete", "delete_version"):
+        with pytest.raises(StorageReadOnly):
+            calls[operation]()
+    assert writer.get_bytes(prefix + "key") == b"text"
+
+
+def is_known(storage: ObjectStorage, key: str) -> bool:
+    try:
+        return storage.get_bytes(key) == b"text"
+    except StorageCredentialsInvalid:
+        return False
+
+
+def test_a_bucket_beyond_its_quota_is_said_to_be_full(tmp_path: Path) -> None:
+    with LocalS3(tmp_path / "s3") as server:
+        storage = ObjectStorage.from_settings(s3_settings_for(server, tmp_path))
+        storage.put_bytes("large", os.urandom(2 * 2**20))
+        seaweed_shell(server, f"s3.bucket.quota -name={server.bucket} -op=set -sizeMB=1")
+
+        def is_refused() -> str:
+            seaweed_shell(server, "lock", "s3.bucket.quota.enforce -apply", "unlock")
+            try:
+                storage.put_bytes("more", b"x")
+            except StorageUnavailable as error:
+                return error.detail
+            return ""
+
+        wait_until(is_refused)
+        assert "its disks or its quota are full" in is_refused()
+        assert len(storage.get_bytes("large")) == 2 * 2**20
+
+
+def seaweed_shell(server: LocalS3, *commands: str) -> None:
+    """Run commands of SeaweedFS's administrators."""
+    _, master, _, filer, _, _, master_grpc, _, filer_grpc, _ = server._ports
+    subprocess.run(
+        [
+            Path(sys.executable).with_name("weed"),
+            "shell",
+            f"-master=127.0.0.1:{master}.{master_grpc}",
+            f"-filer=127.0.0.1:{filer}.{filer_grpc}",
+        ],
+        input="\n".join(commands),
+        text=True,
+        check=True,
+        capture_output=True,
+    )
 
 
 def canned_storage(port: int, data_dir: Path) -> ObjectStorage:
