@@ -8,7 +8,9 @@ ClusterUnavailable. Nothing secret is sent; a driver reads its settings from its
 from __future__ import annotations
 
 import os
+import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -18,7 +20,8 @@ import httpx
 from service.errors import ClusterUnavailable, SubmissionRefused
 
 CONNECT_SECONDS = 3.0
-READ_SECONDS = 20.0
+READ_SECONDS = 10.0
+SUBMIT_SECONDS = 20.0
 """A dashboard asked to submit a job may itself wait 10 s for an agent."""
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  (Ray's own name for it)
@@ -26,6 +29,32 @@ TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105
 MAX_LOG_LINE_CHARACTERS = 1000
 
 _ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+
+_EXIT_CODE = "The driver's exit code: "
+
+
+@dataclass(frozen=True)
+class Active:
+    """The attempt's driver may still run, or start."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The attempt's driver has ended; what Ray says of how, in its own words."""
+
+    status: str
+    """STOPPED, SUCCEEDED or FAILED. Not to be believed: see `exit_code_in`."""
+    error_type: str | None = None
+    """Of Ray's JobErrorType."""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """The cluster has never heard of the attempt, or was restarted since."""
+
+
+AttemptStatus = Active | Ended | Unknown
 
 
 class Cluster(Protocol):
@@ -40,14 +69,20 @@ class Cluster(Protocol):
         Raises SubmissionRefused when the cluster answers and will not.
         """
 
-    def is_active(self, job_id: str, attempt: int) -> bool:
-        """Whether the attempt's driver may still run; False when it ended or was never known."""
+    def status(self, job_id: str, attempt: int) -> AttemptStatus:
+        """Whether the attempt's driver may still run, and if not, what became of it."""
 
     def stop(self, job_id: str, attempt: int) -> None:
-        """Tell the attempt's driver to stop, without waiting; no effect when it is not active."""
+        """Tell the attempt's driver to stop, without waiting; no effect when it is not active.
+
+        One that does not stop by itself is killed after some seconds.
+        """
 
     def log_tail(self, job_id: str, attempt: int, lines: int = 30) -> str:
         """The last lines that the driver printed; empty when there are none."""
+
+    def forget(self, job_id: str, attempt: int) -> None:
+        """Drop what is kept of an attempt that has ended; no effect on one that is active."""
 
 
 class RayCluster:
@@ -69,7 +104,6 @@ class RayCluster:
         self._http = httpx.Client(
             base_url=self.dashboard_url,
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             transport=transport,
             trust_env=False,  # a proxy to the internet is no way to the cluster
         )
@@ -93,8 +127,9 @@ class RayCluster:
             raise self._not_ray()
 
     def submit(self, job_id: str, attempt: int, name: str | None = None) -> None:
+        driver = f"{self._driver_command} {shlex.quote(job_id)} {attempt:d}"
         body = {
-            "entrypoint": f"{self._driver_command} {shlex.quote(job_id)} {attempt:d}",
+            "entrypoint": f'{driver}; code=$?; echo "{_EXIT_CODE}$code"; exit $code',
             "submission_id": submission_id(job_id, attempt),
             "metadata": {
                 "job_name": name or job_id,
@@ -102,17 +137,25 @@ class RayCluster:
                 "eigenpress_attempt": str(attempt),
             },
         }
-        response = self._request("POST", "/api/jobs/", json=body, allowed=(400, 500))
+        response = self._request(
+            "POST", "/api/jobs/", json=body, allowed=(400, 500), seconds=SUBMIT_SECONDS
+        )
         # Ray answers 500, by way of its agent, or 400 to an id that it knows.
-        if response.is_success or self._status(job_id, attempt) is not None:
+        if response.is_success or self.status(job_id, attempt) != Unknown():
             return
         if response.status_code == 400:
             raise SubmissionRefused(f"Ray refuses the job: {_gist(response)}")
         raise ClusterUnavailable(f"Ray could not take the job: {_gist(response)}")
 
-    def is_active(self, job_id: str, attempt: int) -> bool:
-        status = self._status(job_id, attempt)
-        return status is not None and status not in _ENDED
+    def status(self, job_id: str, attempt: int) -> AttemptStatus:
+        response = self._request("GET", _path(job_id, attempt), allowed=(404,))
+        if response.status_code == 404:
+            return Unknown()
+        details = self._json(response)
+        status = str(details.get("status"))
+        if status not in _ENDED:
+            return Active()
+        return Ended(status, details.get("error_type"), str(details.get("message") or ""))
 
     def stop(self, job_id: str, attempt: int) -> None:
         self._request("POST", f"{_path(job_id, attempt)}/stop", allowed=(404,))
@@ -124,9 +167,11 @@ class RayCluster:
         printed = str(self._json(response).get("logs") or "").splitlines()
         return "\n".join(line[:MAX_LOG_LINE_CHARACTERS] for line in printed[-lines:])
 
-    def _status(self, job_id: str, attempt: int) -> str | None:
-        response = self._request("GET", _path(job_id, attempt), allowed=(404,))
-        return None if response.status_code == 404 else str(self._json(response).get("status"))
+    def forget(self, job_id: str, attempt: int) -> None:
+        # Ray answers 500 when it is active. The log file stays on its node until Ray ends.
+        response = self._request("DELETE", _path(job_id, attempt), allowed=(404, 500))
+        if response.status_code == 500 and "non-terminal state" not in response.text:
+            raise ClusterUnavailable(f"Ray could not forget the job: {_gist(response)}")
 
     def _request(
         self,
@@ -135,9 +180,11 @@ class RayCluster:
         *,
         json: object = None,
         allowed: tuple[int, ...] = (),
+        seconds: float | None = None,
     ) -> httpx.Response:
+        timeout = httpx.Timeout(seconds or READ_SECONDS, connect=CONNECT_SECONDS)
         try:
-            response = self._http.request(method, path, json=json)
+            response = self._http.request(method, path, json=json, timeout=timeout)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ClusterUnavailable(
                 f"Ray at {self.dashboard_url} does not answer: {str(error) or type(error).__name__}"
@@ -175,6 +222,17 @@ def _token() -> str | None:
 def submission_id(job_id: str, attempt: int) -> str:
     """The name of an attempt on the cluster."""
     return f"{job_id}-{attempt}"
+
+
+def exit_code_in(printed: str) -> int | None:
+    """The driver's exit code, from the end of its log; None when the log does not have it.
+
+    Ray's own word is not enough: where its workers reap their children by themselves (its setting
+    `kill_child_processes_on_worker_exit_with_raylet_subreaper`), it takes every end for a success.
+    A signal's number comes as 128 more, as a shell has it.
+    """
+    found = re.search(rf"{_EXIT_CODE}(\d+)\s*$", printed)
+    return int(found[1]) if found else None
 
 
 def _path(job_id: str, attempt: int) -> str:

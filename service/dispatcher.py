@@ -1,71 +1,84 @@
 """The dispatcher: takes jobs from the database to Ray and sees each attempt to its end.
 
-It keeps nothing in memory that matters. What to do follows from the job's row and from whether the
-cluster still runs the attempt, so a dispatcher that was killed anywhere is replaced by starting
-another, and what it repeats (a submission, a stop, a deletion) changes nothing the second time.
+Several may run at once. None keeps anything in memory that matters: what to do follows from the
+job's row and from what the cluster says of the attempt, any of them may do it, and what is repeated
+(a submission, a stop, a deletion) changes nothing the second time. So a dispatcher that was killed
+anywhere is replaced by the others, or by starting another, and one that was suspended and goes on
+finds its writes refused where they are no longer true.
+
+An attempt is lost when Ray says that it has ended, or does not know it, while its row still says
+that it runs; or when its driver has not renewed its lease. While Ray does not answer, no attempt is
+lost. While the database does not answer, no driver can renew; so a lease is judged only by a
+dispatcher that has reached the database for at least the length of one.
+
+What needs Ray or the bucket is done in threads: a server that hangs holds up only what needs it.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+import socket
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Protocol
+import time
+from collections.abc import Callable
+from contextlib import suppress
 
-from service.cluster import Cluster, RayCluster
+from service.cleaning import GRACE_SECONDS, Cleaner
+from service.cluster import Active, AttemptStatus, Cluster, RayCluster, submission_id
+from service.errands import Errands
 from service.errors import (
-    AttemptLost,
     AttemptStale,
     ClusterUnavailable,
+    DatabaseUnavailable,
     EigenpressError,
     SubmissionRefused,
 )
 from service.jobs import Job
+from service.lost_attempts import explain
 from service.settings import Settings
 from service.states import JobState
 from service.stopping import StopRequest, stop_on_signals
 from service.storage import ObjectStorage
-from service.store import Store
+from service.store import CLAIM_SECONDS, Store
 
 log = logging.getLogger(__name__)
 
 PAUSE_TICKS = 10
-"""For how many passes nothing is claimed after the cluster answered but took no submission, and
-nothing cleaned after that failed."""
+"""For how many passes nothing is claimed after the cluster answered but took no submission."""
 
-CLEANING_GRACE_SECONDS = 20
-"""How long an ended job is left alone before it is cleaned up after: Ray ends the actors of an
-attempt that it calls stopped a little later, and one of them may be uploading."""
+ERRAND_SECONDS = 1.0
+"""How long a pass waits for its errands of a kind; the next ones do not wait for what hangs."""
 
-
-class Bucket(Protocol):
-    """What the dispatcher needs of the object storage."""
-
-    def delete_prefix(self, prefix: str) -> int:
-        """Delete all below; returns how many objects. Raises StorageUnavailable and its kin."""
+ATTENDING_THREADS = 8
+SUBMITTING_THREADS = 4
+CLEANING_THREADS = 4
 
 
 class Dispatcher:
-    """Jobs from queue to cluster, `max_running_jobs` at a time."""
+    """Jobs from queue to cluster, `max_running_jobs` at a time over all dispatchers."""
 
     def __init__(
         self,
         store: Store,
         cluster: Cluster,
-        storage: Bucket,
+        storage: ObjectStorage,
         settings: Settings,
         *,
-        cleaning_grace: float = CLEANING_GRACE_SECONDS,
+        cleaning_grace: float = GRACE_SECONDS,
     ) -> None:
+        self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._store = store
         self._cluster = cluster
-        self._storage = storage
+        self._cleaner = Cleaner(store, cluster, storage, settings, grace_seconds=cleaning_grace)
         self._settings = settings
-        self._cleaning_grace = cleaning_grace
-        self._pause = self._cleaning_pause = 0
-        self._cleanings: Counter[str] = Counter()
+        self._attending = Errands(ATTENDING_THREADS)
+        self._submitting = Errands(SUBMITTING_THREADS)
+        self._cleaning = Errands(CLEANING_THREADS)
+        self._pause = 0
         self._complaints: dict[str, type[Exception]] = {}
+        self._drivers_may_be_unheard()
 
     def run(self, stop: StopRequest) -> None:
         """Pass after pass until a stop is requested."""
@@ -75,111 +88,160 @@ class Dispatcher:
             if heartbeat:
                 self._try("The heartbeat", heartbeat.touch)
             stop.wait(self._settings.poll_seconds)
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the calls that are under way."""
+        for errands in (self._attending, self._submitting, self._cleaning):
+            errands.close()
 
     def tick(self) -> None:
         """One pass. Never raises: what goes wrong is logged when it begins and when it ends."""
         self._try("The dispatcher", self._pass)
 
     def _pass(self) -> None:
-        if not self._try("The Ray cluster", self._cluster.check):
-            return
-        self._each(self._store.in_flight(), self._attend)
-        self._fill()
-        self._clean_one()
+        overdue = self._store.end_overdue()
+        for job in overdue:
+            log.warning("%s: %s", job.id, job.failure and job.failure.detail)
+        reachable = self._try("The Ray cluster", self._cluster.check)
+        for job in overdue if reachable else ():
+            self._errand(self._attending, job, self._stop)
+        for job in self._store.in_flight():
+            self._errand(self._attending, job, self._attend if reachable else self._attend_blindly)
+        self._attending.wait(ERRAND_SECONDS)
+        if reachable:
+            self._fill()
+        for job in self._cleaner.due(limit=2 * CLEANING_THREADS):
+            self._errand(self._cleaning, job, self._cleaner.clean)
+        self._submitting.wait(ERRAND_SECONDS)
+        self._cleaning.wait(ERRAND_SECONDS)
+
+    # Attempts under way.
 
     def _attend(self, job: Job) -> None:
         """Bring an attempt under way one step nearer to its end, if that is for us to do."""
         if job.state is JobState.RUNNING and job.submitted_at is None:
-            self._submit(job)
-        elif self._cluster.is_active(job.id, job.attempt):
-            if job.state is JobState.CANCELLING:
-                self._cluster.stop(job.id, job.attempt)
-        elif job.state is JobState.CANCELLING:
-            self._store.end_cancelled(job.id, job.attempt)
-            log.info("%s: cancelled", job.id)
+            if job.lapsed:
+                self._store.take_over(job.id, job.attempt, self.owner, CLAIM_SECONDS)
+                log.warning("%s: attempt %d taken over", job.id, job.attempt)
+                self._submit(job)
+            return
+        status = self._cluster.status(job.id, job.attempt)
+        if job.state is JobState.CANCELLING:
+            self._attend_cancelled(job, status)
+        elif not isinstance(status, Active) or job.lapsed:
+            self._attend_silent(job, status)
+
+    def _attend_blindly(self, job: Job) -> None:
+        """While Ray does not answer, only what a user has given up is ended."""
+        if job.state is JobState.CANCELLING and self._may_judge(job):
+            self._end_cancelled(job)
+
+    def _attend_cancelled(self, job: Job, status: AttemptStatus) -> None:
+        if not isinstance(status, Active):
+            self._end_cancelled(job)
+        elif self._may_judge(job):
+            self._stop_if_possible(job)
+            self._end_cancelled(job)
         else:
-            self._end_lost(job)
+            self._stop(job)
 
-    def _end_lost(self, job: Job) -> None:
-        """The driver is gone and the row still says `running`: it ended without saying how."""
-        printed = self._log_tail(job)
-        detail = f"The driver of attempt {job.attempt} ended without saying how. {printed}"
-        failure = AttemptLost(detail).failure()
-        state = self._store.fail(job.id, job.attempt, failure, self._settings.retry_policy)
-        log.warning("%s: attempt %d was lost; the job is %s", job.id, job.attempt, state)
+    def _end_cancelled(self, job: Job) -> None:
+        self._store.end_cancelled(job.id, job.attempt)
+        log.info("%s: cancelled", job.id)
 
-    def _log_tail(self, job: Job) -> str:
+    def _attend_silent(self, job: Job, status: AttemptStatus) -> None:
+        """The driver is gone or unheard: unless it has ended the attempt itself, we do."""
+        now = self._store.get(job.id)
+        if (now.state, now.attempt) != (JobState.RUNNING, job.attempt):
+            return
+        if isinstance(status, Active):
+            if not self._may_judge(now):
+                return
+            self._stop_if_possible(job)
+        error = explain(status, self._log_tail(job))
+        state = self._store.fail(job.id, job.attempt, error.failure(), self._settings.retry_policy)
+        log.warning(
+            "%s: attempt %d was lost (%s); the job is %s", job.id, job.attempt, error.code, state
+        )
+
+    def _stop(self, job: Job) -> None:
+        self._cluster.stop(job.id, job.attempt)
+
+    def _stop_if_possible(self, job: Job) -> None:
+        # The next attempt's submission stops it, too, and the cleaning after the job.
+        with suppress(ClusterUnavailable):
+            self._stop(job)
+
+    def _log_tail(self, job: Job) -> str | None:
+        """The end of the driver's log; None where it cannot be read."""
         try:
-            printed = self._cluster.log_tail(job.id, job.attempt)
+            return self._cluster.log_tail(job.id, job.attempt)
         except ClusterUnavailable:
-            # The log lies on the driver's node, which may be what was lost.
-            return "Its log cannot be read."
-        return f"It last printed:\n{printed}" if printed else "It printed nothing."
+            return None
+
+    # Waiting jobs.
 
     def _fill(self) -> None:
-        """Claim and submit while there is room."""
+        """Claim and submit while there is room, and a thread to submit in."""
         if self._pause:
             self._pause -= 1
             return
-        room = self._settings.max_running_jobs - len(self._store.in_flight())
-        for _ in range(room):
-            job = self._store.claim()
+        for _ in range(self._settings.max_running_jobs):
+            if self._pause or not self._submitting.has_room(ERRAND_SECONDS):
+                return
+            job = self._store.claim(
+                owner=self.owner,
+                lease_seconds=CLAIM_SECONDS,
+                max_running=self._settings.max_running_jobs,
+                max_running_per_tenant=self._settings.max_running_jobs_per_tenant,
+            )
             if job is None:
                 return
-            if not self._try(job.id, self._submit, job):
-                self._pause = PAUSE_TICKS
-                return
+            self._errand(self._submitting, job, self._submit)
 
     def _submit(self, job: Job) -> None:
-        if job.attempt > 1:
-            # A failed attempt tells the store before its driver ends; its devices are wanted now.
-            self._cluster.stop(job.id, job.attempt - 1)
         try:
+            if job.attempt > 1:
+                # A failed attempt tells the store before its driver ends; its devices are wanted.
+                self._cluster.stop(job.id, job.attempt - 1)
             self._cluster.submit(job.id, job.attempt, job.name)
         except SubmissionRefused as error:
-            self._store.fail(job.id, job.attempt, error.failure(), self._settings.retry_policy)
+            policy = self._settings.retry_policy
+            self._store.fail(job.id, job.attempt, error.failure(), policy)
             log.warning("%s: %s", job.id, error)
         except ClusterUnavailable as error:
+            self._pause = PAUSE_TICKS
             self._store.release(job.id, job.attempt, error.detail)
             raise
         else:
-            self._store.submitted(job.id, job.attempt)
+            self._store.submitted(job.id, job.attempt, self._settings.start_seconds)
             log.info("%s: attempt %d submitted", job.id, job.attempt)
 
-    def _clean_one(self) -> None:
-        """Clean up after one job at most: a server that hangs must not hold up the other jobs."""
-        if self._cleaning_pause:
-            self._cleaning_pause -= 1
-            return
-        if settled := self._store.to_clean(grace_seconds=self._cleaning_grace):
-            # The least tried one, so that a job that cannot be cleaned up after stops no other.
-            job = min(settled, key=lambda job: self._cleanings[job.id])
-            self._cleanings[job.id] += 1
-            if not self._try(job.id, self._clean, job):
-                self._cleaning_pause = PAUSE_TICKS
+    # Leases.
 
-    def _clean(self, job: Job) -> None:
-        """Remove what a failed or cancelled job left in the bucket, once nothing writes there."""
-        if job.state is JobState.SUCCEEDED:
-            self._store.cleaned(job.id, job.attempt)
-        elif not self._cluster.is_active(job.id, job.attempt):
-            deleted = self._storage.delete_prefix(f"jobs/{job.id}/")
-            self._store.cleaned(job.id, job.attempt)
-            del self._cleanings[job.id]
-            log.info("%s: %d objects deleted", job.id, deleted)
+    def _drivers_may_be_unheard(self) -> None:
+        self._judging_from = time.monotonic() + self._settings.lease_seconds
 
-    def _each(self, jobs: Iterable[Job], act: Callable[[Job], None]) -> None:
-        for job in jobs:
-            self._try(job.id, act, job)
+    def _may_judge(self, job: Job) -> bool:
+        """Whether the job's lease is over, and we would know if its driver had been heard."""
+        return job.lapsed and time.monotonic() >= self._judging_from
+
+    # Trouble.
+
+    def _errand(self, errands: Errands, job: Job, act: Callable[[Job], None]) -> None:
+        errands.start(submission_id(job.id, job.attempt), self._try, job.id, act, job)
 
     def _try(self, subject: str, act: Callable[..., None], *args: Job) -> bool:
         """Act, and say whether it went well; of a trouble only its start and end are logged."""
         try:
             act(*args)
         except AttemptStale as error:
-            # Its driver or its user was quicker, between our reading of the row and this write.
+            # Its driver, its user or another dispatcher was quicker than this write.
             log.debug("%s: %s", subject, error)
         except Exception as error:
+            if isinstance(error, DatabaseUnavailable):
+                self._drivers_may_be_unheard()
             self._complain(subject, error)
             return False
         if self._complaints.pop(subject, None) is not None:

@@ -17,7 +17,7 @@ from service.cluster import RayCluster, submission_id
 from service.errors import ClusterUnavailable
 from service.jobs import new_job_id
 from service.local_ray import LocalRay
-from tests.fixtures.cluster import PRINTED, ClusterContract
+from tests.fixtures.cluster import PRINTED, ClusterContract, is_active
 from tests.fixtures.waiting import wait_until
 
 SLEEPING = "import time; time.sleep(600)"
@@ -70,7 +70,7 @@ def test_a_driver_gets_its_ids(local_ray: LocalRay, tmp_path: Path) -> None:
     job_id = new_job_id()
     with RayCluster(local_ray.dashboard_url, python(code)) as cluster:
         cluster.submit(job_id, 3, "named")
-        wait_until(lambda: not cluster.is_active(job_id, 3))
+        wait_until(lambda: not is_active(cluster, job_id, 3))
     assert json.loads(out.read_text()) == [job_id, "3"]
 
 

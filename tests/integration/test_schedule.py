@@ -11,6 +11,7 @@ import pytest
 from service.cluster import RayCluster
 from service.jobs import new_job_id
 from service.local_ray import LocalRay
+from tests.fixtures.cluster import is_active
 from tests.fixtures.waiting import wait_until
 
 DRIVER = """
@@ -72,7 +73,7 @@ def seen(local_ray: LocalRay, tmp_path_factory: pytest.TempPathFactory) -> Any:
     command = f"python {folder / 'driver.py'} {folder / 'out.json'}"
     with RayCluster(local_ray.dashboard_url, command) as cluster:
         cluster.submit(job_id, 1)
-        wait_until(lambda: not cluster.is_active(job_id, 1), seconds=120)
+        wait_until(lambda: not is_active(cluster, job_id, 1), seconds=120)
         log = cluster.log_tail(job_id, 1)
     assert (folder / "out.json").exists(), log
     return json.loads((folder / "out.json").read_text())

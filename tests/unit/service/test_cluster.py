@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.cluster import RayCluster
+from service.cluster import Active, Ended, RayCluster, Unknown, exit_code_in
 from service.errors import ClusterUnavailable, SubmissionRefused
 from tests.fixtures.cluster import ClusterContract, FakeCluster
 
@@ -51,7 +51,8 @@ def test_a_submission_carries_ids_and_nothing_secret(monkeypatch: pytest.MonkeyP
     assert str(request.url) == "http://ray.test:8265/api/jobs/"
     assert "authorization" not in request.headers
     assert json.loads(request.content) == {
-        "entrypoint": "python -m workers.driver job-x 2",
+        "entrypoint": "python -m workers.driver job-x 2; "
+        'code=$?; echo "The driver\'s exit code: $code"; exit $code',
         "submission_id": "job-x-2",
         "metadata": {
             "job_name": "my job",
@@ -110,7 +111,7 @@ def test_a_refused_submission_says_why() -> None:
 def test_an_answer_that_is_an_error_is_unavailable(answer: Handler) -> None:
     cluster = cluster_answering(answer)
     with pytest.raises(ClusterUnavailable, match=r"http://ray\.test:8265 answers"):
-        cluster.is_active("job-x", 1)
+        cluster.status("job-x", 1)
     with pytest.raises(ClusterUnavailable):
         cluster.submit("job-x", 1)
 
@@ -147,3 +148,44 @@ def test_another_server_at_the_address_is_unavailable(response: httpx.Response) 
 def test_a_long_line_of_a_log_is_cut() -> None:
     cluster = cluster_answering(lambda _: httpx.Response(200, json={"logs": "x" * 10**6}))
     assert cluster.log_tail("job-x", 1) == "x" * 1000
+
+
+@pytest.mark.parametrize(
+    ("response", "status"),
+    [
+        (httpx.Response(404), Unknown()),
+        (httpx.Response(200, json={"status": "PENDING"}), Active()),
+        (httpx.Response(200, json={"status": "RUNNING"}), Active()),
+        (
+            httpx.Response(200, json={"status": "STOPPED", "message": None, "error_type": None}),
+            Ended("STOPPED"),
+        ),
+        (
+            httpx.Response(
+                200, json={"status": "FAILED", "message": "died", "error_type": "SOME_ERROR"}
+            ),
+            Ended("FAILED", "SOME_ERROR", "died"),
+        ),
+    ],
+)
+def test_what_ray_says_of_an_attempt(response: httpx.Response, status: object) -> None:
+    assert cluster_answering(lambda _: response).status("job-x", 1) == status
+
+
+@pytest.mark.parametrize(
+    ("printed", "code"),
+    [
+        ("done\nThe driver's exit code: 0", 0),
+        ("no newline at the endThe driver's exit code: 137\n", 137),
+        ("The driver's exit code: 1\nand more", None),
+        ("", None),
+    ],
+)
+def test_an_exit_code_is_at_the_end_of_the_log(printed: str, code: int | None) -> None:
+    assert exit_code_in(printed) == code
+
+
+def test_an_agent_that_fails_to_forget_is_unavailable() -> None:
+    cluster = cluster_answering(lambda _: httpx.Response(500, text="TimeoutError: no agent"))
+    with pytest.raises(ClusterUnavailable, match="TimeoutError: no agent"):
+        cluster.forget("job-x", 1)

@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from datetime import timedelta
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import service.dispatcher
-import service.store
+from service.cluster import AttemptStatus, Ended
 from service.dispatcher import PAUSE_TICKS, Dispatcher
-from service.errors import InvalidParameter, StorageUnavailable
-from service.jobs import Job
+from service.errors import AttemptStale, Failure, InvalidParameter, StorageUnavailable
+from service.jobs import EventType, Job
+from service.policy import RetryPolicy
 from service.settings import Settings
+from service.spec import JobSpec
 from service.states import JobState
 from service.stopping import StopRequest
 from service.store import Store
 from tests.fixtures.cluster import FakeCluster
-from tests.fixtures.jobs import at_once, small_spec
+from tests.fixtures.jobs import small_spec
+from tests.fixtures.storage import MemoryStorage
+from tests.fixtures.waiting import wait_until
 
 USER_MISTAKE = InvalidParameter().failure()
 PASSING = StorageUnavailable().failure()
-
-
-class FakeBucket:
-    """Remembers what was to be deleted and what was."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.deleted: list[str] = []
-        self.trouble: Exception | None = None
-        self.refused: str | None = None
-
-    def delete_prefix(self, prefix: str) -> int:
-        self.asked.append(prefix)
-        if self.trouble:
-            raise self.trouble
-        if prefix == self.refused:
-            raise StorageUnavailable
-        self.deleted.append(prefix)
-        return 3
+AT_ONCE = RetryPolicy(max_attempts=2, first_pause_seconds=0)
 
 
 @pytest.fixture
@@ -55,15 +41,51 @@ def cluster() -> FakeCluster:
 
 
 @pytest.fixture
-def bucket() -> FakeBucket:
-    return FakeBucket()
+def bucket() -> MemoryStorage:
+    return MemoryStorage()
 
 
 @pytest.fixture
-def dispatcher(
-    job_store: Store, cluster: FakeCluster, bucket: FakeBucket, settings: Settings
-) -> Dispatcher:
-    return Dispatcher(job_store, cluster, bucket, settings, cleaning_grace=0)
+def make(
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    settings: Settings,
+    clock: Clock,  # noqa: ARG001
+) -> Iterator[Callable[..., Dispatcher]]:
+    """A dispatcher, with some settings changed; one of several, if more are made."""
+    made: list[Dispatcher] = []
+
+    def make(**changes: object) -> Dispatcher:
+        changed = settings.model_copy(update=changes)
+        made.append(Dispatcher(job_store, cluster, bucket, changed, cleaning_grace=0))
+        return made[-1]
+
+    yield make
+    for dispatcher in made:
+        dispatcher.close()
+
+
+@pytest.fixture
+def dispatcher(make: Callable[..., Dispatcher]) -> Dispatcher:
+    return make()
+
+
+class Clock:
+    """The dispatcher's own, which stands until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(service.dispatcher, "time", clock)
+    return clock
 
 
 @pytest.fixture
@@ -79,13 +101,18 @@ def running(job_store: Store, dispatcher: Dispatcher, queued: Callable[[], Job])
     return job_store.get(job.id)
 
 
-def ended_jobs(store: Store, queued: Callable[[], Job]) -> list[Job]:
-    """Three jobs that failed in their first attempt, which the cluster no longer knows."""
-    jobs = [queued() for _ in range(3)]
-    for job in jobs:
-        store.claim()
-        store.fail(job.id, 1, USER_MISTAKE, at_once(1))
-    return jobs
+def lapse(store: Store, job: Job) -> None:
+    """The job's lease is over."""
+    store.renew(job.id, job.attempt, lease_seconds=-1)
+
+
+def failure_after_a_pass(store: Store, dispatcher: Dispatcher, job: Job) -> Failure | None:
+    dispatcher.tick()
+    return store.get(job.id).failure
+
+
+def limited_spec(**limits: int) -> JobSpec:
+    return JobSpec.model_validate(small_spec().model_dump() | {"limits": limits})
 
 
 def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
@@ -102,6 +129,7 @@ class TestSubmission:
         assert cluster.names == {f"{running.id}-1": "small"}
         dispatcher.tick()
         assert job_store.get(running.id) == running
+        assert cluster.submissions == [f"{running.id}-1"]
 
     def test_only_so_many_run_at_once(
         self, job_store: Store, dispatcher: Dispatcher, queued: Callable[[], Job], running: Job
@@ -114,12 +142,19 @@ class TestSubmission:
         assert job_store.get(second.id).state is JobState.RUNNING
 
     def test_all_that_there_is_room_for_start_in_one_pass(
-        self, job_store: Store, cluster: FakeCluster, bucket: FakeBucket, settings: Settings
+        self, make: Callable[..., Dispatcher], cluster: FakeCluster, queued: Callable[[], Job]
     ) -> None:
-        jobs = [job_store.create(small_spec()) for _ in range(4)]
-        roomy = settings.model_copy(update={"max_running_jobs": 3})
-        Dispatcher(job_store, cluster, bucket, roomy).tick()
-        assert cluster.active == [f"{job.id}-1" for job in jobs[:3]]
+        jobs = [queued() for _ in range(9)]
+        make(max_running_jobs=7).tick()
+        assert sorted(cluster.active) == [f"{job.id}-1" for job in jobs[:7]]
+
+    def test_only_so_many_of_a_tenant_run_at_once(
+        self, make: Callable[..., Dispatcher], cluster: FakeCluster, job_store: Store
+    ) -> None:
+        for tenant in ("busy", "busy", "idle"):
+            job_store.create(small_spec(), tenant=tenant)
+        make(max_running_jobs=3, max_running_jobs_per_tenant=1).tick()
+        assert len(cluster.active) == 2
 
     def test_a_refused_job_fails_with_the_reason(
         self,
@@ -135,18 +170,42 @@ class TestSubmission:
         assert failure is not None
         assert (failure.code, failure.detail) == ("submission_refused", "bad entrypoint")
 
-    def test_a_dispatcher_killed_between_claim_and_submission_is_made_up_for(
+    def test_the_driver_has_time_to_start(
+        self,
+        make: Callable[..., Dispatcher],
+        job_store: Store,
+        cluster: FakeCluster,
+        queued: Callable[[], Job],
+        clock: Clock,
+    ) -> None:
+        job, dispatcher = queued(), make(start_seconds=300, lease_seconds=1)
+        dispatcher.tick()
+        clock.now += 100
+        dispatcher.tick()
+        started = job_store.get(job.id)
+        assert started.lease_until is not None
+        assert started.submitted_at is not None
+        assert (started.lease_until - started.submitted_at).total_seconds() == 300
+        assert cluster.active == [f"{job.id}-1"]
+
+
+class TestSeveralDispatchers:
+    def test_a_claim_that_its_dispatcher_did_not_submit_is_taken_over_once_it_lapsed(
         self,
         job_store: Store,
         dispatcher: Dispatcher,
         cluster: FakeCluster,
         queued: Callable[[], Job],
     ) -> None:
-        job = queued()
-        job_store.claim()  # by the one that was killed
+        first, second = queued(), queued()
+        job_store.claim(owner="killed", lease_seconds=30)
         dispatcher.tick()
-        assert cluster.active == [f"{job.id}-1"]
-        assert job_store.get(job.id).submitted_at is not None
+        assert cluster.submissions == []
+        job_store.claim(owner="killed", lease_seconds=-1)
+        dispatcher.tick()
+        assert cluster.submissions == [f"{second.id}-1"]
+        assert job_store.get(second.id).submitted_at is not None
+        assert job_store.get(first.id).submitted_at is None
 
     def test_a_dispatcher_killed_right_after_submission_is_made_up_for(
         self,
@@ -156,12 +215,81 @@ class TestSubmission:
         queued: Callable[[], Job],
     ) -> None:
         job = queued()
-        job_store.claim()
+        job_store.claim(lease_seconds=-1)
         cluster.submit(job.id, 1)
         dispatcher.tick()
         dispatcher.tick()
         assert cluster.active == [f"{job.id}-1"]
-        assert job_store.get(job.id).state is JobState.RUNNING
+        assert job_store.get(job.id).submitted_at is not None
+
+    def test_one_that_goes_on_after_its_claim_was_taken_over_puts_nothing_back(
+        self,
+        make: Callable[..., Dispatcher],
+        job_store: Store,
+        cluster: FakeCluster,
+        queued: Callable[[], Job],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        job = queued()
+        suspended, other = make(), make()
+        submit, submissions = cluster.submit, list[str]()
+
+        def suspended_while_submitting(job_id: str, attempt: int, name: str | None = None) -> None:
+            submissions.append(job_id)
+            if len(submissions) == 1:
+                job_store.renew(job_id, attempt, -1)  # so long that its claim lapsed
+                other.tick()
+                cluster.dropping_submissions = True
+            submit(job_id, attempt, name)
+
+        monkeypatch.setattr(cluster, "submit", suspended_while_submitting)
+        suspended.tick()
+        assert len(submissions) == 2
+        assert cluster.active == [f"{job.id}-1"]
+        started = job_store.get(job.id)
+        assert (started.state, started.attempt) == (JobState.RUNNING, 1)
+
+    def test_hundreds_of_jobs_are_each_submitted_once_and_the_limit_holds(
+        self,
+        make: Callable[..., Dispatcher],
+        job_store: Store,
+        cluster: FakeCluster,
+    ) -> None:
+        jobs = {job_store.create(small_spec(), tenant=f"tenant-{n % 3}").id for n in range(200)}
+        dispatchers = [make(max_running_jobs=10, max_running_jobs_per_tenant=4) for _ in range(2)]
+        most: list[int] = []
+        stop = StopRequest()
+
+        def finish_what_runs() -> bool:
+            under_way = job_store.in_flight()
+            most.append(len(under_way))
+            assert all(
+                [job.tenant for job in under_way].count(f"tenant-{n}") <= 4 for n in (0, 1, 2)
+            )
+            for job in under_way:
+                if job.submitted_at is not None:
+                    job_store.succeed(job.id, job.attempt, {})
+                    cluster.end(job.id, job.attempt)
+            return not under_way and not job_store.list_jobs(limit=1, states=[JobState.QUEUED])
+
+        threads = [threading.Thread(target=each.run, args=(stop,)) for each in dispatchers]
+        for thread in threads:
+            thread.start()
+        try:
+            wait_until(finish_what_runs, seconds=120)
+        finally:
+            stop.make(15)
+            for thread in threads:
+                thread.join()
+        assert max(most) <= 10
+        assert sorted(cluster.submissions) == sorted(f"{job}-1" for job in jobs)
+        owners = {
+            event.data["owner"]
+            for job in jobs
+            for event in job_store.events(job)
+            if event.type == EventType.CLAIMED
+        }
+        assert owners == {dispatcher.owner for dispatcher in dispatchers}
 
 
 class TestClusterDown:
@@ -186,12 +314,53 @@ class TestClusterDown:
         assert "The Ray cluster: works again" in messages(caplog, logging.INFO)
         assert len(messages(caplog, logging.WARNING)) == 1
 
-    def test_running_jobs_are_left_alone(
-        self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster, running: Job
+    def test_no_attempt_is_lost_until_it_answers(
+        self,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        cluster: FakeCluster,
+        running: Job,
+        clock: Clock,
     ) -> None:
         cluster.down = True
+        lapse(job_store, running)
+        clock.now += 1000
         dispatcher.tick()
-        assert job_store.get(running.id) == running
+        assert job_store.get(running.id).state is JobState.RUNNING
+        cluster.down = False
+        dispatcher.tick()
+        assert job_store.get(running.id).attempt == 2
+
+    @pytest.mark.parametrize(
+        ("lapsed", "state"), [(False, JobState.CANCELLING), (True, JobState.CANCELLED)]
+    )
+    def test_what_its_user_cancelled_ends_when_its_lease_does(
+        self,
+        lapsed: bool,
+        state: JobState,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        cluster: FakeCluster,
+        running: Job,
+        clock: Clock,
+    ) -> None:
+        clock.now += 1000
+        cluster.down = True
+        if lapsed:
+            lapse(job_store, running)
+        job_store.cancel(running.id)
+        dispatcher.tick()
+        assert job_store.get(running.id).state is state
+
+    def test_a_job_that_waits_for_too_long_fails_all_the_same(
+        self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster
+    ) -> None:
+        cluster.down = True
+        job = job_store.create(limited_spec(queue_seconds=1))
+        wait_until(lambda: failure_after_a_pass(job_store, dispatcher, job))
+        failure = job_store.get(job.id).failure
+        assert failure is not None
+        assert failure.code == "queue_time_exceeded"
 
     def test_a_cluster_that_answers_but_takes_nothing_is_given_time(
         self,
@@ -215,31 +384,32 @@ class TestClusterDown:
     def test_a_new_cluster_in_its_place_gets_the_next_attempt(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster, running: Job
     ) -> None:
-        cluster.forget()
+        cluster.restart()
         dispatcher.tick()
         assert cluster.active == [f"{running.id}-2"]
-        assert job_store.get(running.id).attempt == 2
+        assert retry_of(job_store, running)["code"] == "cluster_restarted"
+
+
+def retry_of(store: Store, job: Job) -> dict[str, object]:
+    (retried,) = [e for e in store.events(job.id) if e.type == EventType.RETRIED]
+    return dict(retried.data)
 
 
 class TestLostAttempts:
     def test_the_job_runs_again_and_says_what_was_printed(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster, running: Job
     ) -> None:
-        cluster.end(running.id, 1, printed="Killed: out of memory")
+        cluster.end(running.id, 1, printed="loading", code=137)
         dispatcher.tick()
         job = job_store.get(running.id)
         assert (job.state, job.attempt) == (JobState.RUNNING, 2)
-        retried = next(e for e in job_store.events(running.id) if e.type == "job.retried")
-        assert retried.data["code"] == "attempt_lost"
-        assert "Killed: out of memory" in retried.message
+        retried = retry_of(job_store, running)
+        assert retried["code"] == "driver_killed"
+        assert "SIGKILL" in str(retried["detail"])
+        assert "loading" in str(retried["detail"])
 
-    def test_after_the_last_attempt_it_fails_and_is_cleaned(
-        self,
-        job_store: Store,
-        dispatcher: Dispatcher,
-        cluster: FakeCluster,
-        bucket: FakeBucket,
-        running: Job,
+    def test_after_the_last_attempt_it_fails(
+        self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster, running: Job
     ) -> None:
         for attempt in (1, 2):
             cluster.end(running.id, attempt)
@@ -248,7 +418,6 @@ class TestLostAttempts:
         assert job.state is JobState.FAILED
         assert job.failure is not None
         assert (job.failure.code, job.attempt) == ("attempt_lost", 2)
-        assert bucket.deleted == [f"jobs/{running.id}/"]
 
     def test_a_log_that_was_lost_too_changes_nothing(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster, running: Job
@@ -258,8 +427,10 @@ class TestLostAttempts:
         dispatcher.tick()
         assert job_store.get(running.id).attempt == 2
 
-    def test_a_driver_that_ended_the_job_first_is_believed(
+    @pytest.mark.parametrize("how", ["succeeded", "failed"])
+    def test_a_driver_that_ended_the_attempt_first_is_believed(
         self,
+        how: str,
         job_store: Store,
         dispatcher: Dispatcher,
         cluster: FakeCluster,
@@ -267,32 +438,120 @@ class TestLostAttempts:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        def ended_meanwhile(job_id: str, attempt: int) -> bool:
-            job_store.succeed(job_id, attempt, {})
-            return False
+        def ended_meanwhile(job_id: str, attempt: int) -> AttemptStatus:
+            if how == "succeeded":
+                job_store.succeed(job_id, attempt, {})
+            else:
+                job_store.fail(job_id, attempt, USER_MISTAKE, AT_ONCE)
+            return Ended("SUCCEEDED")
 
-        monkeypatch.setattr(cluster, "is_active", ended_meanwhile)
+        monkeypatch.setattr(cluster, "status", ended_meanwhile)
         dispatcher.tick()
-        assert job_store.get(running.id).state is JobState.SUCCEEDED
+        assert job_store.get(running.id).state == how
         assert messages(caplog, logging.WARNING) == []
 
     def test_a_failed_attempt_is_stopped_before_the_next(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster, running: Job
     ) -> None:
-        job_store.fail(running.id, 1, PASSING, at_once(2))  # its driver is yet to end
+        job_store.fail(running.id, 1, PASSING, AT_ONCE)  # its driver is yet to end
         dispatcher.tick()
         assert cluster.stopped == [f"{running.id}-1"]
         assert cluster.active == [f"{running.id}-2"]
 
 
-class TestEnding:
-    def test_cancelling_stops_the_attempt_then_ends_and_cleans(
+class TestLeases:
+    def test_an_attempt_whose_lease_lapsed_is_stopped_and_lost(
         self,
         job_store: Store,
         dispatcher: Dispatcher,
         cluster: FakeCluster,
-        bucket: FakeBucket,
         running: Job,
+        clock: Clock,
+    ) -> None:
+        clock.now += 1000
+        lapse(job_store, running)
+        dispatcher.tick()
+        assert cluster.stopped == [f"{running.id}-1"]
+        assert retry_of(job_store, running)["code"] == "lease_lapsed"
+        assert cluster.active == [f"{running.id}-2"]
+
+    def test_also_when_ray_cannot_stop_it(
+        self,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        cluster: FakeCluster,
+        running: Job,
+        clock: Clock,
+    ) -> None:
+        clock.now += 1000
+        cluster.deaf = True
+        lapse(job_store, running)
+        dispatcher.tick()
+        assert job_store.get(running.id).state is JobState.QUEUED
+
+    def test_none_is_judged_by_a_dispatcher_that_has_just_started(
+        self,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        settings: Settings,
+        running: Job,
+        clock: Clock,
+    ) -> None:
+        lapse(job_store, running)
+        clock.now += settings.lease_seconds - 1
+        dispatcher.tick()
+        assert job_store.get(running.id).attempt == 1
+        clock.now += 1
+        dispatcher.tick()
+        assert job_store.get(running.id).attempt == 2
+
+    def test_none_is_judged_while_drivers_may_not_have_reached_the_database(
+        self,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        settings: Settings,
+        running: Job,
+        clock: Clock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        clock.now += 1000
+        lapse(job_store, running)
+        with monkeypatch.context() as away:
+            away.setattr(job_store, "_database", Store("sqlite:////nowhere/jobs.db")._database)
+            dispatcher.tick()
+        clock.now += settings.lease_seconds - 1
+        dispatcher.tick()
+        assert job_store.get(running.id).attempt == 1
+        clock.now += 1
+        dispatcher.tick()
+        assert job_store.get(running.id).attempt == 2
+
+    def test_one_that_was_renewed_after_it_was_read_is_left_alone(
+        self,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        cluster: FakeCluster,
+        running: Job,
+        clock: Clock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        clock.now += 1000
+        lapse(job_store, running)
+        status = cluster.status
+
+        def renewed_meanwhile(job_id: str, attempt: int) -> AttemptStatus:
+            job_store.renew(job_id, attempt, 60)
+            return status(job_id, attempt)
+
+        monkeypatch.setattr(cluster, "status", renewed_meanwhile)
+        dispatcher.tick()
+        assert cluster.active == [f"{running.id}-1"]
+        assert job_store.get(running.id).attempt == 1
+
+
+class TestCancelling:
+    def test_the_attempt_is_stopped_then_the_job_ends(
+        self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster, running: Job
     ) -> None:
         job_store.cancel(running.id)
         dispatcher.tick()
@@ -300,9 +559,8 @@ class TestEnding:
         assert job_store.get(running.id).state is JobState.CANCELLING
         dispatcher.tick()
         assert job_store.get(running.id).state is JobState.CANCELLED
-        assert bucket.deleted == [f"jobs/{running.id}/"]
 
-    def test_cancelled_between_claim_and_submission(
+    def test_between_claim_and_submission(
         self,
         job_store: Store,
         dispatcher: Dispatcher,
@@ -316,145 +574,136 @@ class TestEnding:
         assert cluster.names == {}
         assert job_store.get(job.id).state is JobState.CANCELLED
 
-    def test_nothing_is_cleaned_while_the_driver_may_write(
+    @pytest.mark.parametrize(
+        ("lapsed", "state"), [(False, JobState.CANCELLING), (True, JobState.CANCELLED)]
+    )
+    def test_an_attempt_that_cannot_be_stopped_ends_with_its_lease(
         self,
+        lapsed: bool,
+        state: JobState,
         job_store: Store,
         dispatcher: Dispatcher,
         cluster: FakeCluster,
-        bucket: FakeBucket,
         running: Job,
+        clock: Clock,
     ) -> None:
-        job_store.fail(running.id, 1, USER_MISTAKE, at_once(2))
+        clock.now += 1000
+        cluster.deaf = True
+        if lapsed:
+            lapse(job_store, running)
+        job_store.cancel(running.id)
         dispatcher.tick()
-        assert bucket.deleted == []
-        cluster.end(running.id, 1)
-        dispatcher.tick()
-        dispatcher.tick()
-        assert bucket.deleted == [f"jobs/{running.id}/"]
+        assert job_store.get(running.id).state is state
 
-    def test_storage_trouble_is_logged_once_and_cleaning_goes_on_after(
-        self,
-        job_store: Store,
-        dispatcher: Dispatcher,
-        cluster: FakeCluster,
-        bucket: FakeBucket,
-        running: Job,
-        caplog: pytest.LogCaptureFixture,
+
+class TestTimeLimits:
+    def test_a_job_that_ran_for_too_long_fails_and_is_stopped(
+        self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster
     ) -> None:
-        job_store.fail(running.id, 1, USER_MISTAKE, at_once(2))
-        cluster.end(running.id, 1)
-        bucket.trouble = StorageUnavailable()
-        for _ in range(2 * PAUSE_TICKS):
-            dispatcher.tick()
-        assert len(messages(caplog, logging.WARNING)) == 1
-        bucket.trouble = None
-        for _ in range(PAUSE_TICKS):
-            dispatcher.tick()
-        assert bucket.deleted == [f"jobs/{running.id}/"]
+        job = job_store.create(limited_spec(run_seconds=1))
+        dispatcher.tick()
+        assert cluster.active == [f"{job.id}-1"]
+        wait_until(lambda: failure_after_a_pass(job_store, dispatcher, job))
+        failure = job_store.get(job.id).failure
+        assert failure is not None
+        assert failure.code == "run_time_exceeded"
+        assert cluster.active == []
 
-    def test_an_ended_job_is_left_alone_until_its_last_actor_is_gone(
+
+class TestTrouble:
+    def test_a_call_that_hangs_holds_up_no_other_job(
         self,
+        make: Callable[..., Dispatcher],
         job_store: Store,
         cluster: FakeCluster,
-        bucket: FakeBucket,
-        settings: Settings,
         queued: Callable[[], Job],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        dispatcher = Dispatcher(job_store, cluster, bucket, settings)
-        job = queued()
+        monkeypatch.setattr(service.dispatcher, "ERRAND_SECONDS", 0.01)
+        dispatcher, hanging = make(max_running_jobs=3), threading.Event()
+        jobs = [queued() for _ in range(2)]
         dispatcher.tick()
-        job_store.cancel(job.id)
+        wait_until(lambda: all(job_store.get(job.id).submitted_at for job in jobs))
+        stop = cluster.stop
+
+        def stop_hangs(job_id: str, attempt: int) -> None:
+            if job_id == jobs[0].id:
+                hanging.wait(60)
+            stop(job_id, attempt)
+
+        monkeypatch.setattr(cluster, "stop", stop_hangs)
+        for job in jobs:
+            job_store.cancel(job.id)
+        late = queued()
+
+        def passes() -> bool:
+            dispatcher.tick()
+            cancelled = job_store.get(jobs[1].id).state is JobState.CANCELLED
+            return cancelled and job_store.get(late.id).submitted_at is not None
+
+        wait_until(passes)
+        assert job_store.get(jobs[0].id).state is JobState.CANCELLING
+        hanging.set()
+
+    def test_a_defect_in_one_job_does_not_hold_up_the_others(
+        self,
+        make: Callable[..., Dispatcher],
+        job_store: Store,
+        cluster: FakeCluster,
+        queued: Callable[[], Job],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        dispatcher, bad, good = make(max_running_jobs=2), queued(), queued()
+        submit = cluster.submit
+
+        def submit_badly(job_id: str, attempt: int, name: str | None = None) -> None:
+            if job_id == bad.id:
+                raise ZeroDivisionError("a defect")
+            submit(job_id, attempt, name)
+
+        monkeypatch.setattr(cluster, "submit", submit_badly)
+        dispatcher.tick()
+        assert job_store.get(good.id).submitted_at is not None
+        (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert warning.exc_info is not None
+
+    def test_a_write_that_comes_too_late_is_no_trouble(
+        self,
+        dispatcher: Dispatcher,
+        queued: Callable[[], Job],
+        cluster: FakeCluster,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def cancelled_meanwhile(job_id: str, attempt: int, name: str | None = None) -> None:
+            raise AttemptStale(f"{job_id} {attempt} {name}")
+
+        monkeypatch.setattr(cluster, "submit", cancelled_meanwhile)
+        queued()
+        dispatcher.tick()
+        assert messages(caplog, logging.WARNING) == []
+
+    def test_a_database_that_is_away_is_logged_once(
+        self,
+        database_url: str,
+        cluster: FakeCluster,
+        bucket: MemoryStorage,
+        settings: Settings,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        store = Store(database_url)
+        dispatcher = Dispatcher(store, cluster, bucket, settings)
         for _ in range(3):
             dispatcher.tick()
-        ended = job_store.get(job.id).finished_at
-        assert ended
-        assert bucket.deleted == []
-        for second in range(service.dispatcher.CLEANING_GRACE_SECONDS + 1):
-            assert bucket.deleted == []
-            at = ended + timedelta(seconds=second)
-            monkeypatch.setattr(service.store, "clock", lambda _, at=at: at)
-            dispatcher.tick()
-        assert bucket.deleted == [f"jobs/{job.id}/"]
-
-    def test_one_job_is_cleaned_per_pass(
-        self,
-        job_store: Store,
-        dispatcher: Dispatcher,
-        bucket: FakeBucket,
-        queued: Callable[[], Job],
-    ) -> None:
-        jobs = ended_jobs(job_store, queued)
-        for done in range(len(jobs)):
-            assert bucket.deleted == [f"jobs/{job.id}/" for job in jobs[:done]]
-            dispatcher.tick()
-        assert job_store.to_clean() == []
-
-    def test_a_bucket_that_fails_is_left_alone_for_some_passes(
-        self,
-        job_store: Store,
-        dispatcher: Dispatcher,
-        bucket: FakeBucket,
-        queued: Callable[[], Job],
-    ) -> None:
-        ended_jobs(job_store, queued)
-        bucket.trouble = StorageUnavailable()
-        for _ in range(2 * (PAUSE_TICKS + 1)):
-            dispatcher.tick()
-        assert len(bucket.asked) == 2
-
-    def test_a_job_that_cannot_be_cleaned_holds_up_no_other(
-        self,
-        job_store: Store,
-        dispatcher: Dispatcher,
-        bucket: FakeBucket,
-        queued: Callable[[], Job],
-    ) -> None:
-        bad, *good = ended_jobs(job_store, queued)
-        bucket.refused = f"jobs/{bad.id}/"
-        for _ in range(3 * (PAUSE_TICKS + 1)):
-            dispatcher.tick()
-        assert bucket.deleted == [f"jobs/{job.id}/" for job in good]
-        assert [job.id for job in job_store.to_clean()] == [bad.id]
-
-
-def test_a_defect_in_one_job_does_not_hold_up_the_others(
-    job_store: Store,
-    dispatcher: Dispatcher,
-    bucket: FakeBucket,
-    running: Job,
-    queued: Callable[[], Job],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    job_store.cancel(running.id)
-    dispatcher.tick()
-    bucket.trouble = ZeroDivisionError("a defect")
-    waiting = queued()
-    for _ in range(2):
+        (warning,) = messages(caplog, logging.WARNING)
+        assert "no such table" in warning
+        store.migrate()
+        job = store.create(small_spec())
         dispatcher.tick()
-    assert job_store.get(waiting.id).state is JobState.RUNNING
-    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.exc_info is not None
-
-
-def test_a_database_that_is_away_is_logged_once(
-    database_url: str,
-    cluster: FakeCluster,
-    bucket: FakeBucket,
-    settings: Settings,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    store = Store(database_url)
-    dispatcher = Dispatcher(store, cluster, bucket, settings)
-    for _ in range(3):
-        dispatcher.tick()
-    (warning,) = messages(caplog, logging.WARNING)
-    assert "no such table" in warning
-    store.migrate()
-    job = store.create(small_spec())
-    dispatcher.tick()
-    assert store.get(job.id).state is JobState.RUNNING
-    store.close()
+        assert store.get(job.id).state is JobState.RUNNING
+        dispatcher.close()
+        store.close()
 
 
 def test_it_runs_until_asked_to_stop(
@@ -475,9 +724,9 @@ def test_it_runs_until_asked_to_stop(
 
 
 def test_its_heartbeat_is_a_file(
-    job_store: Store, cluster: FakeCluster, bucket: FakeBucket, tmp_path: Path
+    make: Callable[..., Dispatcher], cluster: FakeCluster, tmp_path: Path
 ) -> None:
-    settings = Settings(data_dir=tmp_path, dispatcher_heartbeat=tmp_path / "alive")
+    dispatcher = make(dispatcher_heartbeat=tmp_path / "alive")
     stop = StopRequest()
     cluster.down = True
 
@@ -486,5 +735,5 @@ def test_its_heartbeat_is_a_file(
         stop.make(15)
 
     stop.wait = wait  # type: ignore[assignment,method-assign]
-    Dispatcher(job_store, cluster, bucket, settings).run(stop)
+    dispatcher.run(stop)
     assert stop.requested
