@@ -25,6 +25,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import (
     URL,
+    ColumnElement,
     Connection,
     Engine,
     Table,
@@ -150,6 +151,13 @@ def clock(connection: Connection) -> datetime:
         return datetime.now(UTC)
     now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
     return now.astimezone(UTC)
+
+
+def clock_value(connection: Connection) -> datetime | ColumnElement[datetime]:
+    """The same time, to be written: PostgreSQL fills it in, which saves a question."""
+    if connection.dialect.name == "sqlite":
+        return datetime.now(UTC)
+    return func.clock_timestamp()
 
 
 def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:

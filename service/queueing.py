@@ -53,8 +53,15 @@ def _in_flight(connection: Connection) -> dict[str, int]:
 def _waiting_tenants(connection: Connection, now: datetime, running: dict[str, int]) -> list[str]:
     """The tenants with a job to run: fewest in flight first, then the one served longest ago."""
     tenants = tables.tenants
-    theirs = select(jobs.c.id).where(_may_run(now), jobs.c.tenant == tenants.c.name)
-    query = select(tenants.c.name).where(theirs.exists())
+    theirs = (
+        select(jobs.c.id)
+        .where(_may_run(now), jobs.c.tenant == tenants.c.name)
+        .order_by(jobs.c.rank, jobs.c.id)
+        .limit(1)
+        .scalar_subquery()
+    )
+    # Not EXISTS: PostgreSQL may answer that by reading every waiting job.
+    query = select(tenants.c.name).where(theirs.is_not(None))
     names = connection.execute(query.order_by(tenants.c.served_at, tenants.c.name)).scalars()
     return sorted(names, key=lambda name: running.get(name, 0))
 

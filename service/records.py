@@ -43,7 +43,8 @@ def read_jobs(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
     by_job: dict[str, list[StepProgress]] = {row.id: [] for row in rows}
     for step in connection.execute(query):
         by_job[step.job_id].append(_step(step))
-    now = clock(connection)
+    leased = any(row.lease_until is not None for row in rows)
+    now = clock(connection) if leased else None
     return [_job(row, by_job[row.id], now) for row in rows]
 
 
@@ -61,7 +62,7 @@ def _step(row: Row[Any]) -> StepProgress:
     )
 
 
-def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime) -> Job:
+def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime | None) -> Job:
     spec = JobSpec.model_validate_json(row.spec)
     state = JobState(row.state)
     failure = None if row.failure is None else Failure(**row.failure)
@@ -82,5 +83,5 @@ def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime) -> Job:
         attempts_before=row.attempts_before,
         available_at=row.available_at,
         lease_until=row.lease_until,
-        lapsed=row.lease_until is not None and row.lease_until <= now,
+        lapsed=None not in (row.lease_until, now) and row.lease_until <= now,
     )

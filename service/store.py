@@ -194,10 +194,13 @@ class Store:
     def retry(self, job_id: str) -> Job:
         """Queue a failed job again, as its user wishes, with as many attempts as a new one.
 
-        What its attempts have left to resume from is used. Raises JobConflict unless it has failed.
+        What its attempts have left to resume from is used; again is no different. Raises
+        JobConflict unless it has failed.
         """
         with self._database.writing() as connection:
             row = job_row(connection, job_id, lock=True)
+            if row.state == JobState.QUEUED and 0 < row.attempt == row.attempts_before:
+                return read_job(connection, job_id)
             if row.state != JobState.FAILED:
                 raise JobConflict(f"Job {job_id} is {row.state}; only a failed one can be retried.")
             limits = JobSpec.model_validate_json(row.spec).limits
@@ -248,7 +251,7 @@ class Store:
                 .where(tables.tenants.c.name == row.tenant)
                 .values(served_at=now)
             )
-            transition(
+            claimed = transition(
                 connection,
                 row,
                 JobState.RUNNING,
@@ -259,7 +262,7 @@ class Store:
                 lease_until=_after(now, lease_seconds),
                 deadline=None if left is None else _after(now, left - row.ran_seconds),
             )
-            return read_job(connection, row.id)
+            return read_jobs(connection, [claimed])[0]
 
     def take_over(self, job_id: str, attempt: int, owner: str, lease_seconds: float) -> None:
         """Become the one who has to submit an attempt, once who claimed it has been too slow.

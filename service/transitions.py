@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from service import tables
-from service.database import clock
+from service.database import clock, clock_value
 from service.errors import AttemptStale, JobConflict
 from service.jobs import EventType
 from service.records import job_row
@@ -44,8 +44,8 @@ def transition(
     *,
     data: Mapping[str, Any] | None = None,
     **values: Any,
-) -> None:
-    """Move the job of `row` to `target`, set `values` with it, and append the event.
+) -> Row[Any]:
+    """Move the job of `row` to `target`, set `values` with it, append the event; its new row.
 
     What follows from the state alone is set here: its times, the end of the lease, and, where a
     job ends badly, that it has no artifacts. Raises JobConflict if the job is no longer as `row`
@@ -59,14 +59,16 @@ def transition(
         update(jobs)
         .where(jobs.c.id == row.id, jobs.c.state == row.state, jobs.c.attempt == row.attempt)
         .values({"state": target} | implied | values)
-    )
-    if changed.rowcount != 1:
+        .returning(jobs)
+    ).one_or_none()
+    if changed is None:
         raise JobConflict(f"Job {row.id} changed at the same moment.")
     if target in TERMINAL and target is not JobState.SUCCEEDED:
         connection.execute(delete(tables.artifacts).where(tables.artifacts.c.job_id == row.id))
     # The attempt concerned: the one just numbered by a claim, or given back by a release.
     attempt = max(row.attempt, values.get("attempt", 0)) or None
     append(connection, row.id, attempt, event, message, data)
+    return changed
 
 
 def append(
@@ -81,7 +83,7 @@ def append(
     row = {
         "job_id": job_id,
         "attempt": attempt,
-        "at": clock(connection),
+        "at": clock_value(connection),
         "type": type,
         "message": message,
         "data": dict(data or {}),

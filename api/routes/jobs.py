@@ -160,8 +160,8 @@ def cancel(job_id: JobId, request: Request, services: ServicesDep) -> Job:
 def retry(job_id: JobId, request: Request, services: ServicesDep) -> Job:
     """Queue a failed job again, with as many attempts as a new one.
 
-    It goes on from what its attempts have left in the bucket, where that is still there. A job in
-    any other state answers 409.
+    It goes on from what its attempts have left in the bucket, where that is still there. Asking
+    again changes nothing. A job that has not failed answers 409.
     """
     return _shown(services.store.retry(job_id), request, services)
 

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
+from sqlalchemy import Engine, create_engine, delete
 
+from service.store import Store
+from service.tables import metadata
+
+pytest.register_assert_rewrite("tests.unit.service.test_lost_answers")
 pytest.register_assert_rewrite("tests.unit.service.test_store")
 
+from tests.unit.service.test_lost_answers import *  # noqa: E402, F403
 from tests.unit.service.test_store import *  # noqa: E402, F403
 
 
+@pytest.fixture(scope="module")
+def engine(new_postgres_url: Callable[[], str]) -> Iterator[Engine]:
+    engine = create_engine(new_postgres_url())
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def shared_store(engine: Engine) -> Iterator[Store]:
+    """One for all tests: to make a database for each takes longer than most of them."""
+    with closing(Store(engine.url.render_as_string(hide_password=False))) as store:
+        yield store
+
+
 @pytest.fixture
-def database_url(new_postgres_url: Callable[[], str]) -> str:
+def job_store(engine: Engine, shared_store: Store) -> Store:
     """In place of the SQLite file of the unit tests."""
-    return new_postgres_url()
+    with engine.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(delete(table))
+    return shared_store

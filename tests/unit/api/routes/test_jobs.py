@@ -216,8 +216,10 @@ def test_retry_of_a_failed_job(client: TestClient, store: Store, job_body: dict[
     job = response.json()
     assert (response.status_code, job["state"], job["attempt"]) == (202, "queued", 1)
     assert (job["error"], job["last_error"]["detail"]) == (None, "no")
-    again = client.post(f"/v1/jobs/{job_id}/retry")
-    assert (again.status_code, again.json()["code"]) == (409, "job_conflict")
+    assert client.post(f"/v1/jobs/{job_id}/retry").json() == job
+    store.claim()
+    late = client.post(f"/v1/jobs/{job_id}/retry")
+    assert (late.status_code, late.json()["code"]) == (409, "job_conflict")
 
 
 def test_a_job_between_two_attempts_shows_what_it_waits_for(
