@@ -13,8 +13,10 @@ from service.errors import ArtifactConflict, AttemptStale, StorageUnavailable
 from service.publication import publish, remove_publications
 from service.settings import Settings
 from service.storage import ObjectStorage
+from tests.fixtures.rivals import publish_by_rivals
 
 NAME = "keep-0.8"
+ROUNDS = 4
 
 
 @pytest.fixture
@@ -103,6 +105,13 @@ def test_a_manifest_that_cannot_be_read_is_replaced(
     storage.put_bytes(manifest_key(job_id, NAME), left)
     artifact = publish(storage, job_id, 1, NAME, folder)
     assert standing(storage, job_id).artifact(job_id, NAME) == artifact
+
+
+def test_of_many_publishers_one_wins_and_readers_see_it_whole(
+    storage: ObjectStorage, tmp_path: Path
+) -> None:
+    done = publish_by_rivals(storage, tmp_path, rounds=ROUNDS)
+    assert done.refused >= ROUNDS // 2 * 31
 
 
 def test_a_failed_upload_leaves_no_manifest(
