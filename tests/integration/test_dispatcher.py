@@ -12,25 +12,33 @@ from pathlib import Path
 
 import pytest
 
+from service.jobs import EventType, Job
 from service.local_ray import LocalRay
 from service.local_s3 import LocalS3
 from service.ports import choose_port
+from service.settings import Settings
 from service.states import JobState
 from service.storage import ObjectStorage
 from service.store import Store
 from tests.fixtures.jobs import small_spec
-from tests.fixtures.storage import s3_settings_for
 from tests.fixtures.waiting import wait_until
 
 DRIVER = """
-import sys
+import os, pathlib, sys, time
 from service.store import Store
 store = Store(sys.argv[1])
-job_id, attempt = sys.argv[2], int(sys.argv[3])
-if store.get(job_id).name == "well":
-    store.succeed(job_id, attempt, {"by": "the driver"})
-else:
+job_id, attempt = sys.argv[3], int(sys.argv[4])
+name = store.get(job_id).name
+if name == "badly":
     print("about to be lost", flush=True)
+elif name == "slowly" and attempt == 1:
+    store.renew(job_id, attempt, 60)
+    pid = pathlib.Path(sys.argv[2], job_id)
+    pid.with_suffix(".tmp").write_text(str(os.getpid()))
+    pid.with_suffix(".tmp").rename(pid)
+    time.sleep(600)
+else:
+    store.succeed(job_id, attempt, {"by": "the driver"})
 store.close()
 """
 
@@ -60,22 +68,35 @@ def env(local_s3: LocalS3, tmp_path: Path, dashboard_port: int) -> dict[str, str
     return {
         "EIGENPRESS_DATA_DIR": str(tmp_path / "data"),
         "EIGENPRESS_RAY_ADDRESS": f"http://127.0.0.1:{dashboard_port}",
-        "EIGENPRESS_DRIVER_COMMAND": f"python {tmp_path / 'driver.py'} {url}",
+        "EIGENPRESS_DRIVER_COMMAND": f"python {tmp_path / 'driver.py'} {url} {tmp_path}",
         "EIGENPRESS_S3_ENDPOINT_URL": local_s3.endpoint_url,
         "EIGENPRESS_S3_ACCESS_KEY_ID": local_s3.access_key_id,
         "EIGENPRESS_S3_SECRET_ACCESS_KEY": local_s3.secret_access_key,
         "EIGENPRESS_MAX_ATTEMPTS": "2",
+        "EIGENPRESS_MAX_RUNNING_JOBS": "2",
+        "EIGENPRESS_RETRY_FIRST_SECONDS": "0",
+        "EIGENPRESS_CHECKPOINT_RETENTION_SECONDS": "0",
         "EIGENPRESS_POLL_SECONDS": "0.1",
     }
 
 
-def test_jobs_wait_for_ray_and_then_end_as_their_drivers_do(
-    env: dict[str, str], local_s3: LocalS3, tmp_path: Path, dashboard_port: int
-) -> None:
-    settings = s3_settings_for(local_s3, tmp_path / "data")
-    storage = ObjectStorage.from_settings(settings)
-    store = Store(settings.database)
+@pytest.fixture
+def store(s3_settings: Settings) -> Iterator[Store]:
+    store = Store(s3_settings.database)
     store.migrate()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def ray(tmp_path: Path, dashboard_port: int) -> Iterator[LocalRay]:
+    with LocalRay(tmp_path / "ray", num_cpus=1, dashboard_port=dashboard_port) as ray:
+        yield ray
+
+
+def test_jobs_wait_for_ray_and_then_end_as_their_drivers_do(
+    env: dict[str, str], storage: ObjectStorage, store: Store, tmp_path: Path, dashboard_port: int
+) -> None:
     log = tmp_path / "dispatcher.log"
     with dispatching(env, log) as dispatcher:
         well, badly = store.create(small_spec("well")), store.create(small_spec("badly"))
@@ -87,17 +108,74 @@ def test_jobs_wait_for_ray_and_then_end_as_their_drivers_do(
             wait_until(lambda: store.get(well.id).state is JobState.SUCCEEDED)
             assert store.report(well.id) == {"by": "the driver"}
             wait_until(lambda: store.get(badly.id).state is JobState.FAILED)
-            wait_until(lambda: not store.to_clean())
+            wait_until(lambda: not list(storage.list_objects(f"jobs/{badly.id}/")))
         lost = store.get(badly.id)
         assert lost.failure is not None
         assert (lost.failure.code, lost.attempt) == ("attempt_lost", 2)
         assert "about to be lost" in lost.failure.detail
-        assert list(storage.list_objects(f"jobs/{badly.id}/")) == []
 
         dispatcher.send_signal(signal.SIGTERM)
         assert dispatcher.wait(30) == 0
     assert log.read_text().count("WARNING __main__ The Ray cluster") <= 2  # once per outage
-    store.close()
+
+
+def started(store: Store, job: Job, folder: Path) -> int:
+    """Wait for the driver of a slow job's first attempt; its process id."""
+    wait_until(lambda: (folder / job.id).exists() and store.get(job.id).submitted_at)
+    return int((folder / job.id).read_text())
+
+
+def why_retried(store: Store, job: Job) -> list[str]:
+    events = store.events(job.id)
+    return [event.data["code"] for event in events if event.type == EventType.RETRIED]
+
+
+def test_a_killed_driver_and_a_restarted_ray_cost_an_attempt(
+    env: dict[str, str], store: Store, tmp_path: Path, ray: LocalRay
+) -> None:
+    with dispatching(env, tmp_path / "dispatcher.log"):
+        killed = store.create(small_spec("slowly"))
+        os.kill(started(store, killed, tmp_path), signal.SIGKILL)
+        wait_until(lambda: store.get(killed.id).state is JobState.SUCCEEDED)
+        assert why_retried(store, killed) == ["driver_killed"]
+
+        restarted = store.create(small_spec("slowly"))
+        started(store, restarted, tmp_path)
+        ray.stop()
+        ray.start()
+        wait_until(lambda: store.get(restarted.id).state is JobState.SUCCEEDED)
+        assert why_retried(store, restarted) == ["cluster_restarted"]
+        assert store.get(restarted.id).attempt == 2
+
+
+def test_a_running_job_is_cancelled_within_seconds(
+    env: dict[str, str], store: Store, tmp_path: Path, local_ray: LocalRay
+) -> None:
+    env["EIGENPRESS_RAY_ADDRESS"] = local_ray.dashboard_url
+    with dispatching(env, tmp_path / "dispatcher.log"):
+        job = store.create(small_spec("slowly"))
+        pid = started(store, job, tmp_path)
+        store.cancel(job.id)
+        wait_until(lambda: store.get(job.id).state is JobState.CANCELLED, seconds=15)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), seconds=15)
+
+
+def test_of_two_dispatchers_one_may_be_killed_or_suspended(
+    env: dict[str, str], store: Store, tmp_path: Path, local_ray: LocalRay
+) -> None:
+    env["EIGENPRESS_RAY_ADDRESS"] = local_ray.dashboard_url
+    with (
+        dispatching(env, tmp_path / "one.log") as one,
+        dispatching(env, tmp_path / "other.log") as other,
+    ):
+        jobs = [store.create(small_spec("well")) for _ in range(8)]
+        wait_until(lambda: any(store.get(job.id).state is JobState.SUCCEEDED for job in jobs))
+        one.send_signal(signal.SIGSTOP)
+        wait_until(lambda: sum(store.get(job.id).state is JobState.SUCCEEDED for job in jobs) > 4)
+        one.send_signal(signal.SIGCONT)
+        other.kill()
+        wait_until(lambda: all(store.get(job.id).state is JobState.SUCCEEDED for job in jobs))
+    assert {store.get(job.id).attempt for job in jobs} == {1}
 
 
 def test_a_database_that_cannot_be_opened_is_said_without_a_traceback(
