@@ -28,7 +28,7 @@ from service.artifacts import (
     ManifestFile,
     sha256_of,
 )
-from service.client import Client, open_http
+from service.client import ApiProblem, Client, open_http
 from service.errors import ArtifactCorrupt, InvalidParameter, StorageUnavailable
 
 REQUEST_SECONDS = 30.0
@@ -54,7 +54,7 @@ def download_artifact(
     ------
     InvalidParameter     the job has no such artifact, or `folder` holds another one
     ArtifactCorrupt      a file differs from its manifest even when fetched anew, or the manifest
-                         is not one (it names a path outside `folder`, for instance)
+                         is not the one that was published
     StorageUnavailable   the bucket stopped answering; started again, the download goes on
     ClientError          the API did not answer, or refused
     OSError              `folder` cannot be written
@@ -99,7 +99,12 @@ class _Listing:
                 self._by_path = self._ask()
 
     def _ask(self) -> dict[str, dict[str, str]]:
-        artifacts = self._client.artifacts(self._job_id)
+        try:
+            artifacts = self._client.artifacts(self._job_id)
+        except ApiProblem as error:
+            if error.code == ArtifactCorrupt.code:
+                raise ArtifactCorrupt(error.detail) from error
+            raise
         for artifact in artifacts:
             if artifact["name"] == self._name:
                 return {file["path"]: file for file in artifact["files"]}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import httpx
 import pytest
 
 import service.download
@@ -304,6 +305,17 @@ def test_a_manifest_that_is_none_is_refused(
 ) -> None:
     bucket.objects[MANIFEST_NAME] = manifest
     with pytest.raises(ArtifactCorrupt, match="manifest cannot be read"):
+        download_artifact(client, JOB, NAME, tmp_path)
+
+
+def test_a_manifest_that_the_api_finds_damaged_is_refused(tmp_path: Path) -> None:
+    problem = {"code": "artifact_corrupt", "detail": "the manifest.json was damaged"}
+    answer = httpx.MockTransport(lambda _: httpx.Response(410, json=problem))
+    message = r"the manifest\.json was damaged"
+    with (
+        Client("http://api.test", transport=answer) as client,
+        pytest.raises(ArtifactCorrupt, match=message),
+    ):
         download_artifact(client, JOB, NAME, tmp_path)
 
 
