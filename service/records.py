@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, select
+from sqlalchemy import Connection, Row, and_, func, select
 
 from service import tables
 from service.database import clock
 from service.errors import Failure, JobNotFound
-from service.jobs import Artifact, Event, FileEntry, Job, StepProgress
+from service.jobs import Artifact, Event, EventType, FileEntry, Job, StepProgress
 from service.spec import JobSpec
 from service.states import TERMINAL, JobState, Step
 
@@ -46,6 +46,16 @@ def read_jobs(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
     leased = any(row.lease_until is not None for row in rows)
     now = clock(connection) if leased else None
     return [_job(row, by_job[row.id], now) for row in rows]
+
+
+def queued_at(connection: Connection, job_id: str) -> datetime:
+    """When the job's user last put it into the queue: by submitting it, or by a retry."""
+    events = tables.events
+    query = select(func.max(events.c.at)).where(
+        events.c.job_id == job_id, events.c.type.in_((EventType.QUEUED, EventType.REQUEUED))
+    )
+    at: datetime = connection.execute(query).scalar_one()
+    return at
 
 
 def event(row: Row[Any]) -> Event:

@@ -35,7 +35,7 @@ from service.errors import (
 from service.jobs import DEFAULT_TENANT, Artifact, Event, EventType, Job, new_job_id
 from service.policy import Fail, Retry, RetryPolicy, decide
 from service.queueing import next_waiting
-from service.records import job_row, read_job, read_jobs
+from service.records import job_row, queued_at, read_job, read_jobs
 from service.spec import JobSpec
 from service.states import IN_FLIGHT, TERMINAL, JobState, Step
 from service.transitions import append, fence, set_progress, transition
@@ -315,7 +315,11 @@ class Store:
                 reason,
                 attempt=attempt - 1,
                 ran_seconds=row.ran_seconds,
-                deadline=_after(row.created_at, limits.queue_seconds) if never_ran else None,
+                deadline=(
+                    _after(queued_at(connection, job_id), limits.queue_seconds)
+                    if never_ran
+                    else None
+                ),
             )
 
     def in_flight(self) -> list[Job]:

@@ -372,6 +372,21 @@ class TestLimits:
         assert ended.failure is not None
         assert ended.failure.code == "run_time_exceeded"
 
+    def test_a_released_job_goes_on_waiting_since_its_user_queued_it(
+        self, job_store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = job_store.create(self.limited(queue_seconds=60))
+        job_store.claim()
+        job_store.fail(job.id, 1, FATAL, at_once(1))
+        later(monkeypatch, 1000)
+        job_store.retry(job.id)
+        job_store.claim()
+        job_store.release(job.id, 2, "Ray does not answer")
+        later(monkeypatch, 1059)
+        assert job_store.end_overdue() == []
+        later(monkeypatch, 1061)
+        assert [ended.id for ended in job_store.end_overdue()] == [job.id]
+
     def test_a_retry_has_all_of_its_time_again(
         self, job_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -415,6 +430,8 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     ahead = timedelta(seconds=seconds)
     for module in (service.store, service.transitions, service.records, service.queueing):
         monkeypatch.setattr(module, "clock", lambda connection: clock(connection) + ahead)
+    now = service.transitions.clock
+    monkeypatch.setattr(service.transitions, "clock_value", now)
 
 
 class TestCancellation:
