@@ -50,7 +50,7 @@ test: test-unit test-integration test-acceptance  ## Run every test, the quick o
 test-unit: $(STAMP)  ## Run the unit tests, in parallel
 	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses auto --dist worksteal tests/unit
 
-test-integration: $(STAMP)  ## Run the tests against a real Ray and a real S3 server
+test-integration: $(STAMP)  ## Run the tests against a real Ray, S3 server and PostgreSQL
 	$(PYTEST) tests/integration
 
 test-acceptance: $(STAMP)  ## Run the tests that use the product as a user does

@@ -23,6 +23,7 @@ from typing import Any
 import sqlalchemy.exc
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import (
     URL,
     ColumnElement,
@@ -126,7 +127,8 @@ class Database:
     def migrate(self) -> None:
         """Bring the schema up to date; several processes may do so at once.
 
-        Raises DatabaseUnavailable when the database cannot be opened or written.
+        Raises DatabaseUnavailable when the database cannot be opened or written, or when a newer
+        version than this one has migrated it.
         """
         if self._url.get_backend_name() == "sqlite" and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +138,12 @@ class Database:
             config = Config()
             config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise DatabaseUnavailable(
+                    f"The jobs database belongs to a newer version of Eigenpress: {error}"
+                ) from error
 
     def close(self) -> None:
         self._engine.dispose()

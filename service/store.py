@@ -246,11 +246,7 @@ class Store:
                 return None
             now, attempt = clock(connection), row.attempt + 1
             left = JobSpec.model_validate_json(row.spec).limits.run_seconds
-            connection.execute(
-                update(tables.tenants)
-                .where(tables.tenants.c.name == row.tenant)
-                .values(served_at=now)
-            )
+            _note_served(connection, row.tenant, now)
             claimed = transition(
                 connection,
                 row,
@@ -526,6 +522,15 @@ def _end_failed(connection: Connection, row: Row[Any], failure: Failure) -> None
         failure.detail,
         data=kept,
         failure=kept,
+    )
+
+
+def _note_served(connection: Connection, tenant: str, now: datetime) -> None:
+    tenants = tables.tenants
+    # Of several claims for a tenant at once one is enough, and none waits for the others.
+    free = select(tenants.c.name).where(tenants.c.name == tenant).with_for_update(skip_locked=True)
+    connection.execute(
+        update(tenants).where(tenants.c.name == free.scalar_subquery()).values(served_at=now)
     )
 
 

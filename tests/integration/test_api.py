@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,24 @@ def test_artifacts_download_from_the_bucket_by_their_urls(
     storage.delete_prefix(artifact_prefix(job_id, "keep-0.8"))
     response = client.get(f"/v1/jobs/{job_id}/artifacts")
     assert (response.status_code, response.json()["code"]) == (410, "object_missing")
+
+
+def test_two_replicas_on_one_database_make_one_job_of_a_key(
+    settings: Settings, postgres_url: str, job_body: dict[str, Any]
+) -> None:
+    shared = settings.model_copy(update={"database_url": postgres_url})
+    key = {"Idempotency-Key": "the same"}
+    with (
+        TestClient(create_app(shared)) as one,
+        TestClient(create_app(shared)) as other,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        asked = [
+            pool.submit(replica.post, "/v1/jobs", json=job_body, headers=key)
+            for replica in (one, other) * 4
+        ]
+        answers = [each.result() for each in asked]
+        assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
+        (job_id,) = {answer.json()["id"] for answer in answers}
+        for replica in (one, other):
+            assert [job["id"] for job in replica.get("/v1/jobs").json()["jobs"]] == [job_id]

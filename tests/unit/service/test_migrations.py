@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, text
 
+from service.errors import DatabaseUnavailable
 from service.store import Store
 from service.tables import metadata
 
@@ -35,6 +36,15 @@ def test_migrations_agree_with_the_tables(database_url: str) -> None:
 def test_migrating_again_keeps_what_is_there(job_store: Store) -> None:
     job_store.migrate()
     job_store.check()
+
+
+def test_a_database_of_a_newer_version_is_refused(job_store: Store, database_url: str) -> None:
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(DatabaseUnavailable, match="newer version of Eigenpress"):
+        job_store.migrate()
 
 
 def test_several_processes_may_migrate_at_once(tmp_path: Path) -> None:
