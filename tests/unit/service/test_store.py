@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import Connection
 
 import service.queueing
 import service.records
@@ -428,9 +429,12 @@ class TestIdempotency:
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let the database's clock be so many seconds ahead."""
     ahead = timedelta(seconds=seconds)
+
+    def now(connection: Connection) -> datetime:
+        return clock(connection) + ahead
+
     for module in (service.store, service.transitions, service.records, service.queueing):
-        monkeypatch.setattr(module, "clock", lambda connection: clock(connection) + ahead)
-    now = service.transitions.clock
+        monkeypatch.setattr(module, "clock", now)
     monkeypatch.setattr(service.transitions, "clock_value", now)
 
 
