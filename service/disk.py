@@ -20,7 +20,7 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_full_disk(error):
+        if isinstance(error, DiskFull) or not is_full_disk(error):
             raise
         raise DiskFull(
             f"The disk under {folder} on {socket.gethostname()} is full: make room there, or set "

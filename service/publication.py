@@ -78,20 +78,24 @@ def remove_publications(
 ) -> int:
     """Remove what attempts up to `through` have published or begun to; the number of objects.
 
-    Artifacts whose `prefix` is in `keep` stay. Only for attempts that have ended: a later one's
-    are never touched, also if it publishes while this runs or was suspended. Manifests go first,
-    so that none outlives a file that it names, wherever this breaks off.
+    Artifacts whose `prefix` is in `keep` stay, but for uploads that never ended. Only for attempts
+    that have: a later one's are never touched, also if it publishes while this runs or was
+    suspended. Manifests go first, so that none outlives a file that it names, wherever this breaks
+    off.
     """
+
+    def has_ended(key: str) -> bool:
+        return _Place.of(job_id, key).attempt <= through
 
     def is_dead(key: str) -> bool:
         place = _Place.of(job_id, key)
-        return not place.is_manifest and place.attempt <= through and place.prefix not in keep
+        return has_ended(key) and not place.is_manifest and place.prefix not in keep
 
     base = artifacts_prefix(job_id)
     places = [_Place.of(job_id, stored.key) for stored in storage.list_objects(base)]
     names = [place.name for place in places if place.is_manifest]
     removed = sum(_remove_manifest(storage, job_id, name, through, keep) for name in names)
-    storage.abort_uploads(base, is_dead)
+    storage.abort_uploads(base, has_ended)
     keys = [stored.key for stored in storage.list_objects(base) if is_dead(stored.key)]
     storage.delete(keys)
     return removed + len(keys)

@@ -162,6 +162,7 @@ def test_dead_publications_go_and_the_kept_one_stays(
     storage._client.create_multipart_upload(Bucket=dead[0], Key=dead[1])
     (folder / "config.json").write_text("other")
     kept = publish(storage, job_id, 2, NAME, folder)
+    storage._client.create_multipart_upload(Bucket=dead[0], Key=kept.prefix + "begun-twice")
     publish(storage, job_id, 2, "stray", folder)
 
     assert remove_publications(storage, job_id, through=2, keep={kept.prefix}) == 3 + 4

@@ -35,6 +35,13 @@ def test_an_exhausted_quota_is_a_full_disk(tmp_path: Path, code: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def test_the_innermost_name_stays(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    named = pytest.raises(DiskFull, match=str(inner))
+    with named, naming_full_disk(tmp_path), naming_full_disk(inner):
+        FULL.write_text("text")
+
+
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     for error in (OSError(errno.EACCES, "No space left on device, a file's name"), ValueError("x")):
         with pytest.raises(type(error)) as caught, naming_full_disk(tmp_path):
