@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,14 @@ class Interruption:
         self._left = number
         self._act = act
         self._lock = threading.Lock()
-        storage._client.meta.events.register(f"{moment}.s3", self._on_call)
+        self._events, self._name = storage._client.meta.events, f"{moment}.s3"
+
+    def __enter__(self) -> Interruption:
+        self._events.register(self._name, self._on_call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._events.unregister(self._name, self._on_call)
 
     @property
     def happened(self) -> bool:
@@ -100,11 +108,13 @@ def at_every_call(
 
     All three are given the interrupted act's own number, as a string.
     """
+    storage = ObjectStorage.from_settings(settings, patience_seconds=patience_seconds)
     for number in range(MAX_CALLS):
-        storage = ObjectStorage.from_settings(settings, patience_seconds=patience_seconds)
         job = str(number)
-        interruption = Interruption(storage, number, lambda job=job: meanwhile(job), moment)  # type: ignore[misc]
-        with suppress(EigenpressError):
+        with (
+            Interruption(storage, number, partial(meanwhile, job), moment) as interruption,
+            suppress(EigenpressError),
+        ):
             act(storage, job)
         if not interruption.happened:
             return number
