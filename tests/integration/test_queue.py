@@ -17,7 +17,6 @@ from sqlalchemy import create_engine, select
 
 from service.errors import AttemptLost
 from service.jobs import EventType, Job
-from service.states import IN_FLIGHT, JobState
 from service.store import Store
 from service.tables import events
 from tests.fixtures.claiming import ROOT, assert_claimed_once, fill
@@ -42,20 +41,21 @@ def test_sixteen_claimers_claim_each_job_once(postgres_url: str) -> None:
 
 def test_limits_hold_and_nobody_starves(postgres_url: str) -> None:
     """Eight dispatchers, three slots, two for a tenant, a thousand jobs of one tenant and one."""
-    fill(postgres_url, 60, "many")
+    fill(postgres_url, 1000, "many")
     (single,) = fill(postgres_url, 1, "one")
+    ended: list[str] = []
 
-    def work(_: int) -> int:
-        done = 0
+    def work(_: int) -> None:
         with closing(Store(postgres_url)) as store:
-            while store.list_jobs(limit=1, states={*IN_FLIGHT, JobState.QUEUED}):
+            while len(ended) < 60:
                 if job := store.claim(max_running=3, max_running_per_tenant=2):
                     store.succeed(job.id, job.attempt, {})
-                    done += 1
-        return done
+                    ended.append(job.id)
+                else:
+                    time.sleep(0.01)  # a dispatcher's rhythm, only quicker
 
     with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(work, range(8))) == 61
+        list(pool.map(work, range(8)))
     history = list(claims_and_ends(postgres_url))
     claimed = [job_id for job_id, kind in history if kind == EventType.CLAIMED]
     assert claimed.index(single) < 4
