@@ -304,7 +304,7 @@ class InsufficientResources(InfrastructureError):
 
 
 class WorkerLost(InfrastructureError):
-    """A worker died; its node may have failed or run out of memory."""
+    """A worker's process died; the machine may have run out of memory."""
 
     code = "worker_lost"
 

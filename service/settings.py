@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     checkpoint_sequences: int = Field(
         default=32, ge=1, description="Per worker, between two checkpoints of the calibration."
     )
+    checkpoint_share_of_time: float = Field(
+        default=0.1, gt=0, le=1, description="The most of a calibration that writing them may take."
+    )
     checkpoint_retention_seconds: float = Field(
         default=86_400.0, ge=0, description="For how long a failed job can be resumed by a retry."
     )

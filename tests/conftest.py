@@ -11,4 +11,5 @@ pytest_plugins = [
     "tests.fixtures.servers",
     "tests.fixtures.storage",
     "tests.fixtures.installation",  # which imports others
+    "tests.fixtures.in_process",
 ]

@@ -1,32 +1,32 @@
 """The driver of one attempt: ``python -m workers.driver JOB ATTEMPT``, as a Ray job.
 
 It runs the pipeline and tells the database how it ended. Every write carries the attempt's
-number; a driver whose attempt is no longer current stops without a trace.
+number; a driver whose attempt is no longer current stops without a trace. It rides out outages of
+the database, and ends within seconds when it is told to stop (SIGTERM).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
 import sys
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import ray
-import torch
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
-from service.errors import (
-    AttemptStale,
-    EigenpressError,
-    Failure,
-    OutOfMemory,
-    SolveFailed,
-    UnsupportedLayer,
-    WorkerLost,
-)
+from service.errors import AttemptStale, DatabaseUnavailable
+from service.jobs import Job
+from service.patience import patiently
 from service.settings import Settings
 from service.store import Store
-from workers.compression import errors as compression
+from workers.failures import failure_of
+from workers.heartbeat import Heartbeat
 from workers.pipeline import run_attempt
 from workers.progress import Progress
 
@@ -34,14 +34,26 @@ log = logging.getLogger("eigenpress.driver")
 
 EXIT_FAILED = 1
 EXIT_STALE = 3
+EXIT_STOPPED = 4
+
+STOPPING_SECONDS = 2.0
+"""For tidying up once the driver is told to stop; Ray kills it a second later."""
+
+Result = TypeVar("Result")
 
 
 def main(job_id: str, attempt: int) -> int:
     """Run the attempt to its end; the exit status tells Ray whether it succeeded."""
     settings = Settings()
     store = Store(settings.database)
+    scratch = settings.scratch_dir / f"{job_id}-{attempt}"
     try:
-        return _run(job_id, attempt, store, settings)
+        job = _insist(settings, lambda: store.get(job_id))
+        if job.attempt != attempt:
+            raise AttemptStale
+        end_stale = partial(_end, EXIT_STALE, scratch)
+        with Heartbeat(store, job_id, attempt, settings.lease_seconds, end_stale):
+            return _run(job, store, settings, scratch)
     except AttemptStale as error:
         log.warning("%s, attempt %d: %s", job_id, attempt, error)
         return EXIT_STALE
@@ -49,60 +61,48 @@ def main(job_id: str, attempt: int) -> int:
         store.close()
 
 
-def _run(job_id: str, attempt: int, store: Store, settings: Settings) -> int:
-    job = store.get(job_id)
-    if job.attempt != attempt:
-        raise AttemptStale
-    _sweep_scratch(settings.scratch_dir, store)
-    ray.init(namespace=f"{job_id}-{attempt}", logging_level=logging.WARNING)
+def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
+    progress = Progress(store, job.id, job.attempt, patience_seconds=settings.outage_seconds)
     try:
-        outcome = run_attempt(job, Progress(store, job_id, attempt), settings)
-        for position, artifact in enumerate(outcome.artifacts):
-            store.published(job_id, attempt, position, artifact)
-        store.succeed(job_id, attempt, outcome.report)
+        ray.init(namespace=scratch.name, logging_level=logging.WARNING)
+        _stop_on_sigterm(scratch)
+        report = run_attempt(job, progress, settings)
+        _insist(settings, lambda: store.succeed(job.id, job.attempt, report))
     except AttemptStale:
         raise
     except Exception as error:
-        log.exception("%s, attempt %d failed", job_id, attempt)
-        store.fail(job_id, attempt, failure_of(error), settings.retry_policy)
+        log.exception("%s, attempt %d failed", job.id, job.attempt)
+        failure = failure_of(error)
+        _insist(settings, lambda: store.fail(job.id, job.attempt, failure, settings.retry_policy))
         return EXIT_FAILED
     finally:
         ray.shutdown()
-        shutil.rmtree(settings.scratch_dir / f"{job_id}-{attempt}", ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return 0
 
 
-def _sweep_scratch(folder: Path, store: Store) -> None:
-    """Remove what attempts that were killed have left on this machine."""
-    running = {f"{job.id}-{job.attempt}" for job in store.in_flight()}
-    for left in folder.glob("*-*"):
-        if left.name not in running:
-            shutil.rmtree(left, ignore_errors=True)
+def _insist(settings: Settings, act: Callable[[], Result]) -> Result:
+    """Repeat what the database could not do while it is away."""
+    return patiently(act, on=DatabaseUnavailable, seconds=settings.outage_seconds)
 
 
-def failure_of(error: BaseException) -> Failure:
-    """What the job's user is told of an error, wherever in the cluster it arose."""
-    if isinstance(error, RayTaskError):
-        return failure_of(error.cause)
-    if isinstance(error, ActorDiedError) and error.actor_init_failed:
-        return EigenpressError(f"A worker did not start: {_first_line(error)}").failure()
-    if isinstance(error, OutOfMemoryError | torch.OutOfMemoryError):
-        return OutOfMemory(param="calibration.batch_size").failure()
-    if isinstance(error, RayError):  # an actor, its node or an object that it owned is gone
-        return WorkerLost(f"A worker was lost: {_first_line(error)}").failure()
-    if isinstance(error, compression.UnsupportedLayer):
-        return UnsupportedLayer(str(error), param="model").failure()
-    if isinstance(error, compression.SolveFailed):
-        return SolveFailed(str(error)).failure()
-    if isinstance(error, EigenpressError):
-        return error.failure()
-    return EigenpressError(
-        f"Unexpected {type(error).__name__}: {_first_line(error)}. The driver's log has more."
-    ).failure()
+def _end(status: int, scratch: Path) -> None:
+    """End the process, and its actors with it, whatever its other threads are doing."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(status)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _stop_on_sigterm(scratch: Path) -> None:
+    """Tidy up when told to stop, and end in any case. Takes the place of Ray's handler."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        watchdog = threading.Timer(STOPPING_SECONDS, _end, (EXIT_STOPPED, scratch))
+        watchdog.daemon = True
+        watchdog.start()
+        sys.exit(EXIT_STOPPED)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 if __name__ == "__main__":

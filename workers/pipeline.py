@@ -3,61 +3,51 @@
     resolve ─> calibrate ─> solve ─> allocate ─> assemble ─> evaluate ─> publish
 
 Each step takes what the steps before it gave and returns plain data; big tensors stay on the
-workers. An error of any step ends the attempt: nothing here retries.
+workers. What earlier attempts of the job have calibrated, solved, measured and published is taken
+over at the end of `resolve`, so that later steps begin where they have ended; the result is the
+same to the last bit. An error of any step ends the attempt: nothing here retries.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import cycle
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
 from service.errors import ModelInvalid
-from service.jobs import Artifact, Job
+from service.jobs import Job
 from service.settings import Settings
-from service.spec import EvaluationTask, LmEval, QualityTarget, Target
+from service.spec import QualityTarget, Target
 from service.states import Step
 from workers.checkpoint_writer import CheckpointSize
+from workers.checkpoints_calibration import Calibrated
 from workers.compression.allocation import LayerOptions, Ranks
+from workers.compression.layers import InputGroup
 from workers.crew import Crew
 from workers.evaluation.problems import Exercise
-from workers.evaluation.scores import Scores
-from workers.evaluation.text import TextLoss
+from workers.fingerprint import Machines, code_digest, fingerprint, library_versions
+from workers.journal import CALIBRATION_LOSS, ranks_key
+from workers.measurements import Measurements, Subject
 from workers.placement import assign_owners, plan_placement, shares
 from workers.probes import Probe, Probes
 from workers.progress import Progress
 from workers.report import Evaluation, TargetResult, job_report, model_card
+from workers.resumption import Resumption, resume
 from workers.schedule import Call, drive
+from workers.scratch import sweep_scratch
 from workers.sequences import in_batches
 from workers.targets import MAX_PROBES, choose_ranks, curve_ranks
 from workers.texts import Texts
 from workers.worker import ModelSummary
 
-DENSE = -1
-"""Stands for the source model where artifacts are numbered."""
-
-TEXT, TASK = "text", "task"
-
-Result = TypeVar("Result")
-
 MAX_NAMES_IN_EVENT = 20
 CLEANING_SECONDS = 10
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished attempt hands to the database."""
-
-    artifacts: list[Artifact]
-    report: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -70,39 +60,30 @@ class Assembled:
     folder: Path
     size: CheckpointSize
 
-
-@dataclass(frozen=True, eq=False)
-class Measurement:
-    """One batch of a text or of a task, which every model is measured on."""
-
-    kind: str  # TEXT or TASK
-    name: str
-    number: int  # of the batch: models are compared sample by sample
-    batch: Sequence[Any]
-    task: EvaluationTask | None = None
-
     @property
-    def samples(self) -> int:
-        return len(self.batch)
-
-    def submit(self, worker: Any, folder: Path | None) -> Any:
-        """A reference to the TextLoss or the Scores of the model in a folder; None: the source."""
-        if self.task is None:
-            return worker.measure.remote(folder, self.batch)
-        return worker.score.remote(folder, self.task, self.batch)
+    def subject(self) -> Subject:
+        return Subject(f"{self.target.name}/{ranks_key(self.ranks)}", self.worker, self.folder)
 
 
-def run_attempt(job: Job, progress: Progress, settings: Settings) -> Outcome:
-    """Compress the job's model. Raises the errors of `service.errors` and of the steps."""
+DENSE = Subject("dense", None, None)
+"""The source model."""
+
+
+def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, Any]:
+    """Compress the job's model and publish the artifacts; returns the report.
+
+    Raises the errors of `service.errors` and of the steps.
+    """
     machines = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = [machine["Resources"] for machine in machines if machine["Alive"]]
     placement = plan_placement(job.spec.workers, nodes, settings.max_running_jobs)
     with Crew(f"{job.id}-{job.attempt}", job.spec, placement) as crew:
-        attempt = _Attempt(job, progress, settings, crew)
-        return attempt.run()
+        return Attempt(job, progress, settings, crew).run()
 
 
-class _Attempt:
+class Attempt:
+    """One attempt on the actors of a crew."""
+
     def __init__(self, job: Job, progress: Progress, settings: Settings, crew: Crew) -> None:
         self.job = job
         self.spec = job.spec
@@ -110,17 +91,19 @@ class _Attempt:
         self.settings = settings
         self.workers = crew.workers
         self.crew = crew
-        self.owners: dict[str, Any] = {}  # layer name -> the worker that solved it
+        self.owned: list[list[InputGroup]] = []  # by worker: the groups that it solves
+        self.owners: dict[str, Any] = {}  # layer name -> the worker that solves it
         self.assemblers: list[Any] = []
 
-    def run(self) -> Outcome:
+    def run(self) -> dict[str, Any]:
+        """The seven steps; returns the report."""
         try:
-            model, texts, exercises = self.resolve()
-            calibration_loss = self.calibrate(texts)
-            options = self.solve(model)
-            choices, probes = self.allocate(model, options, texts)
+            model, texts, exercises, before = self.resolve()
+            calibration_loss = self.calibrate(texts, before)
+            options = self.solve(model, before)
+            choices, probes = self.allocate(model, options, texts, before)
             assembled = self.assemble(model, choices)
-            dense, evaluations = self.evaluate(texts, exercises, assembled)
+            dense, evaluations = self.evaluate(texts, exercises, assembled, before)
             results = [
                 TargetResult(artifact.target, artifact.ranks, artifact.size, evaluation)
                 for artifact, evaluation in zip(assembled, evaluations, strict=True)
@@ -137,13 +120,13 @@ class _Attempt:
                 probes,
                 self.progress.seconds,
             )
-            artifacts = self.publish(assembled, report())
-            return Outcome(artifacts, report())  # which now knows how long publishing took
+            self.publish(assembled, report())
+            return report()  # which now knows how long publishing took
         finally:
             self._clean()
 
-    def resolve(self) -> tuple[ModelSummary, Texts, list[Exercise]]:
-        """Load the model on every worker, cut the texts and read the problems on one."""
+    def resolve(self) -> tuple[ModelSummary, Texts, list[Exercise], Resumption]:
+        """Load the model on every worker, read texts and problems on one, see what is done."""
         with self.progress.step(Step.RESOLVE, "workers") as meter:
             meter.expect(len(self.workers))
             places = ray.get([worker.place.remote() for worker in self.workers])
@@ -152,7 +135,9 @@ class _Attempt:
                 f"{len(places)} workers on {', '.join(place.device for place in places)}.",
                 {"workers": [asdict(place) for place in places]},
             )
+            sweep_scratch(self.workers, self.progress)
             texts_reference = self.workers[0].texts.remote()
+            digest_reference = self.workers[0].digest.remote()  # while the others load
             summaries = []
             for _, summary in drive([[Call(None, w.load.remote)] for w in self.workers]):
                 summaries.append(summary)
@@ -165,48 +150,95 @@ class _Attempt:
                     f"{len(texts.skipped_files)} files are not text and were skipped.",
                     {"files": texts.skipped_files[:MAX_NAMES_IN_EVENT]},
                 )
-            return summaries[0], texts, exercises
+            mark = fingerprint(
+                model=ray.get(digest_reference),
+                texts=texts,
+                exercises=exercises,
+                spec=self.spec,
+                machines=Machines(tuple(place.kind for place in places), places[0].threads),
+                code=code_digest(),
+                libraries=library_versions(),
+            )
+            self._assign(summaries[0])
+            before = resume(
+                self.job.id, mark, self.workers, self.owned, self.progress, self.settings
+            )
+            return summaries[0], texts, exercises, before
 
-    def calibrate(self, texts: Texts) -> float:
+    def _assign(self, model: ModelSummary) -> None:
+        self.owned = assign_owners(model.groups, len(self.workers))
+        for worker, groups in zip(self.workers, self.owned, strict=True):
+            self.owners |= {layer.name: worker for group in groups for layer in group.layers}
+
+    def calibrate(self, texts: Texts, before: Resumption) -> float:
         """Each worker its share; the mean loss in nats per predicted token is returned."""
-        size = self.spec.calibration.batch_size
+        total = len(texts.calibration)
         with self.progress.step(Step.CALIBRATE, "sequences") as meter:
-            meter.expect(len(texts.calibration))
-            losses = []
-            queues = [
-                [
-                    Call(len(batch), partial(worker.calibrate.remote, batch))
-                    for batch in in_batches(share, size)
-                ]
-                for worker, share in self._shares(texts.calibration)
-            ]
-            for count, loss in drive(queues):
-                losses.append(loss)
-                meter.advance(count)
-        predicted = len(texts.calibration) * (self.spec.calibration.sequence_length - 1)
-        return math.fsum(losses) / predicted
+            if before.calibrated is None:  # every group is solved
+                meter.expect(total, done=total)
+                mean: float = before.journal.get(CALIBRATION_LOSS)
+            else:
+                meter.expect(total, done=before.sequences)
+                losses = [loss for each in before.calibrated for loss in each.losses]
+                for count, loss in drive(self._calibrations(texts, before.calibrated)):
+                    losses.append(loss)
+                    meter.advance(count)
+                mean = math.fsum(losses) / (total * (self.spec.calibration.sequence_length - 1))
+                before.journal.put(CALIBRATION_LOSS, mean)
+                before.journal.flush()
+            ray.get([worker.forget.remote(list(before.solved)) for worker in self.workers])
+            self._settle()
+        return mean
 
-    def solve(self, model: ModelSummary) -> list[LayerOptions]:
+    def _calibrations(self, texts: Texts, done: Sequence[Calibrated]) -> list[list[Call]]:
+        """Per worker: the batches of its share that are not yet calibrated on."""
+        size = self.spec.calibration.batch_size
+        queues = []
+        for worker, share, before in zip(
+            self.workers, shares(texts.calibration, len(self.workers)), done, strict=True
+        ):
+            batches = in_batches(share[before.sequences :], size)
+            queues.append([Call(len(b), partial(worker.calibrate.remote, b)) for b in batches])
+        return queues
+
+    def solve(self, model: ModelSummary, before: Resumption) -> list[LayerOptions]:
         """Each group at its owner, which is given every shard's statistics of it."""
         with self.progress.step(Step.SOLVE, "groups") as meter:
-            meter.expect(len(model.groups))
-            queues = []
-            for worker, groups in zip(
-                self.workers, assign_owners(model.groups, len(self.workers)), strict=True
-            ):
-                queues.append([Call(g.name, partial(self._solve, worker, g.name)) for g in groups])
-                self.owners |= {layer.name: worker for g in groups for layer in g.layers}
-            solved: dict[str, LayerOptions] = {}
+            meter.expect(len(model.groups), done=len(before.solved))
+            queues = [
+                [Call(g.name, partial(self._solve, worker, g.name)) for g in groups]
+                for worker, groups in zip(
+                    self.workers,
+                    [[g for g in own if g.name not in before.solved] for own in self.owned],
+                    strict=True,
+                )
+            ]
+            solved = {layer.name: layer for group in before.solved.values() for layer in group}
             for _, options in drive(queues):
                 solved |= {layer.name: layer for layer in options}
                 meter.advance()
+            self._settle()
         return [solved[layer.name] for layer in model.layers]
 
     def _solve(self, owner: Any, group: str) -> Any:
         return owner.solve.remote(group, *(w.statistics.remote(group) for w in self.workers))
 
+    def _settle(self) -> None:
+        """Wait for the checkpoints that are being written, and say which could not be."""
+        for number, troubles in enumerate(ray.get([w.settle.remote() for w in self.workers])):
+            for trouble in troubles:
+                self.progress.note(
+                    "checkpoint.skipped",
+                    f"Worker {number} could not write a checkpoint and went on: {trouble}",
+                    {"worker": number, "reason": trouble},
+                )
+
     def allocate(
-        self, model: ModelSummary, options: Sequence[LayerOptions], texts: Texts
+        self,
+        model: ModelSummary,
+        options: Sequence[LayerOptions],
+        texts: Texts,
+        before: Resumption,
     ) -> tuple[list[Ranks], list[Probe]]:
         """The ranks of every target, from the one set of spectra, and what was measured for it."""
         qualities = [t for t in self.spec.targets if isinstance(t, QualityTarget)]
@@ -221,6 +253,7 @@ class _Attempt:
                 batch_size=self.spec.calibration.batch_size,
                 dtype=self._dtype(model),
                 advance=meter.advance,
+                journal=before.journal,
             )
             probes.dense(sorted({target.dataset for target in qualities}))
             choices = choose_ranks(self.spec, model.parameters, options, probes.increase)
@@ -228,6 +261,7 @@ class _Attempt:
                 if ranks not in choices:  # those are measured as artifacts
                     probes.measure(ranks, [text.name for text in texts.evaluation])
             probes.end()
+            before.journal.flush()
             return choices, probes.done
 
     def _dtype(self, model: ModelSummary) -> str:
@@ -258,87 +292,39 @@ class _Attempt:
         ]
 
     def evaluate(
-        self, texts: Texts, exercises: Sequence[Exercise], assembled: Sequence[Assembled]
+        self,
+        texts: Texts,
+        exercises: Sequence[Exercise],
+        assembled: Sequence[Assembled],
+        before: Resumption,
     ) -> tuple[Evaluation | None, list[Evaluation | None]]:
-        """The dense model's batches are shared by all; an artifact's stay on its node."""
+        """Every model on the same text and tasks."""
         if not self.spec.evaluation.enabled:
             return None, [None] * len(assembled)
-        batches = self._measurements(texts, exercises)
+        subjects = [DENSE, *(artifact.subject for artifact in assembled)]
+        size = self.spec.calibration.batch_size
+        measurements = Measurements(self.workers, texts, exercises, subjects, before.journal, size)
         with self.progress.step(Step.EVALUATE, "samples") as meter:
-            meter.expect(sum(batch.samples for batch in batches) * (1 + len(assembled)))
-            measured: dict[tuple[int, str, str], dict[int, Any]] = defaultdict(dict)
-            for (model, batch), result in drive(self._calls(batches, assembled)):
-                measured[model, batch.kind, batch.name][batch.number] = result
-                meter.advance(batch.samples)
-            folders = [
-                (DENSE, 0, None),
-                *((n, a.worker, a.folder) for n, a in enumerate(assembled)),
-            ]
+            meter.expect(measurements.samples, done=measurements.known)
+            for samples in measurements.run():
+                meter.advance(samples)
             # One after the other, on machines that do nothing else.
-            dense, *others = (
-                Evaluation(
-                    {
-                        text.name: TextLoss.total(_in_order(measured[number, TEXT, text.name]))
-                        for text in texts.evaluation
-                    },
-                    {
-                        exercise.task.name: _scores(
-                            exercise.task, _in_order(measured[number, TASK, exercise.task.name])
-                        )
-                        for exercise in exercises
-                    },
-                    self._decode_speed(texts, self.workers[worker], folder),
-                )
-                for number, worker, folder in folders
-            )
+            dense, *others = [
+                measurements.evaluation(subject, self.spec.evaluation.decode_tokens)
+                for subject in subjects
+            ]
+            before.journal.flush()
             if not all(math.isfinite(loss.perplexity) for loss in dense.losses.values()):
                 raise ModelInvalid("its loss on the evaluation text is not finite", param="model")
             return dense, list(others)
 
-    def _measurements(self, texts: Texts, exercises: Sequence[Exercise]) -> list[Measurement]:
-        """What every model is measured on, in batches."""
-        size = self.spec.calibration.batch_size
-        batches = []
-        for text in texts.evaluation:
-            for number, sequences in enumerate(in_batches(sorted(text.sequences, key=len), size)):
-                batches.append(Measurement(TEXT, text.name, number, sequences))
-        for exercise in exercises:
-            together = 1 if isinstance(exercise.task, LmEval) else size
-            for number, problems in enumerate(in_batches(exercise.problems, together)):
-                batches.append(
-                    Measurement(TASK, exercise.task.name, number, problems, exercise.task)
-                )
-        return batches
-
-    def _calls(
-        self, batches: Sequence[Measurement], assembled: Sequence[Assembled]
-    ) -> list[list[Call]]:
-        """Per worker: its share of the dense model's batches, then its artifacts' batches."""
-        queues: list[list[Call]] = [[] for _ in self.workers]
-
-        def call(model: int, number: int, folder: Path | None, batch: Measurement) -> None:
-            submit = partial(batch.submit, self.workers[number], folder)
-            queues[number].append(Call((model, batch), submit))
-
-        for batch, number in zip(batches, cycle(range(len(queues)))):
-            call(DENSE, number, None, batch)
-        for index, artifact in enumerate(assembled):
-            for batch in batches:
-                call(index, artifact.worker, artifact.folder, batch)
-        return queues
-
-    def _decode_speed(self, texts: Texts, worker: Any, folder: Path | None) -> float | None:
-        if not self.spec.evaluation.decode_tokens:
-            return None
-        speed: float = ray.get(worker.decode_speed.remote(folder, texts.evaluation[0].sequences[0]))
-        return round(speed, 2)
-
-    def publish(self, assembled: Sequence[Assembled], report: dict[str, Any]) -> list[Artifact]:
-        """Upload every artifact, its manifest last."""
+    def publish(self, assembled: Sequence[Assembled], report: dict[str, Any]) -> None:
+        """Upload every artifact that is not yet published, its manifest last."""
         with self.progress.step(Step.PUBLISH, "artifacts") as meter:
-            meter.expect(len(assembled))
+            published = {artifact.name for artifact in self.progress.artifacts()}
+            meter.expect(len(assembled), done=len(published))
             queues: list[list[Call]] = [[] for _ in self.assemblers]
-            for number, artifact in enumerate(assembled):
+            for position, artifact in enumerate(assembled):
                 name = artifact.target.name
                 upload = partial(
                     self.assemblers[artifact.worker].publish.remote,
@@ -348,27 +334,13 @@ class _Attempt:
                     report,
                     model_card(report, name),
                 )
-                queues[artifact.worker].append(Call(number, upload))
-            published = {}
-            for number, done in drive(queues):
-                published[number] = done
+                if name not in published:
+                    queues[artifact.worker].append(Call(position, upload))
+            for position, done in drive(queues):
+                self.progress.published(position, done)
                 meter.advance()
-            return [published[number] for number in range(len(assembled))]
-
-    def _shares(self, sequences: list[list[int]]) -> Iterator[tuple[Any, Sequence[list[int]]]]:
-        return zip(self.workers, shares(sequences, len(self.workers)), strict=True)
 
     def _clean(self) -> None:
         # One that is dead or still writes is not waited for: what it leaves, a later driver sweeps.
         with suppress(ray.exceptions.RayError):
             ray.get([a.clean.remote() for a in self.assemblers], timeout=CLEANING_SECONDS)
-
-
-def _scores(task: EvaluationTask, batches: Sequence[Scores]) -> Scores:
-    """Of a whole task: batches of problems, or the tasks of lm-eval that it names."""
-    return Scores.union(batches) if isinstance(task, LmEval) else Scores.total(batches)
-
-
-def _in_order(batches: Mapping[int, Result]) -> list[Result]:
-    """Results by the numbers of their batches: models are compared sample by sample."""
-    return [batches[number] for number in sorted(batches)]

@@ -22,6 +22,7 @@ import ray
 from service.errors import ModelInvalid
 from workers.compression.allocation import Ranks
 from workers.evaluation.text import TextLoss
+from workers.journal import Journal, ranks_key
 from workers.schedule import Call, drive
 from workers.sequences import in_batches
 from workers.texts import EvaluationText
@@ -36,7 +37,7 @@ class Probe:
 
 
 class Probes:
-    """Measures the model at any ranks; what was measured once is remembered.
+    """Measures the model at any ranks; what was measured once is remembered, and journalled.
 
     `owners` are the workers that solved each layer. Before the first probe the dense model is
     measured on the datasets that the probes are compared on: see `dense`.
@@ -51,6 +52,7 @@ class Probes:
         batch_size: int,
         dtype: str,
         advance: Callable[[], None],
+        journal: Journal,
     ) -> None:
         self._workers = workers
         self._owners = owners
@@ -58,6 +60,7 @@ class Probes:
         self._batch_size = batch_size
         self._dtype = dtype
         self._advance = advance
+        self._journal = journal
         self._placed: dict[str, int | None] = dict.fromkeys(owners)
         self._dense: dict[str, TextLoss] = {}
         self._measured: dict[frozenset[tuple[str, int | None]], dict[str, TextLoss]] = defaultdict(
@@ -66,7 +69,7 @@ class Probes:
 
     def dense(self, datasets: Iterable[str]) -> None:
         """Measure the dense model. Raises ModelInvalid if its loss is not finite."""
-        self._dense = {name: self._loss(name) for name in datasets}
+        self._dense = {name: self._kept(None, name) for name in datasets}
         if not all(math.isfinite(loss.perplexity) for loss in self._dense.values()):
             raise ModelInvalid("its loss on the evaluation text is not finite", param="model")
 
@@ -80,8 +83,7 @@ class Probes:
         measured = self._measured[frozenset(ranks.items())]
         missing = [name for name in datasets if name not in measured]
         if missing:
-            self._place(ranks)
-            measured |= {name: self._loss(name) for name in missing}
+            measured |= {name: self._kept(ranks, name) for name in missing}
             self._advance()
         return measured
 
@@ -93,6 +95,17 @@ class Probes:
     def end(self) -> None:
         """Let the workers have the dense model again."""
         ray.get([worker.restore.remote() for worker in self._workers])
+
+    def _kept(self, ranks: Ranks | None, dataset: str) -> TextLoss:
+        """The loss at these ranks, or of the dense model: from the journal, or measured."""
+        key = f"probe/{'dense' if ranks is None else ranks_key(ranks)}/{dataset}"
+        loss: TextLoss | None = self._journal.get(key)
+        if loss is None:
+            if ranks is not None:
+                self._place(ranks)
+            loss = self._loss(dataset)
+            self._journal.put(key, loss)
+        return loss
 
     def _place(self, ranks: Ranks) -> None:
         """Every worker gets every layer whose rank has changed, one of each owner at a time."""

@@ -2,12 +2,14 @@
 
 It calibrates its share of the sequences, solves the groups of layers that it owns, and measures
 models. Statistics and factors are served by a thread of their own, so that other workers never
-wait for what this one is computing.
+wait for what this one is computing. What it calibrates and solves it keeps in checkpoints, once
+`resume` has said where they are.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,9 @@ from service.settings import Settings
 from service.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
 from service.task_check import check_allowed
 from workers.checkpoint_writer import check_writable
+from workers.checkpoints import Checkpoints, Place, Refusal
+from workers.checkpoints_calibration import Calibrated, CalibrationCheckpoints
+from workers.checkpoints_solved import SolvedCheckpoints
 from workers.compression.allocation import LayerOptions
 from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.layers import InputGroup, LinearLayer, compressible_layers, input_groups
@@ -44,6 +49,7 @@ from workers.evaluation.sandbox import check_sandbox
 from workers.evaluation.scores import Scores
 from workers.evaluation.speed import PROMPT_TOKENS, decode_speed
 from workers.evaluation.text import TextLoss, text_loss
+from workers.fingerprint import model_digest
 from workers.model import (
     load_model,
     load_tokenizer,
@@ -52,6 +58,7 @@ from workers.model import (
     stored_dtype,
     weight_files,
 )
+from workers.scratch import attempts_in, remove_attempts
 from workers.substitution import Substitution
 from workers.texts import Texts, read_texts
 
@@ -67,6 +74,8 @@ class WorkerPlace:
     host: str
     pid: int
     device: str
+    kind: str  # of the device: equal kinds round alike
+    threads: int
     gpu_ids: list[str]
     cuda_visible_devices: str | None
 
@@ -87,6 +96,14 @@ class ModelSummary:
         return tuple(layer for group in self.groups for layer in group.layers)
 
 
+@dataclass(frozen=True)
+class TakenOver:
+    """What a worker need not solve again, and the checkpoints that it refused."""
+
+    solved: Mapping[str, list[LayerOptions]]  # by group
+    refused: list[Refusal]
+
+
 class Worker:
     """See the module. Made a Ray actor by `workers.crew`, so that tests can call it directly."""
 
@@ -104,6 +121,8 @@ class Worker:
         self._substitution: Substitution | None = None
         self._loaded_from: Path | None = None
         self._unfused = False
+        self._kept_calibration: CalibrationCheckpoints | None = None
+        self._kept_solutions: SolvedCheckpoints | None = None
 
     def place(self) -> WorkerPlace:
         gpu_ids = ray.get_runtime_context().get_accelerator_ids()["GPU"]
@@ -112,9 +131,19 @@ class Worker:
             socket.gethostname(),
             os.getpid(),
             str(self._device),
+            _device_kind(self._device),
+            torch.get_num_threads(),
             gpu_ids,
             os.environ.get("CUDA_VISIBLE_DEVICES"),
         )
+
+    def attempts_in_scratch(self) -> list[str]:
+        """The attempts that have files on this machine."""
+        return attempts_in(self._settings.scratch_dir)
+
+    def sweep_scratch(self, dead: Sequence[str]) -> None:
+        """Remove what these attempts have left on this machine."""
+        remove_attempts(self._settings.scratch_dir, dead)
 
     def load(self) -> ModelSummary:
         """Fetch and load the model and find its layers.
@@ -158,6 +187,39 @@ class Worker:
         tokenizer = load_tokenizer(self._source)
         return read_exercises(self._spec, tokenizer, _positions(self._model.config), self._settings)
 
+    @ray.method(concurrency_group=SERVING)
+    def digest(self) -> str:
+        """The sha256 of the model's files; one worker computes it for all."""
+        return model_digest(self._source)
+
+    def resume(self, place: Place, owned: Sequence[str]) -> TakenOver:
+        """Have those of the owned groups that an earlier attempt has solved.
+
+        From now on checkpoints are written to this place. Raises the storage's errors.
+        """
+        checkpoints = Checkpoints.in_bucket(place, self._settings)
+        self._kept_calibration = CalibrationCheckpoints(
+            checkpoints,
+            self._number,
+            self._statistics,
+            self._settings.checkpoint_sequences,
+            self._settings.checkpoint_share_of_time,
+        )
+        self._kept_solutions = SolvedCheckpoints(checkpoints, self._groups.values())
+        solved, refused = self._kept_solutions.restore(owned, self._model)
+        for solutions in solved.values():
+            self._solutions |= solutions
+        options = {
+            group: [solution.options() for solution in solutions.values()]
+            for group, solutions in solved.items()
+        }
+        return TakenOver(options, refused)
+
+    def resume_calibration(self) -> Calibrated:
+        """Have the statistics of an earlier attempt. Raises the storage's errors."""
+        assert self._kept_calibration is not None  # noqa: S101 - `resume` comes first
+        return self._kept_calibration.restore()
+
     def calibrate(self, sequences: Sequence[Sequence[int]]) -> float:
         """Add one batch of equally long sequences to this worker's statistics; its summed loss."""
         groups = tuple(self._groups.values())
@@ -167,7 +229,25 @@ class Worker:
             self._statistics,
             checkpoint_activations=self._spec.calibration.gradient_checkpointing,
         ) as calibration:
-            return calibration.run(torch.tensor(sequences, device=self._device))
+            loss = calibration.run(torch.tensor(sequences, device=self._device))
+        if self._kept_calibration is not None:
+            self._kept_calibration.add(len(sequences), loss)
+        return loss
+
+    def forget(self, groups: Sequence[str]) -> None:
+        """Free the statistics of groups that nobody will solve."""
+        for group in groups:
+            del self._statistics[group]
+
+    def settle(self) -> list[str]:
+        """Wait until the solved groups are written; the troubles there were with checkpoints."""
+        kept = [each for each in (self._kept_calibration, self._kept_solutions) if each is not None]
+        if self._kept_solutions is not None:
+            self._kept_solutions.finish()
+        troubles = [each.trouble for each in kept if each.trouble is not None]
+        for each in kept:
+            each.trouble = None
+        return troubles
 
     @ray.method(concurrency_group=SERVING)
     def statistics(self, group: str) -> GroupStatistics:
@@ -189,7 +269,10 @@ class Worker:
             whole,
             self._method,
         )
-        self._solutions |= {name: solution.to_host() for name, solution in solutions.items()}
+        held = {name: solution.to_host() for name, solution in solutions.items()}
+        self._solutions |= held
+        if self._kept_solutions is not None:
+            self._kept_solutions.write(group, held)
         return [solution.options() for solution in solutions.values()]
 
     @ray.method(concurrency_group=SERVING)
@@ -253,6 +336,13 @@ class Worker:
             self._model = load_model(folder, self._device, trust_remote_code=artifact is not None)
             self._loaded_from = folder
         return self._model
+
+
+def _device_kind(device: torch.device) -> str:
+    """Which arithmetic it does: two kinds may round differently."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _check_positions(spec: JobSpec, config: Any) -> None:

@@ -107,10 +107,11 @@ def test_a_stale_attempt_is_told_at_its_next_word(
 ) -> None:
     with progress.step(Step.RESOLVE, "workers") as meter:
         meter.expect(3)
+        meter.advance(2)
     job_store.cancel(job.id)
     clock.now += MIN_SECONDS_BETWEEN_WRITES
     for speak in (
-        lambda: meter.advance(-1),
+        lambda: meter.advance(0),
         meter.finish,
         lambda: progress.note("any", "thing", {}),
         lambda: progress.step(Step.SOLVE, "groups").__enter__(),

@@ -1,0 +1,225 @@
+"""Attempts that are killed, and others that take over: real workers and bucket, the same bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from service.errors import StorageUnavailable
+from service.local_s3 import LocalS3
+from service.states import JobState
+from service.storage import ObjectStorage
+from tests.fixtures.damage import damage_checkpoints
+from tests.fixtures.in_process import Killed, LocalInstallation, Moment, answer_for_ray
+from workers import pipeline
+
+STEPS = [
+    Moment("resume", 1),
+    Moment("calibrate", 7),
+    Moment("calibrate", 7),
+    Moment("statistics", 5),
+    Moment("solve", 2),
+    Moment("substitute", 3),
+    Moment("restore"),
+    Moment("assemble", 1),
+    Moment("measure", 1),
+    Moment("decode_speed", 1),
+    Moment("publish", 1),
+    Moment("clean"),
+]
+"""When the attempts of one job are killed, one after the other."""
+
+WORKERS, PER_WORKER, INTERVAL, BATCH = 2, 16, 4, 2
+"""Sequences: in the share of each worker, between its checkpoints, in a call."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, local_s3: LocalS3
+) -> dict[tuple[str, str], str]:
+    """The weights that the job of every test here publishes when nothing happens."""
+    with pytest.MonkeyPatch.context() as patch:
+        answer_for_ray(patch)
+        installation = LocalInstallation(tmp_path_factory.mktemp("undisturbed"), local_s3, patch)
+        job = installation.create()
+        installation.attempt()
+        assert installation.store.get(job.id).state is JobState.SUCCEEDED
+        assert installation.events(job, "attempt.resumed") == []
+        weights = installation.weights(job)
+        installation.store.close()
+        return weights
+
+
+def test_a_job_killed_at_every_step_ends_with_the_same_bytes(
+    local_installation: LocalInstallation, undisturbed: dict[tuple[str, str], str]
+) -> None:
+    job = local_installation.create()
+    calls = [local_installation.attempt(end) for end in STEPS]
+    assert local_installation.store.get(job.id).state is JobState.QUEUED
+    calls.append(local_installation.attempt())
+    assert local_installation.store.get(job.id).state is JobState.SUCCEEDED
+    assert local_installation.weights(job) == undisturbed
+    assert local_installation.events(job, "checkpoint.refused") == []
+    # Every group was solved once, but for the one or two that were under way, and artifacts once.
+    assert sum(made["solve"] for made in calls) <= 8 + 2
+    assert sum(made["publish"] for made in calls) == 2 + 1  # once before it could be noted
+    calibrated = sum(made["calibrate"] for made in calls) * BATCH
+    assert calibrated <= WORKERS * (PER_WORKER + 2 * INTERVAL)  # killed twice while it calibrated
+
+
+def test_each_attempt_says_what_it_takes_over(local_installation: LocalInstallation) -> None:
+    job = local_installation.create()
+    for end in (Moment("calibrate", 11), Moment("solve", 4), Moment("clean")):
+        local_installation.attempt(end)
+    local_installation.attempt()
+    first, second, third = local_installation.events(job, "attempt.resumed")
+    assert first["sequences"] == 16 + 4  # of 16 and 6: the queues are submitted in turn
+    assert (first["groups"], first["measurements"], first["artifacts"]) == (0, 0, [])
+    assert second["sequences"] == WORKERS * PER_WORKER
+    assert 3 <= second["groups"] <= 4
+    assert (third["sequences"], third["groups"]) == (0, 8)  # no statistics are wanted any more
+    assert third["measurements"] > 6
+    assert third["artifacts"] == ["keep-0.7", "keep-0.5"]
+
+
+def test_steps_begin_where_they_were_left(
+    local_installation: LocalInstallation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(
+        "workers.progress.Progress.tell",
+        lambda _self, step, done, total, _unit: told.append((step, done, total)),
+    )
+    local_installation.create()
+    local_installation.attempt(Moment("solve", 4))
+    told.clear()
+    local_installation.attempt()
+    assert [each for each in told if each[0] == "calibrate"] == [
+        ("calibrate", 0, 1),
+        ("calibrate", 31, 32),  # the last is told with the end
+        ("calibrate", 32, 32),
+    ]
+    (begun,) = [done for step, done, total in told if (step, total) == ("solve", 8) and done < 8]
+    assert begun >= 3
+
+
+@pytest.mark.parametrize("last", [3, 12, 30, 50])
+def test_killed_while_a_checkpoint_is_written(
+    local_installation: LocalInstallation,
+    undisturbed: dict[tuple[str, str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    last: int,
+) -> None:
+    put = ObjectStorage.put_bytes
+    lock, left = threading.Lock(), [last]
+
+    def put_so_often(self: ObjectStorage, key: str, data: bytes, **options: Any) -> bool:
+        with lock:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+        return put(self, key, data, **options)
+
+    job = local_installation.create()
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStorage, "put_bytes", put_so_often)
+        local_installation.attempt()
+    assert local_installation.store.get(job.id).state is JobState.QUEUED
+    local_installation.attempt()
+    assert local_installation.weights(job) == undisturbed
+    assert local_installation.events(job, "checkpoint.refused") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("code", lambda patch: patch.setattr(pipeline, "code_digest", lambda: "other")),
+        ("libraries", lambda patch: patch.setattr(pipeline, "library_versions", dict)),
+    ],
+)
+def test_what_another_computation_has_left_is_refused_by_name(
+    local_installation: LocalInstallation,
+    undisturbed: dict[tuple[str, str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    change: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    job = local_installation.create()
+    local_installation.attempt(Moment("assemble"))
+    before = local_installation.checkpoints(job)
+    change(monkeypatch)
+    local_installation.attempt()
+    (refused,) = local_installation.events(job, "checkpoint.refused")
+    assert f": {name} has changed since" in refused["reason"]
+    assert all(key.startswith(refused["key"]) for key in before)
+    assert not set(before) & set(local_installation.checkpoints(job))
+    assert local_installation.events(job, "attempt.resumed") == []
+    assert local_installation.weights(job) == undisturbed
+
+
+@pytest.mark.parametrize("kind", ["calibration/0", "solved/00003", "journal", "parts"])
+def test_a_damaged_checkpoint_is_refused_and_redone(
+    local_installation: LocalInstallation, undisturbed: dict[tuple[str, str], str], kind: str
+) -> None:
+    job = local_installation.create()
+    local_installation.attempt(Moment("solve", 6) if kind[0] == "c" else Moment("assemble"))
+    key = next(key for key in local_installation.checkpoints(job) if f"/{kind}" in key)
+    storage = ObjectStorage.from_settings(local_installation.settings)
+    data = bytearray(storage.get_bytes(key))
+    data[len(data) // 2] ^= 1
+    storage.put_bytes(key, bytes(data))
+    local_installation.attempt()
+    refused = local_installation.events(job, "checkpoint.refused")
+    assert [each["key"] for each in refused] == [key]
+    assert "sha256" in refused[0]["reason"]
+    assert local_installation.weights(job) == undisturbed
+
+
+def test_a_bucket_that_takes_no_checkpoints_costs_the_resumption_and_not_the_job(
+    local_installation: LocalInstallation,
+    undisturbed: dict[tuple[str, str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put = ObjectStorage.put_bytes
+
+    def refuse(self: ObjectStorage, key: str, data: bytes, **options: Any) -> bool:
+        if "/checkpoints/" in key:
+            raise StorageUnavailable("the bucket is away")
+        return put(self, key, data, **options)
+
+    job = local_installation.create()
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStorage, "put_bytes", refuse)
+        local_installation.attempt()
+    assert local_installation.weights(job) == undisturbed
+    skipped = local_installation.events(job, "checkpoint.skipped")
+    assert {each["worker"] for each in skipped} == {0, 1}
+    assert {each["reason"] for each in skipped} == {"the bucket is away"}
+    assert local_installation.checkpoints(job) == []
+
+
+def test_every_damage_to_a_checkpoint_is_found(
+    local_installation: LocalInstallation, undisturbed: dict[tuple[str, str], str]
+) -> None:
+    job = local_installation.create()
+    local_installation.attempt(Moment("publish"))
+    assert damage_checkpoints(local_installation, job, trials=60, seed=1) == []
+    local_installation.attempt()
+    assert local_installation.weights(job) == undisturbed
+
+
+def test_what_dead_attempts_left_on_a_machine_is_swept_and_nothing_else(
+    local_installation: LocalInstallation,
+) -> None:
+    scratch = local_installation.settings.scratch_dir
+    other = local_installation.create()
+    assert local_installation.store.claim() is not None
+    job = local_installation.create()
+    local_installation.attempt(Moment("release"))
+    for name in (f"{job.id}-1", f"{job.id}-1-partial", f"{other.id}-1"):
+        (scratch / name).mkdir(parents=True, exist_ok=True)
+    local_installation.attempt()
+    assert [left.name for left in scratch.iterdir()] == [f"{other.id}-1"]

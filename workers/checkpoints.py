@@ -1,0 +1,255 @@
+"""What an attempt keeps in the bucket, so that a later one need not compute it again.
+
+    jobs/{job}/checkpoints/{fingerprint[:16]}/
+        parts-{sha256}.json                                    what the fingerprint was made of
+        calibration/{worker}/{attempt}-{8 hex}/                a checkpoint: files, and last of all
+        solved/{group}/{attempt}-{8 hex}/                      its manifest-{sha256}.json
+        journal/{attempt}-{number}-{sha256}.json
+
+A checkpoint is never changed: each is written to a folder of its own, and exists once its manifest
+does. The manifest states size and sha256 of every file and carries its own sha256 in its name, so
+that nothing is taken for whole which is not. A checkpoint is an optimisation: what is damaged is
+refused by name and computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+from service.artifacts import checkpoints_prefix
+from service.errors import ObjectMissing
+from service.jobs import FileEntry
+from service.settings import Settings
+from service.storage import ObjectStorage, StoredObject
+
+FORMAT = 1
+FINGERPRINT_DIGITS = 16
+TRANSFERS = 4
+"""Files of one checkpoint that are written or read at a time, each whole in memory."""
+
+WRITING_PATIENCE_SECONDS = 10
+"""How long a checkpoint is worth waiting for a bucket that does not take it."""
+
+_SEALED = re.compile(r"/(?P<name>[^/]+)-(?P<sha256>[0-9a-f]{64})\.json$")
+_FOLDER = re.compile(r"/(?P<attempt>[0-9]+)-[0-9a-f]{8}/$")
+
+
+class Objects(Protocol):
+    """What checkpoints need of the object storage; all raise its errors."""
+
+    def put_bytes(self, key: str, data: bytes) -> object: ...
+
+    def get_bytes(self, key: str) -> bytes: ...
+
+    def list_objects(self, prefix: str) -> Iterator[StoredObject]: ...
+
+    def delete(self, keys: Sequence[str]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the checkpoints of an attempt lie; they are those of other attempts, too."""
+
+    job_id: str
+    attempt: int
+    fingerprint: str
+
+    @property
+    def prefix(self) -> str:
+        return checkpoints_prefix(self.job_id) + self.fingerprint[:FINGERPRINT_DIGITS] + "/"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A checkpoint that cannot be used: the object that is wrong, and what is wrong with it."""
+
+    key: str
+    reason: str
+
+
+class Refused(Exception):
+    """An object of a checkpoint is not what was written."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.refusal = Refusal(key, reason)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One whole checkpoint; `content` is what it says of itself."""
+
+    folder: str  # the prefix of its files
+    files: tuple[FileEntry, ...]
+    content: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints at one place. Two attempts that write at once are not in each other's way."""
+
+    def __init__(self, place: Place, reading: Objects, writing: Objects) -> None:
+        """`reading` waits for a bucket that is away, `writing` does not wait long."""
+        self.place = place
+        self._reading = reading
+        self._writing = writing
+
+    @classmethod
+    def in_bucket(cls, place: Place, settings: Settings) -> Checkpoints:
+        """In the installation's bucket."""
+        return cls(
+            place,
+            _bucket(settings, settings.outage_seconds),
+            _bucket(settings, min(settings.outage_seconds, WRITING_PATIENCE_SECONDS)),
+        )
+
+    def write(
+        self, name: str, files: Mapping[str, Callable[[], bytes]], content: Mapping[str, Any]
+    ) -> Manifest:
+        """Write a checkpoint called `name`; each file is made when its turn comes."""
+        folder = f"{self.place.prefix}{name}/{self.place.attempt}-{secrets.token_hex(4)}/"
+
+        def put(path: str) -> FileEntry:
+            data = files[path]()
+            self._writing.put_bytes(folder + path, data)
+            return FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
+
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            entries = tuple(pool.map(put, files))
+        manifest = {
+            "format": FORMAT,
+            "fingerprint": self.place.fingerprint,
+            "content": content,
+            "files": [asdict(entry) for entry in entries],
+        }
+        self.put_sealed(folder + "manifest", manifest)
+        return Manifest(folder, entries, content)
+
+    def find(
+        self, name: str, only: Container[str] | None = None
+    ) -> tuple[list[Manifest], list[Refusal]]:
+        """The checkpoints below `name`, and what is damaged of them.
+
+        Of those that `only` names, if given. What was never finished is neither.
+        """
+        keys = [
+            key
+            for key in self.keys(f"{self.place.prefix}{name}/")
+            if _is_manifest(key) and (only is None or self.name_of(key) in only)
+        ]
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            opened = list(pool.map(self._manifest, keys))
+        return (
+            [each for each in opened if isinstance(each, Manifest)],
+            [each for each in opened if isinstance(each, Refusal)],
+        )
+
+    def name_of(self, key: str) -> str:
+        """What the checkpoint is called that an object belongs to."""
+        return key.removeprefix(self.place.prefix).rsplit("/", 2)[0]
+
+    def read(self, manifest: Manifest, use: Callable[[str, bytes], None]) -> None:
+        """Hand every file of a checkpoint to `use`, a few at a time from threads of their own.
+
+        Raises Refused at the first that is not as the manifest says; others may have been used.
+        """
+
+        def get(entry: FileEntry) -> None:
+            key = manifest.folder + entry.path
+            data = self._get(key)
+            if len(data) != entry.size:
+                raise Refused(key, f"it has {len(data)} bytes, not {entry.size}")
+            if hashlib.sha256(data).hexdigest() != entry.sha256:
+                raise Refused(key, "its sha256 is not the one in the manifest")
+            use(entry.path, data)
+
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            list(pool.map(get, manifest.files))
+
+    def put_sealed(self, name: str, value: object) -> None:
+        """Write a JSON document whose key, `name` and its sha256, tells if it is damaged."""
+        data = json.dumps(value, sort_keys=True).encode()
+        self._writing.put_bytes(f"{name}-{hashlib.sha256(data).hexdigest()}.json", data)
+
+    def sealed(self, name: str) -> Iterator[tuple[str, Any] | Refusal]:
+        """Every JSON document below ``{name}/``, by its key."""
+        for key in self.keys(f"{self.place.prefix}{name}/"):
+            try:
+                yield key, self.read_sealed(key)
+            except Refused as error:
+                yield error.refusal
+
+    def read_sealed(self, key: str) -> Any:
+        """Raises Refused."""
+        sealed = _SEALED.search(key)
+        data = self._get(key)
+        if sealed is None or hashlib.sha256(data).hexdigest() != sealed["sha256"]:
+            raise Refused(key, "its sha256 is not the one in its name")
+        return json.loads(data)
+
+    def keys(self, prefix: str) -> list[str]:
+        """Of all objects whose keys begin so, in order."""
+        return [stored.key for stored in self._reading.list_objects(prefix)]
+
+    def delete(self, folder: str) -> None:
+        """Remove everything below, manifests first."""
+        keys = [stored.key for stored in self._writing.list_objects(folder)]
+        self.remove([key for key in keys if _is_manifest(key)])
+        self.remove([key for key in keys if not _is_manifest(key)])
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove these objects."""
+        self._writing.delete(keys)
+
+    def delete_earlier(self, kept: Manifest) -> None:
+        """Remove what this and earlier attempts have written of a checkpoint, but for this one.
+
+        What a later attempt writes is left alone: this one may no longer be the current one.
+        """
+        keys = [stored.key for stored in self._writing.list_objects(_parent(kept.folder))]
+        for folder in sorted({_folder(key) for key in keys} - {kept.folder}):
+            written = _FOLDER.search(folder)
+            if written and int(written["attempt"]) <= self.place.attempt:
+                self.delete(folder)
+
+    def _manifest(self, key: str) -> Manifest | Refusal:
+        try:
+            value = self.read_sealed(key)
+        except Refused as error:
+            return error.refusal
+        if value["format"] != FORMAT or value["fingerprint"] != self.place.fingerprint:
+            return Refusal(key, "it was written by another version or for another computation")
+        files = tuple(FileEntry(**entry) for entry in value["files"])
+        return Manifest(_folder(key), files, value["content"])
+
+    def _get(self, key: str) -> bytes:
+        try:
+            return self._reading.get_bytes(key)
+        except ObjectMissing as error:
+            raise Refused(key, "it is missing") from error
+
+
+@lru_cache(maxsize=2)
+def _bucket(settings: Settings, patience_seconds: float) -> ObjectStorage:
+    """Once per process: to make a client takes longer than to read a checkpoint."""
+    return ObjectStorage.from_settings(settings, patience_seconds=patience_seconds)
+
+
+def _is_manifest(key: str) -> bool:
+    sealed = _SEALED.search(key)
+    return sealed is not None and sealed["name"] == "manifest"
+
+
+def _folder(key: str) -> str:
+    return key.rpartition("/")[0] + "/"
+
+
+def _parent(folder: str) -> str:
+    return _folder(folder.rstrip("/"))

@@ -1,0 +1,95 @@
+"""Checkpoints of solved groups: each is written once, while its owner solves the next."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import nn
+
+from service.errors import EigenpressError
+from workers.checkpoints import Checkpoints, Manifest, Refusal, Refused
+from workers.compression.layers import InputGroup
+from workers.compression.solve import Solution
+from workers.compression.state import read_solution, solution_tensors
+
+log = logging.getLogger("eigenpress.checkpoints")
+
+
+class SolvedCheckpoints:
+    """Writes and reads the solutions of a worker's groups; a file holds one layer."""
+
+    def __init__(self, checkpoints: Checkpoints, groups: Iterable[InputGroup]) -> None:
+        """`groups` are all of the model, in its order."""
+        self._checkpoints = checkpoints
+        self._groups = {group.name: group for group in groups}
+        self._names = {name: f"solved/{number:05d}" for number, name in enumerate(self._groups)}
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+        self.trouble: str | None = None
+        """Why a writing failed, if one did."""
+
+    def restore(
+        self, wanted: Iterable[str], model: nn.Module
+    ) -> tuple[dict[str, dict[str, Solution]], list[Refusal]]:
+        """The solutions of these groups by group and layer, as far as whole checkpoints hold them.
+
+        `model` has the weights that the solutions belong to.
+        """
+        names = {self._names[group] for group in wanted}
+        found, refused = self._checkpoints.find("solved", only=names)
+        solved: dict[str, dict[str, Solution]] = {}
+        for manifest in found:
+            group = self._groups[manifest.content["group"]]
+            if group.name not in solved:
+                try:
+                    solved[group.name] = self._read(manifest, group, model)
+                except Refused as error:
+                    refused.append(error.refusal)
+        return solved, refused
+
+    def write(self, group: str, solutions: Mapping[str, Solution]) -> None:
+        """Begin to write a group, once the one before is written."""
+        self.finish()
+        self._pending = self._thread.submit(self._try_to_write, group, dict(solutions))
+
+    def finish(self) -> None:
+        """Wait until all is written that ever will be."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _try_to_write(self, group: str, solutions: Mapping[str, Solution]) -> None:
+        files = {
+            f"{number:05d}.safetensors": partial(_saved, solutions[layer.name])
+            for number, layer in enumerate(self._groups[group].layers)
+        }
+        try:
+            written = self._checkpoints.write(self._names[group], files, {"group": group})
+            self._checkpoints.delete_earlier(written)
+        except EigenpressError as error:
+            log.warning("%s: its solution was not written: %s", group, error)
+            self.trouble = str(error)
+
+    def _read(self, manifest: Manifest, group: InputGroup, model: nn.Module) -> dict[str, Solution]:
+        layers = {f"{number:05d}.safetensors": layer for number, layer in enumerate(group.layers)}
+        read: dict[str, Solution] = {}
+
+        def use(file: str, data: bytes) -> None:
+            layer = layers[file]
+            module: Any = model.get_submodule(layer.name)
+            weight, bias = module.weight.detach(), module.bias
+            bias = None if bias is None else bias.detach()
+            read[layer.name] = read_solution(layer, weight, bias, load(data))
+
+        self._checkpoints.read(manifest, use)
+        return {layer.name: read[layer.name] for layer in group.layers}
+
+
+def _saved(solution: Solution) -> bytes:
+    tensors = solution_tensors(solution)
+    return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})

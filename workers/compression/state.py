@@ -1,0 +1,106 @@
+"""What calibration and solving have made, as named tensors and back, to the last bit.
+
+For whoever stores them between attempts. What is read back lies in memory that torch allocated, in
+the layout that it had: the arithmetic that goes on with it gives the very same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from workers.compression.layers import LinearLayer
+from workers.compression.metrics import LeftMetric
+from workers.compression.solve import Solution
+from workers.compression.statistics import GroupStatistics, Moments
+
+COUNTS = "counts"
+"""(2 + number of moments,) int64: rows, tokens, and the count of each moment."""
+
+
+def statistics_tensors(statistics: GroupStatistics) -> dict[str, Tensor]:
+    """All that a group's statistics hold; the tensors are the statistics' own, on their device."""
+    moments = _moments(statistics).values()
+    counts = [statistics.rows, statistics.tokens, *(each.count for each in moments)]
+    return _sums(statistics) | {COUNTS: torch.tensor(counts, dtype=torch.int64)}
+
+
+def load_statistics(statistics: GroupStatistics, tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite the statistics of a group with what `statistics_tensors` gave of the same group.
+
+    Raises ValueError, and changes nothing, if the tensors are those of another kind of group.
+    """
+    ours, moments = _sums(statistics), _moments(statistics)
+    wanted = {name: (each.shape, each.dtype) for name, each in ours.items()}
+    wanted[COUNTS] = torch.Size([2 + len(moments)]), torch.int64
+    if {name: (each.shape, each.dtype) for name, each in tensors.items()} != wanted:
+        raise ValueError("the tensors are not those of this group")
+    for name, each in ours.items():
+        each.copy_(tensors[name])
+    statistics.rows, statistics.tokens, *counts = tensors[COUNTS].tolist()
+    for each_moment, count in zip(moments.values(), counts, strict=True):
+        each_moment.count = count
+
+
+def clear_statistics(statistics: GroupStatistics) -> None:
+    """Have them as they were before the first token."""
+    for each in _sums(statistics).values():
+        each.zero_()
+    for moments in _moments(statistics).values():
+        moments.count = 0
+    statistics.rows = statistics.tokens = 0
+
+
+def solution_tensors(solution: Solution) -> dict[str, Tensor]:
+    """What the solver made of a layer: its weight and its bias are the model's."""
+    optional = {
+        "moment": solution.left.moment,
+        "mean": solution.mean,
+        "mean_code": solution.mean_code,
+    }
+    return {
+        "spectrum": solution.spectrum,
+        "directions": solution.directions,
+        "diagonal": solution.left.diagonal,
+    } | {name: tensor for name, tensor in optional.items() if tensor is not None}
+
+
+def read_solution(
+    layer: LinearLayer, weight: Tensor, bias: Tensor | None, tensors: Mapping[str, Tensor]
+) -> Solution:
+    """The solution of a layer with this weight and bias, as `Solution.to_host` leaves it.
+
+    Raises KeyError if a tensor is missing.
+    """
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    mean, mean_code = (copies.get(name) for name in ("mean", "mean_code"))
+    return Solution(
+        layer,
+        weight,
+        bias,
+        LeftMetric(copies["diagonal"], copies.get("moment")),
+        copies["spectrum"].to(weight.device),
+        copies["directions"],
+        None if mean is None else mean.to(weight.device),
+        None if mean_code is None else mean_code.to(weight.device),
+    )
+
+
+def _moments(statistics: GroupStatistics) -> dict[str, Moments]:
+    moments = {f"outputs.{name}": each for name, each in statistics.outputs.items()}
+    return moments if statistics.inputs is None else moments | {"inputs": statistics.inputs}
+
+
+def _sums(statistics: GroupStatistics) -> dict[str, Tensor]:
+    """Every tensor but the counts, by a name of its own."""
+    sums: dict[str, Tensor] = {}
+    for name, moments in _moments(statistics).items():
+        sums |= {f"{name}.average": moments.average, f"{name}.scatter": moments.scatter}
+    if statistics.magnitudes is not None:
+        sums["magnitudes"] = statistics.magnitudes
+    kinds = ("gradient_squares", "gradient_moments", "row_fisher")
+    for kind, by_layer in zip(kinds, statistics.sums(), strict=True):
+        sums |= {f"{kind}.{name}": values for name, values in by_layer.items()}
+    return sums

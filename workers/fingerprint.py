@@ -1,0 +1,137 @@
+"""Whether what another attempt computed may be taken over: only if nothing that matters differs.
+
+Everything that could change a bit of the result is a part of the fingerprint: the model's files,
+the token sequences, the request, the machines, our own code and the libraries. Each part is hashed
+by itself, so that a difference can be named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from service.artifacts import sha256_of
+from service.model_check import is_wanted
+from service.spec import JobSpec
+from workers.evaluation.problems import Exercise
+from workers.model import weight_files
+from workers.texts import Texts
+
+LIBRARIES = ("torch", "transformers", "safetensors")
+"""Those that compute or read what the result is made of."""
+
+IRRELEVANT = {"name", "priority", "limits", "workers", "model"}
+"""Fields of a request that change no bit of its result, or are a part of their own."""
+
+HASHING_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where the workers run, as far as it decides how their arithmetic rounds."""
+
+    kinds: tuple[str, ...]  # of each worker's device
+    threads: int  # of each worker
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The sha256 of every part, in hexadecimal, by name."""
+
+    parts: Mapping[str, str]
+
+    @cached_property
+    def digest(self) -> str:
+        """One sha256 for all, in hexadecimal."""
+        return _hash(json.dumps(dict(self.parts), sort_keys=True).encode())
+
+    def differences(self, other: Mapping[str, str]) -> list[str]:
+        """The names of the parts in which another fingerprint differs, in the order of names."""
+        names = self.parts.keys() | other.keys()
+        return sorted(name for name in names if self.parts.get(name) != other.get(name))
+
+
+def fingerprint(
+    *,
+    model: str,
+    texts: Texts,
+    exercises: Sequence[Exercise],
+    spec: JobSpec,
+    machines: Machines,
+    code: str,
+    libraries: Mapping[str, str],
+) -> Fingerprint:
+    """Of an attempt; `model` and `code` are the digests of their files."""
+    request = spec.model_dump(mode="json", exclude=IRRELEVANT)
+    return Fingerprint(
+        {
+            "model": model,
+            "calibration text": _hash_sequences(texts.calibration),
+            "evaluation text": _hash_json(
+                [[text.name, _hash_sequences(text.sequences)] for text in texts.evaluation]
+            ),
+            "tasks": _hash_json([_plain(exercise) for exercise in exercises]),
+            "request": _hash_json(request),
+            "machines": _hash_json(asdict(machines)),
+            "code": code,
+            "libraries": _hash_json(dict(libraries)),
+        }
+    )
+
+
+def model_digest(folder: Path) -> str:
+    """Of a model's weights, configuration and tokenizer."""
+    companions = (path for path in folder.iterdir() if path.is_file() and is_wanted(path.name))
+    return files_digest(folder, {*weight_files(folder), *companions})
+
+
+def code_digest() -> str:
+    """Of the sources of this package."""
+    folder = Path(__file__).parent
+    return files_digest(folder, folder.rglob("*.py"))
+
+
+def files_digest(folder: Path, files: Iterable[Path]) -> str:
+    """Of the contents of files and of their paths in a folder."""
+    ordered = sorted(files)
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        digests = pool.map(sha256_of, ordered)
+        return _hash_json(
+            {
+                path.relative_to(folder).as_posix(): digest
+                for path, digest in zip(ordered, digests, strict=True)
+            }
+        )
+
+
+def library_versions() -> dict[str, str]:
+    """Of the libraries that compute, as they are installed here."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def _plain(exercise: Exercise) -> dict[str, Any]:
+    problems = [p if isinstance(p, str) else asdict(p) for p in exercise.problems]
+    return {"task": exercise.task.model_dump(mode="json"), "problems": problems}
+
+
+def _hash_sequences(sequences: Iterable[Sequence[int]]) -> str:
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        digest.update(array("q", [len(sequence), *sequence]).tobytes())
+    return digest.hexdigest()
+
+
+def _hash_json(value: object) -> str:
+    return _hash(json.dumps(value, sort_keys=True).encode())
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,129 @@
+"""What an attempt has measured, kept so that a later one measures only what is missing.
+
+Losses and scores are kept exactly: JSON carries a float64 without loss, infinities and all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.errors import EigenpressError
+from workers.checkpoints import Checkpoints, Refusal
+from workers.compression.allocation import Ranks
+from workers.evaluation.estimates import Estimate
+from workers.evaluation.scores import Scores
+from workers.evaluation.text import SequenceLoss, TextLoss
+from workers.rhythm import Rhythm
+
+FLUSH_SECONDS = 2.0
+"""Between two segments, at least: about so much measuring is lost with an attempt."""
+
+CALIBRATION_LOSS = "calibration/loss"
+"""The key of the mean loss in calibration, which is known once all of it is done."""
+
+log = logging.getLogger("eigenpress.checkpoints")
+
+Measured = TextLoss | Scores | float
+"""The loss on text, the scores on a task, or tokens per second."""
+
+
+class Journal:
+    """Results by key. Entries are added in segments, none of which is ever changed."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._prefix = f"{checkpoints.place.prefix}journal/"
+        self._entries: dict[str, Measured] = {}
+        self._unwritten: dict[str, Any] = {}
+        self._segments = 0
+        self._rhythm = Rhythm(1, least_seconds=FLUSH_SECONDS)
+        self.trouble: str | None = None
+        """Why the last writing failed."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def restore(self) -> list[Refusal]:
+        """Read what other attempts have written; what is damaged is returned."""
+        refused = []
+        for segment in self._checkpoints.sealed("journal"):
+            if isinstance(segment, Refusal):
+                refused.append(segment)
+            else:
+                _, entries = segment
+                self._entries |= {key: _decoded(entry) for key, entry in entries.items()}
+        return refused
+
+    def remove(self, refused: Sequence[Refusal]) -> None:
+        """Remove damaged segments, so that they are refused once only."""
+        keys = [refusal.key for refusal in refused if refusal.key.startswith(self._prefix)]
+        self._checkpoints.remove(keys)
+
+    def get(self, key: str) -> Any:
+        """What was measured under this key; None if nothing was."""
+        return self._entries.get(key)
+
+    def put(self, key: str, measured: Measured) -> None:
+        """Keep a result; it is written some time later."""
+        self._entries[key] = measured
+        self._unwritten[key] = _encoded(measured)
+        self._rhythm.worked(1)
+        if self._rhythm.due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not yet written; where that fails it is tried again another time."""
+        if not self._unwritten:
+            return
+        name = f"{self._prefix}{self._checkpoints.place.attempt}-{self._segments:06d}"
+        with self._rhythm.writing():
+            try:
+                self._checkpoints.put_sealed(name, self._unwritten)
+            except EigenpressError as error:
+                log.warning("measurements were not written: %s", error)
+                self.trouble = str(error)
+            else:
+                self._segments += 1
+                self._unwritten = {}
+                self.trouble = None
+
+
+def ranks_key(ranks: Ranks) -> str:
+    """A name for the model with these ranks."""
+    text = json.dumps(dict(ranks), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _encoded(measured: Measured) -> Any:
+    if isinstance(measured, TextLoss):
+        each = [[s.negative_log_likelihood, s.tokens, s.correct] for s in measured.each]
+        return {"kind": "loss", "each": each}
+    if isinstance(measured, Scores):
+        return {
+            "kind": "scores",
+            "problems": measured.problems,
+            "each": {metric: list(values) for metric, values in measured.each.items()},
+            "summaries": {
+                metric: [estimate.value, estimate.standard_error]
+                for metric, estimate in measured.summaries.items()
+            },
+        }
+    return {"kind": "number", "value": measured}
+
+
+def _decoded(entry: Mapping[str, Any]) -> Measured:
+    match entry["kind"]:
+        case "loss":
+            return TextLoss(tuple(SequenceLoss(*values) for values in entry["each"]))
+        case "scores":
+            return Scores(
+                entry["problems"],
+                {metric: tuple(values) for metric, values in entry["each"].items()},
+                {metric: Estimate(*values) for metric, values in entry["summaries"].items()},
+            )
+        case _:
+            return float(entry["value"])

@@ -1,0 +1,52 @@
+"""How often something is written: after so much work, and so seldom that it costs little time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Rhythm:
+    """Says when the next writing is due."""
+
+    def __init__(
+        self,
+        every: int,
+        expected_seconds: float = 0.0,
+        *,
+        share_of_time: float = 0.1,
+        least_seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Not before `every` units of work and `least_seconds`.
+
+        Writing takes at most `share_of_time`; `expected_seconds` is a guess for the first one.
+        """
+        self._rest = (1 - share_of_time) / share_of_time
+        self._every = every
+        self._least_seconds = least_seconds
+        self._writing_seconds = expected_seconds
+        self._clock = clock
+        self._units = 0
+        self._since = clock()
+
+    def worked(self, units: int) -> None:
+        """Say that so many more units are done."""
+        self._units += units
+
+    @property
+    def due(self) -> bool:
+        pause = max(self._writing_seconds * self._rest, self._least_seconds)
+        return self._units >= self._every and self._clock() - self._since >= pause
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Times a writing, whether it succeeds or fails: the next is due the later for it."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._since = self._clock()
+            self._writing_seconds = self._since - start
+            self._units = 0
