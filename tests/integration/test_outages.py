@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import psutil
+
+from service.jobs import Job
 from service.states import JobState, Step
 from tests.fixtures.installation import Installation, ended
 from tests.fixtures.waiting import wait_until
@@ -41,3 +44,25 @@ def test_storage_that_stays_away_when_publishing_fails_the_job_by_name(
     # A retry by its user would resume from what is left.
     assert all(f"jobs/{job.id}/checkpoints/" in key for key in installation.objects_of(job))
     assert list(installation.settings.scratch_dir.glob("*/*")) == []
+
+
+def test_a_job_is_cancelled_within_seconds_while_it_calibrates(installation: Installation) -> None:
+    data = {"source": "local", "path": str(installation.inputs / "texts")}
+    calibration = {"data": data, "sequences": 256, "sequence_length": 32, "batch_size": 1}
+    job = installation.store.create(installation.spec(calibration=calibration))
+    with installation.ray(num_cpus=2), installation.dispatching():
+        installation.wait_for(job, lambda job: any(s.step is Step.CALIBRATE for s in job.steps))
+        installation.store.cancel(job.id)
+        wait_until(lambda: installation.store.get(job.id).state is JobState.CANCELLED, seconds=20)
+        wait_until(lambda: not drivers_and_actors(job), seconds=20)
+        wait_until(lambda: not installation.store.to_clean())
+    assert installation.objects_of(job) == []
+
+
+def drivers_and_actors(job: Job) -> list[str]:
+    """The command lines of the processes that work for the job on this machine."""
+    return [
+        " ".join(process.info["cmdline"] or ())
+        for process in psutil.process_iter(["cmdline"])
+        if any(job.id in word for word in process.info["cmdline"] or ())
+    ]
