@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from service.tied import tied
+
 STOP_SECONDS = 15.0
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -21,7 +23,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 class Child:
     """A process in a session of its own, so that Ctrl-C at the terminal reaches its parent alone.
 
-    A context manager: started on entry; on exit ended, with all of its process group.
+    A context manager: started on entry; on exit ended, with all of its process group. If its
+    parent is killed, so is it.
     """
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log_path: Path) -> None:
@@ -35,7 +38,7 @@ class Child:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                self._command,
+                tied(self._command),
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -100,10 +100,9 @@ class RayCluster:
         """
         self.dashboard_url = address.rstrip("/")
         self._driver_command = driver_command
-        token = _token()
         self._http = httpx.Client(
             base_url=self.dashboard_url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            headers=authorization(),
             transport=transport,
             trust_env=False,  # a proxy to the internet is no way to the cluster
         )
@@ -206,17 +205,20 @@ class RayCluster:
         return ClusterUnavailable(f"What answers at {self.dashboard_url} is not a Ray dashboard.")
 
 
-def _token() -> str | None:
-    """Where Ray itself looks for it: in one variable, else in the file that the other names."""
-    path = os.environ.get(TOKEN_PATH_VARIABLE)
-    if (token := os.environ.get(TOKEN_VARIABLE)) or not path:
-        return token
-    try:
-        return Path(path).read_text().strip()
-    except OSError as error:
-        raise ClusterUnavailable(
-            f"{TOKEN_PATH_VARIABLE} names {path}, which cannot be read: {error.strerror}"
-        ) from error
+def authorization() -> dict[str, str]:
+    """The headers for a guarded cluster; its token is where Ray looks for it.
+
+    That is in one variable, else in the file that the other names. Raises ClusterUnavailable.
+    """
+    token, path = os.environ.get(TOKEN_VARIABLE), os.environ.get(TOKEN_PATH_VARIABLE)
+    if not token and path:
+        try:
+            token = Path(path).read_text().strip()
+        except OSError as error:
+            raise ClusterUnavailable(
+                f"{TOKEN_PATH_VARIABLE} names {path}, which cannot be read: {error.strerror}"
+            ) from error
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def submission_id(job_id: str, attempt: int) -> str:

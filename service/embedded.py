@@ -8,7 +8,8 @@
 Each part is started once those above it answer, and stopped before them. All are given the
 settings in force through ``EIGENPRESS_*`` variables, Ray's workers included, and listen on
 loopback only. SIGINT, SIGTERM and SIGHUP stop everything; a part that dies stops the others. What
-is left then is the data folder. Not guaranteed: that a SIGKILL stops more than it hits.
+is left then is the data folder. After a SIGKILL, Linux kills the parts, and the next `serve` in the
+same data folder removes what Ray has left and goes on with the jobs.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from filelock import FileLock, Timeout
 from pydantic import SecretStr
 from rich.console import Console
 from rich.text import Text
@@ -59,8 +61,9 @@ def serve(options: ServeOptions, console: Console) -> None:
 
     Raises `EigenpressError` if a part does not start, or dies; the others are stopped by then.
     """
-    installation = Installation(options)
     with stop_on_signals() as stop, ExitStack() as running:
+        running.enter_context(occupied(data_folder(options)))
+        installation = Installation(options)
         with console.status("Starting ...") as status:
             for doing in installation.start(running):
                 status.update(f"{doing} ...")
@@ -72,6 +75,27 @@ def serve(options: ServeOptions, console: Console) -> None:
         while not stop.wait(POLL_SECONDS):
             installation.check()
         console.print("Stopping ...")
+
+
+def data_folder(options: ServeOptions) -> Path:
+    """The folder of everything that lasts."""
+    folder = (options.data_dir or Settings().data_dir).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+@contextmanager
+def occupied(data_dir: Path) -> Iterator[None]:
+    """Keep every other `serve` out of the data folder; end what one that was killed has left.
+
+    Raises `InfrastructureError` if one runs there.
+    """
+    try:
+        with FileLock(data_dir / "serve.lock", timeout=0):
+            LocalRay(data_dir / "ray").remove_leftovers()
+            yield
+    except Timeout as error:
+        raise InfrastructureError(f"Another server runs in {data_dir}.") from error
 
 
 @dataclass(frozen=True)
@@ -89,8 +113,7 @@ class Installation:
     def __init__(self, options: ServeOptions) -> None:
         """Nothing is started yet. Raises `InvalidParameter` if a port is taken, or `OSError`."""
         base = Settings()
-        data_dir = (options.data_dir or base.data_dir).expanduser().absolute()
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        data_dir = data_folder(options)
         port = base.api_port if options.port is None else options.port
         self._s3 = LocalS3(
             data_dir / "s3", port=choose_port(options.s3_port, "--s3-port"), bucket=base.s3_bucket

@@ -1,7 +1,9 @@
 """A Ray head of our own on this machine, for `eigenpress serve` and the tests.
 
 Everything it listens on is bound to loopback, on free ports, so that several may run side by
-side; when it is stopped, none of its processes is left, drivers and workers included.
+side; when it is stopped, none of its processes is left, drivers and workers included. If the
+process that started it is killed, Ray's processes end by themselves, and `remove_leftovers` sees
+to what could not.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from types import TracebackType
 import httpx
 import psutil
 
+from service.cluster import authorization
 from service.errors import ClusterUnavailable
 from service.ports import LOOPBACK, choose_port
+from service.tied import tied
 
 START_SECONDS = 120.0
 """How long Ray may take until its Jobs API answers; about 8 on two idle cores."""
@@ -105,9 +109,11 @@ class LocalRay:
         # Also checks that no other Ray is there, which would answer in place of ours.
         self._dashboard_port = choose_port(self._dashboard_port, "dashboard_port")
         self._session = Path(tempfile.mkdtemp(prefix="ray-", dir=_socket_room()))
+        self._record.write_text(str(self._session))
         with self.log_path.open("wb") as log:
             self._head = subprocess.Popen(
-                self._command(self._session),
+                # Killed, it would leave some of Ray's processes behind for a minute.
+                tied(self._command(self._session), signal.SIGTERM),
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -115,7 +121,7 @@ class LocalRay:
                 start_new_session=True,  # Ctrl-C is for `serve`, which stops all in order
             )
         try:
-            self._wait_until_ready(self._head)
+            self._wait_until_ready(self._head, self._session)
         except BaseException:
             self.stop()
             raise
@@ -131,17 +137,32 @@ class LocalRay:
             self._head.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._head.wait(STOP_SECONDS)
-            number = signal.SIGTERM
-            while members := _members(self._head.pid, str(self._session)):
-                _signal(members, number)
-                _wait_for(members)
-                number = signal.SIGKILL
+            _end(str(self._session), self._head.pid)
             self._head.wait()
             self._head = None
         if self._session is not None:
-            shutil.rmtree(self._session, ignore_errors=True)
-            shutil.rmtree(self._spilled, ignore_errors=True)
+            self._remove_files(self._session)
             self._session = None
+
+    def remove_leftovers(self) -> None:
+        """End and remove what is left of a Ray in this directory whose starter was killed.
+
+        For a caller who knows that no other Ray is meant to run here.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            session = Path(self._record.read_text())
+            _end(str(session))
+            self._remove_files(session)
+
+    @property
+    def _record(self) -> Path:
+        """Names the folder of the Ray that runs, for as long as it does."""
+        return self._directory / "session"
+
+    def _remove_files(self, session: Path) -> None:
+        shutil.rmtree(session, ignore_errors=True)
+        shutil.rmtree(self._spilled, ignore_errors=True)
+        self._record.unlink(missing_ok=True)
 
     def _command(self, session: Path) -> list[str]:
         self._spilled.mkdir(exist_ok=True)
@@ -154,7 +175,7 @@ class LocalRay:
             "--ray-client-server-port": choose_port(0, ""),
             "--min-worker-port": 0,
             "--max-worker-port": 0,
-            "--temp-dir": session / "r",  # which Ray opens to all users; `session` is ours alone
+            "--temp-dir": _temp_dir(session),
             "--object-spilling-directory": self._spilled,
         }
         if self._num_cpus is not None:
@@ -176,10 +197,12 @@ class LocalRay:
         own = {"PATH": path, "TMPDIR": session, _MARK: session}
         return {**os.environ, **self._env, **_ENVIRONMENT, **ports, **own}
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+    def _wait_until_ready(self, process: subprocess.Popen[bytes], session: Path) -> None:
         deadline = time.monotonic() + START_SECONDS
-        with httpx.Client(base_url=self.dashboard_url, trust_env=False, timeout=5.0) as client:
-            while not _takes_jobs(client):
+        with httpx.Client(
+            base_url=self.dashboard_url, headers=authorization(), trust_env=False, timeout=5.0
+        ) as client:
+            while not _takes_jobs(client, session):
                 if process.poll() is not None:
                     raise ClusterUnavailable(f"Ray ended while starting.\n{self._log_tail()}")
                 if time.monotonic() > deadline:
@@ -193,32 +216,61 @@ class LocalRay:
         return "\n".join(lines[-_LOG_LINES:])
 
 
+def _takes_jobs(client: httpx.Client, session: Path) -> bool:
+    """Whether the Ray of this session does.
+
+    Raises ClusterUnavailable if another Ray has taken the port since it was chosen.
+    """
+    try:
+        version = client.get("/api/version")
+        if not version.is_success:
+            return False
+        if version.json()["session_name"] != (_temp_dir(session) / "session_latest").resolve().name:
+            raise ClusterUnavailable(
+                f"Another Ray answers at {client.base_url}: choose another port."
+            )
+        # The dashboard answers seconds before the head has started its raylet, which runs the jobs.
+        nodes = client.get("/api/v0/nodes")
+        return client.get("/api/jobs/").is_success and b"ALIVE" in nodes.content
+    except (httpx.TransportError, ValueError, KeyError):
+        return False
+
+
+def _temp_dir(session: Path) -> Path:
+    return session / "r"  # which Ray opens to all users; `session` is ours alone
+
+
 def _socket_room() -> str:
     """A temporary folder with a path so short that Ray's unix sockets find room below it."""
     usual = tempfile.gettempdir()
     return usual if len(usual) <= _MAX_TEMP_CHARACTERS else "/tmp"  # noqa: S108 - by mkdtemp
 
 
-def _takes_jobs(client: httpx.Client) -> bool:
-    # The dashboard answers seconds before the head has started its raylet, which runs the jobs.
-    try:
-        nodes = client.get("/api/v0/nodes")
-        return client.get("/api/jobs/").is_success and b"ALIVE" in nodes.content
-    except httpx.TransportError:
-        return False
+def _end(mark: str, session_id: int | None = None) -> None:
+    """End the processes of a Ray, politely and then not."""
+    number = signal.SIGTERM
+    while members := _members(mark, session_id):
+        _signal(members, number)
+        _wait_for(members)
+        number = signal.SIGKILL
 
 
-def _members(session_id: int, mark: str) -> set[psutil.Process]:
+def _members(mark: str, session_id: int | None) -> set[psutil.Process]:
     """The processes of a Ray that still run, also where their parents are gone.
 
-    Ray's own stay in the head's session but overwrite their environment with a title; drivers
-    begin sessions of their own, but carry the mark of ours in their environment, as do all that
-    they and the workers start.
+    Ray's own stay in the head's session, `session_id`, but overwrite their environment with a
+    title; drivers begin sessions of their own, but carry the mark of ours in their environment, as
+    do all that they and the workers start. Without a session, which another process may have by
+    now, Ray's servers are known by the mark in their arguments; its workers end with them.
     """
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) == session_id or process.environ().get(_MARK) == mark:
+            if (
+                os.getsid(process.pid) == session_id
+                or process.environ().get(_MARK) == mark
+                or (session_id is None and any(mark in word for word in process.cmdline()))
+            ):
                 found.add(process)
     return set(filter(_alive, found))
 

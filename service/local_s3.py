@@ -26,6 +26,7 @@ from pydantic import SecretStr
 from service.errors import EigenpressError, StorageUnavailable
 from service.settings import Settings
 from service.storage import ObjectStorage
+from service.tied import tied
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 60
@@ -35,7 +36,10 @@ LOG_TAIL_BYTES = 2000
 
 
 class LocalS3:
-    """A server with one bucket; a context manager that stops what it started."""
+    """A server with one bucket; a context manager that stops what it started.
+
+    It is killed with the process that started it.
+    """
 
     def __init__(self, directory: Path, port: int = 0, bucket: str = "eigenpress") -> None:
         self.directory = directory
@@ -119,7 +123,7 @@ class LocalS3:
         self._ports = _free_ports(10, self._wanted_port)
         with self._log.open("wb") as log:
             return subprocess.Popen(
-                self._command(),
+                tied(self._command()),
                 env={
                     **os.environ,
                     "AWS_ACCESS_KEY_ID": self.access_key_id,

@@ -19,6 +19,7 @@ from service.cluster import RayCluster
 from service.errors import ClusterUnavailable, InvalidParameter
 from service.jobs import new_job_id
 from service.local_ray import LocalRay
+from service.ports import choose_port
 from tests.fixtures.waiting import wait_until
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -136,6 +137,18 @@ def test_a_taken_port_is_the_callers_mistake(tmp_path: Path) -> None:
         with pytest.raises(InvalidParameter, match="cannot be used"):
             ray.start()
     assert not ray.is_running()
+
+
+def test_another_ray_that_takes_the_port_meanwhile_is_not_taken_for_ours(
+    ray: LocalRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = int(ray.dashboard_url.rpartition(":")[2])
+    monkeypatch.setattr(local_ray_module, "choose_port", lambda port, _: port or choose_port(0, ""))
+    second = LocalRay(tmp_path, num_cpus=1, dashboard_port=taken)
+    with pytest.raises(ClusterUnavailable, match="Another Ray answers"):
+        second.start()
+    assert not second.is_running()
+    assert ray.is_running()
 
 
 def test_a_ray_that_does_not_start_says_why(tmp_path: Path) -> None:

@@ -12,17 +12,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from service.client import Client
+from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until
 
 START_SECONDS = 120
 STOP_SECONDS = 60
+JOB_SECONDS = 240
 MARKER = "EIGENPRESS_TEST_MARKER"
 """An environment variable that every process of a server inherits, daemons included."""
 
@@ -69,6 +73,24 @@ def is_running(process: psutil.Process) -> bool:
     return False
 
 
+def long_job(folder: Path) -> dict[str, Any]:
+    """A job on a tiny model that calibrates for some seconds."""
+    save_tiny_model(folder / "llama", tiny_llama_config())
+    (folder / "texts").mkdir()
+    for number in range(30):
+        (folder / "texts" / f"{number}.txt").write_text(f"The number is {number}.\n" * 400)
+    return {
+        "model": {"source": "local", "path": str(folder / "llama")},
+        "calibration": {
+            "data": {"source": "local", "path": str(folder / "texts")},
+            "sequences": 2000,
+            "sequence_length": 32,
+        },
+        "targets": [{"keep": 0.7}],
+        "evaluation": {"sequences": 4, "decode_tokens": 0},
+    }
+
+
 def start(tmp_path: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
     temp_dir = tmp_path / "t"
     temp_dir.mkdir(exist_ok=True)
@@ -76,7 +98,7 @@ def start(tmp_path: Path, output: Path, *arguments: str) -> subprocess.Popen[byt
     command = [sys.executable, "-m", "service.cli", "serve", "--data-dir", str(tmp_path / "data")]
     with output.open("wb") as log:
         return subprocess.Popen(
-            [*command, "--dashboard-port", "0", "--num-cpus", "1", *arguments],
+            [*command, "--dashboard-port", "0", "--num-cpus", "1", "--allow", tmp_path, *arguments],
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -172,6 +194,35 @@ def test_a_second_server_in_the_same_folder_is_refused(server: Server) -> None:
     assert second.wait(START_SECONDS) == 1
     assert "Another server runs in" in output.read_text()
     assert server.process.poll() is None
+
+
+def test_killed_it_takes_all_with_it_and_the_next_one_finishes_the_job(
+    server: Server, short_path: Path
+) -> None:
+    with Client(server.url) as client:
+        job = client.submit(long_job(short_path))["id"]
+        wait_until(lambda: calibrates(client.job(job)), JOB_SECONDS)
+    family = server.family()
+    server.process.kill()
+    server.process.wait()
+    wait_until(lambda: not any(map(is_running, family)), STOP_SECONDS)
+
+    port = server.url.rpartition(":")[2]
+    process = start(short_path, server.output, "--port", port)
+    second = replace(server, process=process)
+    wait_until_ready(second)
+    with Client(server.url) as client:
+        wait_until(lambda: client.job(job)["state"] in ("succeeded", "failed"), JOB_SECONDS)
+        ended = client.job(job)
+    assert (ended["state"], ended["attempt"]) == ("succeeded", 2), ended
+    family = second.family()
+    assert second.stop(signal.SIGTERM) == 0
+    assert_gone(second, family)
+
+
+def calibrates(job: dict[str, Any]) -> bool:
+    assert job["error"] is None, job["error"]
+    return any(step["step"] == "calibrate" and step["done"] for step in job["steps"])
 
 
 def test_a_stop_while_it_starts_leaves_nothing_behind(short_path: Path) -> None:

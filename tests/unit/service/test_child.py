@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import service.child
 from service.child import Child, log_tail
 from tests.fixtures.waiting import wait_until
 
+ROOT = Path(service.child.__file__).parents[1]
 OBEDIENT = "import signal; print('up', flush=True); signal.pause()"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {OBEDIENT}"
 PARENT = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}]); "
@@ -73,3 +75,19 @@ def test_one_that_has_died_is_not_running_and_its_last_words_are_kept(tmp_path: 
 def test_a_log_s_end_is_plain_text(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"first\n\x1b[31mred\x1b[39m\n\xff\n")
     assert log_tail(tmp_path / "log", 2) == "red\n\N{REPLACEMENT CHARACTER}"
+
+
+def test_it_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = (
+        "import pathlib, sys, time; from service.child import Child; "
+        f"Child([sys.executable, '-c', {STUBBORN!r}], {{}}, pathlib.Path({str(log)!r})).__enter__()"
+        "; time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)})
+    wait_until(lambda: log.exists() and "up" in log.read_text())
+    (process,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs([process], timeout=10)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
