@@ -1,0 +1,104 @@
+"""The shared service as docker-compose.yml describes it, started without Docker."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from safetensors.torch import load_file
+
+from tests.fixtures.composition import Composition
+from tests.fixtures.models import save_tiny_model, tiny_llama_config
+from tests.fixtures.waiting import wait_until
+
+JOB_SECONDS = 240.0
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is mounted as /inputs."""
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_model(folder / "llama", tiny_llama_config())
+    (folder / "texts").mkdir()
+    for number in range(40):
+        (folder / "texts" / f"{number}.txt").write_text(f"The number is {number}.\n" * 400)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def composition(inputs: Path) -> Iterator[Composition]:
+    variables = {
+        "EIGENPRESS_INPUTS": str(inputs),
+        "EIGENPRESS_S3_PUBLIC_ENDPOINT_URL": "http://seaweedfs:8333",
+        "EIGENPRESS_CPU_WORKERS": "2",
+        "EIGENPRESS_WORKER_CPUS": "1",
+    }
+    with Composition(variables) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def http(composition: Composition) -> Iterator[httpx.Client]:
+    url = f"http://{composition.address('proxy')}:8400"
+    with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+        yield client
+
+
+def eigenpress(http: httpx.Client, *arguments: str) -> str:
+    """What the command line prints, at the one address that all replicas have."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", *arguments],
+        env=os.environ | {"EIGENPRESS_URL": str(http.base_url)},
+        capture_output=True,
+        text=True,
+        timeout=JOB_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def test_it_is_ready_and_its_ray_is_guarded(composition: Composition, http: httpx.Client) -> None:
+    wait_until(lambda: http.get("/readyz").is_success)
+    assert len(composition.replicas["api"]) == len(composition.replicas["dispatcher"]) == 2
+    dashboard = f"http://{composition.address('ray-head')}:8265"
+    answer = httpx.get(f"{dashboard}/api/jobs/", trust_env=False, timeout=30)
+    assert answer.status_code == 401
+
+
+def test_a_job_outlives_an_api_and_a_dispatcher(
+    composition: Composition, http: httpx.Client, inputs: Path, tmp_path: Path
+) -> None:
+    job = eigenpress(
+        http, "submit", "--model", str(inputs / "llama"), "--data", str(inputs / "texts"),
+        "--sequences", "2000", "--sequence-length", "32", "--keep", "0.7", "--workers", "2",
+    )  # fmt: skip
+    assert re.fullmatch(r"job-\w+", job)
+
+    def under_way() -> bool:
+        return any(step["done"] for step in state()["steps"] if step["step"] == "calibrate")
+
+    def state() -> dict[str, Any]:
+        read: dict[str, Any] = http.get(f"/v1/jobs/{job}").raise_for_status().json()
+        assert read["error"] is None, read["error"]
+        return read
+
+    wait_until(under_way, JOB_SECONDS)
+    assert state()["state"] == "running"
+    composition.replicas["api"][0].kill()
+    composition.replicas["dispatcher"][0].kill()
+    wait_until(lambda: http.get("/healthz").is_success)
+
+    eigenpress(http, "watch", job)
+    ended = state()
+    assert (ended["state"], ended["attempt"]) == ("succeeded", 1)
+    eigenpress(http, "download", job, "keep-0.7", str(tmp_path / "smaller"))
+    (weights,) = (tmp_path / "smaller").glob("*.safetensors")
+    assert load_file(weights)

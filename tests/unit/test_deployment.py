@@ -1,0 +1,131 @@
+"""docker-compose.yml and deploy/ agree with the package; running them is an acceptance test."""
+
+from __future__ import annotations
+
+import re
+import stat
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.settings import CONFIG_VARIABLE, SECRETS_VARIABLE, Settings
+from tests.fixtures.composition import COMPOSE_FILE, ROOT, read_compose_file, start_order
+
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+VERSION = PROJECT["project"]["version"]
+SERVICES: dict[str, Any] = read_compose_file({})["services"]
+ONCE = {"migrate"}
+
+
+def stages() -> dict[str, tuple[str, str]]:
+    """What each stage of the Dockerfile is made from, and its instructions."""
+    found = re.findall(r"^FROM (\S+) AS (\S+)\n(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S)
+    return {name: (base, text) for base, name, text in found}
+
+
+def instructions(stage: str) -> str:
+    """Of a stage, after those of the stages that it rests on."""
+    base, text = stages()[stage]
+    return (instructions(base) if base in stages() else "") + text
+
+
+def ignored_by_docker(path: str) -> bool:
+    lines = (ROOT / ".dockerignore").read_text().split()
+    return f"!{path}" not in lines
+
+
+def test_what_the_images_copy_exists_and_is_not_ignored() -> None:
+    for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.M):
+        for source in sources.split():
+            assert (ROOT / source).exists(), source
+            assert source in (".", "deploy/requirements.py") or not ignored_by_docker(source)
+    packages = {name.split(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}
+    assert not any(map(ignored_by_docker, packages))
+    assert ignored_by_docker("deploy/secrets")
+
+
+@pytest.mark.parametrize("target", ["server", "worker"])
+def test_images_run_as_an_ordinary_user_and_are_of_this_version(target: str) -> None:
+    text = instructions(target)
+    assert re.findall(r"^USER (\S+)", text, re.M) == ["eigenpress"]
+    assert f'org.opencontainers.image.version="{VERSION}"' in text
+    assert "HEALTHCHECK" not in text  # Compose has them
+
+
+@pytest.mark.parametrize(("name", "service"), SERVICES.items())
+def test_services_are_built_from_what_is_there(name: str, service: dict[str, Any]) -> None:
+    if "build" not in service:
+        assert re.search(r":\d[^:]*$", service["image"]), "pinned"
+        return
+    assert (ROOT / service["build"]["dockerfile"]).exists()
+    target = service["build"]["target"]
+    assert target in stages()
+    assert service["image"] == f"eigenpress-{target}:{VERSION}"
+    assert ("torch" in " ".join(service["command"]) or "ray" in name) == (target == "worker")
+
+
+def test_whatever_keeps_running_is_watched_and_restarted() -> None:
+    for name, service in SERVICES.items():
+        if name in ONCE:
+            assert service["restart"] == "no"
+        else:
+            assert service["healthcheck"]["test"]
+            assert service["restart"] == "unless-stopped"
+
+
+def test_everything_waits_for_the_migration() -> None:
+    order = start_order(SERVICES)
+    for name in ("api", "dispatcher", "ray-head"):
+        condition = SERVICES[name]["depends_on"]["migrate"]["condition"]
+        assert condition == "service_completed_successfully"
+    assert order.index("postgres") < order.index("migrate") < order.index("api")
+
+
+def test_only_known_settings_are_set() -> None:
+    ours = {f"EIGENPRESS_{name.upper()}" for name in Settings.model_fields}
+    for service in SERVICES.values():
+        given = {name for name in service.get("environment", {}) if name.startswith("EIGENPRESS")}
+        assert given <= ours | {SECRETS_VARIABLE, CONFIG_VARIABLE}
+
+
+def test_nothing_secret_is_in_the_file_and_every_secret_is_made(tmp_path: Path) -> None:
+    script, made = ROOT / "deploy" / "secrets.sh", tmp_path / "secrets"
+    subprocess.run([script, made], check=True)
+    first = {path.name: path.read_text() for path in made.iterdir()}
+    assert all(first.values())
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    assert set(first) == set(read_compose_file({})["secrets"])
+    subprocess.run([script, made], check=True)
+    assert {path.name: path.read_text() for path in made.iterdir()} == first
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            secret = re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", name)
+            assert not secret or str(value).startswith("/run/secrets"), name
+    assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().split()
+
+
+def test_only_the_api_and_s3_can_be_published_beyond_loopback() -> None:
+    published = {
+        name: port
+        for name, service in read_compose_file({"EIGENPRESS_BIND": "0.0.0.0"})["services"].items()
+        for port in service.get("ports", ())
+    }
+    open_to_all = {name for name, port in published.items() if port.startswith("0.0.0.0:")}
+    assert open_to_all == {"proxy", "seaweedfs"}
+    assert published["ray-head"].startswith("127.0.0.1:")
+    assert all(
+        port.startswith("127.0.0.1:")
+        for service in SERVICES.values()
+        for port in service.get("ports", ())
+    )
+
+
+def test_every_variable_is_explained_at_the_top() -> None:
+    text = COMPOSE_FILE.read_text()
+    top, _, rest = text.partition("\nname:")
+    for name in re.findall(r"\$\{(\w+)", rest):
+        assert f" {name}" in top, name
