@@ -20,7 +20,7 @@ from workers.compression.state import clear_statistics, load_statistics, statist
 from workers.compression.statistics import GroupStatistics
 from workers.rhythm import Rhythm
 
-ASSUMED_BYTES_PER_SECOND = 200e6
+ASSUMED_BYTES_PER_SECOND = 100e6
 """Of the bucket, before anything has been written to it."""
 
 log = logging.getLogger("eigenpress.checkpoints")

@@ -1,0 +1,137 @@
+"""Drivers and workers killed on a real Ray: the job ends as if nothing had happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from service.jobs import Job
+from service.local_s3 import LocalS3
+from service.ports import choose_port
+from service.states import JobState, Step
+from tests.fixtures.installation import Installation, ended
+from tests.fixtures.models import save_tiny_model, tiny_llama_config
+from tests.fixtures.waiting import wait_until
+
+WORKERS, INTERVAL, BATCH = 2, 16, 2
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """With Ray and a dispatcher under way."""
+    folder = tmp_path_factory.mktemp("installation")
+    chosen = {
+        "max_attempts": 3,
+        "retry_first_seconds": 0,
+        "checkpoint_sequences": INTERVAL,
+        "checkpoint_share_of_time": 1.0,
+    }
+    with LocalS3(folder / "s3", port=choose_port(0, "test")) as s3:
+        made = Installation(folder, s3, **chosen)
+        with made.ray(num_cpus=WORKERS), made.dispatching():
+            yield made
+        made.store.close()
+
+
+def create(installation: Installation) -> Job:
+    """A job whose calibration and whose solving take seconds."""
+    spec = installation.spec()
+    model = installation.inputs / "larger"
+    if not model.exists():
+        save_tiny_model(
+            model,
+            tiny_llama_config(hidden_size=512, intermediate_size=1024, num_hidden_layers=4),
+        )
+    calibration = spec.calibration.model_copy(update={"sequences": 256, "batch_size": BATCH})
+    source = spec.model.model_copy(update={"path": str(model)})
+    return installation.store.create(
+        spec.model_copy(update={"model": source, "calibration": calibration, "workers": WORKERS})
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(installation: Installation) -> dict[str, str]:
+    return weights(installation, installation.wait_for(create(installation), ended))
+
+
+def weights(installation: Installation, job: Job) -> dict[str, str]:
+    """The sha256 of the files that a job that has succeeded has published."""
+    assert job.state is JobState.SUCCEEDED, job.failure
+    return {
+        file.path: file.sha256
+        for artifact in installation.store.artifacts(job.id)
+        for file in artifact.files
+        if file.path.endswith(".safetensors")
+    }
+
+
+def done(installation: Installation, job: Job, step: Step) -> int:
+    """How many units of a step the current attempt has reported."""
+    steps = installation.store.get(job.id).steps
+    return next((each.done for each in steps if each.step is step), 0)
+
+
+def event(installation: Installation, job: Job, type_: str) -> Any:
+    """What the first event of a type says."""
+    events = installation.store.events(job.id)
+    return next(each.data for each in events if each.type == type_)
+
+
+def driver(_installation: Installation, job: Job) -> psutil.Process:
+    """The attempt's own process, not the shell that Ray runs it in."""
+    (found,) = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (line := process.info["cmdline"] or [])[1:3] == ["-m", "workers.driver"]
+        and job.id in line
+    ]
+    return found
+
+
+def worker(installation: Installation, job: Job) -> psutil.Process:
+    return psutil.Process(event(installation, job, "workers.placed")["workers"][1]["pid"])
+
+
+@pytest.mark.parametrize(
+    ("victim", "step", "units"),
+    [(driver, Step.CALIBRATE, 80), (worker, Step.SOLVE, 2)],
+    ids=["driver-calibrate", "worker-solve"],
+)
+def test_a_killed_process_costs_one_interval_and_changes_no_bit(
+    installation: Installation,
+    undisturbed: dict[str, str],
+    victim: Callable[[Installation, Job], psutil.Process],
+    step: Step,
+    units: int,
+) -> None:
+    job = create(installation)
+    wait_until(lambda: done(installation, job, step) >= units, seconds=240)
+    victim(installation, job).kill()
+    reached = done(installation, job, step)
+    finished = installation.wait_for(job, ended)
+    assert finished.attempt == 2
+    assert weights(installation, finished) == undisturbed
+    resumed = event(installation, job, "attempt.resumed")
+    if step is Step.CALIBRATE:
+        assert resumed["sequences"] >= reached - WORKERS * (INTERVAL + BATCH)
+    else:
+        assert resumed["sequences"] >= 256 - WORKERS * INTERVAL
+        assert resumed["groups"] >= reached - WORKERS
+
+
+@pytest.mark.parametrize("step", [Step.CALIBRATE, Step.SOLVE])
+def test_cancelling_stops_driver_and_workers_within_seconds(
+    installation: Installation, undisturbed: dict[str, str], step: Step
+) -> None:
+    assert undisturbed
+    job = create(installation)
+    wait_until(lambda: done(installation, job, step) >= 1, seconds=240)
+    processes = [driver(installation, job), worker(installation, job)]
+    installation.store.cancel(job.id)
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert alive == []
+    installation.wait_for(job, ended)
+    assert installation.store.get(job.id).state is JobState.CANCELLED
