@@ -236,7 +236,7 @@ class Checkpoints:
             raise Refused(key, "it is missing") from error
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _bucket(settings: Settings, patience_seconds: float) -> ObjectStorage:
     """Once per process: to make a client takes longer than to read a checkpoint."""
     return ObjectStorage.from_settings(settings, patience_seconds=patience_seconds)
