@@ -16,7 +16,8 @@ PYTEST  := $(BIN)/python -m pytest --quiet
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo bench bench-quality serve test test-unit test-integration test-acceptance lint format clean
+.PHONY: help venv demo bench bench-quality serve test test-unit test-integration test-acceptance \
+        test-chaos test-chaos-short lint format clean
 
 help:  ## List the targets
 	@sed -En 's/^([a-z-]+):.*## (.+)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -44,7 +45,7 @@ bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md 
 serve: $(STAMP)  ## Run the service here: API, dispatcher, Ray and a bucket, until Ctrl-C
 	@$(BIN)/eigenpress serve $(SERVE_ARGS)
 
-test: test-unit test-integration test-acceptance  ## Run every test, the quick ones first
+test: test-unit test-integration test-acceptance test-chaos-short  ## Run every test, the quick ones first
 
 # One thread of arithmetic per process: the processes share the cores already.
 test-unit: $(STAMP)  ## Run the unit tests, in parallel
@@ -55,6 +56,12 @@ test-integration: $(STAMP)  ## Run the tests against a real Ray, S3 server and P
 
 test-acceptance: $(STAMP)  ## Run the tests that use the product as a user does
 	$(PYTEST) tests/acceptance
+
+test-chaos-short: $(STAMP)  ## Kill, cut off and fill up parts of the service, a few times
+	OMP_NUM_THREADS=1 $(PYTEST) tests/chaos
+
+test-chaos: $(STAMP)  ## The same in full, into docs/reliability.md (an hour or more)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
 
 lint: $(STAMP)  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -83,6 +83,11 @@ class LocalRay:
         return f"http://{LOOPBACK}:{self._dashboard_port}"
 
     @property
+    def pid(self) -> int | None:
+        """Of the head's own process, whose session Ray's processes are in; None when stopped."""
+        return self._head.pid if self._head is not None else None
+
+    @property
     def log_path(self) -> Path:
         """What `ray start` printed."""
         return self._directory / "ray.log"

@@ -1,0 +1,139 @@
+"""What an installation holds when it has nothing to do, and whether it is back there."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import httpx
+import psutil
+from sqlalchemy import create_engine, text
+
+from tests.chaos.installation import Installation
+
+SETTLE_SECONDS = 60.0
+MEMORY_TOLERANCE = 0.15
+"""Of the memory at the base line: what servers that have run for longer may hold more."""
+
+_IDLE_WORKER = "ray::IDLE"
+"""Ray's own reserve of processes, which it fills and empties as it likes."""
+
+_OF_ATTEMPTS = ("workers.driver", "ray::JobSupervisor", "ray::Worker", "ray::Assembler")
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What the installation holds at one moment."""
+
+    processes: Mapping[str, int]
+    """How many of each name there are; idle ones of Ray's reserve are left out."""
+    resources: Mapping[str, tuple[float, float]]
+    """CPUs and GPUs by Ray's word: (in use, in all)."""
+    scratch: frozenset[str]
+    temporary: frozenset[str]
+    connections: int
+    """To the database, but for those in the pools of API, dispatchers and tests."""
+    memory_bytes: int
+    """Of all processes, each counted without what it shares with others."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no attempt is under way."""
+        return not self.scratch and not any(name in _OF_ATTEMPTS for name in self.processes)
+
+    def beyond(self, base: Holdings) -> list[str]:
+        """What is held beyond the base line, in words; what it lacks counts as well."""
+        found = []
+        if self.processes != base.processes:
+            more = Counter(self.processes) - Counter(base.processes)
+            fewer = Counter(base.processes) - Counter(self.processes)
+            found.append(f"processes: {dict(more)} more, {dict(fewer)} fewer")
+        if self.resources != base.resources:
+            found.append(f"resources: {dict(self.resources)} instead of {dict(base.resources)}")
+        if self.scratch - base.scratch:
+            found.append(f"scratch files: {sorted(self.scratch - base.scratch)}")
+        if self.temporary - base.temporary:
+            found.append(f"temporary files: {sorted(self.temporary - base.temporary)}")
+        if self.connections > base.connections:
+            found.append(f"connections: {self.connections} instead of {base.connections}")
+        if self.memory_bytes > base.memory_bytes * (1 + MEMORY_TOLERANCE):
+            megabytes = [size >> 20 for size in (self.memory_bytes, base.memory_bytes)]
+            found.append(f"memory: {megabytes[0]} MiB instead of {megabytes[1]} MiB")
+        return found
+
+
+def holdings(installation: Installation) -> Holdings:
+    """Measured now."""
+    names: Counter[str] = Counter()
+    memory = 0
+    for process in installation.processes():
+        with suppress(psutil.Error):
+            name = _name(process)
+            if name != _IDLE_WORKER:
+                names[name] += 1
+                memory += process.memory_full_info().uss
+    scratch = installation.settings.scratch_dir
+    return Holdings(
+        names,
+        _resources(installation),
+        frozenset(str(path.relative_to(scratch)) for path in scratch.rglob("*")),
+        frozenset(path.name for path in installation.temporary.iterdir()),
+        _connections(installation),
+        memory,
+    )
+
+
+def settle(
+    installation: Installation, base: Holdings, seconds: float = SETTLE_SECONDS
+) -> tuple[float, list[str]]:
+    """Wait until it is back at the base line: how long that took, and what is still beyond."""
+    start = time.monotonic()
+    while True:
+        try:
+            beyond = holdings(installation).beyond(base)
+        except (httpx.HTTPError, KeyError) as error:  # Ray has no figures yet
+            beyond = [f"Ray does not say: {error!r}"]
+        waited = time.monotonic() - start
+        if not beyond or waited > seconds:
+            return round(waited, 1), beyond
+        time.sleep(0.5)
+
+
+def _name(process: psutil.Process) -> str:
+    """What a process is, without what differs from one to the next of its kind."""
+    command: list[str] = process.cmdline()
+    if len(command) == 1:  # a title that Ray has given it
+        return command[0].split(" ")[0].split(".")[0]
+    ours = [part for part in command if part.startswith(("service.", "workers.", "api."))]
+    return ours[0] if ours else str(process.name())
+
+
+def _resources(installation: Installation) -> dict[str, tuple[float, float]]:
+    with httpx.Client(trust_env=False, timeout=10) as http:
+        answer = http.get(f"{installation.ray.dashboard_url}/api/cluster_status")
+    usage = answer.json()["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
+    return {name: tuple(usage[name]) for name in ("CPU", "GPU")}
+
+
+def _connections(installation: Installation) -> int:
+    """Of others than the API, the dispatchers and this process, which keep pools of their own."""
+    engine = create_engine(installation.settings.database)
+    with engine.connect() as connection:
+        query = text(
+            "SELECT client_port FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        ports = set(connection.execute(query).scalars())
+    engine.dispose()
+    pids = [os.getpid(), *(daemon.pid for daemon in installation.daemons.values())]
+    return len(ports - {port for pid in pids for port in _ports_of(pid)})
+
+
+def _ports_of(pid: int) -> list[int]:
+    with suppress(psutil.Error):
+        return [connection.laddr.port for connection in psutil.Process(pid).net_connections()]
+    return []

@@ -1,0 +1,220 @@
+"""Proves from a job's event log that it was handled as promised.
+
+`violations` replays the log of one job against the table of `service.states` and knows nothing of
+how the store writes it. What it proves of a history without violations:
+
+- the states follow each other only along allowed transitions, and the job ends at most once
+  (again only after its user's retry);
+- attempts are numbered from 1 without a gap; the number of a released claim is used again;
+- one attempt at a time: nothing is claimed while another attempt has not ended;
+- an attempt's events (submission, renewals, progress, publications, its own notes) lie between
+  its claim and its end or its cancellation: none is by a stale attempt;
+- no attempt was ended for its lapsed lease while that lease still ran;
+- every artifact of a job that succeeded was published once, by one attempt, and its row is that
+  publication; a job that ended otherwise has none;
+- the job's row says what its log says.
+
+`unkept` does the same for what lies in the bucket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from service.artifacts import MANIFEST_NAME
+from service.jobs import Artifact, Event, EventType, Job
+from service.states import TERMINAL, JobState, may_become
+from service.storage import ObjectStorage
+from service.store import Store
+
+LEASE_LAPSED = "lease_lapsed"
+
+_ARRIVES_AT = {
+    EventType.QUEUED: JobState.QUEUED,
+    EventType.CLAIMED: JobState.RUNNING,
+    EventType.RELEASED: JobState.QUEUED,
+    EventType.RETRIED: JobState.QUEUED,
+    EventType.REQUEUED: JobState.QUEUED,
+    EventType.SUCCEEDED: JobState.SUCCEEDED,
+    EventType.FAILED: JobState.FAILED,
+    EventType.CANCELLING: JobState.CANCELLING,
+    EventType.CANCELLED: JobState.CANCELLED,
+}
+"""The state that each transition's event leads to; every other event leaves the state alone."""
+
+_DEPARTS_FROM = {
+    EventType.RELEASED: {JobState.RUNNING},
+    EventType.RETRIED: {JobState.RUNNING},
+    EventType.REQUEUED: {JobState.FAILED},
+}
+"""Where several events lead to one state: the states that each may leave."""
+
+_BETWEEN_CLOCK_READINGS = timedelta(seconds=1)
+"""A lease is reckoned from a moment before its event's own, in the same transaction."""
+
+_EVENTS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class History:
+    """All that the database knows of one job."""
+
+    job: Job
+    events: Sequence[Event]
+    artifacts: Sequence[Artifact]
+
+
+def read_history(store: Store, job_id: str) -> History:
+    """The history as the store tells it, heartbeats included."""
+    events: list[Event] = []
+    while True:
+        after = events[-1].id if events else 0
+        more = store.events(job_id, after=after, limit=_EVENTS_AT_ONCE, heartbeats=True)
+        events += more
+        if len(more) < _EVENTS_AT_ONCE:
+            return History(store.get(job_id), events, store.artifacts(job_id))
+
+
+def violations(history: History) -> list[str]:
+    """Every broken promise, in words that name the job and the event; empty when all are kept."""
+    replay = _Replay(history.job.id)
+    for event in history.events:
+        replay.take(event)
+    replay.compare(history)
+    return replay.found
+
+
+class _Replay:
+    """Where the job stands after the events so far, by the log alone."""
+
+    def __init__(self, job_id: str) -> None:
+        self.found: list[str] = []
+        self._job_id = job_id
+        self._state: JobState | None = None
+        self._attempt = 0
+        self._owned = 0  # the attempt whose claim has not ended; 0 between attempts
+        self._lease_until: datetime | None = None
+        self._published: dict[str, str] = {}  # artifact -> its prefix
+        self._last: Event | None = None
+
+    def take(self, event: Event) -> None:
+        """One more event."""
+        self._check_order(event)
+        if event.type in _ARRIVES_AT:
+            self._arrive(event, _ARRIVES_AT[EventType(event.type)])
+        else:
+            self._act(event)
+        self._last = event
+
+    def compare(self, history: History) -> None:
+        """The rows against the log."""
+        job = history.job
+        if job.state != self._state:
+            self._complain(f"its row says {job.state}, its log {self._state}")
+        if job.attempt != self._attempt:
+            self._complain(f"its row says attempt {job.attempt}, its log {self._attempt}")
+        rows = {artifact.name: artifact.prefix for artifact in history.artifacts}
+        if len(rows) != len(history.artifacts):
+            self._complain("an artifact has two rows")
+        if rows != self._published:
+            self._complain(f"artifacts: its rows say {rows}, its log {self._published}")
+        wanted = {target.name for target in job.spec.targets}
+        if self._state is JobState.SUCCEEDED and set(rows) != wanted:
+            self._complain(f"succeeded with {sorted(rows)} of {sorted(wanted)}")
+
+    def _check_order(self, event: Event) -> None:
+        if event.job_id != self._job_id:
+            self._complain("is an event of another job", event)
+        if self._last is not None and event.id <= self._last.id:
+            self._complain("is out of order", event)
+        if self._last is not None and event.at < self._last.at:
+            self._complain(f"is older than the event before it ({self._last.at})", event)
+
+    def _arrive(self, event: Event, target: JobState) -> None:
+        if self._state is None:
+            if event.type != EventType.QUEUED:
+                self._complain("comes before the job was queued", event)
+        elif event.type == EventType.QUEUED:
+            self._complain("accepts the job a second time", event)
+        elif not may_become(self._state, target):
+            self._complain(f"is no way from {self._state} to {target}", event)
+        elif self._state not in _DEPARTS_FROM.get(EventType(event.type), {self._state}):
+            self._complain(f"does not leave {self._state}", event)
+        if event.type == EventType.CLAIMED:
+            self._claim(event)
+        elif self._owned:
+            self._leave(event, target)
+        if target in (JobState.FAILED, JobState.CANCELLED):
+            self._published.clear()
+        self._state = target
+
+    def _claim(self, event: Event) -> None:
+        if self._owned:
+            self._complain(f"begins while attempt {self._owned} has not ended", event)
+        if event.attempt != self._attempt + 1:
+            self._complain(f"does not follow attempt {self._attempt}", event)
+        self._attempt = self._owned = event.attempt or 0
+        self._lease(event)
+
+    def _leave(self, event: Event, target: JobState) -> None:
+        """The end of an attempt; a cancellation that was asked for is not yet one."""
+        if event.attempt != self._owned:
+            self._complain(f"ends attempt {self._owned} in the name of another", event)
+        too_early = self._lease_until is not None and event.at < self._lease_until
+        if event.data.get("code") == LEASE_LAPSED and too_early:
+            self._complain(f"ends an attempt whose lease ran until {self._lease_until}", event)
+        if event.type == EventType.RELEASED:
+            self._attempt -= 1
+        if target is not JobState.CANCELLING:
+            self._owned = 0
+
+    def _act(self, event: Event) -> None:
+        """What an attempt does while it lasts."""
+        if event.attempt is None:
+            return  # a note about the job, by nobody
+        if self._state is not JobState.RUNNING or event.attempt != self._owned:
+            self._complain(f"is by a stale attempt: {self._state}, attempt {self._owned}", event)
+        self._lease(event)
+        if event.type == EventType.PUBLISHED:
+            name = str(event.data["name"])
+            if name in self._published:
+                self._complain(f"publishes {name} a second time", event)
+            self._published[name] = str(event.data["prefix"])
+
+    def _lease(self, event: Event) -> None:
+        seconds = event.data.get("lease_seconds")
+        if seconds is not None:
+            self._lease_until = event.at + timedelta(seconds=seconds) - _BETWEEN_CLOCK_READINGS
+
+    def _complain(self, words: str, event: Event | None = None) -> None:
+        which = f" {event.type} (event {event.id}, attempt {event.attempt})" if event else ""
+        self.found.append(f"{self._job_id}:{which} {words}")
+
+
+def unkept(storage: ObjectStorage, history: History) -> list[str]:
+    """Every object of a job that is missing, damaged or left over, once it was cleaned up after.
+
+    A job that succeeded has the manifest and the files of each artifact and nothing else; any
+    other one that ended, and was cleaned up after, has nothing at all.
+    """
+    job = history.job
+    assert job.state in TERMINAL, f"{job.id} is {job.state}"
+    wanted: dict[str, str | None] = {}
+    for artifact in history.artifacts:
+        wanted[f"jobs/{job.id}/artifacts/{artifact.name}/{MANIFEST_NAME}"] = None
+        wanted |= {artifact.prefix + file.path: file.sha256 for file in artifact.files}
+    present = [stored.key for stored in storage.list_objects(f"jobs/{job.id}/")]
+    return [
+        *(f"{key} is missing" for key in wanted if key not in present),
+        *(f"{key} is left over" for key in present if key not in wanted),
+        *_damaged(storage, {key: wanted[key] for key in present if wanted.get(key)}),
+    ]
+
+
+def _damaged(storage: ObjectStorage, hashes: dict[str, str | None]) -> Iterator[str]:
+    for key, sha256 in hashes.items():
+        if hashlib.sha256(storage.get_bytes(key)).hexdigest() != sha256:
+            yield f"{key} has another sha256 than its row says"

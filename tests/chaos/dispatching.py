@@ -1,0 +1,121 @@
+"""Dispatchers as threads of this process, and jobs that attempts in threads can compute."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from service.cluster import Cluster
+from service.dispatcher import Dispatcher
+from service.errors import EigenpressError
+from service.settings import Settings
+from service.spec import JobSpec
+from service.states import TERMINAL, JobState
+from service.stopping import StopRequest
+from service.storage import ObjectStorage
+from service.store import Store
+from tests.chaos.checker import read_history, unkept, violations
+from tests.chaos.inprocess import right_hashes
+from tests.fixtures.jobs import small_spec
+
+
+@dataclass(frozen=True)
+class Connections:
+    """A store and a storage of one's own: what one process of an installation holds."""
+
+    store: Store
+    storage: ObjectStorage
+
+    @classmethod
+    def open(cls, settings: Settings, *, patience_seconds: float = 0) -> Connections:
+        storage = ObjectStorage.from_settings(settings, patience_seconds=patience_seconds)
+        return cls(Store(settings.database), storage)
+
+
+@contextmanager
+def dispatching(
+    cluster: Cluster, settings: Settings, each: Sequence[Connections], *, cleaning_grace: float
+) -> Iterator[None]:
+    """One dispatcher on each of the connections, until the block ends."""
+    stop = StopRequest()
+    with ExitStack() as running:
+        for own in each:
+            dispatcher = Dispatcher(
+                own.store, cluster, own.storage, settings, cleaning_grace=cleaning_grace
+            )
+            thread = threading.Thread(target=dispatcher.run, args=(stop,))
+            thread.start()
+            running.callback(thread.join)
+        running.callback(stop.make, signal.SIGTERM)
+        yield
+
+
+def numbered_spec(number: int) -> JobSpec:
+    """A job of two artifacts that differs from that of any other number."""
+    spec = small_spec(f"number-{number}")
+    targets = [{"keep": 0.8}, {"keep": 0.6}]
+    return JobSpec.model_validate(spec.model_dump() | {"targets": targets})
+
+
+def all_ended(store: Store, job_ids: Sequence[str]) -> bool:
+    return all(store.get(job_id).state in TERMINAL for job_id in job_ids)
+
+
+def problems_of(store: Store, storage: ObjectStorage, job_ids: Sequence[str]) -> list[str]:
+    """What is wrong with these jobs of `numbered_spec`, which have all ended and been cleaned."""
+    found = []
+    for job_id in job_ids:
+        history = read_history(store, job_id)
+        found += violations(history) + unkept(storage, history)
+        if history.job.state is not JobState.SUCCEEDED:
+            found.append(f"{job_id} is {history.job.state}: {history.job.failure}")
+            continue
+        published = {
+            artifact.name: {file.path: file.sha256 for file in artifact.files}
+            for artifact in history.artifacts
+        }
+        if published != right_hashes(history.job.spec):
+            found.append(f"{job_id} has published something else than it should")
+    return found
+
+
+class Reader:
+    """A user who looks at every job again and again: what is there must be whole."""
+
+    def __init__(self, own: Connections, job_ids: Sequence[str]) -> None:
+        self.reads = 0
+        self.problems: list[str] = []
+        self._own = own
+        self._job_ids = job_ids
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Reader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            for job_id in list(self._job_ids):
+                try:
+                    self._read(job_id)
+                except EigenpressError as error:
+                    self.problems.append(f"{job_id} cannot be read: {error}")
+                if self._stopped.wait(0.02):
+                    return
+
+    def _read(self, job_id: str) -> None:
+        job = self._own.store.get(job_id)
+        if job.state is not JobState.SUCCEEDED:
+            return
+        self.reads += 1
+        history = read_history(self._own.store, job_id)
+        missing = [line for line in unkept(self._own.storage, history) if "left over" not in line]
+        self.problems += missing

@@ -1,0 +1,113 @@
+"""A tenth of all calls to database and bucket fail, and attempts die: nothing is lost or doubled.
+
+Two dispatchers and the attempts run as threads; each has connections of its own, all of them
+faulty. A reader whose connections are sound sees no artifact in part.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+
+from service import cleaning, dispatcher, patience
+from service.errors import DatabaseUnavailable
+from service.settings import Settings
+from service.store import Store
+from tests.chaos.dispatching import (
+    Connections,
+    Reader,
+    all_ended,
+    dispatching,
+    numbered_spec,
+    problems_of,
+)
+from tests.chaos.faults import Faults, spoil_database, spoil_storage
+from tests.chaos.inprocess import InProcessCluster
+from tests.fixtures.waiting import wait_until
+
+DEATH_RATE = 0.1
+END_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """What one seed gave."""
+
+    seed: int
+    jobs: int
+    attempts: int
+    deaths: int
+    calls: int
+    faults: int
+    reads: int
+    seconds: float
+    problems: list[str]
+
+
+def run_faulty(settings: Settings, seed: int, jobs: int, rate: float = 0.1) -> Faulty:
+    """So many jobs on the database and the bucket of `settings`; wants `short_pauses`."""
+    start = time.monotonic()
+    faults = Faults(seed, rate)
+    sound, *faulty = (
+        Connections.open(settings, patience_seconds=patience_seconds)
+        for patience_seconds in (0, settings.outage_seconds, 0, 0)
+    )
+    sound.store.migrate()
+    for own in faulty:
+        spoil_database(own.store, faults)
+        spoil_storage(own.storage, faults)
+    attempts, *dispatchers = faulty
+    cluster = InProcessCluster(
+        attempts.store, attempts.storage, settings, seed=seed, death_rate=DEATH_RATE
+    )
+    job_ids = [_submit(attempts.store, seed, number) for number in range(jobs)]
+    with Reader(sound, job_ids) as reader:
+        with dispatching(cluster, settings, dispatchers, cleaning_grace=0):
+            wait_until(partial(all_ended, sound.store, job_ids), END_SECONDS)
+            cluster.join()
+            wait_until(lambda: not sound.store.to_clean(), END_SECONDS)
+        faults.stop()
+    problems = reader.problems + problems_of(sound.store, sound.storage, job_ids)
+    problems += _doubled(sound.store, jobs)
+    numbers = [sound.store.get(job_id).attempt for job_id in job_ids]
+    for own in (sound, *faulty):
+        own.store.close()
+    return Faulty(
+        seed,
+        jobs,
+        sum(numbers),
+        cluster.deaths,
+        sum(faults.calls.values()),
+        sum(faults.injected.values()),
+        reader.reads,
+        round(time.monotonic() - start, 1),
+        problems,
+    )
+
+
+def _submit(store: Store, seed: int, number: int) -> str:
+    """As a client does who repeats what was not answered, with an idempotency key."""
+    spec, key = numbered_spec(number), f"{seed}-{number}"
+    create = partial(store.create_once, spec, key)
+    job, _ = patience.patiently(create, on=DatabaseUnavailable, seconds=END_SECONDS)
+    return job.id
+
+
+def _doubled(store: Store, jobs: int) -> list[str]:
+    there = len(store.list_jobs(limit=10 * jobs))
+    return [] if there == jobs else [f"{there} jobs came of {jobs} submissions"]
+
+
+@contextmanager
+def short_pauses() -> Iterator[None]:
+    """Repeat what failed sooner: here nothing gets better by waiting."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.02)
+        patch.setattr(cleaning, "AGAIN_SECONDS", 0.2)
+        patch.setattr(dispatcher, "CLAIM_SECONDS", 2.0)
+        yield

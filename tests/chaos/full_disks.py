@@ -1,0 +1,131 @@
+"""Disks without room: that of a worker, and that of the bucket's server.
+
+A small tmpfs takes the place of the folder, which needs a user who may mount.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from service.jobs import Job
+from service.states import JobState, Step
+from tests.chaos.checker import read_history, unkept, violations
+from tests.chaos.installation import Installation
+from tests.chaos.kills import JOB_SECONDS, Undisturbed, current_step, finish, weights_of
+from tests.fixtures.waiting import wait_until
+
+BLOCK_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Full:
+    """What a full disk did to a job, before and after there was room again."""
+
+    where: str
+    state: str
+    code: str | None
+    detail: str | None
+    attempts: int
+    seconds: float
+    problems: list[str]
+
+
+def may_mount(folder: Path) -> bool:
+    """Whether this user may mount a file system here."""
+    try:
+        with mounted(folder, 10 * BLOCK_BYTES):
+            return True
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return False
+
+
+@contextmanager
+def mounted(folder: Path, size_bytes: int) -> Iterator[None]:
+    """A tmpfs of that size at `folder` until the block ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, capture_output=True)
+
+
+def run_full_scratch(installation: Installation, undisturbed: Undisturbed) -> Full:
+    """No room for an artifact on the worker: the job fails by name; its user's retry succeeds."""
+    start = time.monotonic()
+    scratch = installation.settings.scratch_dir
+    with mounted(scratch, 16 * BLOCK_BYTES):
+        job_id = installation.submit(undisturbed.spec)
+        failed = finish(installation, job_id)
+    problems = _problems_of_failed(installation, failed)
+    _retry(installation, job_id)
+    job = finish(installation, job_id)
+    problems += _problems_of_ended(installation, undisturbed, job)
+    return _full("worker's disk", failed, job, start, problems)
+
+
+def run_full_bucket(installation: Installation, undisturbed: Undisturbed) -> Full:
+    """No room in the bucket from calibration on: the job waits or fails; with room it succeeds."""
+    start = time.monotonic()
+    filler = installation.s3.directory / "data" / "filler"
+    job_id = installation.submit(undisturbed.spec)
+    wait_until(lambda: current_step(installation, job_id) == Step.CALIBRATE, JOB_SECONDS)
+    _fill(filler)
+    failed = finish(installation, job_id)
+    problems = _problems_of_failed(installation, failed)
+    filler.unlink()
+    installation.restart("s3")  # a server that ran out of disk may stay read-only until then
+    _retry(installation, job_id)
+    job = finish(installation, job_id)
+    problems += _problems_of_ended(installation, undisturbed, job)
+    return _full("bucket's disk", failed, job, start, problems)
+
+
+def _fill(path: Path) -> None:
+    """Take all the room that is left on the disk of `path`."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(BLOCK_BYTES))
+        except OSError:
+            return
+
+
+def _retry(installation: Installation, job_id: str) -> None:
+    with httpx.Client(trust_env=False, timeout=30) as http:
+        http.post(f"{installation.api_url}/v1/jobs/{job_id}/retry").raise_for_status()
+
+
+def _problems_of_failed(installation: Installation, job: Job) -> list[str]:
+    problems = violations(read_history(installation.store, job.id))
+    if job.state is not JobState.FAILED or job.failure is None:
+        return [*problems, f"{job.id} is {job.state}, not failed"]
+    if job.failure.code == "internal_error":
+        problems.append(f"the failure is not clear: {job.failure.detail}")
+    return problems
+
+
+def _problems_of_ended(installation: Installation, undisturbed: Undisturbed, job: Job) -> list[str]:
+    if job.state is not JobState.SUCCEEDED:
+        return [f"{job.id} is {job.state}: {job.failure}"]
+    store = installation.store
+    wait_until(lambda: all(other.id != job.id for other in store.to_clean()), 60)
+    history = read_history(store, job.id)
+    problems = violations(history) + unkept(installation.storage, history)
+    if weights_of(installation, job.id) != undisturbed.hashes:
+        problems.append(f"{job.id} has other weights than the undisturbed run")
+    return problems
+
+
+def _full(where: str, failed: Job, job: Job, start: float, problems: list[str]) -> Full:
+    code, detail = (failed.failure.code, failed.failure.detail) if failed.failure else (None, None)
+    seconds = round(time.monotonic() - start, 1)
+    return Full(where, failed.state.value, code, detail, job.attempt, seconds, problems)

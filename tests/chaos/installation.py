@@ -1,0 +1,273 @@
+"""An installation in separate processes, each of which can be killed and is started again.
+
+API, two dispatchers, a Ray head with a logical GPU, an S3 server and a database server: what a
+supervisor would restart, `Installation.restart` does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import psutil
+
+from service.embedded import environment
+from service.local_ray import LocalRay
+from service.local_s3 import LocalS3
+from service.ports import LOOPBACK, choose_port
+from service.settings import Settings
+from service.spec import JobSpec
+from service.storage import ObjectStorage
+from service.store import Store
+from tests.fixtures.models import save_tiny_model, tiny_llama_config
+from tests.fixtures.postgres import PostgresServer
+from tests.fixtures.waiting import wait_until
+
+API, RAY, S3 = "api", "ray", "s3"
+DISPATCHERS = ("dispatcher-1", "dispatcher-2")
+READY_SECONDS = 120.0
+
+SERVE = ["uvicorn", "--factory", "api.app:create_app", "--host", LOOPBACK]
+
+QUICK: dict[str, Any] = {
+    "lease_seconds": 6,
+    "start_seconds": 120,
+    "retry_first_seconds": 0.5,
+    "retry_longest_seconds": 4,
+    "outage_seconds": 120,
+    "poll_seconds": 0.1,
+    "checkpoint_sequences": 8,
+    "checkpoint_share_of_time": 1.0,
+    "max_attempts": 10,
+}
+"""Settings that make whatever follows a kill follow soon."""
+
+
+class Daemon:
+    """One process of the installation, in a session of its own."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+        self._command = [sys.executable, "-m", *command]
+        self._env = {**os.environ, **env}
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def stop(self) -> None:
+        """Ask it to end, kill it if it will not, and reap it."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+
+class Installation:
+    """All parts on one database; a context manager that starts them and stops what is left."""
+
+    def __init__(
+        self, folder: Path, database_url: str, *, cpus: int = 2, gpus: int = 1, **settings: Any
+    ) -> None:
+        self.folder = folder
+        self.inputs = folder / "inputs"
+        self.temporary = folder / "tmp"
+        folder.mkdir(exist_ok=True)
+        self.s3 = LocalS3(folder / "s3", port=choose_port(0, ""))
+        dashboard, self._api_port = choose_port(0, ""), choose_port(0, "")
+        values: dict[str, Any] = {
+            "data_dir": folder / "data",
+            "database_url": database_url,
+            "ray_address": f"http://{LOOPBACK}:{dashboard}",
+            "s3_endpoint_url": self.s3.endpoint_url,
+            "s3_access_key_id": self.s3.access_key_id,
+            "s3_secret_access_key": self.s3.secret_access_key,
+            "allowed_roots": (self.inputs, *settings.pop("roots", ())),
+            "api_port": self._api_port,
+        }
+        self.settings = Settings(**(values | QUICK | settings))
+        self.settings.data_dir.mkdir()
+        self.store = Store(database_url)
+        self.store.migrate()
+        env = process_environment(self.settings, self.temporary)
+        self.ray = LocalRay(
+            folder / "ray", num_cpus=cpus, num_gpus=gpus, dashboard_port=dashboard, env=env
+        )
+        logs = folder / "logs"
+        self.daemons = {
+            name: Daemon(["service.dispatcher"], env, logs / f"{name}.log") for name in DISPATCHERS
+        } | {API: Daemon([*SERVE, "--port", str(self._api_port)], env, logs / "api.log")}
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{LOOPBACK}:{self._api_port}"
+
+    @property
+    def storage(self) -> ObjectStorage:
+        return ObjectStorage.from_settings(self.settings)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as started:
+            started.callback(self.store.close)
+            started.enter_context(self.s3)
+            started.enter_context(self.ray)
+            for daemon in self.daemons.values():
+                started.callback(daemon.stop)
+                daemon.start()
+            self.wait_until_ready()
+            self._running = started.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._running.close()
+
+    def wait_until_ready(self) -> None:
+        """Until the API says that it has all it needs."""
+        wait_until(self._is_ready, READY_SECONDS)
+
+    def restart(self, part: str) -> None:
+        """What a supervisor does when a part has died."""
+        if part == RAY:
+            self.ray.stop()  # what a dead head left behind, as its container would end with it
+            self.ray.start()
+        elif part == S3:
+            self.s3.stop()
+            self.s3.start()
+        else:
+            self.daemons[part].stop()
+            self.daemons[part].start()
+
+    def submit(self, spec: JobSpec) -> str:
+        """Post a job to the API; its id."""
+        with httpx.Client(trust_env=False, timeout=30) as http:
+            answer = http.post(f"{self.api_url}/v1/jobs", json=spec.model_dump(mode="json"))
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def _is_ready(self) -> bool:
+        with suppress(httpx.TransportError), httpx.Client(trust_env=False, timeout=10) as http:
+            return http.get(f"{self.api_url}/readyz").is_success
+        return False
+
+    # What belongs to the installation.
+
+    def processes(self) -> list[psutil.Process]:
+        """All that run for it, but the database: found by a folder in command or environment."""
+        mine = []
+        head = self.ray.pid
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if os.getsid(process.pid) == head or self._is_mine(process):
+                    mine.append(process)
+        return mine
+
+    def _is_mine(self, process: psutil.Process) -> bool:
+        return bool(process.environ().get("EIGENPRESS_DATA_DIR") == str(self.settings.data_dir))
+
+
+def tiny_spec(inputs: Path, **changes: Any) -> JobSpec:
+    """A job on a tiny Llama whose every step takes long enough to be hit."""
+    model, texts = inputs / "llama", inputs / "texts"
+    if not model.exists():
+        inputs.mkdir(exist_ok=True)
+        save_tiny_model(
+            model,
+            tiny_llama_config(hidden_size=96, intermediate_size=224, num_hidden_layers=4),
+        )
+        texts.mkdir()
+        for number in range(60):
+            (texts / f"{number}.txt").write_text(f"The number is {number}.\n" * 40)
+    body = {
+        "name": "chaos",
+        "model": {"source": "local", "path": str(model)},
+        "calibration": {
+            "data": {"source": "local", "path": str(texts)},
+            "sequences": 48,
+            "sequence_length": 64,
+            "batch_size": 2,
+        },
+        "targets": [{"keep": 0.8}, {"keep": 0.6}],
+        "evaluation": {"sequences": 24, "decode_tokens": 0, "curve": [0.9, 0.7, 0.5]},
+    }
+    return JobSpec.model_validate(body | changes)
+
+
+@contextmanager
+def running_installation(folder: Path, **options: Any) -> Iterator[Installation]:
+    """A running installation on a PostgreSQL server of its own."""
+    with PostgresServer() as server, Installation(folder, server.url, **options) as made:
+        yield made
+
+
+def process_environment(settings: Settings, temporary: Path) -> dict[str, str]:
+    """What every process of an installation is given, Ray's included."""
+    temporary.mkdir(parents=True, exist_ok=True)
+    return environment(settings) | {
+        "TMPDIR": str(temporary),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+
+
+@dataclass(frozen=True)
+class ServedApi:
+    """An API with nothing but a database and a bucket behind it."""
+
+    url: str
+    settings: Settings
+
+
+@contextmanager
+def serving_api(settings: Settings) -> Iterator[ServedApi]:
+    """Until the block ends; the database is made if there is none."""
+    port = choose_port(0, "")
+    Store(settings.database).migrate()
+    env = process_environment(settings, settings.data_dir / "tmp")
+    daemon = Daemon([*SERVE, "--port", str(port)], env, settings.data_dir / "api.log")
+    url = f"http://{LOOPBACK}:{port}"
+
+    def answers() -> bool:
+        with suppress(httpx.TransportError), httpx.Client(trust_env=False, timeout=10) as http:
+            return http.get(f"{url}/healthz").is_success
+        return False
+
+    try:
+        daemon.start()
+        wait_until(answers, READY_SECONDS)
+        yield ServedApi(url, settings)
+    finally:
+        daemon.stop()

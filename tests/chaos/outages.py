@@ -1,0 +1,216 @@
+"""PostgreSQL is restarted again and again under many jobs: each ends once, with its right result.
+
+Two dispatchers, attempts in threads, and, if a Ray is given, some real jobs among them.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from service.cluster import AttemptStatus, Cluster
+from service.errors import DatabaseUnavailable
+from service.patience import patiently
+from service.settings import Settings
+from service.spec import JobSpec
+from service.states import TERMINAL, JobState
+from service.store import Store
+from tests.chaos.checker import read_history, unkept, violations
+from tests.chaos.dispatching import Connections, dispatching, numbered_spec, problems_of
+from tests.chaos.inprocess import InProcessCluster
+from tests.fixtures.postgres import PostgresServer
+from tests.fixtures.waiting import wait_until
+
+MODES = ("fast", "immediate", "kill")
+LONGEST_DOWN_SECONDS = 2.0
+
+Pause = Callable[[random.Random], float]
+
+
+@dataclass(frozen=True)
+class RealJobs:
+    """Jobs for a real Ray, which all have the same right weights."""
+
+    cluster: Cluster
+    spec: JobSpec
+    count: int
+
+
+@dataclass(frozen=True)
+class Outages:
+    """What a run gave."""
+
+    seed: int
+    jobs: int
+    real_jobs: int
+    restarts: int
+    attempts: int
+    seconds: float
+    problems: list[str]
+
+
+class Routed:
+    """A cluster that takes real jobs to Ray and all others to threads."""
+
+    def __init__(self, threads: Cluster, real: Cluster | None) -> None:
+        self.real_ids: set[str] = set()
+        self._threads = threads
+        self._real = real
+
+    def _of(self, job_id: str) -> Cluster:
+        return self._real if self._real and job_id in self.real_ids else self._threads
+
+    def check(self) -> None:
+        self._threads.check()
+        if self._real:
+            self._real.check()
+
+    def submit(self, job_id: str, attempt: int, name: str | None = None) -> None:
+        self._of(job_id).submit(job_id, attempt, name)
+
+    def status(self, job_id: str, attempt: int) -> AttemptStatus:
+        return self._of(job_id).status(job_id, attempt)
+
+    def stop(self, job_id: str, attempt: int) -> None:
+        self._of(job_id).stop(job_id, attempt)
+
+    def log_tail(self, job_id: str, attempt: int, lines: int = 30) -> str:
+        return self._of(job_id).log_tail(job_id, attempt, lines)
+
+    def forget(self, job_id: str, attempt: int) -> None:
+        self._of(job_id).forget(job_id, attempt)
+
+
+class Restarter:
+    """Restarts the server after pauses of its own choice, in several ways, until told to stop."""
+
+    def __init__(self, server: PostgresServer, seed: int, shortest: float, longest: float) -> None:
+        self.restarts = 0
+        self._server = server
+        self._random = random.Random(seed)
+        self._pauses = (shortest, longest)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Restarter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._random.uniform(*self._pauses)):
+            mode = self._random.choice(MODES)
+            if mode == "kill":
+                self._server.kill()
+            else:
+                self._server.stop(mode)
+            time.sleep(self._random.uniform(0, LONGEST_DOWN_SECONDS))
+            self._server.start()
+            self.restarts += 1
+
+
+def run_outages(
+    server: PostgresServer,
+    settings: Settings,
+    *,
+    seed: int,
+    jobs: int,
+    pauses: tuple[float, float],
+    least_restarts: int,
+    step_seconds: float,
+    real: RealJobs | None = None,
+    end_seconds: float = 3000.0,
+) -> Outages:
+    """`jobs` jobs in threads, and the real ones, on the server's database of `settings`."""
+    start = time.monotonic()
+    ours, attempts, *dispatchers = (Connections.open(settings) for _ in range(4))
+    threads = InProcessCluster(
+        attempts.store, attempts.storage, settings, seed=seed, step_seconds=step_seconds
+    )
+    cluster = Routed(threads, real.cluster if real else None)
+    for number in range(real.count if real else 0):  # before a dispatcher could see them
+        job_id = _submit(ours.store, real.spec, f"real-{seed}-{number}", "real")  # type: ignore[union-attr]
+        cluster.real_ids.add(job_id)
+    with dispatching(cluster, settings, dispatchers, cleaning_grace=2):
+        with Restarter(server, seed, *pauses) as restarter:
+            job_ids = [
+                _submit(ours.store, numbered_spec(number), f"{seed}-{number}", "threads")
+                for number in range(jobs)
+            ]
+            everything = [*cluster.real_ids, *job_ids]
+            wait_until(
+                lambda: restarter.restarts >= least_restarts and _ended(ours.store),
+                end_seconds,
+            )
+        wait_until(partial(_cleaned, ours.store), 120)
+    threads.join()
+    problems = problems_of(ours.store, ours.storage, job_ids)
+    problems += _real_problems(ours, sorted(cluster.real_ids))
+    there = len(ours.store.list_jobs(limit=100 * (jobs + 1)))
+    if there != len(everything):
+        problems.append(f"{there} jobs came of {len(everything)} submissions")
+    numbers = [ours.store.get(job_id).attempt for job_id in everything]
+    for own in (ours, attempts, *dispatchers):
+        own.store.close()
+    seconds = round(time.monotonic() - start, 1)
+    return Outages(
+        seed,
+        len(everything),
+        len(cluster.real_ids),
+        restarter.restarts,
+        sum(numbers),
+        seconds,
+        problems,
+    )
+
+
+def _submit(store: Store, spec: JobSpec, key: str, tenant: str) -> str:
+    create = partial(store.create_once, spec, key, tenant=tenant)
+    job, _ = patiently(create, on=DatabaseUnavailable, seconds=120)
+    return job.id
+
+
+def _ended(store: Store) -> bool:
+    time.sleep(0.5)
+    try:
+        listed = store.list_jobs(limit=1, states=set(JobState) - TERMINAL)
+    except DatabaseUnavailable:
+        return False
+    return not listed
+
+
+def _cleaned(store: Store) -> bool:
+    try:
+        return not store.to_clean()
+    except DatabaseUnavailable:
+        return False
+
+
+def _real_problems(own: Connections, job_ids: Sequence[str]) -> list[str]:
+    """Real jobs of one specification: all succeeded, and all with the same weights."""
+    found: list[str] = []
+    weights = set()
+    for job_id in job_ids:
+        history = read_history(own.store, job_id)
+        found += violations(history) + unkept(own.storage, history)
+        if history.job.state is not JobState.SUCCEEDED:
+            found.append(f"{job_id} is {history.job.state}: {history.job.failure}")
+        else:
+            weights.add(
+                tuple(
+                    (artifact.name, file.path, file.sha256)
+                    for artifact in history.artifacts
+                    for file in artifact.files
+                    if file.path.endswith(".safetensors")
+                )
+            )
+    if len(weights) > 1:
+        found.append(f"{len(weights)} different results of one specification")
+    return found

@@ -1,0 +1,80 @@
+"""`make test-chaos`: every scenario in full, and its figures into docs/reliability.md.
+
+    python -m tests.chaos.run                     all, an hour or more on two cores
+    python -m tests.chaos.run faults publishers   these alone
+
+The figures of each scenario are kept as JSON below `.eigenpress/chaos`; the tables of the document
+are written anew from all of them after every scenario. The exit status is 1 if one found a problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from tests.chaos import scenarios
+from tests.chaos.document import write_document
+from tests.chaos.scenarios import Outcome
+
+RESULTS = Path(".eigenpress/chaos")
+SCENARIOS: dict[str, Callable[[Path], Outcome]] = {
+    "claimers": scenarios.claimers,
+    "publishers": scenarios.publishers,
+    "damage": scenarios.damage,
+    "faults": scenarios.faults,
+    "suspension": scenarios.suspension,
+    "disks": scenarios.disks,
+    "kills": scenarios.kills,
+    "kills-smollm2": scenarios.kills_smollm2,
+    "postgres": scenarios.postgres,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", choices=[[], *SCENARIOS], metavar="SCENARIO")
+    names = parser.parse_args().names or list(SCENARIOS)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and stop all parts
+    found = False
+    for name in names:
+        print(f"{datetime.now(UTC):%H:%M:%S} {name} ...", flush=True)
+        outcome = _run(name)
+        found = found or bool(outcome["problems"])
+        print(f"{datetime.now(UTC):%H:%M:%S} {name}: {outcome['figures']}", flush=True)
+        for problem in outcome["problems"]:
+            print(f"  {problem}", flush=True)
+        write_document(RESULTS, list(SCENARIOS))
+    return int(found)
+
+
+def _run(name: str) -> Outcome:
+    start = time.monotonic()
+    # Short, for the sockets of Ray below it; and open to the account that runs PostgreSQL.
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        outcome = SCENARIOS[name](Path(folder))
+    outcome["seconds"] = round(time.monotonic() - start)
+    outcome["machine"] = _machine()
+    outcome["date"] = f"{datetime.now(UTC):%Y-%m-%d}"
+    (RESULTS / f"{name}.json").write_text(json.dumps(outcome, indent=2) + "\n")
+    return outcome
+
+
+def _machine() -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} {platform.machine()} cores, {memory:.0f} GiB, {platform.system()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""kill -9 of parts of a real installation, and disks without room: one of each kind."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.states import Step
+from tests.chaos.full_disks import may_mount, run_full_scratch
+from tests.chaos.installation import Installation, running_installation, tiny_spec
+from tests.chaos.kills import DRIVER, RAYLET, Kill, Undisturbed, random_moments, run_kills
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+@pytest.fixture(scope="module")
+def installation() -> Iterator[Installation]:
+    # Short, for the sockets of Ray below it.
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos-") as folder,
+        running_installation(Path(folder), max_attempts=2) as made,
+    ):
+        yield made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(installation: Installation) -> Undisturbed:
+    return Undisturbed(installation, tiny_spec(installation.inputs))
+
+
+@pytest.mark.parametrize(
+    "kill", [Kill(DRIVER, Step.SOLVE), Kill(RAYLET, Step.EVALUATE)], ids=["driver", "raylet"]
+)
+def test_a_killed_process_changes_nothing(
+    installation: Installation, undisturbed: Undisturbed, kill: Kill
+) -> None:
+    (killed,) = run_kills(installation, undisturbed, [kill])
+    assert killed.problems == []
+    assert killed.attempts == 2
+
+
+def test_a_full_disk_fails_a_job_by_name(
+    installation: Installation, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    if not may_mount(tmp_path / "mount"):
+        pytest.skip("this user may not mount a file system")
+    done = run_full_scratch(installation, undisturbed)
+    assert done.problems == []
+    assert done.code == "disk_full"
+
+
+def test_moments_follow_from_their_seed() -> None:
+    assert random_moments(4, 5, 20.0) == random_moments(4, 5, 20.0)
+    assert random_moments(4, 5, 20.0) != random_moments(5, 5, 20.0)
