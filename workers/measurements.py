@@ -20,8 +20,8 @@ from service.spec import EvaluationTask, LmEval
 from workers.evaluation.problems import Exercise
 from workers.evaluation.scores import Scores
 from workers.evaluation.text import TextLoss
-from workers.journal import Journal
 from workers.report import Evaluation
+from workers.resumption.journal import Journal
 from workers.schedule import Call, drive
 from workers.sequences import in_batches
 from workers.texts import Texts

@@ -26,19 +26,19 @@ from service.settings import Settings
 from service.spec import QualityTarget, Target
 from service.states import Step
 from workers.checkpoint_writer import CheckpointSize
-from workers.checkpoints_calibration import Calibrated
 from workers.compression.allocation import LayerOptions, Ranks
 from workers.compression.layers import InputGroup
 from workers.crew import Crew
 from workers.evaluation.problems import Exercise
-from workers.fingerprint import Machines, code_digest, fingerprint, library_versions
-from workers.journal import CALIBRATION_LOSS, ranks_key
 from workers.measurements import Measurements, Subject
 from workers.placement import assign_owners, plan_placement, shares
 from workers.probes import Probe, Probes
 from workers.progress import Progress
 from workers.report import Evaluation, TargetResult, job_report, model_card
-from workers.resumption import Resumption, resume
+from workers.resumption.calibration import Calibrated
+from workers.resumption.fingerprint import Machines, code_digest, fingerprint, library_versions
+from workers.resumption.journal import CALIBRATION_LOSS, ranks_key
+from workers.resumption.resume import Resumption, resume
 from workers.schedule import Call, drive
 from workers.scratch import sweep_scratch
 from workers.sequences import in_batches

@@ -22,7 +22,7 @@ import ray
 from service.errors import ModelInvalid
 from workers.compression.allocation import Ranks
 from workers.evaluation.text import TextLoss
-from workers.journal import Journal, ranks_key
+from workers.resumption.journal import Journal, ranks_key
 from workers.schedule import Call, drive
 from workers.sequences import in_batches
 from workers.texts import EvaluationText

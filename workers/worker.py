@@ -26,9 +26,6 @@ from service.settings import Settings
 from service.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
 from service.task_check import check_allowed
 from workers.checkpoint_writer import check_writable
-from workers.checkpoints import Checkpoints, Place, Refusal
-from workers.checkpoints_calibration import Calibrated, CalibrationCheckpoints
-from workers.checkpoints_solved import SolvedCheckpoints
 from workers.compression.allocation import LayerOptions
 from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.layers import InputGroup, LinearLayer, compressible_layers, input_groups
@@ -49,7 +46,6 @@ from workers.evaluation.sandbox import check_sandbox
 from workers.evaluation.scores import Scores
 from workers.evaluation.speed import PROMPT_TOKENS, decode_speed
 from workers.evaluation.text import TextLoss, text_loss
-from workers.fingerprint import model_digest
 from workers.model import (
     load_model,
     load_tokenizer,
@@ -58,6 +54,10 @@ from workers.model import (
     stored_dtype,
     weight_files,
 )
+from workers.resumption.calibration import Calibrated, CalibrationCheckpoints
+from workers.resumption.checkpoints import Checkpoints, Place, Refusal
+from workers.resumption.fingerprint import model_digest
+from workers.resumption.solved import SolvedCheckpoints
 from workers.scratch import attempts_in, remove_attempts
 from workers.substitution import Substitution
 from workers.texts import Texts, read_texts

@@ -15,10 +15,10 @@ from functools import partial
 from safetensors.torch import load, save
 
 from service.errors import EigenpressError
-from workers.checkpoints import Checkpoints, Refusal, Refused
 from workers.compression.state import clear_statistics, load_statistics, statistics_tensors
 from workers.compression.statistics import GroupStatistics
-from workers.rhythm import Rhythm
+from workers.resumption.checkpoints import Checkpoints, Refusal, Refused
+from workers.resumption.rhythm import Rhythm
 
 ASSUMED_BYTES_PER_SECOND = 100e6
 """Of the bucket, before anything has been written to it."""

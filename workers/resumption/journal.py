@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.errors import EigenpressError
-from workers.checkpoints import Checkpoints, Refusal
 from workers.compression.allocation import Ranks
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.scores import Scores
 from workers.evaluation.text import SequenceLoss, TextLoss
-from workers.rhythm import Rhythm
+from workers.resumption.checkpoints import Checkpoints, Refusal
+from workers.resumption.rhythm import Rhythm
 
 FLUSH_SECONDS = 2.0
 """Between two segments, at least: about so much measuring is lost with an attempt."""

@@ -13,19 +13,19 @@ import ray
 from service.artifacts import checkpoints_prefix
 from service.errors import EigenpressError
 from service.settings import Settings
-from workers.checkpoints import (
+from workers.compression.allocation import LayerOptions
+from workers.compression.layers import InputGroup
+from workers.progress import Progress
+from workers.resumption.calibration import Calibrated
+from workers.resumption.checkpoints import (
     FINGERPRINT_DIGITS,
     Checkpoints,
     Place,
     Refusal,
     Refused,
 )
-from workers.checkpoints_calibration import Calibrated
-from workers.compression.allocation import LayerOptions
-from workers.compression.layers import InputGroup
-from workers.fingerprint import Fingerprint
-from workers.journal import CALIBRATION_LOSS, Journal
-from workers.progress import Progress
+from workers.resumption.fingerprint import Fingerprint
+from workers.resumption.journal import CALIBRATION_LOSS, Journal
 
 PARTS = "parts"
 """The document that says what a fingerprint was made of."""

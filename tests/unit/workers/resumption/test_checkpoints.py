@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import ObjectMissing, StorageUnavailable
 from service.storage import StoredObject
-from workers.checkpoints import Checkpoints, Place, Refusal, Refused
+from workers.resumption.checkpoints import Checkpoints, Place, Refusal, Refused
 
 FINGERPRINT = "0123456789abcdef" * 4
 PREFIX = f"jobs/job-1/checkpoints/{FINGERPRINT[:16]}/"

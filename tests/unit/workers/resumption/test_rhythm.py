@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from service.errors import StorageUnavailable
-from workers.rhythm import Rhythm
+from workers.resumption.rhythm import Rhythm
 
 
 @dataclass

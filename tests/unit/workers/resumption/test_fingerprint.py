@@ -9,7 +9,7 @@ import pytest
 
 from service.spec import JobSpec, MultipleChoice
 from workers.evaluation.problems import Choice, Exercise, Question
-from workers.fingerprint import (
+from workers.resumption.fingerprint import (
     LIBRARIES,
     Machines,
     code_digest,

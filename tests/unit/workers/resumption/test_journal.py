@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from tests.unit.workers.test_checkpoints import Memory, of_attempt
+from tests.unit.workers.resumption.test_checkpoints import Memory, of_attempt
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.scores import Scores
 from workers.evaluation.text import SequenceLoss, TextLoss
-from workers.journal import Journal, Measured, ranks_key
+from workers.resumption.journal import Journal, Measured, ranks_key
 
 LOSS = TextLoss((SequenceLoss(0.1 + 0.2, 3, 1), SequenceLoss(math.inf, 2, 0)))
 SCORES = Scores(

@@ -12,10 +12,10 @@ from safetensors.torch import load, save
 from torch import nn
 
 from service.errors import EigenpressError
-from workers.checkpoints import Checkpoints, Manifest, Refusal, Refused
 from workers.compression.layers import InputGroup
 from workers.compression.solve import Solution
 from workers.compression.state import read_solution, solution_tensors
+from workers.resumption.checkpoints import Checkpoints, Manifest, Refusal, Refused
 
 log = logging.getLogger("eigenpress.checkpoints")
 

@@ -94,8 +94,8 @@ def model_digest(folder: Path) -> str:
 
 
 def code_digest() -> str:
-    """Of the sources of this package."""
-    folder = Path(__file__).parent
+    """Of the sources of all that runs on the workers."""
+    folder = Path(__file__).parents[1]
     return files_digest(folder, folder.rglob("*.py"))
 
 
