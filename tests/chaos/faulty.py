@@ -50,14 +50,13 @@ class Faulty:
 
 
 def run_faulty(settings: Settings, seed: int, jobs: int, rate: float = 0.1) -> Faulty:
-    """So many jobs on the database and the bucket of `settings`; wants `short_pauses`."""
+    """So many jobs on the migrated database and the bucket of `settings`; wants `short_pauses`."""
     start = time.monotonic()
     faults = Faults(seed, rate)
     sound, *faulty = (
         Connections.open(settings, patience_seconds=patience_seconds)
         for patience_seconds in (0, settings.outage_seconds, 0, 0)
     )
-    sound.store.migrate()
     for own in faulty:
         spoil_database(own.store, faults)
         spoil_storage(own.storage, faults)

@@ -43,7 +43,7 @@ QUICK: dict[str, Any] = {
     "retry_first_seconds": 0.5,
     "retry_longest_seconds": 4,
     "outage_seconds": 120,
-    "poll_seconds": 0.1,
+    "poll_seconds": 0.2,
     "checkpoint_sequences": 8,
     "checkpoint_share_of_time": 1.0,
     "max_attempts": 10,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import signal
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", choices=[[], *SCENARIOS], metavar="SCENARIO")
     names = parser.parse_args().names or list(SCENARIOS)
     RESULTS.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(filename=RESULTS / "log", level=logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and stop all parts
     found = False
     for name in names:

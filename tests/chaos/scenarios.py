@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -24,6 +25,7 @@ from tests.chaos.faulty import run_faulty, short_pauses
 from tests.chaos.full_disks import may_mount, mounted, run_full_bucket, run_full_scratch
 from tests.chaos.installation import (
     QUICK,
+    Installation,
     process_environment,
     running_installation,
     serving_api,
@@ -100,15 +102,15 @@ def publishers(folder: Path) -> Outcome:
 def faults(folder: Path) -> Outcome:
     """Every other seed on PostgreSQL, the others on SQLite."""
     with PostgresServer() as server, LocalS3(folder / "s3") as s3:
-
-        def run(seed: int) -> Any:
+        each = []
+        for seed in FAULT_SEEDS:
             url = server.create_database(f"seed-{seed}") if seed % 2 else None
             changes = QUICK | {"database_url": url, "max_running_jobs": 4}
-            settings = s3_settings_for(s3, folder / f"seed-{seed}", **changes)
-            return run_faulty(settings, seed, FAULT_JOBS)
-
+            each.append(s3_settings_for(s3, folder / f"seed-{seed}", **changes))
+            _migrate(each[-1].database)
+        run = partial(run_faulty, jobs=FAULT_JOBS)
         with short_pauses(), ThreadPoolExecutor(FAULTS_AT_ONCE) as threads:
-            all_done = list(threads.map(run, FAULT_SEEDS))
+            all_done = list(threads.map(run, each, FAULT_SEEDS))
     return {
         "seeds": f"{FAULT_SEEDS[0]} to {FAULT_SEEDS[-1]}",
         "figures": {
@@ -152,11 +154,21 @@ def _lane(folder: Path, lane: int) -> tuple[list[Killed], list[str]]:
         undisturbed = Undisturbed(installation, spec)
         moments = random_moments(KILLS_SEED, RANDOM_KILLS, undisturbed.seconds)
         mine = [*every_pair(), *moments][lane::LANES]
-        killed = list(run_kills(installation, undisturbed, mine))
-        return killed, _left_over(installation)
+        return _killed(installation, undisturbed, mine), _left_over(installation)
 
 
-def _left_over(installation: Any) -> list[str]:
+def _killed(
+    installation: Installation, undisturbed: Undisturbed, kills: Sequence[Kill]
+) -> list[Killed]:
+    """What became of each; said as it happens, for they take long."""
+    done = []
+    for killed in run_kills(installation, undisturbed, kills):
+        print(f"  {killed}", flush=True)
+        done.append(killed)
+    return done
+
+
+def _left_over(installation: Installation) -> list[str]:
     """What lies in the bucket once everything has been cleaned up after."""
     store = installation.store
     wait_until(lambda: not store.to_clean(), 60)
@@ -178,7 +190,7 @@ def kills_smollm2(folder: Path) -> Outcome:
     model = demo_data.model_file()
     with running_installation(folder, roots=(model.parent,)) as installation:
         undisturbed = Undisturbed(installation, smollm2_spec(installation.inputs, model))
-        rows = [asdict(row) for row in run_kills(installation, undisturbed, SMOLLM2_KILLS)]
+        rows = [asdict(row) for row in _killed(installation, undisturbed, SMOLLM2_KILLS)]
         problems = _left_over(installation)
     return {
         "title": "SmolLM2-135M-Instruct.",
