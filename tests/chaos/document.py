@@ -21,13 +21,17 @@ def write_document(results: Path, names: Sequence[str], document: Path = DOCUMEN
     }
     before, rest = document.read_text().split(BEGIN)
     after = rest.split(END)[1]
-    document.write_text(f"{before}{BEGIN}\n\n{tables(outcomes)}\n{END}{after}")
+    document.write_text(f"{before}{BEGIN}\n\n{tables(outcomes, names)}\n{END}{after}")
 
 
-def tables(outcomes: dict[str, Outcome]) -> str:
-    """One row per scenario, then the matrix of kills."""
+def tables(outcomes: dict[str, Outcome], names: Sequence[str]) -> str:
+    """One row per scenario, also of those that have not been run, then the matrix of kills."""
     rows = ["| scenario | seeds | figures | problems | time |", "|---|---|---|---|---|"]
-    for name, outcome in outcomes.items():
+    for name in names:
+        if name not in outcomes:
+            rows.append(f"| `{name}` | | not yet run in full | | |")
+            continue
+        outcome = outcomes[name]
         figures = ", ".join(f"{value} {label}" for label, value in outcome["figures"].items())
         seconds = outcome["seconds"]
         took = f"{seconds // 60} min {seconds % 60} s"
@@ -36,7 +40,11 @@ def tables(outcomes: dict[str, Outcome]) -> str:
     machines = {(outcome["machine"], outcome["date"]) for outcome in outcomes.values()}
     measured = "; ".join(f"{machine}, {date}" for machine, date in sorted(machines))
     parts = ["\n".join(rows), f"Measured on: {measured}."]
-    parts += [_kills(outcomes[name]) for name in ("kills", "kills-smollm2") if name in outcomes]
+    parts += [
+        _kills(outcomes[name])
+        for name in ("kills", "kills-smollm2")
+        if outcomes.get(name, {}).get("rows")
+    ]
     return "\n\n".join(parts) + "\n"
 
 

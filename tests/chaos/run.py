@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import signal
@@ -48,7 +49,7 @@ def main() -> int:
     names = parser.parse_args().names or list(SCENARIOS)
     RESULTS.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=RESULTS / "log", level=logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and stop all parts
+    signal.signal(signal.SIGTERM, _end)
     found = False
     for name in names:
         print(f"{datetime.now(UTC):%H:%M:%S} {name} ...", flush=True)
@@ -61,11 +62,22 @@ def main() -> int:
     return int(found)
 
 
+def _end(*_: object) -> None:
+    """Stop all parts, also those that processes of ours have started."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.exit(128 + signal.SIGTERM)
+
+
 def _run(name: str) -> Outcome:
     start = time.monotonic()
     # Short, for the sockets of Ray below it; and open to the account that runs PostgreSQL.
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        outcome = SCENARIOS[name](Path(folder))
+        try:
+            outcome = SCENARIOS[name](Path(folder))
+        except Exception as error:  # the others are run nevertheless
+            logging.exception(name)
+            outcome = {"seeds": "-", "figures": {}, "rows": [], "problems": [repr(error)]}
     outcome["seconds"] = round(time.monotonic() - start)
     outcome["machine"] = _machine()
     outcome["date"] = f"{datetime.now(UTC):%Y-%m-%d}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -149,9 +151,9 @@ def kills(folder: Path) -> Outcome:
 
 
 def _lane(folder: Path, lane: int) -> tuple[list[Killed], list[str]]:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and stop all parts
     with running_installation(folder) as installation:
-        spec = tiny_spec(installation.inputs)
-        undisturbed = Undisturbed(installation, spec)
+        undisturbed = Undisturbed(installation, tiny_spec(installation.inputs))
         moments = random_moments(KILLS_SEED, RANDOM_KILLS, undisturbed.seconds)
         mine = [*every_pair(), *moments][lane::LANES]
         return _killed(installation, undisturbed, mine), _left_over(installation)
