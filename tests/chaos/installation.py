@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -255,7 +255,8 @@ class ServedApi:
 def serving_api(settings: Settings) -> Iterator[ServedApi]:
     """Until the block ends; the database is made if there is none."""
     port = choose_port(0, "")
-    Store(settings.database).migrate()
+    with closing(Store(settings.database)) as store:
+        store.migrate()
     env = process_environment(settings, settings.data_dir / "tmp")
     daemon = Daemon([*SERVE, "--port", str(port)], env, settings.data_dir / "api.log")
     url = f"http://{LOOPBACK}:{port}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def test_nothing_is_lost_or_doubled(
     settings = s3_settings_for(
         local_s3, tmp_path, **QUICK | {"database_url": url, "max_running_jobs": 4}
     )
-    Store(settings.database).migrate()
+    with closing(Store(settings.database)) as store:
+        store.migrate()
     with short_pauses():
         done = run_faulty(settings, seed, JOBS)
     assert done.problems == []
