@@ -17,6 +17,7 @@ from service.states import TERMINAL, JobState
 from service.stopping import StopRequest
 from service.storage import ObjectStorage
 from service.store import Store
+from tests.chaos.background import Background
 from tests.chaos.checker import read_history, unkept, violations
 from tests.chaos.inprocess import right_hashes
 from tests.fixtures.jobs import small_spec
@@ -82,33 +83,24 @@ def problems_of(store: Store, storage: ObjectStorage, job_ids: Sequence[str]) ->
     return found
 
 
-class Reader:
+class Reader(Background):
     """A user who looks at every job again and again: what is there must be whole."""
 
     def __init__(self, own: Connections, job_ids: Sequence[str]) -> None:
+        super().__init__()
         self.reads = 0
         self.problems: list[str] = []
         self._own = own
         self._job_ids = job_ids
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Reader:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
+    def run(self) -> None:
+        while not self.stopped.is_set():
             for job_id in list(self._job_ids):
                 try:
                     self._read(job_id)
                 except EigenpressError as error:
                     self.problems.append(f"{job_id} cannot be read: {error}")
-                if self._stopped.wait(0.02):
+                if self.stopped.wait(0.02):
                     return
 
     def _read(self, job_id: str) -> None:

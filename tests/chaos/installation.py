@@ -10,10 +10,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -22,6 +21,7 @@ import psutil
 from service.embedded import environment
 from service.local_ray import LocalRay
 from service.local_s3 import LocalS3
+from service.migrate import migrate
 from service.ports import LOOPBACK, choose_port
 from service.settings import Settings
 from service.spec import JobSpec
@@ -145,12 +145,7 @@ class Installation:
             self._running = started.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._running.close()
 
     def wait_until_ready(self) -> None:
@@ -255,8 +250,7 @@ class ServedApi:
 def serving_api(settings: Settings) -> Iterator[ServedApi]:
     """Until the block ends; the database is made if there is none."""
     port = choose_port(0, "")
-    with closing(Store(settings.database)) as store:
-        store.migrate()
+    migrate(settings.database)
     env = process_environment(settings, settings.data_dir / "tmp")
     daemon = Daemon([*SERVE, "--port", str(port)], env, settings.data_dir / "api.log")
     url = f"http://{LOOPBACK}:{port}"

@@ -6,7 +6,6 @@ Two dispatchers, attempts in threads, and, if a Ray is given, some real jobs amo
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from service.settings import Settings
 from service.spec import JobSpec
 from service.states import TERMINAL, JobState
 from service.store import Store
+from tests.chaos.background import Background
 from tests.chaos.checker import read_history, unkept, violations
 from tests.chaos.dispatching import Connections, dispatching, numbered_spec, problems_of
 from tests.chaos.inprocess import InProcessCluster
@@ -85,27 +85,18 @@ class Routed:
         self._of(job_id).forget(job_id, attempt)
 
 
-class Restarter:
+class Restarter(Background):
     """Restarts the server after pauses of its own choice, in several ways, until told to stop."""
 
     def __init__(self, server: PostgresServer, seed: int, shortest: float, longest: float) -> None:
+        super().__init__()
         self.restarts = 0
         self._server = server
         self._random = random.Random(seed)
         self._pauses = (shortest, longest)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Restarter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._random.uniform(*self._pauses)):
+    def run(self) -> None:
+        while not self.stopped.wait(self._random.uniform(*self._pauses)):
             mode = self._random.choice(MODES)
             if mode == "kill":
                 self._server.kill()

@@ -3,8 +3,8 @@
     python -m tests.chaos.run                     all, an hour or more on two cores
     python -m tests.chaos.run faults publishers   these alone
 
-The figures of each scenario are kept as JSON below `.eigenpress/chaos`; the tables of the document
-are written anew from all of them after every scenario. The exit status is 1 if one found a problem.
+The figures of each scenario are kept as JSON in docs/reliability; the tables of the document are
+written anew from all of them after every scenario. The exit status is 1 if one found a problem.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from tests.chaos import scenarios
 from tests.chaos.document import write_document
 from tests.chaos.scenarios import Outcome
 
-RESULTS = Path(".eigenpress/chaos")
+RESULTS = Path("docs/reliability")
+LOG = Path(".eigenpress/chaos.log")
 SCENARIOS: dict[str, Callable[[Path], Outcome]] = {
     "claimers": scenarios.claimers,
     "publishers": scenarios.publishers,
@@ -48,7 +49,8 @@ def main() -> int:
     parser.add_argument("names", nargs="*", choices=[[], *SCENARIOS], metavar="SCENARIO")
     names = parser.parse_args().names or list(SCENARIOS)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(filename=RESULTS / "log", level=logging.WARNING)
+    LOG.parent.mkdir(exist_ok=True)
+    logging.basicConfig(filename=LOG, level=logging.WARNING)
     signal.signal(signal.SIGTERM, _end)
     found = False
     for name in names:

@@ -17,11 +17,11 @@ from bench import demo_data
 from service.cluster import RayCluster
 from service.local_ray import LocalRay
 from service.local_s3 import LocalS3
+from service.migrate import migrate
 from service.ports import choose_port
 from service.spec import JobSpec
 from service.states import Step
 from service.storage import ObjectStorage
-from service.store import Store
 from tests.chaos.damage import damage_artifacts
 from tests.chaos.faulty import run_faulty, short_pauses
 from tests.chaos.full_disks import may_mount, mounted, run_full_bucket, run_full_scratch
@@ -78,7 +78,7 @@ def claimers(folder: Path) -> Outcome:  # noqa: ARG001
     figures: dict[str, Any] = {"claimers": 16, "jobs": 10_000}
     problems = []
     with PostgresServer() as server:
-        _migrate(server.url)
+        migrate(server.url)
         try:
             claims = assert_claimed_once(server.url, jobs=10_000, processes=16, threads=1)
             figures["claims per second"] = round(claims.per_second)
@@ -109,7 +109,7 @@ def faults(folder: Path) -> Outcome:
             url = server.create_database(f"seed-{seed}") if seed % 2 else None
             changes = QUICK | {"database_url": url, "max_running_jobs": 4}
             each.append(s3_settings_for(s3, folder / f"seed-{seed}", **changes))
-            _migrate(each[-1].database)
+            migrate(each[-1].database)
         run = partial(run_faulty, jobs=FAULT_JOBS)
         with short_pauses(), ThreadPoolExecutor(FAULTS_AT_ONCE) as threads:
             all_done = list(threads.map(run, each, FAULT_SEEDS))
@@ -243,7 +243,7 @@ def postgres(folder: Path) -> Outcome:
     with ExitStack() as running:
         server = running.enter_context(PostgresServer())
         s3 = running.enter_context(LocalS3(folder / "s3"))
-        _migrate(server.url)
+        migrate(server.url)
         dashboard = choose_port(0, "")
         changes = QUICK | {
             "database_url": server.url,
@@ -351,9 +351,3 @@ def damage(folder: Path) -> Outcome:
         },
         "problems": artifacts.problems + missed,
     }
-
-
-def _migrate(url: str) -> None:
-    store = Store(url)
-    store.migrate()
-    store.close()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from service.local_s3 import LocalS3
-from service.store import Store
+from service.migrate import migrate
 from tests.chaos.faulty import run_faulty, short_pauses
 from tests.chaos.installation import QUICK
 from tests.fixtures.storage import s3_settings_for
@@ -29,8 +28,7 @@ def test_nothing_is_lost_or_doubled(
     settings = s3_settings_for(
         local_s3, tmp_path, **QUICK | {"database_url": url, "max_running_jobs": 4}
     )
-    with closing(Store(settings.database)) as store:
-        store.migrate()
+    migrate(settings.database)
     with short_pauses():
         done = run_faulty(settings, seed, JOBS)
     assert done.problems == []

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from service.errors import EigenpressError
 from workers.compression.state import clear_statistics, load_statistics, statistics_tensors
 from workers.compression.statistics import GroupStatistics
-from workers.resumption.checkpoints import Checkpoints, Refusal, Refused
+from workers.resumption.checkpoints import Checkpoints, Refusal, Refused, tensor_bytes
 from workers.resumption.rhythm import Rhythm
 
 ASSUMED_BYTES_PER_SECOND = 100e6
@@ -88,9 +88,7 @@ class CalibrationCheckpoints:
                 self._try_to_write()
 
     def _try_to_write(self) -> None:
-        files = {
-            file: partial(_saved, self._statistics[group]) for file, group in self._files.items()
-        }
+        files = {file: partial(self._saved, group) for file, group in self._files.items()}
         content = {"sequences": self._done.sequences, "losses": self._done.losses}
         try:
             written = self._checkpoints.write(self._name, files, content)
@@ -101,10 +99,8 @@ class CalibrationCheckpoints:
         else:
             self.trouble = None
 
+    def _saved(self, group: str) -> bytes:
+        return tensor_bytes(statistics_tensors(self._statistics[group]))
+
     def _load(self, file: str, data: bytes) -> None:
         load_statistics(self._statistics[self._files[file]], load(data))
-
-
-def _saved(statistics: GroupStatistics) -> bytes:
-    tensors = statistics_tensors(statistics)
-    return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})

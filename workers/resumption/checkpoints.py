@@ -17,14 +17,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import secrets
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
-from service.artifacts import checkpoints_prefix
+from safetensors.torch import save
+from torch import Tensor
+
+from service.artifacts import FOLDER_PATTERN, checkpoints_prefix, folder_attempt, new_folder
 from service.errors import ObjectMissing
 from service.jobs import FileEntry
 from service.settings import Settings
@@ -39,7 +41,6 @@ WRITING_PATIENCE_SECONDS = 10
 """How long a checkpoint is worth waiting for a bucket that does not take it."""
 
 _SEALED = re.compile(r"/(?P<name>[^/]+)-(?P<sha256>[0-9a-f]{64})\.json$")
-_FOLDER = re.compile(r"/(?P<attempt>[0-9]+)-[0-9a-f]{8}/$")
 
 
 class Objects(Protocol):
@@ -114,7 +115,7 @@ class Checkpoints:
         self, name: str, files: Mapping[str, Callable[[], bytes]], content: Mapping[str, Any]
     ) -> Manifest:
         """Write a checkpoint called `name`; each file is made when its turn comes."""
-        folder = f"{self.place.prefix}{name}/{self.place.attempt}-{secrets.token_hex(4)}/"
+        folder = f"{self.place.prefix}{name}/{new_folder(self.place.attempt)}"
 
         def put(path: str) -> FileEntry:
             data = files[path]()
@@ -213,10 +214,11 @@ class Checkpoints:
 
         What a later attempt writes is left alone: this one may no longer be the current one.
         """
-        keys = [stored.key for stored in self._writing.list_objects(_parent(kept.folder))]
+        parent = _parent(kept.folder)
+        keys = [stored.key for stored in self._writing.list_objects(parent)]
         for folder in sorted({_folder(key) for key in keys} - {kept.folder}):
-            written = _FOLDER.search(folder)
-            if written and int(written["attempt"]) <= self.place.attempt:
+            name = folder.removeprefix(parent)
+            if re.fullmatch(FOLDER_PATTERN, name) and folder_attempt(name) <= self.place.attempt:
                 self.delete(folder)
 
     def _manifest(self, key: str) -> Manifest | Refusal:
@@ -240,6 +242,11 @@ class Checkpoints:
 def _bucket(settings: Settings, patience_seconds: float) -> ObjectStorage:
     """Once per process: to make a client takes longer than to read a checkpoint."""
     return ObjectStorage.from_settings(settings, patience_seconds=patience_seconds)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file of these tensors, wherever they are."""
+    return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def _is_manifest(key: str) -> bool:

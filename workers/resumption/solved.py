@@ -8,14 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import nn
 
 from service.errors import EigenpressError
 from workers.compression.layers import InputGroup
 from workers.compression.solve import Solution
 from workers.compression.state import read_solution, solution_tensors
-from workers.resumption.checkpoints import Checkpoints, Manifest, Refusal, Refused
+from workers.resumption.checkpoints import Checkpoints, Manifest, Refusal, Refused, tensor_bytes
 
 log = logging.getLogger("eigenpress.checkpoints")
 
@@ -91,5 +91,4 @@ class SolvedCheckpoints:
 
 
 def _saved(solution: Solution) -> bytes:
-    tensors = solution_tensors(solution)
-    return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    return tensor_bytes(solution_tensors(solution))
