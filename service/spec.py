@@ -345,7 +345,10 @@ class JobSpec(Body):
     targets: tuple[Target, ...] = Field(min_length=1, max_length=MAX_TARGETS)
     dtype: Dtype = Field(default="auto", description="Of the artifacts; `auto` is the model's own.")
     workers: int | None = Field(
-        default=None, ge=1, le=MAX_WORKERS, description="Unset: one per GPU, or one per two CPUs."
+        default=None,
+        ge=1,
+        le=MAX_WORKERS,
+        description="Unset: one per GPU, or per two CPUs, of the job's part of the cluster.",
     )
     priority: int = Field(
         default=0, ge=-100, le=100, description="Higher runs earlier, among one tenant's jobs."

@@ -31,7 +31,6 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from service.artifacts import MANIFEST_NAME
 from service.errors import (
     BucketMissing,
     EigenpressError,
@@ -172,22 +171,6 @@ class ObjectStorage:
         for page in self._pages(self._client.list_objects_v2, prefix, "ContinuationToken"):
             for entry in page.get("Contents", ()):
                 yield StoredObject(entry["Key"], entry["Size"], _etag(entry))
-
-    def delete_prefix(self, prefix: str) -> int:
-        """Delete every object below `prefix` and abort its unfinished uploads; the objects' number.
-
-        Manifests go first and by themselves, so that none outlives a file that it names, wherever
-        this breaks off. `prefix` ends with a slash: ``jobs/1/`` never takes ``jobs/10/`` with it.
-        """
-        if not prefix.strip("/") or not prefix.endswith("/"):
-            raise ValueError(f"refusing to delete everything below {prefix!r}")
-        keys = [stored.key for stored in self.list_objects(prefix)]
-        manifests = [key for key in keys if key.rpartition("/")[2] == MANIFEST_NAME]
-        self.delete(manifests)
-        self.abort_uploads(prefix)
-        rest = [stored.key for stored in self.list_objects(prefix)]  # and what was just completed
-        self.delete(rest)
-        return len(manifests) + len(rest)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete these objects; those already gone are no error."""

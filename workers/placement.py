@@ -41,14 +41,16 @@ def plan_placement(
 ) -> Placement:
     """One GPU for each worker where there are GPUs, else an equal share of the CPUs.
 
-    `nodes` are the resources of each machine of the cluster: a worker never spans two. Without
-    GPUs a job takes its part of the CPUs, which `concurrent_jobs` divide. Raises
-    InsufficientResources if so many workers do not fit, however few CPUs each is given.
+    `nodes` are the resources of each machine of the cluster: a worker never spans two. Unless so
+    many workers were `requested`, a job takes its part of the GPUs, or without any of the CPUs,
+    which `concurrent_jobs` divide. Raises InsufficientResources if so many workers do not fit,
+    however few CPUs each is given.
     """
     cpus = sum(int(node.get("CPU", 0)) for node in nodes)
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     share = max(1, cpus // concurrent_jobs)
-    workers = requested or gpus or max(1, share // CPUS_PER_CPU_WORKER)
+    by_default = gpus // concurrent_jobs if gpus else share // CPUS_PER_CPU_WORKER
+    workers = requested or max(1, by_default)
     most = cpus // gpus if gpus else share // workers
     for cpus_each in range(max(1, most), 0, -1):
         placement = Placement(workers, cpus_each, 1 if gpus else 0)

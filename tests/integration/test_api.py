@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from api.app import create_app
-from service.artifacts import artifact_prefix
+from service.artifacts import manifest_key
 from service.local_s3 import LocalS3
 from service.publication import publish
 from service.settings import Settings
@@ -181,7 +181,7 @@ def test_artifacts_download_from_the_bucket_by_their_urls(
             assert hashlib.sha256(content).hexdigest() == file["sha256"]
     assert client.get(f"/v1/jobs/{job_id}/report").json() == {"kept": 0.8}
 
-    storage.delete_prefix(artifact_prefix(job_id, "keep-0.8"))
+    storage.delete([manifest_key(job_id, "keep-0.8")])
     response = client.get(f"/v1/jobs/{job_id}/artifacts")
     assert (response.status_code, response.json()["code"]) == (410, "object_missing")
 

@@ -7,8 +7,17 @@ import os
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
+from botocore.model import OperationModel
 
-from service.artifacts import MANIFEST_NAME, Manifest, artifact_prefix, manifest_key
+import service.storage
+from service.artifacts import (
+    MANIFEST_NAME,
+    Manifest,
+    artifact_prefix,
+    artifacts_prefix,
+    manifest_key,
+)
 from service.errors import ArtifactConflict, AttemptStale, StorageUnavailable
 from service.publication import publish, remove_publications
 from service.settings import Settings
@@ -187,7 +196,38 @@ def test_what_a_later_attempt_does_is_not_touched(
     assert unfinished(storage, job_id) == [base + "10-00c0ffee/half"]
     assert keys(storage, job_id) == before
     assert standing(storage, job_id).artifact(job_id, NAME) == artifact
-    storage.delete_prefix(base)
+
+
+@pytest.mark.parametrize("allowed", range(10))
+def test_no_manifest_outlives_its_files_wherever_a_removal_breaks_off(
+    storage: ObjectStorage,
+    job_id: str,
+    folder: Path,
+    allowed: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`allowed` requests of the removal are answered; then the server is gone."""
+    artifacts = [publish(storage, job_id, 1, name, folder) for name in ("a", "b")]
+    monkeypatch.setattr(service.storage, "DELETE_BATCH", 2)
+    answered: list[str] = []
+
+    def answer(model: OperationModel, **_: object) -> None:
+        if len(answered) == allowed:
+            raise EndpointConnectionError(endpoint_url="the server")
+        answered.append(model.name)
+
+    storage._client.meta.events.register("before-call.s3", answer)
+    with pytest.raises(StorageUnavailable):
+        remove_publications(storage, job_id, through=1, keep=())
+    storage._client.meta.events.unregister("before-call.s3", answer)
+
+    left = {stored.key for stored in storage.list_objects(artifacts_prefix(job_id))}
+    for artifact in artifacts:
+        if manifest_key(job_id, artifact.name) in left:
+            assert {artifact.prefix + entry.path for entry in artifact.files} <= left
+    removed = 2 * answered.count("DeleteObjects") + answered.count("DeleteObject")
+    assert len(left) == 8 - removed
+    assert remove_publications(storage, job_id, through=1, keep=()) == len(left)
 
 
 def test_what_lies_beside_a_manifest_is_of_a_dead_attempt_unless_it_is_kept(

@@ -54,9 +54,8 @@ def operations(storage: ObjectStorage, folder: Path) -> dict[str, Callable[[], o
         "get_bytes": lambda: storage.get_bytes("key"),
         "get_file": lambda: storage.get_file("key", folder / "target"),
         "list_objects": lambda: list(storage.list_objects("")),
-        "delete": lambda: storage.delete(["key"]),
+        "delete": lambda: storage.delete(["deleted"]),  # the others run beside it
         "delete_version": lambda: storage.delete_version("key", "etag"),
-        "delete_prefix": lambda: storage.delete_prefix("prefix/"),
         "abort_uploads": lambda: storage.abort_uploads("prefix/"),
     }
 
@@ -72,7 +71,6 @@ OPERATIONS = (
     "list_objects",
     "delete",
     "delete_version",
-    "delete_prefix",
     "abort_uploads",
 )
 
@@ -226,75 +224,19 @@ def test_a_listing_may_have_several_pages(storage: ObjectStorage, prefix: str) -
     storage.abort_uploads(prefix, lambda key: key != keys[3])
     left = client.list_multipart_uploads(Bucket=storage.bucket, Prefix=prefix)["Uploads"]
     assert [upload["Key"] for upload in left] == keys[3:4]
-    assert storage.delete_prefix(prefix) == 5
+    storage.abort_uploads(prefix)
     assert "Uploads" not in client.list_multipart_uploads(Bucket=storage.bucket, Prefix=prefix)
-
-
-def test_deleting_a_prefix_spares_its_namesakes(storage: ObjectStorage, prefix: str) -> None:
-    for key in ("1/a", "1/b/c", "10/a"):
-        storage.put_bytes(prefix + key, b"x")
-    assert storage.delete_prefix(prefix + "1/") == 2
-    assert [stored.key for stored in storage.list_objects(prefix)] == [prefix + "10/a"]
-    assert storage.delete_prefix(prefix + "1/") == 0
 
 
 def test_deleting_takes_more_than_one_batch(
     storage: ObjectStorage, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.storage, "DELETE_BATCH", 2)
-    for number in range(5):
-        storage.put_bytes(f"{prefix}{number}", b"x")
-    assert storage.delete_prefix(prefix) == 5
+    keys = [f"{prefix}{number}" for number in range(5)]
+    for key in keys:
+        storage.put_bytes(key, b"x")
+    storage.delete(keys)
     assert not list(storage.list_objects(prefix))
-
-
-FILES = ("README.md", "config.json", "model.safetensors")
-
-
-@pytest.mark.parametrize("allowed", range(7))
-def test_no_manifest_outlives_its_files_wherever_a_deletion_breaks_off(
-    storage: ObjectStorage, prefix: str, allowed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`allowed` requests of a deletion are answered; then the server is gone."""
-    artifacts = [f"{prefix}artifacts/{name}/" for name in ("a", "b")]
-    for artifact in artifacts:
-        for name in (*FILES, "manifest.json"):
-            storage.put_bytes(artifact + name, b"x")
-    monkeypatch.setattr(service.storage, "DELETE_BATCH", 2)
-    answered: list[str] = []
-
-    def answer(model: OperationModel, **_: object) -> None:
-        if len(answered) == allowed:
-            raise EndpointConnectionError(endpoint_url="the server")
-        answered.append(model.name)
-
-    storage._client.meta.events.register("before-call.s3", answer)
-    with pytest.raises(StorageUnavailable):
-        storage.delete_prefix(prefix)
-    storage._client.meta.events.unregister("before-call.s3", answer)
-
-    left = {stored.key for stored in storage.list_objects(prefix)}
-    for artifact in artifacts:
-        if artifact + "manifest.json" in left:
-            assert {artifact + name for name in FILES} <= left
-    assert len(left) == 8 - 2 * answered.count("DeleteObjects")
-    assert storage.delete_prefix(prefix) == len(left)
-
-
-def test_deleting_a_prefix_aborts_its_uploads(storage: ObjectStorage, prefix: str) -> None:
-    client, bucket = storage._client, storage.bucket
-    for key in ("mine/half", "other/half"):
-        client.create_multipart_upload(Bucket=bucket, Key=prefix + key)
-    storage.delete_prefix(prefix + "mine/")
-    left = client.list_multipart_uploads(Bucket=bucket, Prefix=prefix)["Uploads"]
-    assert [upload["Key"] for upload in left] == [prefix + "other/half"]
-    storage.delete_prefix(prefix)
-
-
-@pytest.mark.parametrize("everything", ["", "/", "jobs"])
-def test_a_careless_prefix_is_refused(storage: ObjectStorage, everything: str) -> None:
-    with pytest.raises(ValueError, match="refusing"):
-        storage.delete_prefix(everything)
 
 
 def test_a_presigned_url_needs_no_credentials(storage: ObjectStorage, prefix: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -17,6 +18,9 @@ from workers.compression.solve import Solution
 from workers.compression.state import read_solution, solution_tensors
 from workers.resumption.checkpoints import Checkpoints, Manifest, Refusal, Refused, tensor_bytes
 
+PAUSE_SECONDS = 60
+"""After a writing that failed: the bucket that does not take one group makes none of them wait."""
+
 log = logging.getLogger("eigenpress.checkpoints")
 
 
@@ -30,6 +34,7 @@ class SolvedCheckpoints:
         self._names = {name: f"solved/{number:05d}" for number, name in enumerate(self._groups)}
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
+        self._paused_until = 0.0
         self.trouble: str | None = None
         """Why a writing failed, if one did."""
 
@@ -53,9 +58,10 @@ class SolvedCheckpoints:
         return solved, refused
 
     def write(self, group: str, solutions: Mapping[str, Solution]) -> None:
-        """Begin to write a group, once the one before is written."""
+        """Begin to write a group, once the one before is written; not soon after one failed."""
         self.finish()
-        self._pending = self._thread.submit(self._try_to_write, group, dict(solutions))
+        if time.monotonic() >= self._paused_until:
+            self._pending = self._thread.submit(self._try_to_write, group, dict(solutions))
 
     def finish(self) -> None:
         """Wait until all is written that ever will be."""
@@ -74,6 +80,7 @@ class SolvedCheckpoints:
         except EigenpressError as error:
             log.warning("%s: its solution was not written: %s", group, error)
             self.trouble = str(error)
+            self._paused_until = time.monotonic() + PAUSE_SECONDS
 
     def _read(self, manifest: Manifest, group: InputGroup, model: nn.Module) -> dict[str, Solution]:
         layers = {f"{number:05d}.safetensors": layer for number, layer in enumerate(group.layers)}

@@ -331,27 +331,6 @@ class TestClusterDown:
         dispatcher.tick()
         assert job_store.get(running.id).attempt == 2
 
-    @pytest.mark.parametrize(
-        ("lapsed", "state"), [(False, JobState.CANCELLING), (True, JobState.CANCELLED)]
-    )
-    def test_what_its_user_cancelled_ends_when_its_lease_does(
-        self,
-        lapsed: bool,
-        state: JobState,
-        job_store: Store,
-        dispatcher: Dispatcher,
-        cluster: FakeCluster,
-        running: Job,
-        clock: Clock,
-    ) -> None:
-        clock.now += 1000
-        cluster.down = True
-        if lapsed:
-            lapse(job_store, running)
-        job_store.cancel(running.id)
-        dispatcher.tick()
-        assert job_store.get(running.id).state is state
-
     def test_a_job_that_waits_for_too_long_fails_all_the_same(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster
     ) -> None:
@@ -574,6 +553,7 @@ class TestCancelling:
         assert cluster.names == {}
         assert job_store.get(job.id).state is JobState.CANCELLED
 
+    @pytest.mark.parametrize("trouble", ["deaf", "down"])
     @pytest.mark.parametrize(
         ("lapsed", "state"), [(False, JobState.CANCELLING), (True, JobState.CANCELLED)]
     )
@@ -581,6 +561,7 @@ class TestCancelling:
         self,
         lapsed: bool,
         state: JobState,
+        trouble: str,
         job_store: Store,
         dispatcher: Dispatcher,
         cluster: FakeCluster,
@@ -588,7 +569,7 @@ class TestCancelling:
         clock: Clock,
     ) -> None:
         clock.now += 1000
-        cluster.deaf = True
+        setattr(cluster, trouble, True)
         if lapsed:
             lapse(job_store, running)
         job_store.cancel(running.id)

@@ -106,9 +106,12 @@ def test_no_worker_spans_two_machines(
     assert plan_placement(requested, nodes) == expected
 
 
-def test_jobs_that_run_at_a_time_divide_the_cpus() -> None:
+def test_jobs_that_run_at_a_time_divide_the_cluster() -> None:
     assert plan_placement(None, [{"CPU": 8}], 2) == Placement(2, 2, 0)
     assert plan_placement(2, [{"CPU": 8}], 2) == Placement(2, 2, 0)
+    assert plan_placement(None, [{"CPU": 64, "GPU": 8}], 2) == Placement(4, 8, 1)
+    assert plan_placement(None, [{"CPU": 64, "GPU": 8}], 9) == Placement(1, 8, 1)
+    assert plan_placement(8, [{"CPU": 64, "GPU": 8}], 2) == Placement(8, 8, 1)
 
 
 @pytest.mark.parametrize(
