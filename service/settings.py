@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     ray_address: str = Field(
         default="http://127.0.0.1:8265", description="The Ray dashboard, which serves the Jobs API."
     )
+    ray_public_address: str | None = Field(
+        default=None, description="What links to the dashboard name, where users see another host."
+    )
     driver_command: str = Field(
         default="python -m workers.driver",
         description="How a Ray node starts a driver; job id and attempt are appended.",

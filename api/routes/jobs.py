@@ -192,7 +192,9 @@ def _check(spec: JobSpec, services: Services) -> None:
 
 def _shown(job: jobs.Job, request: Request, services: Services) -> Job:
     root_path: str = request.scope.get("root_path", "")
-    return Job.of(job, root_path=root_path, dashboard_url=services.cluster.dashboard_url)
+    settings = services.settings
+    dashboard = settings.ray_public_address or settings.ray_address
+    return Job.of(job, root_path=root_path, dashboard_url=dashboard.rstrip("/"))
 
 
 def encode_cursor(job_id: str) -> str:

@@ -90,11 +90,15 @@ def cluster(settings: Settings) -> Iterator[OfflineCluster]:
 
 
 @pytest.fixture
-def client(
+def services(
     settings: Settings, store: Store, storage: OfflineStorage, cluster: OfflineCluster
-) -> Iterator[TestClient]:
+) -> Services:
+    return Services(settings, store, storage, cluster)
+
+
+@pytest.fixture
+def client(services: Services) -> Iterator[TestClient]:
     """A client of the application, which answers 500 as a server would instead of raising."""
-    services = Services(settings, store, storage, cluster)
-    app = create_app(settings, lambda _: nullcontext(services))
+    app = create_app(services.settings, lambda _: nullcontext(services))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client

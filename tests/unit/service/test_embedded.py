@@ -44,8 +44,10 @@ def test_everything_is_on_loopback_whatever_the_environment_says(
 ) -> None:
     monkeypatch.setenv("EIGENPRESS_API_HOST", "0.0.0.0")
     monkeypatch.setenv("EIGENPRESS_S3_PUBLIC_ENDPOINT_URL", "https://elsewhere")
+    monkeypatch.setenv("EIGENPRESS_RAY_PUBLIC_ADDRESS", "https://elsewhere")
     settings = Installation(options(tmp_path)).settings
     assert settings.api_host == "127.0.0.1"
+    assert settings.ray_public_address is None
     for url in (
         settings.ray_address,
         settings.s3_endpoint_url,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +14,9 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from api.app import create_app
 from api.routes.jobs import decode_cursor, encode_cursor
+from api.services import Services
 from service.errors import (
     BucketMissing,
     ClusterUnavailable,
@@ -164,6 +168,18 @@ def test_a_running_job_shows_its_steps_and_its_page_in_ray(
     assert job["steps"][0]["finished_at"]
     assert job["steps"][1]["finished_at"] is None
     assert job["links"]["ray_dashboard"] == f"http://ray.test:8265/#/jobs/{job_id}-1"
+
+
+def test_the_dashboard_may_have_another_address_for_users(
+    services: Services, job_body: dict[str, Any]
+) -> None:
+    public = services.settings.model_copy(update={"ray_public_address": "https://ray.example.org/"})
+    app = create_app(public, lambda _: nullcontext(replace(services, settings=public)))
+    with TestClient(app) as client:
+        job_id = _submit(client, job_body)["id"]
+        services.store.claim()
+        links = client.get(f"/v1/jobs/{job_id}").json()["links"]
+    assert links["ray_dashboard"] == f"https://ray.example.org/#/jobs/{job_id}-1"
 
 
 def test_a_failed_job_shows_why(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
