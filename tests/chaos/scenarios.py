@@ -24,7 +24,6 @@ from service.states import Step
 from service.storage import ObjectStorage
 from tests.chaos.damage import damage_artifacts
 from tests.chaos.faulty import run_faulty, short_pauses
-from tests.chaos.full_disks import may_mount, mounted, run_full_bucket, run_full_scratch
 from tests.chaos.installation import (
     QUICK,
     Installation,
@@ -44,6 +43,15 @@ from tests.chaos.kills import (
 )
 from tests.chaos.outages import RealJobs, run_outages
 from tests.chaos.suspended import run_suspended
+from tests.chaos.unwritable import (
+    S3_KEYS,
+    allow_writing,
+    may_mount,
+    mounted,
+    run_full_bucket,
+    run_full_scratch,
+    run_read_only_bucket,
+)
 from tests.fixtures.claiming import assert_claimed_once
 from tests.fixtures.damage import damage_checkpoints_of_a_job
 from tests.fixtures.postgres import PostgresServer
@@ -312,21 +320,24 @@ def suspension(folder: Path) -> Outcome:
 
 
 def disks(folder: Path) -> Outcome:
-    """A worker's disk without room, then the bucket's."""
+    """A worker's disk without room, then the bucket's; then no right to write to the bucket."""
     if not may_mount(folder / "mount"):
         return {"seeds": "-", "figures": {}, "problems": ["skipped: this user may not mount"]}
-    with (
-        mounted(folder / "s3" / "data", BUCKET_BYTES),
-        running_installation(folder, max_attempts=2, outage_seconds=20) as installation,
-    ):
+    with mounted(folder / "s3" / "data", BUCKET_BYTES), ExitStack() as running:
+        with LocalS3(folder / "s3") as s3:
+            allow_writing(s3)
+        installation = running.enter_context(
+            running_installation(folder, max_attempts=2, outage_seconds=20, **S3_KEYS)
+        )
         undisturbed = Undisturbed(installation, tiny_spec(installation.inputs))
         all_done = [
             run_full_scratch(installation, undisturbed),
             run_full_bucket(installation, undisturbed),
+            run_read_only_bucket(installation, undisturbed),
         ]
     return {
         "seeds": "-",
-        "figures": {f"on the full {done.where}": f"`{done.code}`" for done in all_done},
+        "figures": {f"on the {done.where}": f"`{done.code}`" for done in all_done},
         "problems": [f"{done.where}: {p}" for done in all_done for p in done.problems],
     }
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from service.states import Step
-from tests.chaos.full_disks import may_mount, run_full_scratch
 from tests.chaos.installation import Installation, running_installation, tiny_spec
 from tests.chaos.kills import DRIVER, RAYLET, Kill, Undisturbed, random_moments, run_kills
+from tests.chaos.unwritable import may_mount, run_full_scratch
 
 pytestmark = pytest.mark.timeout(1200)
 

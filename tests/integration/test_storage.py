@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +33,7 @@ from service.local_s3 import LocalS3
 from service.ports import choose_port
 from service.settings import Settings
 from service.storage import ObjectStorage, StoredObject
-from tests.fixtures.storage import s3_settings_for
+from tests.fixtures.storage import grant, s3_settings_for, seaweed_shell
 from tests.fixtures.waiting import wait_until
 
 LARGE = 20 * 2**20  # above boto's multipart threshold
@@ -395,11 +393,7 @@ def test_a_bucket_that_may_only_be_read_is_told_by_name(
     local_s3: LocalS3, with_settings: Callable[..., Settings], prefix: str, tmp_path: Path
 ) -> None:
     key, secret = "reader", "reader-secret"
-    seaweed_shell(
-        local_s3,
-        f"s3.configure -user {key} -access_key {key} -secret_key {secret} "
-        f"-buckets {local_s3.bucket} -actions Read,List -apply",
-    )
+    grant(local_s3, key, secret, "Read,List")
     keys = {"s3_access_key_id": SecretStr(key), "s3_secret_access_key": SecretStr(secret)}
     reader = ObjectStorage.from_settings(with_settings(**keys), patience_seconds=60)
     writer = ObjectStorage.from_settings(with_settings())
@@ -436,23 +430,6 @@ def test_a_bucket_beyond_its_quota_is_said_to_be_full(tmp_path: Path) -> None:
         wait_until(is_refused)
         assert "its disks or its quota are full" in is_refused()
         assert len(storage.get_bytes("large")) == 2 * 2**20
-
-
-def seaweed_shell(server: LocalS3, *commands: str) -> None:
-    """Run commands of SeaweedFS's administrators."""
-    _, master, _, filer, _, _, master_grpc, _, filer_grpc, _ = server._ports
-    subprocess.run(
-        [
-            Path(sys.executable).with_name("weed"),
-            "shell",
-            f"-master=127.0.0.1:{master}.{master_grpc}",
-            f"-filer=127.0.0.1:{filer}.{filer_grpc}",
-        ],
-        input="\n".join(commands),
-        text=True,
-        check=True,
-        capture_output=True,
-    )
 
 
 def canned_storage(port: int, data_dir: Path) -> ObjectStorage:

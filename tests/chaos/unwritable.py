@@ -1,6 +1,6 @@
-"""Disks without room: that of a worker, and that of the bucket's server.
+"""What cannot be written: to a worker's disk, to the disk of the bucket's server, to the bucket.
 
-A small tmpfs takes the place of the folder, which needs a user who may mount.
+A small tmpfs takes the place of a disk, which needs a user who may mount.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ from pathlib import Path
 import httpx
 
 from service.jobs import Job
+from service.local_s3 import LocalS3
 from service.states import JobState, Step
 from tests.chaos.checker import read_history, unkept, violations
 from tests.chaos.installation import Installation
 from tests.chaos.kills import JOB_SECONDS, Undisturbed, current_step, finish, weights_of
+from tests.fixtures.storage import grant, revoke
 from tests.fixtures.waiting import wait_until
 
 BLOCK_BYTES = 4096
 
+S3_KEYS = {"s3_access_key_id": "service", "s3_secret_access_key": "service-secret"}
+"""Of the account whose right to write is taken away."""
+
 
 @dataclass(frozen=True)
-class Full:
-    """What a full disk did to a job, before and after there was room again."""
+class Refused:
+    """What became of a job that could not write, and of its retry once it could."""
 
     where: str
     state: str
@@ -58,7 +63,7 @@ def mounted(folder: Path, size_bytes: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True, capture_output=True)
 
 
-def run_full_scratch(installation: Installation, undisturbed: Undisturbed) -> Full:
+def run_full_scratch(installation: Installation, undisturbed: Undisturbed) -> Refused:
     """No room for an artifact on the worker: the job fails by name; its user's retry succeeds."""
     start = time.monotonic()
     scratch = installation.settings.scratch_dir
@@ -69,10 +74,10 @@ def run_full_scratch(installation: Installation, undisturbed: Undisturbed) -> Fu
     _retry(installation, job_id)
     job = finish(installation, job_id)
     problems += _problems_of_ended(installation, undisturbed, job)
-    return _full("worker's disk", failed, job, start, problems)
+    return _refused("worker's disk, full", failed, job, start, problems)
 
 
-def run_full_bucket(installation: Installation, undisturbed: Undisturbed) -> Full:
+def run_full_bucket(installation: Installation, undisturbed: Undisturbed) -> Refused:
     """No room in the bucket for what a job publishes: it fails by name; a retry succeeds."""
     start = time.monotonic()
     filler = installation.s3.directory / "data" / "filler"
@@ -86,7 +91,28 @@ def run_full_bucket(installation: Installation, undisturbed: Undisturbed) -> Ful
     _retry(installation, job_id)
     job = finish(installation, job_id)
     problems += _problems_of_ended(installation, undisturbed, job)
-    return _full("bucket's disk", failed, job, start, problems)
+    return _refused("bucket's disk, full", failed, job, start, problems)
+
+
+def run_read_only_bucket(installation: Installation, undisturbed: Undisturbed) -> Refused:
+    """No right to write to the bucket any more: it fails by name; with it, a retry succeeds."""
+    start = time.monotonic()
+    job_id = installation.submit(undisturbed.spec)
+    wait_until(lambda: current_step(installation, job_id) == Step.ASSEMBLE, JOB_SECONDS)
+    revoke(installation.s3, S3_KEYS["s3_access_key_id"], "Write")
+    failed = finish(installation, job_id)
+    problems = _problems_of_failed(installation, failed)
+    allow_writing(installation.s3)
+    _retry(installation, job_id)
+    job = finish(installation, job_id)
+    problems += _problems_of_ended(installation, undisturbed, job)
+    return _refused("bucket, read-only", failed, job, start, problems)
+
+
+def allow_writing(s3: LocalS3) -> None:
+    """Let the account of `S3_KEYS` do all that the service does with the bucket."""
+    key, secret = S3_KEYS.values()
+    grant(s3, key, secret, "Read,List,Write")
 
 
 def _fill(path: Path) -> None:
@@ -125,7 +151,7 @@ def _problems_of_ended(installation: Installation, undisturbed: Undisturbed, job
     return problems
 
 
-def _full(where: str, failed: Job, job: Job, start: float, problems: list[str]) -> Full:
+def _refused(where: str, failed: Job, job: Job, start: float, problems: list[str]) -> Refused:
     code, detail = (failed.failure.code, failed.failure.detail) if failed.failure else (None, None)
     seconds = round(time.monotonic() - start, 1)
-    return Full(where, failed.state.value, code, detail, job.attempt, seconds, problems)
+    return Refused(where, failed.state.value, code, detail, job.attempt, seconds, problems)
