@@ -227,7 +227,7 @@ def smollm2_spec(inputs: Path, model: Path) -> JobSpec:
     """Few tokens: enough to go through every step of a real model."""
     inputs.mkdir(exist_ok=True)
     demo_data.copy_standard_library(inputs / "stdlib")
-    data = {"source": "local", "path": str(inputs / "stdlib"), "glob": "**/*.py"}
+    data = {"source": "local", "path": str(inputs / "stdlib"), "pattern": "**/*.py"}
     return JobSpec.model_validate(
         {
             "name": "smollm2",
