@@ -39,7 +39,7 @@ demo: $(STAMP)  ## Compress a small model through the real service, into demo-ou
 bench: $(STAMP)  ## Time and memory of every step, and beside a plain script
 	@$(BIN)/python -m bench.speed $(BENCH_ARGS)
 
-bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md (an hour or two)
+bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md (half an hour or more)
 	@$(BIN)/python -m bench.quality $(QUALITY_ARGS)
 
 serve: $(STAMP)  ## Run the service here: API, dispatcher, Ray and a bucket, until Ctrl-C

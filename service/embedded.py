@@ -126,7 +126,7 @@ class Installation:
                 "api_host": LOOPBACK,
                 "api_port": choose_port(port, "--port"),
                 "ray_address": f"http://{LOOPBACK}:{dashboard_port}",
-                "ray_public_address": None,
+                "ray_public_address": f"http://{LOOPBACK}:{dashboard_port}",
                 "s3_endpoint_url": self._s3.endpoint_url,
                 "s3_public_endpoint_url": self._s3.endpoint_url,
                 "s3_access_key_id": SecretStr(self._s3.access_key_id),

@@ -11,8 +11,10 @@ from fastapi.testclient import TestClient
 import service.errors
 from api.errors import status_of
 from service.errors import EigenpressError
+from service.jobs import EventType
 
-PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "api.md").read_text()
 ANSWERS = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE, re.MULTILINE))
 RETRIED = dict(re.findall(r"^\| `(\w+)` \|.+ \| (yes|no|-) \|$", PAGE, re.MULTILINE))
 """Whether a job that fails with this code is tried again; `-` where no job does."""
@@ -45,6 +47,15 @@ def test_retries_are_right() -> None:
     for kind in _errors():
         if kind.code not in INTERNAL:
             assert (RETRIED[kind.code] == "yes") is kind.retryable, kind
+
+
+def test_every_event_is_explained() -> None:
+    cells = re.findall(r"^\| (`[^|]+`) \|", PAGE, re.MULTILINE)
+    explained = {name for cell in cells for name in re.findall(r"`(\w+\.\w+)`", cell)}
+    sources = "\n".join(file.read_text() for file in (ROOT / "workers").rglob("*.py"))
+    noted = re.findall(r"progress\.note\(\s*\"([\w.]+)\"", sources)
+    assert len(noted) >= 5
+    assert {*EventType, *noted} - {EventType.RENEWED} == explained
 
 
 def test_every_route_is_shown(client: TestClient) -> None:

@@ -47,9 +47,9 @@ def test_everything_is_on_loopback_whatever_the_environment_says(
     monkeypatch.setenv("EIGENPRESS_RAY_PUBLIC_ADDRESS", "https://elsewhere")
     settings = Installation(options(tmp_path)).settings
     assert settings.api_host == "127.0.0.1"
-    assert settings.ray_public_address is None
     for url in (
         settings.ray_address,
+        settings.ray_public_address,
         settings.s3_endpoint_url,
         settings.s3_public_endpoint_url,
     ):
