@@ -74,7 +74,7 @@ class Cleaner:
         quiet = self._is_quiet(job)
         self._remove_publications(job)
         if left := self._retention_left(job):
-            return left
+            return left if quiet else timedelta(seconds=AGAIN_SECONDS)
         self._remove_checkpoints(job)
         if not quiet:
             return timedelta(seconds=AGAIN_SECONDS)
@@ -113,7 +113,7 @@ class Cleaner:
     def _remove_checkpoints(self, job: Job) -> None:
         keys = [stored.key for stored in self._storage.list_objects(checkpoints_prefix(job.id))]
         now = self._store.get(job.id)
-        if (now.state, now.attempt) != (job.state, job.attempt):
+        if (now.state, now.attempt, now.finished_at) != (job.state, job.attempt, job.finished_at):
             raise AttemptStale(f"Job {job.id} has been taken up again.")
         self._storage.delete(keys)
 

@@ -8,8 +8,9 @@ finds its writes refused where they are no longer true.
 
 An attempt is lost when Ray says that it has ended, or does not know it, while its row still says
 that it runs; or when its driver has not renewed its lease. While Ray does not answer, no attempt is
-lost. While the database does not answer, no driver can renew; so a lease is judged only by a
-dispatcher that has reached the database for at least the length of one.
+lost. While the database does not answer, or the machine sleeps, no driver can renew; so a lease is
+judged only by a dispatcher that has been awake and reached the database for at least the length of
+one, and the driver stopped only once that judgement is committed.
 
 What needs Ray or the bucket is done in threads: a server that hangs holds up only what needs it.
 """
@@ -51,6 +52,9 @@ PAUSE_TICKS = 10
 ERRAND_SECONDS = 1.0
 """How long a pass waits for its errands of a kind; the next ones do not wait for what hangs."""
 
+SLEEP_SECONDS = 1.0
+"""A machine that has slept for longer may have slept through the renewals of its drivers."""
+
 ATTENDING_THREADS = 8
 SUBMITTING_THREADS = 4
 CLEANING_THREADS = 4
@@ -78,6 +82,7 @@ class Dispatcher:
         self._cleaning = Errands(CLEANING_THREADS)
         self._pause = 0
         self._complaints: dict[str, type[Exception]] = {}
+        self._slept = _seconds_asleep()
         self._drivers_may_be_unheard()
 
     def run(self, stop: StopRequest) -> None:
@@ -155,15 +160,22 @@ class Dispatcher:
         now = self._store.get(job.id)
         if (now.state, now.attempt) != (JobState.RUNNING, job.attempt):
             return
-        if isinstance(status, Active):
-            if not self._may_judge(now):
-                return
-            self._stop_if_possible(job)
+        if isinstance(status, Active) and not self._may_judge(now):
+            return
         error = explain(status, self._log_tail(job))
-        state = self._store.fail(job.id, job.attempt, error.failure(), self._settings.retry_policy)
+        state = self._store.fail(
+            job.id,
+            job.attempt,
+            error.failure(),
+            self._settings.retry_policy,
+            only_if_lapsed=isinstance(status, Active),
+        )
         log.warning(
             "%s: attempt %d was lost (%s); the job is %s", job.id, job.attempt, error.code, state
         )
+        if isinstance(status, Active):
+            # Only now: where nobody's commits come through, its renewals do not, and it is alive.
+            self._stop_if_possible(job)
 
     def _stop(self, job: Job) -> None:
         self._cluster.stop(job.id, job.attempt)
@@ -225,6 +237,10 @@ class Dispatcher:
 
     def _may_judge(self, job: Job) -> bool:
         """Whether the job's lease is over, and we would know if its driver had been heard."""
+        slept = _seconds_asleep()
+        if slept > self._slept + SLEEP_SECONDS:
+            self._drivers_may_be_unheard()
+        self._slept = slept
         return job.lapsed and time.monotonic() >= self._judging_from
 
     # Trouble.
@@ -254,6 +270,11 @@ class Dispatcher:
             self._complaints[subject] = type(error)
             defect = None if isinstance(error, EigenpressError) else error
             log.warning("%s: %s", subject, error, exc_info=defect)
+
+
+def _seconds_asleep() -> float:
+    """Grows by what a machine sleeps, for only one of its clocks goes on meanwhile."""
+    return time.time() - time.monotonic()
 
 
 def main() -> None:

@@ -72,6 +72,9 @@ class EventType(StrEnum):
     PUBLISHED = "artifact.published"
     """An artifact of the attempt stands in the bucket; it counts once the job has succeeded."""
 
+    WITHDRAWN = "artifact.withdrawn"
+    """What earlier attempts have published is of another computation and does not count."""
+
     STEP_STARTED = "step.started"
     """First progress of a step."""
 

@@ -72,8 +72,13 @@ def _step(row: Row[Any]) -> StepProgress:
     )
 
 
+def specification(row: Row[Any]) -> JobSpec:
+    """The job's specification; what a later version of the service has added to it is left out."""
+    return JobSpec.model_validate_json(row.spec, extra="ignore")
+
+
 def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime | None) -> Job:
-    spec = JobSpec.model_validate_json(row.spec)
+    spec = specification(row)
     state = JobState(row.state)
     failure = None if row.failure is None else Failure(**row.failure)
     return Job(

@@ -158,6 +158,20 @@ class Store:
             job_row(connection, job_id)
             return [records.event(row) for row in connection.execute(query)]
 
+    def last_event(self, job_id: str, type: str) -> Event | None:  # noqa: A002
+        """The latest event of this type; None where there is none."""
+        events = tables.events
+        query = (
+            select(events)
+            .where(events.c.job_id == job_id, events.c.type == type)
+            .order_by(events.c.id.desc())
+            .limit(1)
+        )
+        with self._database.reading() as connection:
+            job_row(connection, job_id)
+            row = connection.execute(query).one_or_none()
+            return None if row is None else records.event(row)
+
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """What the job has published so far; it counts once the job has succeeded."""
         artifacts = tables.artifacts
@@ -199,11 +213,12 @@ class Store:
         """
         with self._database.writing() as connection:
             row = job_row(connection, job_id, lock=True)
-            if row.state == JobState.QUEUED and 0 < row.attempt == row.attempts_before:
+            again = row.attempt == row.attempts_before and row.failure is not None
+            if row.state == JobState.QUEUED and again:
                 return read_job(connection, job_id)
             if row.state != JobState.FAILED:
                 raise JobConflict(f"Job {job_id} is {row.state}; only a failed one can be retried.")
-            limits = JobSpec.model_validate_json(row.spec).limits
+            limits = records.specification(row).limits
             transition(
                 connection,
                 row,
@@ -245,7 +260,7 @@ class Store:
             if row is None:
                 return None
             now, attempt = clock(connection), row.attempt + 1
-            left = JobSpec.model_validate_json(row.spec).limits.run_seconds
+            left = records.specification(row).limits.run_seconds
             _note_served(connection, row.tenant, now)
             claimed = transition(
                 connection,
@@ -279,12 +294,16 @@ class Store:
         """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
-            if row.submitted_at is not None:
-                return
-            now = clock(connection)
-            values = {"submitted_at": now, "lease_until": _after(now, lease_seconds)}
-            connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
-            append(connection, job_id, attempt, EventType.SUBMITTED, "Runs on the cluster.")
+            if row.submitted_at is None:
+                self._note_submitted(connection, job_id, attempt, lease_seconds)
+
+    def _note_submitted(
+        self, connection: Connection, job_id: str, attempt: int, lease_seconds: float
+    ) -> None:
+        now = clock(connection)
+        values = {"submitted_at": now, "lease_until": _after(now, lease_seconds)}
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
+        append(connection, job_id, attempt, EventType.SUBMITTED, "Runs on the cluster.")
 
     def release(self, job_id: str, attempt: int, reason: str) -> None:
         """Put back a job that the cluster could not take; its attempt's number is used again.
@@ -301,7 +320,7 @@ class Store:
             connection.execute(
                 delete(tables.steps).where(steps.job_id == job_id, steps.attempt == attempt)
             )
-            limits = JobSpec.model_validate_json(row.spec).limits
+            limits = records.specification(row).limits
             never_ran = attempt - 1 == row.attempts_before
             transition(
                 connection,
@@ -390,10 +409,13 @@ class Store:
     def renew(self, job_id: str, attempt: int, lease_seconds: float) -> None:
         """A sign of life, which lasts for the lease. Raises AttemptStale.
 
-        Also allowed when the lease was over, as long as nobody has ended the attempt for it.
+        Also allowed when the lease was over, as long as nobody has ended the attempt for it. It
+        says that the attempt was submitted, should whoever did that not have heard the answer.
         """
         with self._database.writing() as connection:
-            fence(connection, job_id, attempt)
+            row = fence(connection, job_id, attempt)
+            if row.submitted_at is None:
+                self._note_submitted(connection, job_id, attempt, lease_seconds)
             self._extend(connection, job_id, attempt, lease_seconds, EventType.RENEWED)
 
     def _extend(
@@ -455,17 +477,43 @@ class Store:
                     f"{artifact.prefix} cannot be."
                 )
 
-    def fail(self, job_id: str, attempt: int, failure: Failure, policy: RetryPolicy) -> JobState:
+    def withdraw(self, job_id: str, attempt: int, reason: str) -> None:
+        """What earlier attempts have published counts no more. Raises AttemptStale.
+
+        For an attempt that publishes all artifacts itself. Saying so again changes nothing.
+        """
+        artifacts = tables.artifacts
+        with self._database.writing() as connection:
+            fence(connection, job_id, attempt)
+            mine = artifacts.c.job_id == job_id
+            names = connection.execute(select(artifacts.c.name).where(mine)).scalars().all()
+            if names:
+                connection.execute(delete(artifacts).where(mine))
+                data = {"names": list(names)}
+                append(connection, job_id, attempt, EventType.WITHDRAWN, reason, data)
+
+    def fail(
+        self,
+        job_id: str,
+        attempt: int,
+        failure: Failure,
+        policy: RetryPolicy,
+        *,
+        only_if_lapsed: bool = False,
+    ) -> JobState:
         """End the attempt: the job fails, or waits for another one, as `service.policy` decides.
 
         Returns the job's new state; failing again an attempt that has ended so changes nothing.
-        Raises AttemptStale.
+        Raises AttemptStale, also for one whose lease is not over, where that is the condition.
         """
         with self._database.writing() as connection:
             row = job_row(connection, job_id, lock=True)
             if row.attempt == attempt and row.state in (JobState.QUEUED, JobState.FAILED):
                 return JobState(row.state)
             fence(connection, job_id, attempt)
+            lease = row.lease_until
+            if only_if_lapsed and lease is not None and lease > clock(connection):
+                raise AttemptStale(f"Attempt {attempt} of {job_id} has been heard of again.")
             match decide(failure, attempt - row.attempts_before, policy):
                 case Retry(after_seconds):
                     transition(

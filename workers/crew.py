@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -11,41 +12,62 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from service.errors import ClusterUnavailable
 from service.spec import JobSpec
 from workers.assembler import Assembler
-from workers.placement import Placement
+from workers.placement import Placement, Resources, fits
 from workers.worker import SERVING, Worker
 
-PLACEMENT_SECONDS = 900
-"""How long to wait for resources that others hold."""
+WAITING_SECONDS = 30
+"""How long resources may be held by others before the job's history says so."""
 
 NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 """An actor without GPUs would otherwise see every GPU of its node."""
+
+
+def machines() -> list[Resources]:
+    """What each machine of the cluster has, as far as Ray reaches it."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 class Crew:
     """The workers, one per bundle, and the assemblers beside them. A context manager.
 
     Actors are named after the attempt, so that Ray's dashboard shows whose they are, and are
-    never detached. Raises ClusterUnavailable if the resources do not become free in time.
+    never detached. What others hold is waited for; `on_waiting` is called once if that takes long.
+    Raises ClusterUnavailable if the machines for it go away.
     """
 
-    def __init__(self, attempt: str, spec: JobSpec, placement: Placement) -> None:
+    def __init__(
+        self, attempt: str, spec: JobSpec, placement: Placement, on_waiting: Callable[[], None]
+    ) -> None:
         self._attempt = attempt
         self._spec = spec
-        self._placement = placement
+        self.placement = placement
+        self._on_waiting = on_waiting
         self._group: PlacementGroup = placement_group(placement.bundles, name=attempt)
         self.workers: list[Any] = []
 
     def __enter__(self) -> Crew:
-        if not self._group.wait(PLACEMENT_SECONDS):
+        try:
+            self._wait()
+        except BaseException:
             self.__exit__()
-            raise ClusterUnavailable(
-                f"{self._placement.bundles} did not become free within {PLACEMENT_SECONDS} s"
-            )
-        self.workers = [self._worker(number) for number in range(self._placement.workers)]
+            raise
+        self.workers = [self._worker(number) for number in range(self.placement.workers)]
         return self
 
     def __exit__(self, *_: object) -> None:
         remove_placement_group(self._group)
+
+    def _wait(self) -> None:
+        said = False
+        while not self._group.wait(WAITING_SECONDS):
+            if not fits(self.placement, machines()):
+                raise ClusterUnavailable(
+                    f"The cluster has no longer the machines for {self.placement.bundles}."
+                )
+            if not said:
+                self._on_waiting()
+                said = True
 
     def assembler(self, beside: int) -> Any:
         """An assembler on the node of the worker `beside`; it takes no CPU of its own."""
@@ -61,7 +83,7 @@ class Crew:
         )
 
     def _worker(self, number: int) -> Any:
-        placement = self._placement
+        placement = self.placement
         return (
             ray.remote(concurrency_groups={SERVING: 1})(Worker)  # type: ignore[call-overload]
             .options(

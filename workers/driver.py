@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import ray
 
-from service.errors import AttemptStale, DatabaseUnavailable
+from service.errors import AttemptStale, ClusterUnavailable, DatabaseUnavailable
 from service.jobs import Job
 from service.patience import patiently
 from service.settings import Settings
@@ -64,7 +64,7 @@ def main(job_id: str, attempt: int) -> int:
 def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
     progress = Progress(store, job.id, job.attempt, patience_seconds=settings.outage_seconds)
     try:
-        ray.init(namespace=scratch.name, logging_level=logging.WARNING)
+        _join_cluster(scratch.name)
         _stop_on_sigterm(scratch)
         report = run_attempt(job, progress, settings)
         _insist(settings, lambda: store.succeed(job.id, job.attempt, report))
@@ -79,6 +79,13 @@ def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
     return 0
+
+
+def _join_cluster(namespace: str) -> None:
+    try:
+        ray.init(namespace=namespace, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        raise ClusterUnavailable(f"The driver cannot join the Ray cluster: {error}") from error
 
 
 def _insist(settings: Settings, act: Callable[[], Result]) -> Result:

@@ -28,10 +28,10 @@ from service.states import Step
 from workers.checkpoint_writer import CheckpointSize
 from workers.compression.allocation import LayerOptions, Ranks
 from workers.compression.layers import InputGroup
-from workers.crew import Crew
+from workers.crew import Crew, machines
 from workers.evaluation.problems import Exercise
 from workers.measurements import Measurements, Subject
-from workers.placement import assign_owners, plan_placement, shares
+from workers.placement import Placement, assign_owners, choose_placement, plan_placement, shares
 from workers.probes import Probe, Probes
 from workers.progress import Progress
 from workers.report import Evaluation, TargetResult, job_report, model_card
@@ -46,6 +46,7 @@ from workers.targets import MAX_PROBES, choose_ranks, curve_ranks
 from workers.texts import Texts
 from workers.worker import ModelSummary
 
+PLACED = "workers.placed"
 MAX_NAMES_IN_EVENT = 20
 CLEANING_SECONDS = 10
 
@@ -74,10 +75,19 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
 
     Raises the errors of `service.errors` and of the steps.
     """
-    machines = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [machine["Resources"] for machine in machines if machine["Alive"]]
-    placement = plan_placement(job.spec.workers, nodes, settings.max_running_jobs)
-    with Crew(f"{job.id}-{job.attempt}", job.spec, placement) as crew:
+    noted = progress.last_noted(PLACED) or {}
+    placement = choose_placement(
+        Placement(**noted["placement"]) if "placement" in noted else None,
+        lambda nodes: plan_placement(job.spec.workers, nodes, settings.max_running_jobs),
+        machines,
+        settings.outage_seconds,
+    )
+
+    def say_waiting() -> None:
+        count = f"{placement.workers} GPUs" if placement.gpus else f"{placement.workers} workers"
+        progress.note("workers.waiting", f"Waits for {count} that others use.", asdict(placement))
+
+    with Crew(f"{job.id}-{job.attempt}", job.spec, placement, say_waiting) as crew:
         return Attempt(job, progress, settings, crew).run()
 
 
@@ -131,9 +141,12 @@ class Attempt:
             meter.expect(len(self.workers))
             places = ray.get([worker.place.remote() for worker in self.workers])
             self.progress.note(
-                "workers.placed",
+                PLACED,
                 f"{len(places)} workers on {', '.join(place.device for place in places)}.",
-                {"workers": [asdict(place) for place in places]},
+                {
+                    "workers": [asdict(place) for place in places],
+                    "placement": asdict(self.crew.placement),
+                },
             )
             sweep_scratch(self.workers, self.progress)
             texts_reference = self.workers[0].texts.remote()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
 from service.errors import InsufficientResources
 from workers.compression.layers import InputGroup
+
+LOOKING_SECONDS = 2.0
+"""Between two looks for machines that are on their way back."""
 
 CPUS_PER_CPU_WORKER = 2
 """Without GPUs and without a wish of the user's, one worker per so many CPUs."""
@@ -54,13 +58,46 @@ def plan_placement(
     most = cpus // gpus if gpus else share // workers
     for cpus_each in range(max(1, most), 0, -1):
         placement = Placement(workers, cpus_each, 1 if gpus else 0)
-        if sum(_room(node, placement) for node in nodes) >= workers:
+        if fits(placement, nodes):
             return placement
     unit = "GPU and a CPU" if gpus else "CPU"
     raise InsufficientResources(
         f"{workers} workers need a {unit} each; the cluster has {gpus} GPUs and {cpus} CPUs",
         param="workers",
     )
+
+
+def fits(placement: Placement, nodes: Sequence[Resources]) -> bool:
+    """Whether the machines have room for all workers at once, if nobody else uses them."""
+    return sum(_room(node, placement) for node in nodes) >= placement.workers
+
+
+def choose_placement(
+    earlier: Placement | None,
+    plan: Callable[[Sequence[Resources]], Placement],
+    machines: Callable[[], Sequence[Resources]],
+    patience_seconds: float,
+) -> Placement:
+    """The placement of the job's `earlier` attempt, as soon as there is room for it, or a new one.
+
+    A machine that was lost, and a Ray that was restarted, may be on their way back: an attempt in
+    the same places goes on where the earlier one stopped. So the earlier placement is waited for,
+    and on a job's first attempt any machine at all. Raises InsufficientResources.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        nodes = machines()
+        if earlier is not None and fits(earlier, nodes):
+            return earlier
+        empty = not any(node.get("CPU") for node in nodes)
+        waits = (earlier is not None or empty) and time.monotonic() < deadline
+        if not waits:
+            break
+        time.sleep(LOOKING_SECONDS)
+    placement = plan(nodes)
+    if earlier is not None and earlier.gpus and not placement.gpus:
+        raise InsufficientResources("the cluster has lost all its GPUs", param="workers")
+    return placement
 
 
 def _room(node: Resources, placement: Placement) -> int:

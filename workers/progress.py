@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from service.errors import DatabaseUnavailable
 from service.jobs import Artifact
@@ -56,9 +56,18 @@ class Progress:
         """Append an event to the job's history."""
         self._insist(lambda: self._store.record(self._job_id, self.attempt, type_, message, data))
 
+    def last_noted(self, type_: str) -> Mapping[str, Any] | None:
+        """What this or an earlier attempt noted last of that type."""
+        event = self._insist(lambda: self._store.last_event(self._job_id, type_))
+        return None if event is None else event.data
+
     def published(self, position: int, artifact: Artifact) -> None:
         """The artifact of the target at this position is in the bucket."""
         self._insist(lambda: self._store.published(self._job_id, self.attempt, position, artifact))
+
+    def withdraw(self, reason: str) -> None:
+        """What earlier attempts have published counts no more."""
+        self._insist(lambda: self._store.withdraw(self._job_id, self.attempt, reason))
 
     def artifacts(self) -> tuple[Artifact, ...]:
         """What this and earlier attempts have published."""

@@ -183,6 +183,8 @@ class _Replay:
             if name in self._published:
                 self._complain(f"publishes {name} a second time", event)
             self._published[name] = str(event.data["prefix"])
+        if event.type == EventType.WITHDRAWN:
+            self._published.clear()
 
     def _lease(self, event: Event) -> None:
         seconds = event.data.get("lease_seconds")

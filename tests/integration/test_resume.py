@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.errors import StorageUnavailable
+from service.errors import StorageReadOnly, StorageUnavailable
 from service.local_s3 import LocalS3
 from service.states import JobState
 from service.storage import ObjectStorage
@@ -157,6 +157,41 @@ def test_what_another_computation_has_left_is_refused_by_name(
     assert all(key.startswith(refused["key"]) for key in before)
     assert not set(before) & set(local_installation.checkpoints(job))
     assert local_installation.events(job, "attempt.resumed") == []
+    assert local_installation.weights(job) == undisturbed
+
+
+def test_what_another_computation_has_published_is_published_anew(
+    local_installation: LocalInstallation,
+    undisturbed: dict[tuple[str, str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = local_installation.create()
+    local_installation.attempt(Moment("clean"))
+    before = local_installation.store.artifacts(job.id)
+    assert len(before) == 2
+    monkeypatch.setattr(pipeline, "code_digest", lambda: "other")
+    calls = local_installation.attempt()
+    assert calls["publish"] == 2
+    assert {artifact.prefix for artifact in local_installation.store.artifacts(job.id)}.isdisjoint(
+        artifact.prefix for artifact in before
+    )
+    assert local_installation.weights(job) == undisturbed
+
+
+def test_what_is_refused_need_not_be_removed(
+    local_installation: LocalInstallation,
+    undisturbed: dict[tuple[str, str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageReadOnly
+
+    job = local_installation.create()
+    local_installation.attempt(Moment("assemble"))
+    monkeypatch.setattr(pipeline, "code_digest", lambda: "other")
+    monkeypatch.setattr(ObjectStorage, "delete", refuse)
+    local_installation.attempt()
+    assert local_installation.store.get(job.id).state is JobState.SUCCEEDED
     assert local_installation.weights(job) == undisturbed
 
 

@@ -14,7 +14,6 @@ from functools import partial
 
 from safetensors.torch import load
 
-from service.errors import EigenpressError
 from workers.compression.state import clear_statistics, load_statistics, statistics_tensors
 from workers.compression.statistics import GroupStatistics
 from workers.resumption.checkpoints import Checkpoints, Refusal, Refused, tensor_bytes
@@ -90,14 +89,7 @@ class CalibrationCheckpoints:
     def _try_to_write(self) -> None:
         files = {file: partial(self._saved, group) for file, group in self._files.items()}
         content = {"sequences": self._done.sequences, "losses": self._done.losses}
-        try:
-            written = self._checkpoints.write(self._name, files, content)
-            self._checkpoints.delete_earlier(written)
-        except EigenpressError as error:
-            log.warning("%s: a checkpoint was not written: %s", self._name, error)
-            self.trouble = str(error)
-        else:
-            self.trouble = None
+        self.trouble = self._checkpoints.replace(self._name, files, content)
 
     def _saved(self, group: str) -> bytes:
         return tensor_bytes(statistics_tensors(self._statistics[group]))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from service.artifacts import FOLDER_PATTERN, checkpoints_prefix, folder_attempt, new_folder
-from service.errors import ObjectMissing
+from service.errors import EigenpressError, ObjectMissing
 from service.jobs import FileEntry
 from service.settings import Settings
 from service.storage import ObjectStorage, StoredObject
@@ -39,6 +40,8 @@ TRANSFERS = 4
 
 WRITING_PATIENCE_SECONDS = 10
 """How long a checkpoint is worth waiting for a bucket that does not take it."""
+
+log = logging.getLogger("eigenpress.checkpoints")
 
 _SEALED = re.compile(r"/(?P<name>[^/]+)-(?P<sha256>[0-9a-f]{64})\.json$")
 
@@ -132,6 +135,17 @@ class Checkpoints:
         }
         self.put_sealed(folder + "manifest", manifest)
         return Manifest(folder, entries, content)
+
+    def replace(
+        self, name: str, files: Mapping[str, Callable[[], bytes]], content: Mapping[str, Any]
+    ) -> str | None:
+        """Write a checkpoint in place of the earlier ones of that name; why not, if that fails."""
+        try:
+            self.delete_earlier(self.write(name, files, content))
+        except EigenpressError as error:
+            log.warning("the checkpoint %s was not written: %s", name, error)
+            return str(error)
+        return None
 
     def find(
         self, name: str, only: Container[str] | None = None

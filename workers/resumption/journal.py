@@ -41,8 +41,6 @@ class Journal:
         self._unwritten: dict[str, Any] = {}
         self._segments = 0
         self._rhythm = Rhythm(1, least_seconds=FLUSH_SECONDS)
-        self.trouble: str | None = None
-        """Why the last writing failed."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -85,11 +83,9 @@ class Journal:
                 self._checkpoints.put_sealed(name, self._unwritten)
             except EigenpressError as error:
                 log.warning("measurements were not written: %s", error)
-                self.trouble = str(error)
             else:
                 self._segments += 1
                 self._unwritten = {}
-                self.trouble = None
 
 
 def ranks_key(ranks: Ranks) -> str:

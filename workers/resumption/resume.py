@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -74,7 +75,7 @@ def resume(
         refused += [refusal for each in calibrated for refusal in each.refused]
     for refusal in refused:
         _refuse(progress, refusal)
-    journal.remove(refused)
+    _tidy(lambda: journal.remove(refused))
     resumption = Resumption(journal, solved, calibrated)
     _announce(progress, resumption, mark)
     return resumption
@@ -107,7 +108,7 @@ def _announce(progress: Progress, resumption: Resumption, mark: Fingerprint) -> 
 
 
 def _refuse_others(checkpoints: Checkpoints, mark: Fingerprint, progress: Progress) -> None:
-    """Remove checkpoints of other fingerprints, and leave word of what ours is made of."""
+    """Remove what is of other fingerprints, and leave word of what ours is made of."""
     root = checkpoints_prefix(checkpoints.place.job_id)
     keys = checkpoints.keys(root)
     folders = {
@@ -117,7 +118,17 @@ def _refuse_others(checkpoints: Checkpoints, mark: Fingerprint, progress: Progre
     _leave_word(checkpoints, folders.pop(mark.digest[:FINGERPRINT_DIGITS], []), mark, progress)
     for name, found in folders.items():
         _refuse(progress, Refusal(f"{root}{name}/", _difference(checkpoints, found, mark)))
-        checkpoints.delete(f"{root}{name}/")
+        _tidy(partial(checkpoints.delete, f"{root}{name}/"))
+    if folders:
+        progress.withdraw("Published by another computation; all artifacts are made anew.")
+
+
+def _tidy(remove: Callable[[], None]) -> None:
+    """Remove what is not used, if that is possible now; the cleaning after the job does it, too."""
+    try:
+        remove()
+    except EigenpressError as error:
+        log.warning("what is refused was not removed: %s", error)
 
 
 def _leave_word(

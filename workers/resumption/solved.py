@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,6 @@ from typing import Any
 from safetensors.torch import load
 from torch import nn
 
-from service.errors import EigenpressError
 from workers.compression.layers import InputGroup
 from workers.compression.solve import Solution
 from workers.compression.state import read_solution, solution_tensors
@@ -20,8 +18,6 @@ from workers.resumption.checkpoints import Checkpoints, Manifest, Refusal, Refus
 
 PAUSE_SECONDS = 60
 """After a writing that failed: the bucket that does not take one group makes none of them wait."""
-
-log = logging.getLogger("eigenpress.checkpoints")
 
 
 class SolvedCheckpoints:
@@ -74,12 +70,9 @@ class SolvedCheckpoints:
             f"{number:05d}.safetensors": partial(_saved, solutions[layer.name])
             for number, layer in enumerate(self._groups[group].layers)
         }
-        try:
-            written = self._checkpoints.write(self._names[group], files, {"group": group})
-            self._checkpoints.delete_earlier(written)
-        except EigenpressError as error:
-            log.warning("%s: its solution was not written: %s", group, error)
-            self.trouble = str(error)
+        trouble = self._checkpoints.replace(self._names[group], files, {"group": group})
+        if trouble is not None:
+            self.trouble = trouble
             self._paused_until = time.monotonic() + PAUSE_SECONDS
 
     def _read(self, manifest: Manifest, group: InputGroup, model: nn.Module) -> dict[str, Solution]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.artifacts import checkpoints_prefix
-from service.cleaning import Cleaner
+from service.cleaning import AGAIN_SECONDS, Cleaner
 from service.cluster import Unknown
 from service.dispatcher import Dispatcher
 from service.errors import AttemptStale, ClusterUnavailable, InvalidParameter, StorageUnavailable
@@ -168,6 +168,22 @@ def test_a_driver_that_is_still_active_is_stopped_and_the_job_looked_at_again(
     assert cluster.known == [f"{job.id}-1"]
     clean(job)
     assert cluster.status(job.id, 1) == Unknown()
+
+
+def test_a_failed_jobs_driver_is_not_left_to_run_for_as_long_as_its_checkpoints_are_kept(
+    attempts: Attempts, job_store: Store, cluster: FakeCluster, clean: Callable[..., None]
+) -> None:
+    attempts.start()
+    job_store.fail(attempts.job.id, 1, MISTAKE, ONCE)
+    job = job_store.get(attempts.job.id)
+    cluster.deaf = True
+    clean(job, retention=3600)
+    assert [due.id for due in job_store.to_clean(grace_seconds=-AGAIN_SECONDS)] == [job.id]
+    cluster.deaf = False
+    clean(job, retention=3600)
+    assert cluster.stopped == [f"{job.id}-1"]
+    clean(job, retention=3600)
+    assert job_store.to_clean(grace_seconds=-AGAIN_SECONDS) == []
 
 
 def test_the_bucket_is_cleaned_while_the_cluster_is_away(

@@ -12,7 +12,13 @@ import pytest
 import service.dispatcher
 from service.cluster import AttemptStatus, Ended
 from service.dispatcher import PAUSE_TICKS, Dispatcher
-from service.errors import AttemptStale, Failure, InvalidParameter, StorageUnavailable
+from service.errors import (
+    AttemptStale,
+    DatabaseUnavailable,
+    Failure,
+    InvalidParameter,
+    StorageUnavailable,
+)
 from service.jobs import EventType, Job
 from service.policy import RetryPolicy
 from service.settings import Settings
@@ -21,7 +27,7 @@ from service.states import JobState
 from service.stopping import StopRequest
 from service.store import Store
 from tests.fixtures.cluster import FakeCluster
-from tests.fixtures.jobs import small_spec
+from tests.fixtures.jobs import lapse, small_spec
 from tests.fixtures.storage import MemoryStorage
 from tests.fixtures.waiting import wait_until
 
@@ -72,13 +78,17 @@ def dispatcher(make: Callable[..., Dispatcher]) -> Dispatcher:
 
 
 class Clock:
-    """The dispatcher's own, which stands until a test moves it."""
+    """The dispatcher's own, which stands until a test moves it, or lets its machine sleep."""
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.asleep = 0.0
 
     def monotonic(self) -> float:
         return self.now
+
+    def time(self) -> float:
+        return self.now + self.asleep
 
 
 @pytest.fixture
@@ -99,11 +109,6 @@ def running(job_store: Store, dispatcher: Dispatcher, queued: Callable[[], Job])
     job = queued()
     dispatcher.tick()
     return job_store.get(job.id)
-
-
-def lapse(store: Store, job: Job) -> None:
-    """The job's lease is over."""
-    store.renew(job.id, job.attempt, lease_seconds=-1)
 
 
 def failure_after_a_pass(store: Store, dispatcher: Dispatcher, job: Job) -> Failure | None:
@@ -237,12 +242,12 @@ class TestSeveralDispatchers:
         def suspended_while_submitting(job_id: str, attempt: int, name: str | None = None) -> None:
             submissions.append(job_id)
             if len(submissions) == 1:
-                job_store.renew(job_id, attempt, -1)  # so long that its claim lapsed
                 other.tick()
                 cluster.dropping_submissions = True
             submit(job_id, attempt, name)
 
         monkeypatch.setattr(cluster, "submit", suspended_while_submitting)
+        monkeypatch.setattr(service.dispatcher, "CLAIM_SECONDS", -1)  # so long that it lapses
         suspended.tick()
         assert len(submissions) == 2
         assert cluster.active == [f"{job.id}-1"]
@@ -505,8 +510,51 @@ class TestLeases:
         dispatcher.tick()
         assert job_store.get(running.id).attempt == 2
 
+    def test_none_is_judged_when_drivers_may_have_slept(
+        self,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        settings: Settings,
+        running: Job,
+        clock: Clock,
+    ) -> None:
+        clock.now += 1000
+        dispatcher.tick()
+        clock.asleep += 3600
+        lapse(job_store, running)
+        dispatcher.tick()
+        clock.now += settings.lease_seconds - 1
+        dispatcher.tick()
+        assert job_store.get(running.id).attempt == 1
+        clock.now += 1
+        dispatcher.tick()
+        assert job_store.get(running.id).attempt == 2
+
+    def test_none_is_stopped_before_its_judgement_is_committed(
+        self,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        cluster: FakeCluster,
+        running: Job,
+        clock: Clock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A renewal that waits for its commit holds the row."""
+
+        def waits_for_the_row(*_: object, **__: object) -> None:
+            raise DatabaseUnavailable
+
+        clock.now += 1000
+        lapse(job_store, running)
+        monkeypatch.setattr(job_store, "fail", waits_for_the_row)
+        dispatcher.tick()
+        dispatcher.tick()
+        assert cluster.stopped == []
+
+    @pytest.mark.parametrize("call", ["status", "log_tail"])
     def test_one_that_was_renewed_after_it_was_read_is_left_alone(
         self,
+        call: str,
         job_store: Store,
         dispatcher: Dispatcher,
         cluster: FakeCluster,
@@ -516,13 +564,13 @@ class TestLeases:
     ) -> None:
         clock.now += 1000
         lapse(job_store, running)
-        status = cluster.status
+        answer = getattr(cluster, call)
 
-        def renewed_meanwhile(job_id: str, attempt: int) -> AttemptStatus:
+        def renewed_meanwhile(job_id: str, attempt: int) -> object:
             job_store.renew(job_id, attempt, 60)
-            return status(job_id, attempt)
+            return answer(job_id, attempt)
 
-        monkeypatch.setattr(cluster, "status", renewed_meanwhile)
+        monkeypatch.setattr(cluster, call, renewed_meanwhile)
         dispatcher.tick()
         assert cluster.active == [f"{running.id}-1"]
         assert job_store.get(running.id).attempt == 1

@@ -23,7 +23,7 @@ from service.settings import Settings
 from service.states import TERMINAL, JobState
 from service.store import Store
 from tests.fixtures.cluster import FakeCluster
-from tests.fixtures.jobs import small_spec
+from tests.fixtures.jobs import lapse, small_spec
 from tests.fixtures.storage import MemoryStorage
 
 CALLS = range(1, 17)
@@ -73,12 +73,6 @@ class World:
             if self._calls_left == 0:
                 self.meanwhile()
 
-    def lapse(self, job: Job) -> None:
-        """The attempt is not heard for longer than its lease."""
-        now = self.store.get(job.id)
-        if now.state is JobState.RUNNING:
-            self.store.renew(job.id, now.attempt, lease_seconds=-1)
-
     def finish(self, job: Job) -> None:
         """The driver of the attempt on the cluster, if one is there, does its work to the end."""
         for key in self.cluster.active:
@@ -125,7 +119,7 @@ def test_while_it_submits(world: World, caplog: pytest.LogCaptureFixture) -> Non
     job = world.store.create(small_spec())
 
     def meanwhile() -> None:
-        world.lapse(job)
+        lapse(world.store, job)
         world.other.tick()
         world.finish(job)
         world.other.tick()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -354,6 +355,8 @@ class TestLimits:
         failure = job_store.get(job.id).failure
         assert failure is not None
         assert (failure.code, failure.param) == ("queue_time_exceeded", "limits.queue_seconds")
+        for _ in range(2):
+            assert job_store.retry(job.id).state is JobState.QUEUED
 
     def test_running_time_counts_over_all_attempts(
         self, job_store: Store, monkeypatch: pytest.MonkeyPatch
@@ -495,6 +498,69 @@ def test_what_another_dispatcher_has_submitted_is_not_released(job_store: Store)
     assert job_store.get(job.id).state is JobState.RUNNING
 
 
+def test_an_attempt_that_is_heard_was_submitted(job_store: Store) -> None:
+    job = claimed(job_store)
+    job_store.renew(job.id, 1, 60)
+    assert job_store.get(job.id).submitted_at is not None
+    job_store.submitted(job.id, 1)
+    assert types(job_store, job.id).count(EventType.SUBMITTED) == 1
+    with pytest.raises(AttemptStale, match="another submitted it"):
+        job_store.release(job.id, 1, "its answer was lost")
+
+
+def test_an_attempt_may_be_ended_only_if_its_lease_is_over(job_store: Store) -> None:
+    job = claimed(job_store)
+    job_store.renew(job.id, 1, 60)
+    with pytest.raises(AttemptStale, match="heard of again"):
+        job_store.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
+    assert job_store.get(job.id).state is JobState.RUNNING
+    job_store.renew(job.id, 1, -1)
+    job_store.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
+    assert job_store.get(job.id).state is JobState.QUEUED
+
+
+def test_what_was_published_may_be_withdrawn_and_published_anew(job_store: Store) -> None:
+    job = claimed(job_store)
+    job_store.published(job.id, 1, 0, ARTIFACT)
+    job_store.fail(job.id, 1, RETRYABLE, at_once(2))
+    job_store.claim()
+    for _ in range(2):
+        job_store.withdraw(job.id, 2, "of another computation")
+    assert job_store.artifacts(job.id) == ()
+    withdrawn = job_store.last_event(job.id, EventType.WITHDRAWN)
+    assert withdrawn is not None
+    assert (withdrawn.attempt, withdrawn.data) == (2, {"names": [ARTIFACT.name]})
+    assert types(job_store, job.id).count(EventType.WITHDRAWN) == 1
+    other = replace(ARTIFACT, prefix="jobs/y/")
+    job_store.published(job.id, 2, 0, other)
+    assert job_store.artifacts(job.id) == (other,)
+
+
+def test_the_last_event_of_a_type(job_store: Store) -> None:
+    job = claimed(job_store)
+    assert job_store.last_event(job.id, "note") is None
+    for number in range(3):
+        job_store.record(job.id, 1, "note", "", {"number": number})
+    job_store.record(job.id, 1, "other", "")
+    last = job_store.last_event(job.id, "note")
+    assert last is not None
+    assert last.data == {"number": 2}
+
+
+def test_a_specification_of_a_later_version_is_read(
+    job_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = json.loads(small_spec().model_dump_json()) | {"not_yet": 1}
+    later["evaluation"]["not_yet"] = {"deep": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(JobSpec, "model_dump_json", lambda *_, **__: json.dumps(later))
+        job = job_store.create(small_spec())
+    assert job_store.get(job.id).spec == small_spec()
+    claim = job_store.claim()
+    assert claim is not None
+    assert claim.id == job.id
+
+
 def test_one_artifact_is_published_in_each_place(job_store: Store) -> None:
     job = claimed(job_store)
     for _ in range(2):
@@ -548,6 +614,7 @@ WRITES: dict[str, tuple[JobState | None, Callable[[Store, str, int], object]]] =
     "submitted": (None, lambda store, job, n: store.submitted(job, n)),
     "renew": (None, lambda store, job, n: store.renew(job, n, 60)),
     "published": (None, lambda store, job, n: store.published(job, n, 0, ARTIFACT)),
+    "withdraw": (None, lambda store, job, n: store.withdraw(job, n, "other")),
     "record": (None, lambda store, job, n: store.record(job, n, "note", "")),
     "progress": (None, lambda store, job, n: store.progress(job, n, Step.SOLVE, 0, 1, "layers")),
 }

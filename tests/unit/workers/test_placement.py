@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import InsufficientResources
+from workers import placement
 from workers.compression.layers import InputGroup, LinearLayer
-from workers.placement import Placement, assign_owners, plan_placement, shares
+from workers.placement import Placement, assign_owners, choose_placement, plan_placement, shares
 
 
 def group(name: str, size: int) -> InputGroup:
@@ -135,3 +136,77 @@ def test_a_cluster_that_is_too_small_is_named(
 def test_a_bundle_reserves_what_one_worker_uses() -> None:
     assert Placement(2, 3, 0).bundles == [{"CPU": 3}, {"CPU": 3}]
     assert Placement(1, 3, 1).bundles == [{"CPU": 3, "GPU": 1}]
+
+
+class Machines:
+    """A cluster whose machines come and go, one look after the other; the last view stays."""
+
+    def __init__(self, *views: list[dict[str, float]]) -> None:
+        self.views = list(views)
+        self.looks = 0
+
+    def __call__(self) -> list[dict[str, float]]:
+        self.looks += 1
+        return self.views[min(self.looks, len(self.views)) - 1]
+
+
+HEAD, NODE = {"CPU": 0.0}, {"CPU": 8.0, "GPU": 4.0}
+FOUR, EIGHT = Placement(4, 2, 1), Placement(8, 2, 1)
+
+
+@pytest.fixture(autouse=True)
+def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "LOOKING_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "views", "expected"),
+    [
+        (None, [[HEAD, NODE]], FOUR),
+        (None, [[HEAD], [HEAD], [HEAD, NODE]], FOUR),  # a cluster that has just been started
+        (EIGHT, [[HEAD, NODE], [HEAD, NODE], [HEAD, NODE, NODE]], EIGHT),  # a node was lost
+        (FOUR, [[HEAD, NODE, NODE]], FOUR),  # the same places, for the sake of its checkpoints
+    ],
+)
+def test_machines_that_are_on_their_way_are_waited_for(
+    earlier: Placement | None, views: list[list[dict[str, float]]], expected: Placement
+) -> None:
+    machines = Machines(*views)
+    assert choose(earlier, machines, 60) == expected
+    assert machines.looks == len(views)
+
+
+def test_machines_that_do_not_come_back_are_done_without() -> None:
+    assert choose(EIGHT, Machines([HEAD, NODE]), 0.05) == FOUR
+
+
+@pytest.mark.parametrize(
+    ("earlier", "patience_seconds", "message"),
+    [
+        (None, 0.05, "the cluster has 0 GPUs and 0 CPUs"),
+        (EIGHT, 0.05, "the cluster has 0 GPUs and 0 CPUs"),
+    ],
+)
+def test_an_empty_cluster_is_given_up_in_the_end(
+    earlier: Placement | None, patience_seconds: float, message: str
+) -> None:
+    with pytest.raises(InsufficientResources, match=message):
+        choose(earlier, Machines([HEAD]), patience_seconds)
+
+
+def test_what_began_on_gpus_does_not_silently_go_on_without() -> None:
+    with pytest.raises(InsufficientResources, match="all its GPUs"):
+        choose(EIGHT, Machines([{"CPU": 16.0}]), 0.05)
+
+
+def test_a_mistaken_wish_is_refused_at_once() -> None:
+    machines = Machines([NODE])
+    with pytest.raises(InsufficientResources, match="9 workers"):
+        choose_placement(None, lambda nodes: plan_placement(9, nodes), machines, 60)
+    assert machines.looks == 1
+
+
+def choose(earlier: Placement | None, machines: Machines, patience_seconds: float) -> Placement:
+    return choose_placement(
+        earlier, lambda nodes: plan_placement(None, nodes), machines, patience_seconds
+    )
