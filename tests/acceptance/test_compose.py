@@ -73,32 +73,58 @@ def test_it_is_ready_and_its_ray_is_guarded(composition: Composition, http: http
     assert answer.status_code == 401
 
 
-def test_a_job_outlives_an_api_and_a_dispatcher(
-    composition: Composition, http: httpx.Client, inputs: Path, tmp_path: Path
-) -> None:
+def submit(http: httpx.Client, inputs: Path) -> str:
+    """Start a job of two workers that takes a while to calibrate; its id."""
     job = eigenpress(
         http, "submit", "--model", str(inputs / "llama"), "--data", str(inputs / "texts"),
         "--sequences", "2000", "--sequence-length", "32", "--keep", "0.7", "--workers", "2",
     )  # fmt: skip
     assert re.fullmatch(r"job-\w+", job)
+    wait_until(lambda: calibrates(http, job), JOB_SECONDS)
+    assert state(http, job)["state"] == "running"
+    return job
 
-    def under_way() -> bool:
-        return any(step["done"] for step in state()["steps"] if step["step"] == "calibrate")
 
-    def state() -> dict[str, Any]:
-        read: dict[str, Any] = http.get(f"/v1/jobs/{job}").raise_for_status().json()
-        assert read["error"] is None, read["error"]
-        return read
+def calibrates(http: httpx.Client, job: str) -> bool:
+    steps = state(http, job)["steps"]
+    return any(step["done"] for step in steps if step["step"] == "calibrate")
 
-    wait_until(under_way, JOB_SECONDS)
-    assert state()["state"] == "running"
+
+def state(http: httpx.Client, job: str) -> dict[str, Any]:
+    read: dict[str, Any] = http.get(f"/v1/jobs/{job}").raise_for_status().json()
+    assert read["error"] is None, read["error"]
+    return read
+
+
+def test_a_job_outlives_an_api_and_a_dispatcher(
+    composition: Composition, http: httpx.Client, inputs: Path, tmp_path: Path
+) -> None:
+    job = submit(http, inputs)
     composition.replicas["api"][0].kill()
     composition.replicas["dispatcher"][0].kill()
     wait_until(lambda: http.get("/healthz").is_success)
 
     eigenpress(http, "watch", job)
-    ended = state()
+    ended = state(http, job)
     assert (ended["state"], ended["attempt"]) == ("succeeded", 1)
     eigenpress(http, "download", job, "keep-0.7", str(tmp_path / "smaller"))
     (weights,) = (tmp_path / "smaller").glob("*.safetensors")
     assert load_file(weights)
+
+
+def test_a_job_waits_for_a_machine_that_comes_back(
+    composition: Composition, http: httpx.Client, inputs: Path
+) -> None:
+    job = submit(http, inputs)
+    machine = composition.replicas["ray-worker"][1]
+    machine.kill()
+    wait_until(lambda: state(http, job)["attempt"] == 2, JOB_SECONDS)
+    composition.start(machine)
+
+    eigenpress(http, "watch", job)
+    ended = state(http, job)
+    assert (ended["state"], ended["attempt"]) == ("succeeded", 2)
+    events = http.get(f"/v1/jobs/{job}/events").raise_for_status().json()["events"]
+    placed = [event["data"] for event in events if event["type"] == "workers.placed"]
+    first, second = (each["placement"] for each in placed)
+    assert first == second == {"workers": 2, "cpus": 1, "gpus": 0}
