@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from service.stopping import STOP_SIGNALS, stop_on_signals
 
 
+@pytest.fixture
+def _no_nohup() -> Iterator[None]:
+    """Also where the tests themselves run under it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.usefixtures("_no_nohup")
 def test_each_signal_requests_a_stop_and_interrupts_nothing(number: signal.Signals) -> None:
     with stop_on_signals() as stop:
         assert not stop.requested
