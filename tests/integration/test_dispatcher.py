@@ -1,4 +1,4 @@
-"""The dispatcher as it is deployed: a process of its own, between SQLite, Ray and S3."""
+"""The dispatcher as it is deployed: a process of its own, between a database, Ray and S3."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,12 +63,10 @@ def dashboard_port() -> int:
 
 @pytest.fixture
 def env(local_s3: LocalS3, tmp_path: Path, dashboard_port: int) -> dict[str, str]:
-    (tmp_path / "driver.py").write_text(DRIVER)
-    url = f"sqlite:///{tmp_path / 'data' / 'eigenpress.db'}"
     return {
         "EIGENPRESS_DATA_DIR": str(tmp_path / "data"),
         "EIGENPRESS_RAY_ADDRESS": f"http://127.0.0.1:{dashboard_port}",
-        "EIGENPRESS_DRIVER_COMMAND": f"python {tmp_path / 'driver.py'} {url} {tmp_path}",
+        **working_on(f"sqlite:///{tmp_path / 'data' / 'eigenpress.db'}", tmp_path),
         "EIGENPRESS_S3_ENDPOINT_URL": local_s3.endpoint_url,
         "EIGENPRESS_S3_ACCESS_KEY_ID": local_s3.access_key_id,
         "EIGENPRESS_S3_SECRET_ACCESS_KEY": local_s3.secret_access_key,
@@ -77,6 +75,16 @@ def env(local_s3: LocalS3, tmp_path: Path, dashboard_port: int) -> dict[str, str
         "EIGENPRESS_RETRY_FIRST_SECONDS": "0",
         "EIGENPRESS_CHECKPOINT_RETENTION_SECONDS": "0",
         "EIGENPRESS_POLL_SECONDS": "0.1",
+    }
+
+
+def working_on(database_url: str, folder: Path) -> dict[str, str]:
+    """What makes dispatchers and drivers use that database."""
+    script = folder / "driver.py"
+    script.write_text(DRIVER)
+    return {
+        "EIGENPRESS_DATABASE_URL": database_url,
+        "EIGENPRESS_DRIVER_COMMAND": f"python {script} {database_url} {folder}",
     }
 
 
@@ -161,10 +169,13 @@ def test_a_running_job_is_cancelled_within_seconds(
 
 
 def test_of_two_dispatchers_one_may_be_killed_or_suspended(
-    env: dict[str, str], store: Store, tmp_path: Path, local_ray: LocalRay
+    env: dict[str, str], postgres_url: str, tmp_path: Path, local_ray: LocalRay
 ) -> None:
+    """On PostgreSQL: on SQLite, one that is suspended in a write holds up the other."""
     env["EIGENPRESS_RAY_ADDRESS"] = local_ray.dashboard_url
+    env |= working_on(postgres_url, tmp_path)
     with (
+        closing(Store(postgres_url)) as store,
         dispatching(env, tmp_path / "one.log") as one,
         dispatching(env, tmp_path / "other.log") as other,
     ):
@@ -175,7 +186,7 @@ def test_of_two_dispatchers_one_may_be_killed_or_suspended(
         one.send_signal(signal.SIGCONT)
         other.kill()
         wait_until(lambda: all(store.get(job.id).state is JobState.SUCCEEDED for job in jobs))
-    assert {store.get(job.id).attempt for job in jobs} == {1}
+        assert {store.get(job.id).attempt for job in jobs} == {1}
 
 
 def test_a_database_that_cannot_be_opened_is_said_without_a_traceback(
