@@ -1,4 +1,7 @@
-"""kill -9 of parts of a real installation, and disks without room: one of each kind."""
+"""kill -9 of a part of a real installation, and a disk without room.
+
+Drivers and workers are killed in tests/integration/test_killed.py.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 
 from service.states import Step
 from tests.chaos.installation import Installation, running_installation, tiny_spec
-from tests.chaos.kills import DRIVER, RAYLET, Kill, Undisturbed, random_moments, run_kills
+from tests.chaos.kills import RAYLET, Kill, Undisturbed, random_moments, run_kills
 from tests.chaos.unwritable import may_mount, run_full_scratch
 
 pytestmark = pytest.mark.timeout(1200)
@@ -31,13 +34,8 @@ def undisturbed(installation: Installation) -> Undisturbed:
     return Undisturbed(installation, tiny_spec(installation.inputs))
 
 
-@pytest.mark.parametrize(
-    "kill", [Kill(DRIVER, Step.SOLVE), Kill(RAYLET, Step.EVALUATE)], ids=["driver", "raylet"]
-)
-def test_a_killed_process_changes_nothing(
-    installation: Installation, undisturbed: Undisturbed, kill: Kill
-) -> None:
-    (killed,) = run_kills(installation, undisturbed, [kill])
+def test_a_killed_ray_changes_nothing(installation: Installation, undisturbed: Undisturbed) -> None:
+    (killed,) = run_kills(installation, undisturbed, [Kill(RAYLET, Step.EVALUATE)])
     assert killed.problems == []
     assert killed.attempts == 2
 
