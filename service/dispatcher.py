@@ -160,7 +160,8 @@ class Dispatcher:
         now = self._store.get(job.id)
         if (now.state, now.attempt) != (JobState.RUNNING, job.attempt):
             return
-        if isinstance(status, Active) and not self._may_judge(now):
+        active = isinstance(status, Active)
+        if active and not self._may_judge(now):
             return
         error = explain(status, self._log_tail(job))
         state = self._store.fail(
@@ -168,12 +169,12 @@ class Dispatcher:
             job.attempt,
             error.failure(),
             self._settings.retry_policy,
-            only_if_lapsed=isinstance(status, Active),
+            only_if_lapsed=active,
         )
         log.warning(
             "%s: attempt %d was lost (%s); the job is %s", job.id, job.attempt, error.code, state
         )
-        if isinstance(status, Active):
+        if active:
             # Only now: where nobody's commits come through, its renewals do not, and it is alive.
             self._stop_if_possible(job)
 

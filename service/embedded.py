@@ -119,14 +119,15 @@ class Installation:
             data_dir / "s3", port=choose_port(options.s3_port, "--s3-port"), bucket=base.s3_bucket
         )
         dashboard_port = choose_port(options.dashboard_port, "--dashboard-port")
+        dashboard = f"http://{LOOPBACK}:{dashboard_port}"
         roots = (*(base.allowed_roots or (Path.cwd(),)), *options.allow)
         self.settings = base.model_copy(
             update={
                 "data_dir": data_dir,
                 "api_host": LOOPBACK,
                 "api_port": choose_port(port, "--port"),
-                "ray_address": f"http://{LOOPBACK}:{dashboard_port}",
-                "ray_public_address": f"http://{LOOPBACK}:{dashboard_port}",
+                "ray_address": dashboard,
+                "ray_public_address": dashboard,
                 "s3_endpoint_url": self._s3.endpoint_url,
                 "s3_public_endpoint_url": self._s3.endpoint_url,
                 "s3_access_key_id": SecretStr(self._s3.access_key_id),

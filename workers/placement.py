@@ -85,19 +85,22 @@ def choose_placement(
     and on a job's first attempt any machine at all. Raises InsufficientResources.
     """
     deadline = time.monotonic() + patience_seconds
-    while True:
-        nodes = machines()
-        if earlier is not None and fits(earlier, nodes):
-            return earlier
-        empty = not any(node.get("CPU") for node in nodes)
-        waits = (earlier is not None or empty) and time.monotonic() < deadline
-        if not waits:
-            break
+    nodes = machines()
+    while not _have_come(earlier, nodes) and time.monotonic() < deadline:
         time.sleep(LOOKING_SECONDS)
+        nodes = machines()
+    if earlier is not None and fits(earlier, nodes):
+        return earlier
     placement = plan(nodes)
     if earlier is not None and earlier.gpus and not placement.gpus:
         raise InsufficientResources("the cluster has lost all its GPUs", param="workers")
     return placement
+
+
+def _have_come(earlier: Placement | None, nodes: Sequence[Resources]) -> bool:
+    if earlier is None:
+        return any(node.get("CPU") for node in nodes)
+    return fits(earlier, nodes)
 
 
 def _room(node: Resources, placement: Placement) -> int:

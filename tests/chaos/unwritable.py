@@ -70,43 +70,29 @@ def run_full_scratch(installation: Installation, undisturbed: Undisturbed) -> Re
     with mounted(scratch, 16 * BLOCK_BYTES):
         job_id = installation.submit(undisturbed.spec)
         failed = finish(installation, job_id)
-    problems = _problems_of_failed(installation, failed)
-    _retry(installation, job_id)
-    job = finish(installation, job_id)
-    problems += _problems_of_ended(installation, undisturbed, job)
-    return _refused("worker's disk, full", failed, job, start, problems)
+    return _retried(installation, undisturbed, "worker's disk, full", failed, start)
 
 
 def run_full_bucket(installation: Installation, undisturbed: Undisturbed) -> Refused:
     """No room in the bucket for what a job publishes: it fails by name; a retry succeeds."""
     start = time.monotonic()
     filler = installation.s3.directory / "data" / "filler"
-    job_id = installation.submit(undisturbed.spec)
-    wait_until(lambda: current_step(installation, job_id) == Step.ASSEMBLE, JOB_SECONDS)
+    job_id = _submit_and_assemble(installation, undisturbed)
     _fill(filler)
     failed = finish(installation, job_id)
-    problems = _problems_of_failed(installation, failed)
     filler.unlink()
     installation.restart("s3")  # a server that ran out of disk may stay read-only until then
-    _retry(installation, job_id)
-    job = finish(installation, job_id)
-    problems += _problems_of_ended(installation, undisturbed, job)
-    return _refused("bucket's disk, full", failed, job, start, problems)
+    return _retried(installation, undisturbed, "bucket's disk, full", failed, start)
 
 
 def run_read_only_bucket(installation: Installation, undisturbed: Undisturbed) -> Refused:
     """No right to write to the bucket any more: it fails by name; with it, a retry succeeds."""
     start = time.monotonic()
-    job_id = installation.submit(undisturbed.spec)
-    wait_until(lambda: current_step(installation, job_id) == Step.ASSEMBLE, JOB_SECONDS)
+    job_id = _submit_and_assemble(installation, undisturbed)
     revoke(installation.s3, S3_KEYS["s3_access_key_id"], "Write")
     failed = finish(installation, job_id)
-    problems = _problems_of_failed(installation, failed)
     allow_writing(installation.s3)
-    _retry(installation, job_id)
-    job = finish(installation, job_id)
-    problems += _problems_of_ended(installation, undisturbed, job)
-    return _refused("bucket, read-only", failed, job, start, problems)
+    return _retried(installation, undisturbed, "bucket, read-only", failed, start)
 
 
 def allow_writing(s3: LocalS3) -> None:
@@ -125,9 +111,24 @@ def _fill(path: Path) -> None:
             return
 
 
-def _retry(installation: Installation, job_id: str) -> None:
+def _submit_and_assemble(installation: Installation, undisturbed: Undisturbed) -> str:
+    job_id = installation.submit(undisturbed.spec)
+    wait_until(lambda: current_step(installation, job_id) == Step.ASSEMBLE, JOB_SECONDS)
+    return job_id
+
+
+def _retried(
+    installation: Installation, undisturbed: Undisturbed, where: str, failed: Job, start: float
+) -> Refused:
+    """Have the job that has failed tried again, now that it can write."""
+    problems = _problems_of_failed(installation, failed)
     with httpx.Client(trust_env=False, timeout=30) as http:
-        http.post(f"{installation.api_url}/v1/jobs/{job_id}/retry").raise_for_status()
+        http.post(f"{installation.api_url}/v1/jobs/{failed.id}/retry").raise_for_status()
+    job = finish(installation, failed.id)
+    problems += _problems_of_ended(installation, undisturbed, job)
+    code, detail = (failed.failure.code, failed.failure.detail) if failed.failure else (None, None)
+    seconds = round(time.monotonic() - start, 1)
+    return Refused(where, failed.state.value, code, detail, job.attempt, seconds, problems)
 
 
 def _problems_of_failed(installation: Installation, job: Job) -> list[str]:
@@ -149,9 +150,3 @@ def _problems_of_ended(installation: Installation, undisturbed: Undisturbed, job
     if weights_of(installation, job.id) != undisturbed.hashes:
         problems.append(f"{job.id} has other weights than the undisturbed run")
     return problems
-
-
-def _refused(where: str, failed: Job, job: Job, start: float, problems: list[str]) -> Refused:
-    code, detail = (failed.failure.code, failed.failure.detail) if failed.failure else (None, None)
-    seconds = round(time.monotonic() - start, 1)
-    return Refused(where, failed.state.value, code, detail, job.attempt, seconds, problems)

@@ -7,7 +7,6 @@ themselves there is memory for a few groups.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,8 +20,6 @@ from workers.resumption.rhythm import Rhythm
 
 ASSUMED_BYTES_PER_SECOND = 100e6
 """Of the bucket, before anything has been written to it."""
-
-log = logging.getLogger("eigenpress.checkpoints")
 
 
 @dataclass

@@ -111,6 +111,14 @@ def running(job_store: Store, dispatcher: Dispatcher, queued: Callable[[], Job])
     return job_store.get(job.id)
 
 
+@pytest.fixture
+def silent(job_store: Store, running: Job, clock: Clock) -> Job:
+    """A running job whose lease is over, after the dispatcher has watched for long enough."""
+    clock.now += 1000
+    lapse(job_store, running)
+    return running
+
+
 def failure_after_a_pass(store: Store, dispatcher: Dispatcher, job: Job) -> Failure | None:
     dispatcher.tick()
     return store.get(job.id).failure
@@ -449,29 +457,23 @@ class TestLeases:
         job_store: Store,
         dispatcher: Dispatcher,
         cluster: FakeCluster,
-        running: Job,
-        clock: Clock,
+        silent: Job,
     ) -> None:
-        clock.now += 1000
-        lapse(job_store, running)
         dispatcher.tick()
-        assert cluster.stopped == [f"{running.id}-1"]
-        assert retry_of(job_store, running)["code"] == "lease_lapsed"
-        assert cluster.active == [f"{running.id}-2"]
+        assert cluster.stopped == [f"{silent.id}-1"]
+        assert retry_of(job_store, silent)["code"] == "lease_lapsed"
+        assert cluster.active == [f"{silent.id}-2"]
 
     def test_also_when_ray_cannot_stop_it(
         self,
         job_store: Store,
         dispatcher: Dispatcher,
         cluster: FakeCluster,
-        running: Job,
-        clock: Clock,
+        silent: Job,
     ) -> None:
-        clock.now += 1000
         cluster.deaf = True
-        lapse(job_store, running)
         dispatcher.tick()
-        assert job_store.get(running.id).state is JobState.QUEUED
+        assert job_store.get(silent.id).state is JobState.QUEUED
 
     def test_none_is_judged_by_a_dispatcher_that_has_just_started(
         self,
@@ -494,49 +496,43 @@ class TestLeases:
         job_store: Store,
         dispatcher: Dispatcher,
         settings: Settings,
-        running: Job,
+        silent: Job,
         clock: Clock,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        clock.now += 1000
-        lapse(job_store, running)
         with monkeypatch.context() as away:
             away.setattr(job_store, "_database", Store("sqlite:////nowhere/jobs.db")._database)
             dispatcher.tick()
         clock.now += settings.lease_seconds - 1
         dispatcher.tick()
-        assert job_store.get(running.id).attempt == 1
+        assert job_store.get(silent.id).attempt == 1
         clock.now += 1
         dispatcher.tick()
-        assert job_store.get(running.id).attempt == 2
+        assert job_store.get(silent.id).attempt == 2
 
     def test_none_is_judged_when_drivers_may_have_slept(
         self,
         job_store: Store,
         dispatcher: Dispatcher,
         settings: Settings,
-        running: Job,
+        silent: Job,
         clock: Clock,
     ) -> None:
-        clock.now += 1000
-        dispatcher.tick()
         clock.asleep += 3600
-        lapse(job_store, running)
         dispatcher.tick()
         clock.now += settings.lease_seconds - 1
         dispatcher.tick()
-        assert job_store.get(running.id).attempt == 1
+        assert job_store.get(silent.id).attempt == 1
         clock.now += 1
         dispatcher.tick()
-        assert job_store.get(running.id).attempt == 2
+        assert job_store.get(silent.id).attempt == 2
 
+    @pytest.mark.usefixtures("silent")
     def test_none_is_stopped_before_its_judgement_is_committed(
         self,
         job_store: Store,
         dispatcher: Dispatcher,
         cluster: FakeCluster,
-        running: Job,
-        clock: Clock,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A renewal that waits for its commit holds the row."""
@@ -544,8 +540,6 @@ class TestLeases:
         def waits_for_the_row(*_: object, **__: object) -> None:
             raise DatabaseUnavailable
 
-        clock.now += 1000
-        lapse(job_store, running)
         monkeypatch.setattr(job_store, "fail", waits_for_the_row)
         dispatcher.tick()
         dispatcher.tick()
@@ -558,12 +552,9 @@ class TestLeases:
         job_store: Store,
         dispatcher: Dispatcher,
         cluster: FakeCluster,
-        running: Job,
-        clock: Clock,
+        silent: Job,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        clock.now += 1000
-        lapse(job_store, running)
         answer = getattr(cluster, call)
 
         def renewed_meanwhile(job_id: str, attempt: int) -> object:
@@ -572,8 +563,8 @@ class TestLeases:
 
         monkeypatch.setattr(cluster, call, renewed_meanwhile)
         dispatcher.tick()
-        assert cluster.active == [f"{running.id}-1"]
-        assert job_store.get(running.id).attempt == 1
+        assert cluster.active == [f"{silent.id}-1"]
+        assert job_store.get(silent.id).attempt == 1
 
 
 class TestCancelling:
