@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,11 +22,11 @@ from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from service.errors import EigenpressError, StorageUnavailable
+from service.ports import LOOPBACK, choose_port
 from service.settings import Settings
 from service.storage import ObjectStorage
 from service.tied import tied
 
-LOOPBACK = "127.0.0.1"
 START_SECONDS = 60
 STOP_SECONDS = 15
 POLL_SECONDS = 0.05
@@ -76,8 +75,9 @@ class LocalS3:
     def start(self) -> None:
         """Start the server and wait until it serves the bucket to the credentials.
 
-        Raises `StorageUnavailable` with the end of the server's log if it does not come up,
-        for one because another server already runs in the same directory.
+        Raises `InvalidParameter` if the port is taken, and `StorageUnavailable`, with the end of
+        the server's log, if it does not come up, for one because another server already runs in
+        the same directory.
         """
         self._data_directory.mkdir(parents=True, exist_ok=True)
         try:
@@ -114,7 +114,7 @@ class LocalS3:
         return self._credentials
 
     def _launch(self) -> subprocess.Popen[bytes]:
-        self._ports = _free_ports(10, self._wanted_port)
+        self._ports = [choose_port(port, "port") for port in (self._wanted_port, *[0] * 9)]
         with self._log.open("wb") as log:
             return subprocess.Popen(
                 tied(self._command()),
@@ -215,16 +215,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _free_ports(count: int, first: int) -> list[int]:
-    """Distinct ports free at this moment; `first` leads them if it is not 0."""
-    with ExitStack() as held:
-        ports = [first] if first else []
-        while len(ports) < count:
-            probe = held.enter_context(socket.socket())
-            probe.bind((LOOPBACK, 0))
-            port = probe.getsockname()[1]
-            if port != first:
-                ports.append(port)
-        return ports

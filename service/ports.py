@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
 from service.errors import InvalidParameter
 
 LOOPBACK = "127.0.0.1"
+
+_FREE = range(20_000, 32_000)
+"""Where free ports are looked for.
+
+Below those that systems give to outgoing connections: one of these could take the port in the
+seconds until the server that it was chosen for listens there.
+"""
+
+_chosen: set[int] = set()
+"""By this process; not chosen a second time, as a server may not listen there yet."""
 
 
 def choose_port(wanted: int, option: str) -> int:
@@ -14,15 +25,32 @@ def choose_port(wanted: int, option: str) -> int:
 
     Raises `InvalidParameter`, which names the command line's `option`.
     """
+    port = wanted or _free_port(option)
+    if problem := _problem(port):
+        raise InvalidParameter(
+            f"Port {port} cannot be used ({problem}). "
+            f"Choose another with {option}; 0 is any free one."
+        )
+    _chosen.add(port)
+    return port
+
+
+def _free_port(option: str) -> int:
+    for port in random.sample(_FREE, len(_FREE)):  # other processes choose, too
+        if port not in _chosen and not _problem(port):
+            return port
+    raise InvalidParameter(
+        f"No port from {_FREE[0]} to {_FREE[-1]} is free. Choose one with {option}."
+    )
+
+
+def _problem(port: int) -> str | None:
+    """Why no server can listen there."""
     with socket.socket() as probe:
         # As servers do, so that a port on which one has just stopped counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, wanted))
+            probe.bind((LOOPBACK, port))
         except OSError as error:
-            raise InvalidParameter(
-                f"Port {wanted} cannot be used ({error.strerror}). "
-                f"Choose another with {option}; 0 is any free one."
-            ) from error
-        port: int = probe.getsockname()[1]
-        return port
+            return error.strerror
+    return None

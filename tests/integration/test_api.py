@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,6 +17,7 @@ from pydantic import SecretStr
 from api.app import create_app
 from service.artifacts import manifest_key
 from service.local_s3 import LocalS3
+from service.ports import choose_port
 from service.publication import publish
 from service.settings import Settings
 from service.storage import ObjectStorage
@@ -29,7 +29,7 @@ def settings(tmp_path: Path, allowed_root: Path, local_s3: LocalS3) -> Settings:
     return Settings(
         data_dir=tmp_path / "data",
         allowed_roots=(allowed_root,),
-        ray_address=f"http://127.0.0.1:{_closed_port()}",
+        ray_address=f"http://127.0.0.1:{choose_port(0, '')}",
         s3_endpoint_url=local_s3.endpoint_url,
         s3_access_key_id=SecretStr(local_s3.access_key_id),
         s3_secret_access_key=SecretStr(local_s3.secret_access_key),
@@ -53,13 +53,6 @@ def store(settings: Settings, client: TestClient) -> Iterator[Store]:
 @pytest.fixture
 def storage(settings: Settings) -> ObjectStorage:
     return ObjectStorage.from_settings(settings)
-
-
-def _closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _upload(storage: ObjectStorage, folder: Path, prefix: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import stat
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import psutil
 import pytest
 
 from service.errors import StorageUnavailable
-from service.local_s3 import LOOPBACK, LocalS3
+from service.local_s3 import LocalS3
+from service.ports import LOOPBACK, choose_port
 from service.storage import ObjectStorage
 from tests.fixtures.storage import s3_settings_for
 
@@ -49,9 +49,7 @@ def test_only_loopback_is_bound(local_s3: LocalS3) -> None:
 
 
 def test_the_port_can_be_chosen(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port = probe.getsockname()[1]
+    port = choose_port(0, "")
     with LocalS3(tmp_path, port=port) as server:
         assert server.endpoint_url == f"http://{LOOPBACK}:{port}"
 

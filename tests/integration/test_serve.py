@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from service.client import Client
+from service.ports import choose_port
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until
 
@@ -115,9 +116,7 @@ def short_path() -> Iterator[Path]:
 
 @pytest.fixture
 def server(short_path: Path) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = choose_port(0, "")
     output = short_path / "serve.log"
     process = start(short_path, output, "--port", str(port))
     server = Server(
