@@ -29,6 +29,7 @@ from service.storage import ObjectStorage
 from service.store import Store
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.postgres import PostgresServer
+from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 API, RAY, S3 = "api", "ray", "s3"
@@ -184,9 +185,9 @@ class Installation:
         head = self.ray.pid
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    continue
-                if os.getsid(process.pid) == head or self._is_mine(process):
+                if is_running(process) and (
+                    os.getsid(process.pid) == head or self._is_mine(process)
+                ):
                     mine.append(process)
         return mine
 

@@ -19,6 +19,7 @@ from service.states import JobState, Step
 from tests.chaos.checker import read_history, unkept, violations
 from tests.chaos.installation import Installation
 from tests.chaos.kills import JOB_SECONDS, Undisturbed, current_step, finish, weights_of
+from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 _SUPERVISION = ("ray::JobSupervisor",)
@@ -52,7 +53,7 @@ def run_suspended(
     wait_until(lambda: store.get(job_id).attempt == 2 and store.get(job_id).steps, JOB_SECONDS)
     _signal(stopped, signal.SIGCONT)
     job = finish(installation, job_id)
-    wait_until(lambda: not any(map(_runs, stopped)), 60)
+    wait_until(lambda: not any(map(is_running, stopped)), 60)
     wait_until(lambda: all(other.id != job_id for other in store.to_clean()), 60)
     history = read_history(store, job_id)
     problems = violations(history) + unkept(installation.storage, history)
@@ -88,9 +89,3 @@ def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None
     for process in processes:
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
-
-
-def _runs(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False

@@ -20,6 +20,7 @@ from service.errors import ClusterUnavailable, InvalidParameter
 from service.jobs import new_job_id
 from service.local_ray import LocalRay
 from service.ports import choose_port
+from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -47,14 +48,6 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
         yield ray
 
 
-def alive(process: psutil.Process) -> bool:
-    """Zombies, which a container's init may never collect, are not."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 def script(folder: Path, code: str) -> str:
     """A driver's command that runs `code` with the path of its output as first argument."""
     (folder / "driver.py").write_text(code)
@@ -76,7 +69,7 @@ def test_it_listens_on_loopback_only(ray: LocalRay, tmp_path: Path) -> None:
     listening = {
         (connection.laddr.ip, connection.laddr.port)
         for process in psutil.Process().children(recursive=True)
-        if alive(process)
+        if is_running(process)
         for connection in process.net_connections(kind="inet")
         if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
     }
@@ -124,7 +117,7 @@ def test_nothing_is_left_even_of_a_driver_that_ignores_being_told(
     ray.stop()
     ray.stop()  # again does nothing
     assert not ray.is_running()
-    assert not any(map(alive, family))
+    assert not any(map(is_running, family))
     assert list(sockets.iterdir()) == []
     shutil.rmtree(sockets)
 

@@ -22,6 +22,7 @@ from service.jobs import new_job_id
 from service.local_ray import LocalRay
 from service.lost_attempts import explain
 from tests.fixtures.cluster import is_active
+from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 DRIVER = """
@@ -115,7 +116,7 @@ def test_a_driver_that_ignores_being_stopped_is_killed_within_seconds(lost: Lost
         driver = lost.submit(cluster)
         cluster.stop(lost.job_id, 1)
         wait_until(lambda: not is_active(cluster, lost.job_id, 1), seconds=15)
-        wait_until(lambda: not driver.is_running() or driver.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: not is_running(driver))
 
 
 def test_a_cluster_that_was_restarted_knows_nothing(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_a_cluster_that_was_restarted_knows_nothing(tmp_path: Path) -> None:
         with lost.cluster("obedient") as cluster:
             driver = lost.submit(cluster)
             ray.stop()
-            assert not driver.is_running() or driver.status() == psutil.STATUS_ZOMBIE
+            assert not is_running(driver)
             ray.start()
             assert cluster.status(lost.job_id, 1) == Unknown()
             assert type(lost.explain(cluster)) is ClusterRestarted

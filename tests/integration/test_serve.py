@@ -23,6 +23,7 @@ import pytest
 from service.client import Client
 from service.ports import choose_port
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
+from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 START_SECONDS = 120
@@ -53,8 +54,8 @@ class Server:
     def _started(self, process: psutil.Process) -> bool:
         """By the environment, or, where a process has overwritten its own, by a path it names."""
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return False  # ended; some containers' init never takes note
+            if not is_running(process):
+                return False
             root = str(self.data_dir.parent)
             words = [*process.cmdline(), process.environ().get(MARKER, "")]
             return any(root in word for word in words)
@@ -66,12 +67,6 @@ def assert_gone(server: Server, family: set[psutil.Process]) -> None:
     left = server.family() | {process for process in family if is_running(process)}
     assert left == set()
     assert list(server.temp_dir.iterdir()) == []
-
-
-def is_running(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 def long_job(folder: Path) -> dict[str, Any]:
