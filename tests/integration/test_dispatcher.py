@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from service.jobs import EventType, Job
@@ -21,6 +22,7 @@ from service.states import JobState
 from service.storage import ObjectStorage
 from service.store import Store
 from tests.fixtures.jobs import small_spec
+from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 DRIVER = """
@@ -162,10 +164,10 @@ def test_a_running_job_is_cancelled_within_seconds(
     env["EIGENPRESS_RAY_ADDRESS"] = local_ray.dashboard_url
     with dispatching(env, tmp_path / "dispatcher.log"):
         job = store.create(small_spec("slowly"))
-        pid = started(store, job, tmp_path)
+        driver = psutil.Process(started(store, job, tmp_path))
         store.cancel(job.id)
         wait_until(lambda: store.get(job.id).state is JobState.CANCELLED, seconds=15)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), seconds=15)
+        wait_until(lambda: not is_running(driver), seconds=15)
 
 
 def test_of_two_dispatchers_one_may_be_killed_or_suspended(

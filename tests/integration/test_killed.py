@@ -14,6 +14,7 @@ from service.ports import choose_port
 from service.states import JobState, Step
 from tests.fixtures.installation import Installation, ended
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
+from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 WORKERS, INTERVAL, BATCH = 2, 16, 2
@@ -131,7 +132,6 @@ def test_cancelling_stops_driver_and_workers_within_seconds(
     wait_until(lambda: done(installation, job, step) >= 1, seconds=240)
     processes = [driver(installation, job), worker(installation, job)]
     installation.store.cancel(job.id)
-    _, alive = psutil.wait_procs(processes, timeout=30)
-    assert alive == []
+    wait_until(lambda: not any(map(is_running, processes)), 30)
     installation.wait_for(job, ended)
     assert installation.store.get(job.id).state is JobState.CANCELLED

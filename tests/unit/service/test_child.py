@@ -12,6 +12,7 @@ import pytest
 
 import service.child
 from service.child import Child, log_tail
+from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 ROOT = Path(service.child.__file__).parents[1]
@@ -60,8 +61,7 @@ def test_what_does_not_end_by_itself_is_killed_children_included(
         wait_until_up(log, code.count("'up'"))
         processes = descendants()
         assert len(processes) == code.count("'up'")
-    _, alive = psutil.wait_procs(processes, timeout=10)
-    assert alive == []
+    wait_until(lambda: not any(map(is_running, processes)), 10)
 
 
 def test_one_that_has_died_is_not_running_and_its_last_words_are_kept(tmp_path: Path) -> None:
@@ -89,5 +89,4 @@ def test_it_does_not_outlive_its_parent(tmp_path: Path) -> None:
     (process,) = psutil.Process(parent.pid).children()
     parent.kill()
     parent.wait()
-    _, alive = psutil.wait_procs([process], timeout=10)
-    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+    wait_until(lambda: not is_running(process), 10)
