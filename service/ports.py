@@ -25,12 +25,12 @@ def choose_port(wanted: int, option: str) -> int:
 
     Raises `InvalidParameter`, which names the command line's `option`.
     """
-    port = wanted or _free_port(option)
-    if problem := _problem(port):
+    if wanted and (problem := _problem(wanted)):
         raise InvalidParameter(
-            f"Port {port} cannot be used ({problem}). "
+            f"Port {wanted} cannot be used ({problem}). "
             f"Choose another with {option}; 0 is any free one."
         )
+    port = wanted or _free_port(option)
     _chosen.add(port)
     return port
 
