@@ -15,6 +15,7 @@ import psutil
 
 from service.child import log_tail
 from service.ports import LOOPBACK, choose_port
+from service.processes import is_running
 
 START_SECONDS = 180
 STOP_SECONDS = 60
@@ -97,7 +98,7 @@ def _stop(server: subprocess.Popen[bytes]) -> list[str]:
 def _kill(process: psutil.Process) -> str | None:
     """The name of the process, killed; None if it had ended already."""
     try:
-        if process.status() == psutil.STATUS_ZOMBIE:
+        if not is_running(process):
             return None
         name = process.name()
         process.kill()

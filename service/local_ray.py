@@ -25,6 +25,7 @@ import psutil
 from service.cluster import authorization
 from service.errors import ClusterUnavailable
 from service.ports import LOOPBACK, choose_port
+from service.processes import is_running
 from service.tied import tied
 
 START_SECONDS = 120.0
@@ -271,22 +272,13 @@ def _members(mark: str, session_id: int | None) -> set[psutil.Process]:
                 or (session_id is None and any(mark in word for word in process.cmdline()))
             ):
                 found.add(process)
-    return set(filter(_alive, found))
+    return set(filter(is_running, found))
 
 
 def _wait_for(processes: Iterable[psutil.Process]) -> None:
-    # psutil's own wait counts a zombie as there, and some containers' init never reaps one.
     deadline = time.monotonic() + STOP_SECONDS
-    while any(map(_alive, processes)) and time.monotonic() < deadline:
+    while any(map(is_running, processes)) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-
-
-def _alive(process: psutil.Process) -> bool:
-    """Whether it runs; a zombie, which waits for its parent to notice, does not."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:

@@ -23,13 +23,13 @@ from service.local_ray import LocalRay
 from service.local_s3 import LocalS3
 from service.migrate import migrate
 from service.ports import LOOPBACK, choose_port
+from service.processes import is_running
 from service.settings import Settings
 from service.spec import JobSpec
 from service.storage import ObjectStorage
 from service.store import Store
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.postgres import PostgresServer
-from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 API, RAY, S3 = "api", "ray", "s3"

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import psutil
 
+from service.processes import is_running
 from service.states import JobState, Step
 from tests.chaos.checker import read_history, unkept, violations
 from tests.chaos.installation import Installation
 from tests.chaos.kills import JOB_SECONDS, Undisturbed, current_step, finish, weights_of
-from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 _SUPERVISION = ("ray::JobSupervisor",)

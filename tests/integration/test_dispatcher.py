@@ -17,12 +17,12 @@ from service.jobs import EventType, Job
 from service.local_ray import LocalRay
 from service.local_s3 import LocalS3
 from service.ports import choose_port
+from service.processes import is_running
 from service.settings import Settings
 from service.states import JobState
 from service.storage import ObjectStorage
 from service.store import Store
 from tests.fixtures.jobs import small_spec
-from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 DRIVER = """

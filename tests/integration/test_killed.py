@@ -11,10 +11,10 @@ import pytest
 from service.jobs import Job
 from service.local_s3 import LocalS3
 from service.ports import choose_port
+from service.processes import is_running
 from service.states import JobState, Step
 from tests.fixtures.installation import Installation, ended
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
-from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 WORKERS, INTERVAL, BATCH = 2, 16, 2

@@ -20,7 +20,7 @@ from service.errors import ClusterUnavailable, InvalidParameter
 from service.jobs import new_job_id
 from service.local_ray import LocalRay
 from service.ports import choose_port
-from tests.fixtures.processes import is_running
+from service.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

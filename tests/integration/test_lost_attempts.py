@@ -21,8 +21,8 @@ from service.errors import (
 from service.jobs import new_job_id
 from service.local_ray import LocalRay
 from service.lost_attempts import explain
+from service.processes import is_running
 from tests.fixtures.cluster import is_active
-from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 DRIVER = """

@@ -22,8 +22,8 @@ import pytest
 
 from service.client import Client
 from service.ports import choose_port
+from service.processes import is_running
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
-from tests.fixtures.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 START_SECONDS = 120

@@ -12,7 +12,7 @@ import pytest
 
 import service.child
 from service.child import Child, log_tail
-from tests.fixtures.processes import is_running
+from service.processes import is_running
 from tests.fixtures.waiting import wait_until
 
 ROOT = Path(service.child.__file__).parents[1]
