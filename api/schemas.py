@@ -1,6 +1,6 @@
 """What the API answers with: jobs, events, artifacts, readiness and problems.
 
-The request body is `service.spec.JobSpec`. Times are RFC 3339 in UTC, sizes are bytes.
+The request body is `service.domain.spec.JobSpec`. Times are RFC 3339 in UTC, sizes are bytes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service import jobs
-from service.spec import JobSpec
-from service.states import JobState, Step
+from service.domain import job as jobs
+from service.domain.spec import JobSpec
+from service.domain.states import JobState, Step
 
 JOB_ID_EXAMPLE = "job-01kah7m0q8v5n2c4x6z9b3d1fg"
 

@@ -9,10 +9,10 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.cluster import RayCluster
+from service.cluster.ray_jobs import RayCluster
 from service.settings import Settings
-from service.storage import ObjectStorage
-from service.store import Store
+from service.storage.s3 import ObjectStorage
+from service.store.store import Store
 
 
 @dataclass(frozen=True)

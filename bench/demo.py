@@ -31,10 +31,10 @@ from rich.text import Text
 
 from bench import demo_data, demo_report
 from bench.demo_server import ServerFailed, serving
-from service.client import Client, ClientError
-from service.download import download_artifact
+from service.cli.rendering import follow, transfer_bar
+from service.client.client import Client, ClientError
+from service.client.download import download_artifact
 from service.errors import EigenpressError
-from service.progress_view import follow, transfer_bar
 
 KEEPS = (0.8, 0.6)
 NAMES = [f"keep-{keep:g}" for keep in KEEPS]

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from service.child import log_tail
-from service.ports import LOOPBACK, choose_port
-from service.processes import is_running
+from service.standalone.child import log_tail
+from service.standalone.ports import LOOPBACK, choose_port
+from service.standalone.processes import is_running
 
 START_SECONDS = 180
 STOP_SECONDS = 60

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bench import demo_data
-from service.documents import Document, read_documents
+from service.domain.spec import LocalPath
+from service.inputs.documents import Document, read_documents
 from service.settings import Settings
-from service.spec import LocalPath
 from workers.compression.layers import InputGroup, compressible_layers, input_groups
 from workers.compression.metrics import Method
 from workers.compression.solve import Solution, solve_group
@@ -27,8 +27,8 @@ from workers.compression.statistics import (
     accumulation_dtype,
 )
 from workers.compression.unfuse import unfuse
-from workers.model import load_model, prepare_model
-from workers.sequences import in_batches
+from workers.model.loading import load_model, prepare_model
+from workers.text.sequences import in_batches
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 SEED = 0
@@ -45,7 +45,7 @@ def device() -> torch.device:
 def model_folder(path: Path | None, state: Path) -> Path:
     """A Hugging Face folder of the model at `path`, or of the demo's; GGUF is converted once.
 
-    Raises the errors of `workers.model.prepare_model`, and FileNotFoundError.
+    Raises the errors of `workers.model.loading.prepare_model`, and FileNotFoundError.
     """
     path = (path or demo_data.model_file()).resolve()
     settings = Settings(data_dir=state.resolve(), allowed_roots=(path.parent,))

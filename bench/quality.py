@@ -32,12 +32,12 @@ from bench.quality_rows import (
     RowFile,
     contenders,
 )
-from service.artifacts import sha256_of
-from service.documents import Document
-from service.spec import JobSpec
+from service.domain.manifest import sha256_of
+from service.domain.spec import JobSpec
+from service.inputs.documents import Document
 from workers.compression.allocation import Storage
-from workers.model import load_tokenizer, weight_files
-from workers.sequences import (
+from workers.model.loading import load_tokenizer, weight_files
+from workers.text.sequences import (
     Tokenizer,
     calibration_sequences,
     evaluation_sequences,

@@ -22,7 +22,7 @@ from workers.compression.metrics import METHODS
 from workers.compression.solve import Factors, Solution
 from workers.compression.statistics import GroupStatistics
 from workers.evaluation.text import TextLoss, text_loss
-from workers.sequences import in_batches
+from workers.text.sequences import in_batches
 
 BATCH = 8
 

@@ -16,15 +16,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.material import calibrated, groups_of, load, solved
 from bench.measuring import Cost, Meter
-from service.spec import JobSpec
-from workers.checkpoint_writer import write_checkpoint
+from service.domain.spec import JobSpec
+from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.compression.allocation import allocate_global
 from workers.compression.interpolation import interpolate
 from workers.compression.layers import InputGroup
 from workers.compression.metrics import METHODS
 from workers.compression.solve import Solution
 from workers.compression.statistics import GroupStatistics
-from workers.model import load_model, stored_dtype
+from workers.model.loading import load_model, stored_dtype
 
 METHOD_NAME: str = JobSpec.model_fields["method"].default
 METHOD = METHODS[METHOD_NAME]

@@ -22,7 +22,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from service.policy import RetryPolicy
+from service.domain.retry_policy import RetryPolicy
 
 CONFIG_VARIABLE = "EIGENPRESS_CONFIG"
 DEFAULT_CONFIG = "eigenpress.toml"
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
         default=None, description="What links to the dashboard name, where users see another host."
     )
     driver_command: str = Field(
-        default="python -m workers.driver",
+        default="python -m workers.attempt.driver",
         description="How a Ray node starts a driver; job id and attempt are appended.",
     )
 

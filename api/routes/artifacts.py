@@ -11,11 +11,11 @@ from fastapi import APIRouter
 from api.routes import JobId, problems
 from api.schemas import Artifact, ArtifactFile, ArtifactList
 from api.services import Services, ServicesDep
-from service import jobs
-from service.artifacts import MANIFEST_NAME, check_manifest, manifest_key
+from service.domain import job as jobs
+from service.domain.manifest import MANIFEST_NAME, check_manifest, manifest_key
+from service.domain.states import JobState
 from service.errors import JobConflict
-from service.states import JobState
-from service.storage import ObjectStorage
+from service.storage.s3 import ObjectStorage
 
 router = APIRouter(
     prefix="/v1/jobs/{job_id}", tags=["results"], responses=problems(404, 409, 422, 503)

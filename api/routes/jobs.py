@@ -12,12 +12,12 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from api.routes import JobId, problems
 from api.schemas import EventPage, Job, JobPage
 from api.services import Services, ServicesDep
-from service import jobs
+from service.domain import job as jobs
+from service.domain.spec import JobSpec
+from service.domain.states import JobState
 from service.errors import InvalidParameter
-from service.sources import check_data, check_model
-from service.spec import JobSpec
-from service.states import JobState
-from service.task_check import check_tasks
+from service.inputs.checks import check_tasks
+from service.inputs.sources import check_data, check_model
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(422, 503))
 

@@ -54,7 +54,7 @@ def http(composition: Composition) -> Iterator[httpx.Client]:
 def eigenpress(http: httpx.Client, *arguments: str) -> str:
     """What the command line prints, at the one address that all replicas have."""
     done = subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments],
+        [sys.executable, "-m", "service.cli.main", *arguments],
         env=os.environ | {"EIGENPRESS_URL": str(http.base_url)},
         capture_output=True,
         text=True,

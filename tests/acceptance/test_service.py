@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from bench.demo_server import Server, serving
-from service.client import Client
+from service.client.client import Client
+from service.domain.states import JobState
 from service.settings import Settings
-from service.states import JobState
-from service.storage import ObjectStorage
+from service.storage.s3 import ObjectStorage
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until
 
@@ -54,7 +54,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(inputs: Path, data_dir: Path) -> Iterator[Server]:
-    command = [sys.executable, "-m", "service.cli", "serve", "--num-cpus", "2"]
+    command = [sys.executable, "-m", "service.cli.main", "serve", "--num-cpus", "2"]
     with serving(command, data_dir, [inputs]) as running:
         yield running
 
@@ -110,7 +110,7 @@ def downloads(
 
 
 def run_cli(*arguments: str) -> str:
-    command = [sys.executable, "-m", "service.cli", *arguments]
+    command = [sys.executable, "-m", "service.cli.main", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

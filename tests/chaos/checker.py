@@ -1,7 +1,7 @@
 """Proves from a job's event log that it was handled as promised.
 
-`violations` replays the log of one job against the table of `service.states` and knows nothing of
-how the store writes it. What it proves of a history without violations:
+`violations` replays the log of one job against the table of `service.domain.states` and knows
+nothing of how the store writes it. What it proves of a history without violations:
 
 - the states follow each other only along allowed transitions, and the job ends at most once
   (again only after its user's retry);
@@ -24,11 +24,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from service.artifacts import MANIFEST_NAME
-from service.jobs import Artifact, Event, EventType, Job
-from service.states import TERMINAL, JobState, may_become
-from service.storage import ObjectStorage
-from service.store import Store
+from service.domain.job import Artifact, Event, EventType, Job
+from service.domain.manifest import MANIFEST_NAME
+from service.domain.states import TERMINAL, JobState, may_become
+from service.storage.s3 import ObjectStorage
+from service.store.store import Store
 
 LEASE_LAPSED = "lease_lapsed"
 

@@ -12,15 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.artifacts import MANIFEST_NAME, manifest_key
-from service.client import Client
-from service.download import download_artifact
+from service.client.client import Client
+from service.client.download import download_artifact
+from service.domain.job import Artifact
+from service.domain.manifest import MANIFEST_NAME, manifest_key
 from service.errors import EigenpressError
-from service.jobs import Artifact
-from service.publication import publish
 from service.settings import Settings
-from service.storage import ObjectStorage
-from service.store import Store
+from service.storage.publication import publish
+from service.storage.s3 import ObjectStorage
+from service.store.store import Store
 from tests.fixtures.jobs import small_spec
 
 FLIP, CUT, EMPTY = "flipped", "cut short", "emptied"

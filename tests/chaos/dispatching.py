@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from service.cluster import Cluster
-from service.dispatcher import Dispatcher
+from service.cluster.ray_jobs import Cluster
+from service.dispatch.dispatcher import Dispatcher
+from service.domain.spec import JobSpec
+from service.domain.states import TERMINAL, JobState
 from service.errors import EigenpressError
 from service.settings import Settings
-from service.spec import JobSpec
-from service.states import TERMINAL, JobState
-from service.stopping import StopRequest
-from service.storage import ObjectStorage
-from service.store import Store
+from service.signals import StopRequest
+from service.storage.s3 import ObjectStorage
+from service.store.store import Store
 from tests.chaos.background import Background
 from tests.chaos.checker import read_history, unkept, violations
 from tests.chaos.inprocess import right_hashes

@@ -19,8 +19,8 @@ import psycopg
 from botocore.exceptions import ConnectionClosedError
 from sqlalchemy import Connection, event
 
-from service.storage import ObjectStorage
-from service.store import Store
+from service.storage.s3 import ObjectStorage
+from service.store.store import Store
 
 BEFORE, AFTER = "before", "after"
 FIRST, SECOND = "first statement", "second statement"

@@ -14,10 +14,11 @@ from functools import partial
 
 import pytest
 
-from service import cleaning, dispatcher, patience
+from service import retrying
+from service.dispatch import cleanup, dispatcher
 from service.errors import DatabaseUnavailable
 from service.settings import Settings
-from service.store import Store
+from service.store.store import Store
 from tests.chaos.dispatching import (
     Connections,
     Reader,
@@ -93,7 +94,7 @@ def _submit(store: Store, seed: int, number: int) -> str:
     """As a client does who repeats what was not answered, with an idempotency key."""
     spec, key = numbered_spec(number), f"{seed}-{number}"
     create = partial(store.create_once, spec, key)
-    job, _ = patience.patiently(create, on=DatabaseUnavailable, seconds=END_SECONDS)
+    job, _ = retrying.patiently(create, on=DatabaseUnavailable, seconds=END_SECONDS)
     return job.id
 
 
@@ -106,7 +107,7 @@ def _doubled(store: Store, jobs: int) -> list[str]:
 def short_pauses() -> Iterator[None]:
     """Repeat what failed sooner: here nothing gets better by waiting."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.02)
-        patch.setattr(cleaning, "AGAIN_SECONDS", 0.2)
+        patch.setattr(retrying, "FIRST_PAUSE_SECONDS", 0.02)
+        patch.setattr(cleanup, "AGAIN_SECONDS", 0.2)
         patch.setattr(dispatcher, "CLAIM_SECONDS", 2.0)
         yield

@@ -17,20 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from service.cluster import Active, AttemptStatus, Ended, Unknown
+from service.cluster.ray_jobs import Active, AttemptStatus, Ended, Unknown
+from service.domain.job import Job
+from service.domain.spec import JobSpec
+from service.domain.states import Step
 from service.errors import (
     AttemptStale,
     DatabaseUnavailable,
     EigenpressError,
 )
-from service.jobs import Job
-from service.patience import patiently
-from service.publication import publish
+from service.retrying import patiently
 from service.settings import Settings
-from service.spec import JobSpec
-from service.states import Step
-from service.storage import ObjectStorage
-from service.store import Store
+from service.storage.publication import publish
+from service.storage.s3 import ObjectStorage
+from service.store.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -18,16 +18,16 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from service.embedded import environment
-from service.local_ray import LocalRay
-from service.local_s3 import LocalS3
-from service.migrate import migrate
-from service.ports import LOOPBACK, choose_port
-from service.processes import is_running
+from service.domain.spec import JobSpec
 from service.settings import Settings
-from service.spec import JobSpec
-from service.storage import ObjectStorage
-from service.store import Store
+from service.standalone.ports import LOOPBACK, choose_port
+from service.standalone.processes import is_running
+from service.standalone.ray_head import LocalRay
+from service.standalone.s3_server import LocalS3
+from service.standalone.serve import environment
+from service.storage.s3 import ObjectStorage
+from service.store.migrate import migrate
+from service.store.store import Store
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.postgres import PostgresServer
 from tests.fixtures.waiting import wait_until
@@ -123,7 +123,8 @@ class Installation:
         )
         logs = folder / "logs"
         self.daemons = {
-            name: Daemon(["service.dispatcher"], env, logs / f"{name}.log") for name in DISPATCHERS
+            name: Daemon(["service.dispatch.dispatcher"], env, logs / f"{name}.log")
+            for name in DISPATCHERS
         } | {API: Daemon([*SERVE, "--port", str(self._api_port)], env, logs / "api.log")}
 
     @property

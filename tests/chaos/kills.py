@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from service.jobs import Job
-from service.spec import JobSpec
-from service.states import TERMINAL, JobState, Step
+from service.domain.job import Job
+from service.domain.spec import JobSpec
+from service.domain.states import TERMINAL, JobState, Step
 from tests.chaos.baseline import Holdings, holdings, settle
 from tests.chaos.checker import read_history, unkept, violations
 from tests.chaos.installation import API, DISPATCHERS, RAY, S3, Installation
@@ -174,7 +174,7 @@ def _pid(installation: Installation, victim: str, part: str, job_id: str) -> int
 def _is_victim(process: psutil.Process, victim: str, job_id: str, head: int | None) -> bool:
     command: list[str] = process.cmdline()
     if victim == DRIVER:
-        return "workers.driver" in command and job_id in command
+        return "workers.attempt.driver" in command and job_id in command
     if not command or os.getsid(process.pid) != head:
         return False
     return command[0].startswith("ray::Worker") if victim == WORKER else _is_raylet(process)

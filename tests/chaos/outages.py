@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from service.cluster import AttemptStatus, Cluster
+from service.cluster.ray_jobs import AttemptStatus, Cluster
+from service.domain.spec import JobSpec
+from service.domain.states import TERMINAL, JobState
 from service.errors import DatabaseUnavailable
-from service.patience import patiently
+from service.retrying import patiently
 from service.settings import Settings
-from service.spec import JobSpec
-from service.states import TERMINAL, JobState
-from service.store import Store
+from service.store.store import Store
 from tests.chaos.background import Background
 from tests.chaos.checker import read_history, unkept, violations
 from tests.chaos.dispatching import Connections, dispatching, numbered_spec, problems_of

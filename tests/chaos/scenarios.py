@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from bench import demo_data
-from service.cluster import RayCluster
-from service.local_ray import LocalRay
-from service.local_s3 import LocalS3
-from service.migrate import migrate
-from service.ports import choose_port
-from service.spec import JobSpec
-from service.states import Step
-from service.storage import ObjectStorage
+from service.cluster.ray_jobs import RayCluster
+from service.domain.spec import JobSpec
+from service.domain.states import Step
+from service.standalone.ports import choose_port
+from service.standalone.ray_head import LocalRay
+from service.standalone.s3_server import LocalS3
+from service.storage.s3 import ObjectStorage
+from service.store.migrate import migrate
 from tests.chaos.damage import damage_artifacts
 from tests.chaos.faulty import run_faulty, short_pauses
 from tests.chaos.installation import (

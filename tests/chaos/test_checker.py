@@ -8,12 +8,12 @@ from datetime import timedelta
 
 import pytest
 
+from service.domain.job import Artifact, Event, EventType, FileEntry, Job
+from service.domain.retry_policy import RetryPolicy
+from service.domain.spec import JobSpec
+from service.domain.states import JobState, Step
 from service.errors import AttemptLost, Failure, LeaseLapsed
-from service.jobs import Artifact, Event, EventType, FileEntry, Job
-from service.policy import RetryPolicy
-from service.spec import JobSpec
-from service.states import JobState, Step
-from service.store import Store
+from service.store.store import Store
 from tests.chaos.checker import History, read_history, violations
 
 NO_PAUSE = RetryPolicy(max_attempts=3, first_pause_seconds=0.0)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.local_s3 import LocalS3
-from service.migrate import migrate
+from service.standalone.s3_server import LocalS3
+from service.store.migrate import migrate
 from tests.chaos.faulty import run_faulty, short_pauses
 from tests.chaos.installation import QUICK
 from tests.fixtures.storage import s3_settings_for

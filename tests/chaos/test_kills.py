@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.states import Step
+from service.domain.states import Step
 from tests.chaos.installation import Installation, running_installation, tiny_spec
 from tests.chaos.kills import RAYLET, Kill, Undisturbed, random_moments, run_kills
 from tests.chaos.unwritable import may_mount, run_full_scratch

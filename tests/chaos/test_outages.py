@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.local_s3 import LocalS3
-from service.store import Store
+from service.standalone.s3_server import LocalS3
+from service.store.store import Store
 from tests.chaos.installation import QUICK
 from tests.chaos.outages import run_outages
 from tests.fixtures.postgres import PostgresServer

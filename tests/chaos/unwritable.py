@@ -14,9 +14,9 @@ from pathlib import Path
 
 import httpx
 
-from service.jobs import Job
-from service.local_s3 import LocalS3
-from service.states import JobState, Step
+from service.domain.job import Job
+from service.domain.states import JobState, Step
+from service.standalone.s3_server import LocalS3
 from tests.chaos.checker import read_history, unkept, violations
 from tests.chaos.installation import Installation
 from tests.chaos.kills import JOB_SECONDS, Undisturbed, current_step, finish, weights_of

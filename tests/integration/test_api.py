@@ -15,13 +15,13 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from api.app import create_app
-from service.artifacts import manifest_key
-from service.local_s3 import LocalS3
-from service.ports import choose_port
-from service.publication import publish
+from service.domain.manifest import manifest_key
 from service.settings import Settings
-from service.storage import ObjectStorage
-from service.store import Store
+from service.standalone.ports import choose_port
+from service.standalone.s3_server import LocalS3
+from service.storage.publication import publish
+from service.storage.s3 import ObjectStorage
+from service.store.store import Store
 
 
 @pytest.fixture

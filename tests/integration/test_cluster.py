@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import cluster as cluster_module
-from service.cluster import RayCluster, submission_id
+from service.cluster import ray_jobs as cluster_module
+from service.cluster.ray_jobs import RayCluster, submission_id
+from service.domain.job import new_job_id
 from service.errors import ClusterUnavailable
-from service.jobs import new_job_id
-from service.local_ray import LocalRay
+from service.standalone.ray_head import LocalRay
 from tests.fixtures.cluster import PRINTED, ClusterContract, is_active
 from tests.fixtures.waiting import wait_until
 

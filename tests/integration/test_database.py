@@ -15,11 +15,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, func, insert, select, text, update
 
-from service.database import Database
 from service.errors import DatabaseUnavailable
-from service.ports import choose_port
-from service.store import Store
-from service.tables import jobs, metadata, reports
+from service.standalone.ports import choose_port
+from service.store.database import Database
+from service.store.store import Store
+from service.store.tables import jobs, metadata, reports
 from tests.fixtures.jobs import small_spec
 from tests.fixtures.postgres import PostgresServer
 

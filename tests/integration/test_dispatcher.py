@@ -13,21 +13,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.jobs import EventType, Job
-from service.local_ray import LocalRay
-from service.local_s3 import LocalS3
-from service.ports import choose_port
-from service.processes import is_running
+from service.domain.job import EventType, Job
+from service.domain.states import JobState
 from service.settings import Settings
-from service.states import JobState
-from service.storage import ObjectStorage
-from service.store import Store
+from service.standalone.ports import choose_port
+from service.standalone.processes import is_running
+from service.standalone.ray_head import LocalRay
+from service.standalone.s3_server import LocalS3
+from service.storage.s3 import ObjectStorage
+from service.store.store import Store
 from tests.fixtures.jobs import small_spec
 from tests.fixtures.waiting import wait_until
 
 DRIVER = """
 import os, pathlib, sys, time
-from service.store import Store
+from service.store.store import Store
 store = Store(sys.argv[1])
 job_id, attempt = sys.argv[3], int(sys.argv[4])
 name = store.get(job_id).name
@@ -48,7 +48,7 @@ store.close()
 @contextmanager
 def dispatching(env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A dispatcher with these settings; killed at the end if it still runs."""
-    command = [sys.executable, "-m", "service.dispatcher"]
+    command = [sys.executable, "-m", "service.dispatch.dispatcher"]
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=os.environ | env, stdout=out, stderr=out)
     try:

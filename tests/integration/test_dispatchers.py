@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from service.cluster import Active
-from service.dispatcher import Dispatcher
+from service.cluster.ray_jobs import Active
+from service.dispatch.dispatcher import Dispatcher
+from service.domain.job import EventType
+from service.domain.states import JobState
 from service.errors import AttemptStale, DatabaseUnavailable
-from service.jobs import EventType
-from service.patience import patiently
+from service.retrying import patiently
 from service.settings import Settings
-from service.states import JobState
-from service.stopping import StopRequest
-from service.store import Store
+from service.signals import StopRequest
+from service.store.store import Store
 from tests.fixtures.cluster import FakeCluster
 from tests.fixtures.jobs import small_spec
 from tests.fixtures.postgres import PostgresServer

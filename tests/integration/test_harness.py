@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from service.domain.spec import JobSpec, LmEval
 from service.errors import DataNotFound, InvalidParameter
 from service.settings import Settings
-from service.spec import JobSpec, LmEval
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from workers.evaluation.choices import score_questions
 from workers.evaluation.harness import check_harness_tasks, score_harness_task
 from workers.evaluation.problems import read_exercises
-from workers.model import load_model, load_tokenizer
+from workers.model.loading import load_model, load_tokenizer
 
 pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # of the library and what it rests on

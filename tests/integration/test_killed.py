@@ -8,11 +8,11 @@ from typing import Any
 import psutil
 import pytest
 
-from service.jobs import Job
-from service.local_s3 import LocalS3
-from service.ports import choose_port
-from service.processes import is_running
-from service.states import JobState, Step
+from service.domain.job import Job
+from service.domain.states import JobState, Step
+from service.standalone.ports import choose_port
+from service.standalone.processes import is_running
+from service.standalone.s3_server import LocalS3
 from tests.fixtures.installation import Installation, ended
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until
@@ -86,7 +86,7 @@ def driver(_installation: Installation, job: Job) -> psutil.Process:
     (found,) = [
         process
         for process in psutil.process_iter(["cmdline"])
-        if (line := process.info["cmdline"] or [])[1:3] == ["-m", "workers.driver"]
+        if (line := process.info["cmdline"] or [])[1:3] == ["-m", "workers.attempt.driver"]
         and job.id in line
     ]
     return found

@@ -14,13 +14,13 @@ import httpx
 import psutil
 import pytest
 
-from service import local_ray as local_ray_module
-from service.cluster import RayCluster
+from service.cluster.ray_jobs import RayCluster
+from service.domain.job import new_job_id
 from service.errors import ClusterUnavailable, InvalidParameter
-from service.jobs import new_job_id
-from service.local_ray import LocalRay
-from service.ports import choose_port
-from service.processes import is_running
+from service.standalone import ray_head as local_ray_module
+from service.standalone.ports import choose_port
+from service.standalone.processes import is_running
+from service.standalone.ray_head import LocalRay
 from tests.fixtures.waiting import wait_until
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

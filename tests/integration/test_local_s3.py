@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from service.errors import StorageUnavailable
-from service.local_s3 import LocalS3
-from service.ports import LOOPBACK, choose_port
-from service.storage import ObjectStorage
+from service.standalone.ports import LOOPBACK, choose_port
+from service.standalone.s3_server import LocalS3
+from service.storage.s3 import ObjectStorage
 from tests.fixtures.storage import s3_settings_for
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.cluster import RayCluster, Unknown
+from service.cluster.diagnosis import explain
+from service.cluster.ray_jobs import RayCluster, Unknown
+from service.domain.job import new_job_id
 from service.errors import (
     AttemptLost,
     ClusterRestarted,
@@ -18,10 +20,8 @@ from service.errors import (
     DriverStopped,
     EigenpressError,
 )
-from service.jobs import new_job_id
-from service.local_ray import LocalRay
-from service.lost_attempts import explain
-from service.processes import is_running
+from service.standalone.processes import is_running
+from service.standalone.ray_head import LocalRay
 from tests.fixtures.cluster import is_active
 from tests.fixtures.waiting import wait_until
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from service.states import JobState
-from service.storage import ObjectStorage
+from service.domain.states import JobState
+from service.storage.s3 import ObjectStorage
 from tests.fixtures.installation import Installation, ended
 from tests.fixtures.models import ARCHITECTURES, save_tiny_model
-from workers.expand import expand
+from workers.artifact.expand import expand
 
 
 def test_a_mixture_of_experts_goes_the_whole_way(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import psutil
 
-from service.jobs import Job
-from service.states import JobState, Step
+from service.domain.job import Job
+from service.domain.states import JobState, Step
 from tests.fixtures.installation import Installation, ended
 from tests.fixtures.waiting import wait_until
 

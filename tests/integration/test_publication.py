@@ -10,8 +10,8 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 from botocore.model import OperationModel
 
-import service.storage
-from service.artifacts import (
+import service.storage.s3
+from service.domain.manifest import (
     MANIFEST_NAME,
     Manifest,
     artifact_prefix,
@@ -19,9 +19,9 @@ from service.artifacts import (
     manifest_key,
 )
 from service.errors import ArtifactConflict, AttemptStale, StorageUnavailable
-from service.publication import publish, remove_publications
 from service.settings import Settings
-from service.storage import ObjectStorage
+from service.storage.publication import publish, remove_publications
+from service.storage.s3 import ObjectStorage
 from tests.fixtures.rivals import publish_by_rivals
 
 NAME = "keep-0.8"
@@ -208,7 +208,7 @@ def test_no_manifest_outlives_its_files_wherever_a_removal_breaks_off(
 ) -> None:
     """`allowed` requests of the removal are answered; then the server is gone."""
     artifacts = [publish(storage, job_id, 1, name, folder) for name in ("a", "b")]
-    monkeypatch.setattr(service.storage, "DELETE_BATCH", 2)
+    monkeypatch.setattr(service.storage.s3, "DELETE_BATCH", 2)
     answered: list[str] = []
 
     def answer(model: OperationModel, **_: object) -> None:

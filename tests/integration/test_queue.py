@@ -15,18 +15,18 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import create_engine, select
 
+from service.domain.job import EventType, Job
 from service.errors import AttemptLost
-from service.jobs import EventType, Job
-from service.store import Store
-from service.tables import events
+from service.store.store import Store
+from service.store.tables import events
 from tests.fixtures.claiming import ROOT, assert_claimed_once, fill
 from tests.fixtures.jobs import at_once, small_spec
 from tests.fixtures.waiting import wait_until
 
 WRITE_ON = """
 import sys
-from service.states import Step
-from service.store import Store
+from service.domain.states import Step
+from service.store.store import Store
 store = Store(sys.argv[1])
 print("ready", flush=True)
 for done in range(10**9):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bench import demo_data
-from service.documents import read_documents
+from service.domain.spec import LocalPath
 from service.errors import ModelInvalid
+from service.inputs.documents import read_documents
 from service.settings import Settings
-from service.spec import LocalPath
 from workers.compression.allocation import ALLOCATIONS
 from workers.compression.checkpoint import replace_layers
 from workers.compression.interpolation import interpolate
@@ -21,8 +21,14 @@ from workers.compression.metrics import METHODS
 from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import Calibration
 from workers.evaluation.text import text_loss
-from workers.model import load_model, load_tokenizer, parameter_count, prepare_model, stored_dtype
-from workers.sequences import calibration_sequences, evaluation_sequences, split_documents
+from workers.model.loading import (
+    load_model,
+    load_tokenizer,
+    parameter_count,
+    prepare_model,
+    stored_dtype,
+)
+from workers.text.sequences import calibration_sequences, evaluation_sequences, split_documents
 
 SORTING = "def bubble_sort(items):\n    for i in range(len(items)):\n        for j in range(i):\n"
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from service.domain.states import JobState
 from service.errors import StorageReadOnly, StorageUnavailable
-from service.local_s3 import LocalS3
-from service.states import JobState
-from service.storage import ObjectStorage
+from service.standalone.s3_server import LocalS3
+from service.storage.s3 import ObjectStorage
 from tests.fixtures.damage import damage_checkpoints
 from tests.fixtures.in_process import Killed, LocalInstallation, Moment, answer_for_ray
-from workers import pipeline
+from workers.attempt import pipeline
 
 STEPS = [
     Moment("resume", 1),
@@ -90,7 +90,7 @@ def test_steps_begin_where_they_were_left(
 ) -> None:
     told: list[tuple[str, int, int]] = []
     monkeypatch.setattr(
-        "workers.progress.Progress.tell",
+        "workers.attempt.progress.Progress.tell",
         lambda _self, step, done, total, _unit: told.append((step, done, total)),
     )
     local_installation.create()

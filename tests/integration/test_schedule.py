@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from service.cluster import RayCluster
-from service.jobs import new_job_id
-from service.local_ray import LocalRay
+from service.cluster.ray_jobs import RayCluster
+from service.domain.job import new_job_id
+from service.standalone.ray_head import LocalRay
 from tests.fixtures.cluster import is_active
 from tests.fixtures.waiting import wait_until
 
@@ -18,7 +18,7 @@ DRIVER = """
 import json, pathlib, sys
 from functools import partial
 import ray
-from workers.schedule import IN_FLIGHT_PER_QUEUE, Call, drive
+from workers.attempt.schedule import IN_FLIGHT_PER_QUEUE, Call, drive
 
 ray.init()
 submitted, ended, most = [], [], 0

@@ -20,9 +20,9 @@ import httpx
 import psutil
 import pytest
 
-from service.client import Client
-from service.ports import choose_port
-from service.processes import is_running
+from service.client.client import Client
+from service.standalone.ports import choose_port
+from service.standalone.processes import is_running
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until
 
@@ -91,7 +91,14 @@ def start(tmp_path: Path, output: Path, *arguments: str) -> subprocess.Popen[byt
     temp_dir = tmp_path / "t"
     temp_dir.mkdir(exist_ok=True)
     environment = os.environ | {"TMPDIR": str(temp_dir), MARKER: str(tmp_path / "data")}
-    command = [sys.executable, "-m", "service.cli", "serve", "--data-dir", str(tmp_path / "data")]
+    command = [
+        sys.executable,
+        "-m",
+        "service.cli.main",
+        "serve",
+        "--data-dir",
+        str(tmp_path / "data"),
+    ]
     with output.open("wb") as log:
         return subprocess.Popen(
             [*command, "--dashboard-port", "0", "--num-cpus", "1", "--allow", tmp_path, *arguments],

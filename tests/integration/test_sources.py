@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import service.hub
-import service.s3_source
-import service.sources
-from service.documents import read_documents
+import service.inputs.hub
+import service.inputs.s3
+import service.inputs.sources
+from service.domain.spec import HubData, HubModel, LocalData, LocalPath, S3Data, S3Prefix
 from service.errors import (
     BucketMissing,
     DataInvalid,
@@ -30,11 +30,11 @@ from service.errors import (
     StorageUnavailable,
     UnsafeWeights,
 )
-from service.local_s3 import LocalS3
+from service.inputs.documents import read_documents
+from service.inputs.sources import check_data, check_model, fetch_data, fetch_model
 from service.settings import Settings
-from service.sources import check_data, check_model, fetch_data, fetch_model
-from service.spec import HubData, HubModel, LocalData, LocalPath, S3Data, S3Prefix
-from service.storage import ObjectStorage, StoredObject
+from service.standalone.s3_server import LocalS3
+from service.storage.s3 import ObjectStorage, StoredObject
 from tests.fixtures.hub import REVISION, HubServer
 from tests.fixtures.storage import s3_settings_for
 
@@ -199,7 +199,7 @@ class TestS3Model:
     def test_too_many_objects(
         self, settings: Settings, uri: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(service.s3_source, "MAX_LISTED_OBJECTS", 3)
+        monkeypatch.setattr(service.inputs.s3, "MAX_LISTED_OBJECTS", 3)
         refused(
             InvalidParameter, "model.uri", check_model, S3Prefix(source="s3", uri=uri), settings
         )
@@ -300,7 +300,7 @@ class TestHubModel:
     def test_a_silent_hub(
         self, with_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(service.hub, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(service.inputs.hub, "ANSWER_SECONDS", 0.2)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             port = silent.getsockname()[1]
             settings = with_settings(hub_endpoint=f"http://127.0.0.1:{port}")
@@ -396,7 +396,7 @@ class TestS3Data:
         value: int,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(service.sources, bound, value)
+        monkeypatch.setattr(service.inputs.sources, bound, value)
         source = S3Data(source="s3", uri=uri)
         detail = refused(DataInvalid, f"{PARAM}.pattern", check_data, source, settings, PARAM)
         assert f"more than {value}" in detail
@@ -444,7 +444,7 @@ class TestHubData:
         fault(DataNotFound, "id", id="absent")
         fault(DataNotFound, "id", revision="f" * 40)
         fault(DataNotFound, "pattern", pattern="*.parquet")
-        monkeypatch.setattr(service.sources, "MAX_DATA_BYTES", 0)
+        monkeypatch.setattr(service.inputs.sources, "MAX_DATA_BYTES", 0)
         fault(DataInvalid, "pattern")
 
     @pytest.mark.timeout(60)

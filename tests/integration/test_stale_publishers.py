@@ -18,13 +18,13 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import EndpointConnectionError
 
-import service.storage
-from service.artifacts import Manifest, artifact_prefix, manifest_key
+import service.storage.s3
+from service.domain.job import Artifact
+from service.domain.manifest import Manifest, artifact_prefix, manifest_key
 from service.errors import EigenpressError
-from service.jobs import Artifact
-from service.publication import publish, remove_publications
 from service.settings import Settings
-from service.storage import ObjectStorage
+from service.storage.publication import publish, remove_publications
+from service.storage.s3 import ObjectStorage
 
 NAME = "keep-0.8"
 PART_BYTES = 5 * 2**20
@@ -35,7 +35,7 @@ MAX_CALLS = 40
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of more than one small part go up in several."""
     config = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES)
-    monkeypatch.setattr(service.storage, "_TRANSFER", config)
+    monkeypatch.setattr(service.storage.s3, "_TRANSFER", config)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from botocore.exceptions import EndpointConnectionError
 from botocore.model import OperationModel
 from pydantic import SecretStr
 
-import service.storage
+import service.storage.s3
 from service.errors import (
     BucketMissing,
     EigenpressError,
@@ -29,10 +29,10 @@ from service.errors import (
     StorageReadOnly,
     StorageUnavailable,
 )
-from service.local_s3 import LocalS3
-from service.ports import choose_port
 from service.settings import Settings
-from service.storage import ObjectStorage, StoredObject
+from service.standalone.ports import choose_port
+from service.standalone.s3_server import LocalS3
+from service.storage.s3 import ObjectStorage, StoredObject
 from tests.fixtures.storage import grant, s3_settings_for, seaweed_shell
 from tests.fixtures.waiting import wait_until
 
@@ -229,7 +229,7 @@ def test_a_listing_may_have_several_pages(storage: ObjectStorage, prefix: str) -
 def test_deleting_takes_more_than_one_batch(
     storage: ObjectStorage, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.storage, "DELETE_BATCH", 2)
+    monkeypatch.setattr(service.storage.s3, "DELETE_BATCH", 2)
     keys = [f"{prefix}{number}" for number in range(5)]
     for key in keys:
         storage.put_bytes(key, b"x")
@@ -311,8 +311,8 @@ def test_a_dead_server_is_unavailable(dead_server: LocalS3, tmp_path: Path, oper
 def test_a_silent_server_is_unavailable(
     tmp_path: Path, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.storage, "READ_SECONDS", 0.2)
-    monkeypatch.setattr(service.storage, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(service.storage.s3, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(service.storage.s3, "PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         storage = canned_storage(silent.getsockname()[1], tmp_path)
         with pytest.raises(StorageUnavailable, match="does not answer"):

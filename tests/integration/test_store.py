@@ -8,14 +8,14 @@ from contextlib import closing
 import pytest
 from sqlalchemy import Engine, create_engine, delete
 
-from service.store import Store
-from service.tables import metadata
+from service.store.store import Store
+from service.store.tables import metadata
 
-pytest.register_assert_rewrite("tests.unit.service.test_lost_answers")
-pytest.register_assert_rewrite("tests.unit.service.test_store")
+pytest.register_assert_rewrite("tests.unit.service.store.test_lost_answers")
+pytest.register_assert_rewrite("tests.unit.service.store.test_store")
 
-from tests.unit.service.test_lost_answers import *  # noqa: E402, F403
-from tests.unit.service.test_store import *  # noqa: E402, F403
+from tests.unit.service.store.test_lost_answers import *  # noqa: E402, F403
+from tests.unit.service.store.test_store import *  # noqa: E402, F403
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from service.jobs import Job
-from service.local_s3 import LocalS3
-from service.ports import choose_port
-from service.states import JobState
-from service.storage import ObjectStorage
+from service.domain.job import Job
+from service.domain.states import JobState
+from service.standalone.ports import choose_port
+from service.standalone.s3_server import LocalS3
+from service.storage.s3 import ObjectStorage
 from tests.fixtures.installation import Installation, ended
 from tests.fixtures.models import byte_tokenizer, tiny_llama_config, tiny_model
-from workers.texts import read_texts
+from workers.text.texts import read_texts
 
 INCREASE = 0.2
 TARGETS = [{"keep": 0.7}, {"max_perplexity_increase": INCREASE}]

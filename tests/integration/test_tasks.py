@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench import demo_data
-from service.states import JobState
+from service.domain.states import JobState
 from tests.fixtures.installation import Installation, ended
 from workers.evaluation.sandbox import Limits, passes
 

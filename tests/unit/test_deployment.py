@@ -43,8 +43,8 @@ def test_what_the_images_copy_exists_and_is_not_ignored() -> None:
         for source in sources.split():
             assert (ROOT / source).exists(), source
             assert source in (".", "deploy/requirements.py") or not ignored_by_docker(source)
-    packages = {name.split(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}
-    assert not any(map(ignored_by_docker, packages))
+    patterns = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert not any(ignored_by_docker(pattern.removesuffix("*")) for pattern in patterns)
     assert ignored_by_docker("deploy/secrets")
 
 

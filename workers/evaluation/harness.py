@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from service.domain.spec import LmEval
 from service.errors import DataNotFound, EigenpressError, HarnessMissing, InvalidParameter
 from service.settings import Settings
-from service.spec import LmEval
 from workers.evaluation.estimates import Estimate, mean
 from workers.evaluation.scores import Scores
 

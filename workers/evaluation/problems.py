@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from service.documents import Record, read_records
+from service.domain.spec import (
+    MAX_PROBLEMS,
+    EvaluationTask,
+    JobSpec,
+    LmEval,
+    MultipleChoice,
+    PassAt1,
+)
 from service.errors import DataInvalid
+from service.inputs.documents import Record, read_records
+from service.inputs.sources import fetch_data
 from service.settings import Settings
-from service.sources import fetch_data
-from service.spec import MAX_PROBLEMS, EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
 from workers.evaluation.harness import check_harness_tasks
-from workers.sequences import Tokenizer, sequence_prefix
+from workers.text.sequences import Tokenizer, sequence_prefix
 
 MAX_CHOICES = 64
 DELIMITER = " "
@@ -68,8 +75,9 @@ def read_exercises(
 ) -> list[Exercise]:
     """The problems of every task; `longest` is how many tokens the model can read.
 
-    Raises the errors of `service.sources.fetch_data`, `service.documents.read_records` and
-    `workers.evaluation.harness`, and DataInvalid for rows that are no problems or are too long.
+    Raises the errors of `service.inputs.sources.fetch_data`,
+    `service.inputs.documents.read_records` and `workers.evaluation.harness`, and DataInvalid for
+    rows that are no problems or are too long.
     """
     exercises = []
     for number, task in enumerate(spec.evaluation.tasks):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from service.spec import PassAt1
+from service.domain.spec import PassAt1
 from workers.evaluation.problems import Function
 from workers.evaluation.sandbox import Limits, passes
 from workers.evaluation.scores import Scores
-from workers.sequences import Tokenizer
+from workers.text.sequences import Tokenizer
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Where a completion has left its function, as HumanEval's authors have it."""

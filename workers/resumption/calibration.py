@@ -16,7 +16,7 @@ from safetensors.torch import load
 from workers.compression.state import clear_statistics, load_statistics, statistics_tensors
 from workers.compression.statistics import GroupStatistics
 from workers.resumption.checkpoints import Checkpoints, Refusal, Refused, tensor_bytes
-from workers.resumption.rhythm import Rhythm
+from workers.resumption.write_throttle import Rhythm
 
 ASSUMED_BYTES_PER_SECOND = 100e6
 """Of the bucket, before anything has been written to it."""

@@ -27,11 +27,11 @@ from typing import Any, Protocol
 from safetensors.torch import save
 from torch import Tensor
 
-from service.artifacts import FOLDER_PATTERN, checkpoints_prefix, folder_attempt, new_folder
+from service.domain.job import FileEntry
+from service.domain.manifest import FOLDER_PATTERN, checkpoints_prefix, folder_attempt, new_folder
 from service.errors import EigenpressError, ObjectMissing
-from service.jobs import FileEntry
 from service.settings import Settings
-from service.storage import ObjectStorage, StoredObject
+from service.storage.s3 import ObjectStorage, StoredObject
 
 FORMAT = 1
 FINGERPRINT_DIGITS = 16

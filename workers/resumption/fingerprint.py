@@ -18,12 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from service.artifacts import sha256_of
-from service.model_check import is_wanted
-from service.spec import JobSpec
+from service.domain.manifest import sha256_of
+from service.domain.spec import JobSpec
+from service.inputs.model_files import is_wanted
 from workers.evaluation.problems import Exercise
-from workers.model import weight_files
-from workers.texts import Texts
+from workers.model.loading import weight_files
+from workers.text.texts import Texts
 
 LIBRARIES = ("torch", "transformers", "safetensors")
 """Those that compute or read what the result is made of."""

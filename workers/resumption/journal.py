@@ -17,7 +17,7 @@ from workers.evaluation.estimates import Estimate
 from workers.evaluation.scores import Scores
 from workers.evaluation.text import SequenceLoss, TextLoss
 from workers.resumption.checkpoints import Checkpoints, Refusal
-from workers.resumption.rhythm import Rhythm
+from workers.resumption.write_throttle import Rhythm
 
 FLUSH_SECONDS = 2.0
 """Between two segments, at least: about so much measuring is lost with an attempt."""

@@ -13,11 +13,11 @@ from pydantic import SecretStr
 
 from api.app import create_app
 from api.services import Services
-from service.cluster import RayCluster
+from service.cluster.ray_jobs import RayCluster
 from service.errors import ObjectMissing
 from service.settings import Settings
-from service.storage import ObjectStorage
-from service.store import Store
+from service.storage.s3 import ObjectStorage
+from service.store.store import Store
 
 S3: dict[str, Any] = {
     "s3_endpoint_url": "http://s3.test:8333",

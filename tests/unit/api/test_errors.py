@@ -13,9 +13,9 @@ from pydantic.fields import FieldInfo
 
 import service.errors
 from api.errors import UNION_FIELDS, param_of, status_of
+from service.domain.spec import JobSpec
 from service.errors import EigenpressError, InfrastructureError, UserError
-from service.spec import JobSpec
-from service.store import Store
+from service.store.store import Store
 
 GONE = object()
 

@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 
 import service.errors
 from api.errors import status_of
+from service.domain.job import EventType
 from service.errors import EigenpressError
-from service.jobs import EventType
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "api.md").read_text()

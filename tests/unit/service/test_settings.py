@@ -8,8 +8,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import make_url
 
-from service.embedded import environment
 from service.settings import Settings
+from service.standalone.serve import environment
 
 URL = "postgresql://press@db:5432/eigenpress"
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.fixtures.models import ARCHITECTURES, save_tiny_model, tiny_model
-from workers.checkpoint_writer import write_checkpoint
+from workers.artifact.checkpoint_writer import write_checkpoint
+from workers.artifact.expand import expand
 from workers.compression.checkpoint import replace_layers
 from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.layers import compressible_layers, input_groups
@@ -22,8 +23,7 @@ from workers.compression.metrics import METHODS
 from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import Calibration
 from workers.compression.unfuse import unfuse
-from workers.expand import expand
-from workers.model import load_model
+from workers.model.loading import load_model
 
 CPU = torch.device("cpu")
 TOKENS = torch.randint(258, (4, 24), generator=torch.Generator().manual_seed(0))

@@ -10,11 +10,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from fastapi.testclient import TestClient
 
-from service.artifacts import Manifest
+from service.domain.job import Artifact, FileEntry
+from service.domain.manifest import Manifest
+from service.domain.spec import JobSpec
 from service.errors import EigenpressError, StorageUnavailable
-from service.jobs import Artifact, FileEntry
-from service.spec import JobSpec
-from service.store import Store
+from service.store.store import Store
 
 WEIGHTS = FileEntry("model.safetensors", 1000, "ab" * 32)
 FOLDER = "1-00c0ffee/"

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from service.errors import ClusterUnavailable, StorageUnavailable
 from service.settings import Settings
-from service.store import Store
+from service.store.store import Store
 
 
 def test_ready(client: TestClient) -> None:

@@ -17,6 +17,10 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.routes.jobs import decode_cursor, encode_cursor
 from api.services import Services
+from service.domain.job import new_job_id
+from service.domain.retry_policy import RetryPolicy
+from service.domain.spec import JobSpec
+from service.domain.states import JobState, Step
 from service.errors import (
     BucketMissing,
     ClusterUnavailable,
@@ -26,11 +30,7 @@ from service.errors import (
     StorageCredentialsInvalid,
     StorageUnavailable,
 )
-from service.jobs import new_job_id
-from service.policy import RetryPolicy
-from service.spec import JobSpec
-from service.states import JobState, Step
-from service.store import Store
+from service.store.store import Store
 
 UNKNOWN = "job-00000000000000000000000000"
 

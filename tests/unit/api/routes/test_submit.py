@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from service.store import Store
+from service.store.store import Store
 
 Spoil = Callable[[Path, dict[str, Any]], object]
 """Makes the model's folder or the request's body bad."""

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from service.domain.spec import LmEval
 from service.errors import HarnessMissing, InvalidParameter
 from service.settings import Settings
-from service.spec import LmEval
 from workers.evaluation import harness
 from workers.evaluation.estimates import Estimate, mean
 from workers.evaluation.harness import (

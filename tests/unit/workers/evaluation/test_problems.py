@@ -10,13 +10,13 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
+from service.domain.spec import JobSpec
 from service.errors import DataInvalid, DataNotFound, HarnessMissing
 from service.settings import Settings
-from service.spec import JobSpec
 from tests.fixtures.models import byte_tokenizer
 from workers.evaluation import problems
 from workers.evaluation.problems import Choice, Exercise, Function, Question, read_exercises
-from workers.sequences import sequence_prefix
+from workers.text.sequences import sequence_prefix
 
 TOKENIZER = byte_tokenizer(adds_bos=False)
 QUESTION = {"question": "1 + 1 =", "choices": ["3", "2"], "answer": 1}

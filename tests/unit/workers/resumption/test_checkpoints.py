@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.errors import ObjectMissing, StorageUnavailable
-from service.storage import StoredObject
+from service.storage.s3 import StoredObject
 from workers.resumption.checkpoints import Checkpoints, Place, Refusal, Refused
 
 FINGERPRINT = "0123456789abcdef" * 4

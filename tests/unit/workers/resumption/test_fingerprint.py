@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.spec import JobSpec, MultipleChoice
+from service.domain.spec import JobSpec, MultipleChoice
 from workers.evaluation.problems import Choice, Exercise, Question
 from workers.resumption.fingerprint import (
     LIBRARIES,
@@ -18,7 +18,7 @@ from workers.resumption.fingerprint import (
     library_versions,
     model_digest,
 )
-from workers.texts import EvaluationText, Texts
+from workers.text.texts import EvaluationText, Texts
 
 BODY: dict[str, Any] = {
     "name": "one",

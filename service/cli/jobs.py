@@ -1,0 +1,142 @@
+"""The commands about jobs that exist: list, watch, cancel, retry, download.
+
+Results go to standard output, remarks and progress to standard error, so that both
+``job=$(eigenpress submit ...)`` and a person at a terminal get what they want.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+from rich.console import Console
+
+from service.cli import rendering
+from service.client.client import DEFAULT_URL, Client
+from service.client.download import download_artifact
+from service.domain.spec import NAME_PATTERN
+from service.domain.states import JobState
+from service.errors import ArtifactCorrupt
+
+PIPE_WIDTH = 200
+"""Columns where the output is no terminal: what a script reads should not be folded."""
+
+Url = Annotated[str, typer.Option(envvar="EIGENPRESS_URL", metavar="URL", help="Of the server.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
+
+
+def jobs(
+    state: Annotated[
+        list[JobState] | None,
+        typer.Option(metavar="STATE", help="Only jobs in this state. Repeat for several."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, metavar="N", help="How many.")] = 20,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List jobs, newest first."""
+    with Client(url) as client:
+        page = client.jobs(limit, states=state or ())
+    if page["jobs"]:
+        console(sys.stdout).print(rendering.jobs_table(page["jobs"], datetime.now(UTC)))
+    notes = console(sys.stderr)
+    if not page["jobs"]:
+        notes.print("No jobs." if not state else "No such jobs.", style="dim")
+    elif page["next_cursor"]:
+        notes.print(f"There are more than these {limit}; see --limit.", style="dim")
+
+
+def watch(
+    job: Annotated[
+        str | None, typer.Argument(metavar="JOB", help="The job's id. Unset: the newest job.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Follow a job to its end, step by step. Ctrl-C leaves the job alone.
+
+    The exit status is 0 only if the job succeeds.
+    """
+    with Client(url) as client:
+        watch_to_end(client, job or _newest(client))
+
+
+def cancel(job: JobId, url: Url = DEFAULT_URL) -> None:
+    """Cancel a job, waiting or running."""
+    with Client(url) as client:
+        console(sys.stdout).print(rendering.outcome(client.cancel(job)))
+
+
+def retry(
+    job: JobId,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Run a failed job again. It goes on from what its attempts left, if that is still there."""
+    with Client(url) as client:
+        queued = client.retry(job)
+        if watch:
+            watch_to_end(client, job)
+        else:
+            console(sys.stdout).print(rendering.outcome(queued))
+
+
+def download(
+    job: JobId,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="One artifact, keep-0.8 say. Unset: all."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Where to put it. Unset: ./NAME."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Files at a time.")] = 4,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Download a job's artifacts, each checked against its manifest.
+
+    A download that was cut off goes on where it stopped when it is started again.
+    """
+    with Client(url) as client:
+        names = [name] if name else [artifact["name"] for artifact in client.artifacts(job)]
+        for each in names:
+            target = folder or _folder_named(each)
+            with rendering.transfer_bar(console(sys.stderr), each) as progress:
+                download_artifact(client, job, each, target, workers, progress)
+            typer.echo(target)
+
+
+def watch_to_end(client: Client, job_id: str) -> None:
+    """Show the job until it ends; end as it does."""
+    try:
+        job = rendering.follow(client, job_id, console(sys.stdout))
+    except KeyboardInterrupt:
+        console(sys.stderr).print(f"The job goes on. Back to it: eigenpress watch {job_id}")
+        raise
+    if job["state"] != JobState.SUCCEEDED:
+        raise typer.Exit(1)
+    console(sys.stderr).print(f"Get it: eigenpress download {job_id}", style="dim")
+
+
+def console(stream: TextIO) -> Console:
+    """For standard output or standard error, as wide as a script would like where it is piped."""
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False)
+
+
+def _folder_named(artifact: str) -> Path:
+    """In the current directory, whatever the server calls its artifacts."""
+    if not re.fullmatch(NAME_PATTERN, artifact):
+        raise ArtifactCorrupt(f"{artifact!r} is not an artifact's name")
+    return Path(artifact)
+
+
+def _newest(client: Client) -> str:
+    jobs = client.jobs(limit=1)["jobs"]
+    if not jobs:
+        console(sys.stderr).print("No jobs.", style="dim")
+        raise typer.Exit(1)
+    return str(jobs[0]["id"])

@@ -1,0 +1,221 @@
+"""How jobs look at a terminal: progress bars, tables, one line for how a job ended.
+
+Everything is drawn from the API's JSON by pure functions of it and the time. What users named
+(jobs, models) and what errors say is never read as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+from rich.progress import TransferSpeedColumn as SpeedColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from service.client.client import Client, Json
+from service.domain.states import TERMINAL, JobState, Step
+
+STATE_STYLES = {
+    JobState.QUEUED: "yellow",
+    JobState.RUNNING: "cyan",
+    JobState.CANCELLING: "magenta",
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.CANCELLED: "dim",
+}
+BAR_WIDTH = 32
+
+
+def follow(client: Client, job_id: str, console: Console) -> Json:
+    """Show the job until it ends and return it: bars at a terminal, lines elsewhere.
+
+    Raises `service.client.client.ClientError`.
+    """
+    if not console.is_terminal:
+        job = client.wait(job_id, _Lines(console))
+    else:
+        latest: list[Json] = []
+        drawn = Live(
+            get_renderable=lambda: job_view(latest[-1], datetime.now(UTC)) if latest else "",
+            console=console,
+            refresh_per_second=4,
+        )
+        with drawn:
+            job = client.wait(job_id, lambda job: latest.__setitem__(slice(None), [job]))
+    console.print(outcome(job), soft_wrap=True)
+    return job
+
+
+def job_view(job: Json, now: datetime) -> RenderableType:
+    """A heading and one line per step, those to come included."""
+    rows = Table.grid(padding=(0, 2))
+    reached = {step["step"]: step for step in job["steps"]}
+    for name in Step:
+        rows.add_row(*_step_row(name, reached.get(name), now))
+    return Group(_heading(job, now), rows)
+
+
+def outcome(job: Json) -> Text:
+    """How the job ended, in a line; how and why, if it failed."""
+    text = Text(f"{job['id']} ").append(job["state"], STATE_STYLES[JobState(job["state"])])
+    if took := _took(job):
+        text.append(f" after {took}")
+    if error := job.get("error"):
+        text.append(f"\n{error['detail']}").append(f"\n{_code(error)}", "dim")
+    return text
+
+
+def jobs_table(jobs: Sequence[Json], now: datetime) -> Table:
+    """One line per job."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("JOB", "NAME", "STATE", "PROGRESS", "TARGETS", "SUBMITTED", "TOOK"):
+        table.add_column(column, no_wrap=column in ("JOB", "STATE"))
+    for job in jobs:
+        table.add_row(
+            job["id"],
+            Text(job["name"] or ""),
+            Text(job["state"], STATE_STYLES[JobState(job["state"])]),
+            Text(_progress(job, now)),
+            ", ".join(_target(target) for target in job["spec"]["targets"]),
+            f"{duration(_since(job['created_at'], now))} ago",
+            _took(job),
+        )
+    return table
+
+
+def _target(target: Json) -> str:
+    """What is asked for: the fraction to keep, or by how much the perplexity may grow."""
+    if "keep" in target:
+        return f"{target['keep']:g}"
+    return f"+{100 * target['max_perplexity_increase']:.3g}% perplexity"
+
+
+@contextmanager
+def transfer_bar(console: Console, label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for bytes; yields what to call with (bytes here, bytes in all)."""
+    columns = (BarColumn(BAR_WIDTH), DownloadColumn(), SpeedColumn(), TimeRemainingColumn())
+    with Progress("{task.description}", *columns, console=console) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def duration(length: timedelta) -> str:
+    """``42 s``, ``3 min 5 s``, ``2 h 10 min``, ``4 days``."""
+    seconds = max(0, int(length.total_seconds()))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    if seconds < 2 * 86_400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    return f"{seconds // 86_400} days"
+
+
+class _Lines:
+    """For logs and pipes: a line whenever the job's state changes or a step begins or ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said: set[str] = set()
+
+    def __call__(self, job: Json) -> None:
+        if job["state"] not in TERMINAL:  # the outcome will say that
+            self._say(_state_line(job))
+            if error := job["last_error"]:
+                ended = job["attempt"] - (job["state"] != JobState.QUEUED)
+                self._say(f"attempt {ended} failed: {error['detail']} ({_code(error)})")
+        for step in job["steps"]:
+            self._say(f"attempt {job['attempt']}: {step['step']} began")
+            if step["finished_at"]:
+                took = duration(_since(step["started_at"], _time(step["finished_at"])))
+                self._say(f"attempt {job['attempt']}: {step['step']} {_amount(step)} in {took}")
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._console.print(Text(line), soft_wrap=True)
+
+
+def _heading(job: Json, now: datetime) -> Text:
+    text = Text(job["name"] or job["id"], "bold")
+    text.append("  ").append(job["state"], STATE_STYLES[JobState(job["state"])])
+    if pause := _pause(job, now):
+        text.append(f"  {pause}", "yellow")
+    elif job["attempt"] > 1:
+        text.append(f"  attempt {job['attempt']}", "yellow")
+    if error := job["last_error"]:
+        text.append(f"\nThe attempt before failed: {error['detail']}", "dim not bold")
+    return text
+
+
+def _pause(job: Json, now: datetime) -> str:
+    """What a job waits for between two attempts; nothing if it does not."""
+    if job["state"] != JobState.QUEUED or not job["attempt"]:
+        return ""
+    left = _time(job["available_at"]) - now if job["available_at"] else timedelta()
+    when = f"in {duration(left)}" if left > timedelta() else "when its turn comes"
+    return f"attempt {job['attempt'] + 1} begins {when}"
+
+
+def _state_line(job: Json) -> str:
+    attempt = f", attempt {job['attempt']}" if job["attempt"] else ""
+    return f"{job['id']} {job['state']}{attempt}"
+
+
+def _step_row(name: Step, step: Json | None, now: datetime) -> tuple[RenderableType, ...]:
+    if step is None:
+        return Text(name, "dim"), ProgressBar(total=1, completed=0, width=BAR_WIDTH), "", ""
+    end = _time(step["finished_at"]) if step["finished_at"] else now
+    elapsed = _since(step["started_at"], end)
+    timing = duration(elapsed)
+    if not step["finished_at"] and (left := _left(step, elapsed)):
+        timing += f", {duration(left)} left"
+    bar = ProgressBar(total=max(1, step["total"]), completed=step["done"], width=BAR_WIDTH)
+    return Text(name), bar, Text(_amount(step)), Text(timing, "dim")
+
+
+def _left(step: Json, elapsed: timedelta) -> timedelta | None:
+    """The time to go at the pace so far; None before there is one."""
+    if not 0 < step["done"] < step["total"]:
+        return None
+    share_left = (step["total"] - step["done"]) / step["done"]
+    return elapsed * float(share_left)
+
+
+def _progress(job: Json, now: datetime) -> str:
+    if job.get("error"):
+        return str(job["error"]["code"])
+    if pause := _pause(job, now):
+        return pause
+    if job["state"] in (JobState.RUNNING, JobState.CANCELLING) and job["steps"]:
+        step = job["steps"][-1]
+        return f"{step['step']} {_amount(step)}"
+    return ""
+
+
+def _amount(step: Json) -> str:
+    return f"{step['done']:,}/{step['total']:,} {step['unit']}"
+
+
+def _code(error: Json) -> str:
+    return f"{error['code']}, {error['param']}" if error.get("param") else str(error["code"])
+
+
+def _took(job: Json) -> str:
+    if not (job["started_at"] and job["finished_at"]):
+        return ""
+    return duration(_since(job["started_at"], _time(job["finished_at"])))
+
+
+def _time(stamp: str) -> datetime:
+    return datetime.fromisoformat(stamp)
+
+
+def _since(stamp: str, now: datetime) -> timedelta:
+    return now - _time(stamp)

@@ -1,0 +1,145 @@
+"""The commands that run a part of Eigenpress on this machine, instead of talking to a server.
+
+Each needs an extra (`eigenpress[server]`, `eigenpress[worker]`) and says so where it is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from service.settings import Settings
+
+
+class ExtraMissing(Exception):
+    """The command needs packages that are not installed."""
+
+
+def serve(
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help=r"Database, bucket and caches. \[default: ~/.eigenpress]"
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65_535, metavar="PORT", help=r"Of the API; 0: any. \[default: 8400]"
+        ),
+    ] = None,
+    dashboard_port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="PORT", help="Of the Ray dashboard; 0: any.")
+    ] = 8265,
+    s3_port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="PORT", help="Of the S3 server; 0: any.")
+    ] = 0,
+    num_cpus: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help=r"CPUs for jobs. \[default: all]")
+    ] = None,
+    num_gpus: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help=r"GPUs for jobs. \[default: all]")
+    ] = None,
+    allow: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            metavar="FOLDER",
+            help="A folder that jobs may read models and text from, as they may from the "
+            "current one. Repeat for several.",
+        ),
+    ] = None,
+) -> None:
+    """Run everything here: API, dispatcher, Ray and an S3 server, until Ctrl-C.
+
+    All of it listens on loopback only, and stops together.
+    """
+    _require("ray", extra="server")
+    from service.standalone import serve as standalone  # with the server's packages
+
+    options = standalone.ServeOptions(
+        data_dir=data_dir,
+        port=port,
+        dashboard_port=dashboard_port,
+        s3_port=s3_port,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        allow=tuple(allow or ()),
+    )
+    standalone.serve(options, Console(highlight=False))
+
+
+def api(
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help=r"\[default: 127.0.0.1]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, metavar="PORT", help=r"\[default: 8400]")
+    ] = None,
+) -> None:
+    """Run the API alone, as the EIGENPRESS_* settings say."""
+    settings = Settings()
+    host = host or settings.api_host
+    port = settings.api_port if port is None else port
+    _become(
+        "uvicorn",
+        "--factory",
+        "api.app:create_app",
+        "--host",
+        host,
+        "--port",
+        str(port),
+        needs="uvicorn",
+        extra="server",
+    )
+
+
+def dispatcher() -> None:
+    """Run the dispatcher alone, as the EIGENPRESS_* settings say."""
+    Settings()  # a wrong one is better said here than by the process to come
+    _become("service.dispatch.dispatcher", needs="sqlalchemy", extra="server")
+
+
+def migrate(
+    create_bucket: Annotated[
+        bool,
+        typer.Option("--create-bucket", help="Make the bucket, too, on an S3 server of your own."),
+    ] = False,
+) -> None:
+    """Bring the database to this version; then start the API and the dispatcher."""
+    _require("sqlalchemy", extra="server")
+    from service.storage.s3 import ObjectStorage
+    from service.store.migrate import migrate as bring_up_to_date  # with the server's packages
+
+    settings = Settings()
+    bring_up_to_date(settings.database)
+    if create_bucket:
+        ObjectStorage.from_settings(settings).create_bucket()
+
+
+def expand(
+    artifact: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="A downloaded artifact.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+) -> None:
+    """Turn an artifact into a plain dense checkpoint, for engines that know no other."""
+    _become("workers.artifact.expand", str(artifact), str(out), needs="torch", extra="worker")
+
+
+def _become(module: str, *arguments: str, needs: str, extra: str) -> NoReturn:
+    """Go on as ``python -m module``: one process, which gets the signals that are meant for it."""
+    _require(needs, extra)
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
+
+
+def _require(package: str, extra: str) -> None:
+    if find_spec(package) is None:
+        raise ExtraMissing(f"this command needs more: pip install 'eigenpress[{extra}]'")

@@ -1,0 +1,211 @@
+"""The command `eigenpress submit`: its options, and how they become a job."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from service.cli.jobs import Url, console, watch_to_end
+from service.client.client import DEFAULT_URL, Client, Json
+from service.client.request import SourceInvalid, evaluation_dataset, job_body, source
+from service.domain.spec import AllocationKind, Dtype, Method, Scope
+
+SIZE, TEXT = "What to make", "Text"  # panels of the help
+PLACE = "A path, s3://bucket/prefix or hub:org/name@commit."
+
+Value = TypeVar("Value")
+
+
+def submit(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Option(metavar="PLACE", help=f"The model. {PLACE}", rich_help_panel=SIZE)
+    ] = None,
+    keep: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="How much of the parameters to keep, 0.8 say. Repeat for several sizes.",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    scope: Annotated[
+        Scope | None,
+        typer.Option(help=r"What that is a fraction of. \[default: linear]", rich_help_panel=SIZE),
+    ] = None,
+    max_perplexity_increase: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="The smallest model whose held-out perplexity grows by no more: "
+            "0.1 is 10 percent. Repeat for several.",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    method: Annotated[
+        Method | None, typer.Option(help=r"\[default: impact-kron]", rich_help_panel=SIZE)
+    ] = None,
+    allocation: Annotated[
+        AllocationKind | None,
+        typer.Option(
+            help=r"Ranks chosen over all layers at once, or one share for each. \[default: global]",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            metavar="DTYPE",
+            help=r"Of the result: auto, float32, bfloat16 or float16. \[default: auto]",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PLACE", help=f"To calibrate on. {PLACE}", rich_help_panel=TEXT),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GLOB", help=r"Which of its files. \[default: **/*]", rich_help_panel=TEXT
+        ),
+    ] = None,
+    text_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=r"The field of JSONL, the column of Parquet. \[default: text]",
+            rich_help_panel=TEXT,
+        ),
+    ] = None,
+    sequences: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help=r"Sequences to calibrate on. \[default: 128]", rich_help_panel=TEXT
+        ),
+    ] = None,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", help=r"Tokens in each. \[default: 512]", rich_help_panel=TEXT),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help=r"Sequences per forward pass. \[default: 8]", rich_help_panel=TEXT
+        ),
+    ] = None,
+    evaluate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PLACE",
+            help="A text of its own to report perplexity on. Repeat for several.",
+            rich_help_panel=TEXT,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help=r"\[default: one per GPU, or per two CPUs]")
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="A label for the job.")] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(metavar="N", help=r"From -100 to 100; higher runs earlier. \[default: 0]"),
+    ] = None,
+    queue_limit: Annotated[
+        int | None,
+        typer.Option(metavar="SECONDS", help="Give up if it does not begin to run within these."),
+    ] = None,
+    run_limit: Annotated[
+        int | None,
+        typer.Option(metavar="SECONDS", help="Give up after running for these, in all attempts."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            allow_dash=True,
+            help="The whole job as JSON, instead of options; - is standard input.",
+        ),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Submit a job. Its id is all that goes to standard output.
+
+    A job is a model (--model), text to calibrate on (--data) and one target or more: sizes (--keep)
+    or qualities (--max-perplexity-increase). The server checks them before it takes the job.
+    """
+    if file is not None:
+        body = _read_job(file, context)
+    else:
+        body = job_body(
+            name=name,
+            model=_source(model, "--model"),
+            data={**_source(data, "--data"), "pattern": pattern, "text_field": text_field},
+            calibration={
+                "sequences": sequences,
+                "sequence_length": sequence_length,
+                "batch_size": batch_size,
+            },
+            keep=keep or [] if max_perplexity_increase else _required(keep, "--keep"),
+            scope=scope,
+            max_perplexity_increase=max_perplexity_increase or [],
+            method=method,
+            allocation=allocation,
+            evaluation=[_parsed(evaluation_dataset, each, "--evaluate") for each in evaluate or ()],
+            dtype=dtype,
+            workers=workers,
+            priority=priority,
+            limits=_limits(queue_limit, run_limit),
+        )
+    with Client(url) as client:
+        job_id = client.submit(body)["id"]
+        typer.echo(job_id)
+        if watch:
+            watch_to_end(client, job_id)
+        else:
+            console(sys.stderr).print(f"Queued. Follow it: eigenpress watch {job_id}", style="dim")
+
+
+def _read_job(file: Path, context: typer.Context) -> Json:
+    """The job that a file holds; whatever else describes one contradicts it."""
+    for name in sorted(set(context.params) - {"file", "watch", "url"}):
+        source_of = context.get_parameter_source(name)
+        if source_of is not None and source_of.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter("--file holds the whole job already", param_hint=option)
+    try:
+        body = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text("utf-8"))
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="--file") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"{file} is not JSON: {error}", param_hint="--file") from error
+    if not isinstance(body, dict):
+        raise typer.BadParameter(f"{file} is not a JSON object", param_hint="--file")
+    return body
+
+
+def _limits(queue_seconds: int | None, run_seconds: int | None) -> Json | None:
+    limits = {"queue_seconds": queue_seconds, "run_seconds": run_seconds}
+    return limits if any(limits.values()) else None
+
+
+def _required(value: Value | None, option: str) -> Value:
+    if not value:
+        raise typer.BadParameter("required, unless --file is given", param_hint=option)
+    return value
+
+
+def _source(text: str | None, option: str) -> Json:
+    return _parsed(source, _required(text, option), option)
+
+
+def _parsed(parse: Callable[[str], Json], text: str, option: str) -> Json:
+    try:
+        return parse(text)
+    except SourceInvalid as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error

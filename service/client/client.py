@@ -1,0 +1,229 @@
+"""A client of the REST API: one method for each thing that a user does with a job.
+
+    ClientError
+    ├── ApiProblem        the API answered with a problem (RFC 9457)
+    └── ApiUnreachable    nothing answered
+
+These stand apart from `service.errors`, which says what goes wrong with a job: here the job may
+be well and only the way to it be blocked.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from service.domain.states import TERMINAL, JobState
+
+DEFAULT_URL = "http://127.0.0.1:8400"
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+REPEAT_SECONDS = 1.0
+"""The pause before a submission is repeated."""
+
+Json = dict[str, Any]
+
+
+class ClientError(Exception):
+    """A request to the API did not succeed."""
+
+
+class ApiProblem(ClientError):
+    """The API refused a request, or could not carry it out; `code` is stable, `detail` is not."""
+
+    def __init__(self, code: str, detail: str, param: str | None, status: int) -> None:
+        self.code = code
+        self.detail = detail
+        self.param = param
+        self.status = status
+        super().__init__(detail)
+
+
+class ApiUnreachable(ClientError):
+    """Nothing answered at the API's address; `sent` says whether the request may have got there."""
+
+    def __init__(self, detail: str, *, sent: bool = False) -> None:
+        self.sent = sent
+        super().__init__(detail)
+
+
+class Client:
+    """Talks to one Eigenpress server. Safe to share between threads; close it or use `with`."""
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        timeout: float = 30.0,
+        *,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        try:
+            self._http = open_http(timeout, base_url=self.base_url, transport=transport)
+        except httpx.InvalidURL as error:
+            raise ApiUnreachable(f"{base_url} is not a URL: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def submit(
+        self,
+        spec: Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        patience_seconds: float = 60.0,
+    ) -> Json:
+        """Create a job, and no second one if an answer is lost. `spec` is a JobSpec as plain JSON.
+
+        Once it is not known whether a request had its effect, it is repeated until an answer comes
+        or `patience_seconds` are over, each time with the same key (one of its own, if none is
+        given), under which the server makes one job.
+        """
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        deadline = time.monotonic() + patience_seconds
+        unknown = False
+        while True:
+            try:
+                return self._object("POST", "/v1/jobs", json=dict(spec), headers=headers)
+            except ClientError as error:
+                unknown = unknown or _may_have_worked(error)
+                patient = unknown and time.monotonic() < deadline
+                if not (patient and _is_outage(error)):
+                    raise
+            time.sleep(REPEAT_SECONDS)
+
+    def job(self, job_id: str) -> Json:
+        return self._object("GET", _path(job_id))
+
+    def jobs(
+        self, limit: int = 20, cursor: str | None = None, states: Collection[JobState] = ()
+    ) -> Json:
+        """One page, newest first: ``{"jobs": [...], "next_cursor": ... or None}``."""
+        query: Json = {"limit": limit, "state": [str(state) for state in states]}
+        if cursor:
+            query["cursor"] = cursor
+        return self._object("GET", "/v1/jobs", params=query)
+
+    def cancel(self, job_id: str) -> Json:
+        return self._object("POST", _path(job_id, "cancel"))
+
+    def retry(self, job_id: str) -> Json:
+        """Queue a failed job again."""
+        return self._object("POST", _path(job_id, "retry"))
+
+    def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[Json]:
+        """What happened to the job, oldest first, beginning behind the event `after`."""
+        query = {"after": after, "limit": limit}
+        return self._list("events", "GET", _path(job_id, "events"), params=query)
+
+    def artifacts(self, job_id: str) -> list[Json]:
+        """The published artifacts and their files, each with a URL that expires."""
+        return self._list("artifacts", "GET", _path(job_id, "artifacts"))
+
+    def report(self, job_id: str) -> Json:
+        return self._object("GET", _path(job_id, "report"))
+
+    def wait(
+        self,
+        job_id: str,
+        on_update: Callable[[Json], None] = lambda _job: None,
+        *,
+        poll_seconds: float = 0.5,
+        patience_seconds: float = 60.0,
+    ) -> Json:
+        """Follow the job to its end, calling `on_update` at every look, and return it.
+
+        A server that is away (restarted, say) is waited for: `ApiUnreachable`, or a problem
+        with status 502, 503 or 504, is raised only once it has lasted for `patience_seconds`.
+        """
+        last_answer = time.monotonic()
+        while True:
+            try:
+                job = self.job(job_id)
+            except ClientError as error:
+                patient = time.monotonic() - last_answer < patience_seconds
+                if not (patient and _is_outage(error)):
+                    raise
+            else:
+                last_answer = time.monotonic()
+                on_update(job)
+                if job["state"] in TERMINAL:
+                    return job
+            time.sleep(poll_seconds)
+
+    def _object(self, method: str, path: str, **options: Any) -> Json:
+        body = self._request(method, path, **options)
+        if not isinstance(body, dict):
+            raise self._not_ours(200)
+        return body
+
+    def _list(self, key: str, method: str, path: str, **options: Any) -> list[Json]:
+        items = self._object(method, path, **options).get(key)
+        if not isinstance(items, list):
+            raise self._not_ours(200)
+        return items
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise ApiUnreachable(
+                f"no answer from {self.base_url}: {reason}", sent=not isinstance(error, _UNSENT)
+            ) from error
+        body = _json(response)
+        if response.is_success and body is not None:
+            return body
+        if isinstance(body, dict) and isinstance(body.get("code"), str):
+            detail = str(body.get("detail") or body.get("title") or body["code"])
+            raise ApiProblem(body["code"], detail, body.get("param"), response.status_code)
+        raise self._not_ours(response.status_code)
+
+    def _not_ours(self, status: int) -> ApiProblem:
+        detail = f"{self.base_url} answers (HTTP {status}), but not as an Eigenpress server does"
+        return ApiProblem("unexpected_answer", detail, None, status)
+
+
+def open_http(timeout: float, **options: Any) -> httpx.Client:
+    """An HTTP client that obeys the environment's proxies, except towards this very machine."""
+    direct: dict[str, None] = {f"all://{host}": None for host in LOOPBACK_HOSTS}
+    return httpx.Client(timeout=timeout, mounts=direct, **options)
+
+
+def _path(job_id: str, *rest: str) -> str:
+    return "/".join(["/v1/jobs", quote(job_id, safe=""), *rest])
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
+"""Errors after which the server cannot have seen the request."""
+
+
+def _is_outage(error: ClientError) -> bool:
+    """Whether it may pass: nothing answered, or the server or a proxy said so."""
+    return isinstance(error, ApiUnreachable) or getattr(error, "status", None) in {502, 503, 504}
+
+
+def _may_have_worked(error: ClientError) -> bool:
+    """Whether the request may have had its effect though it failed."""
+    if isinstance(error, ApiUnreachable):
+        return error.sent
+    return isinstance(error, ApiProblem) and (
+        error.code == "database_unavailable" or error.status in {502, 504}
+    )

@@ -1,0 +1,79 @@
+"""From what a user types to the body of `POST /v1/jobs`: pure functions, no checks of content.
+
+What is not typed is not sent, so the server's defaults hold, and the server judges the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from service.client.client import Json
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+class SourceInvalid(ValueError):
+    """A model or text is named in a way that is not understood; the message says which are."""
+
+
+def source(text: str) -> Json:
+    """Where a model or a text is: a path, ``s3://bucket/prefix`` or ``hub:org/name@commit``.
+
+    >>> source("hub:org/model@" + 40 * "0")["id"]
+    'org/model'
+    """
+    if text.startswith("s3://"):
+        return {"source": "s3", "uri": text}
+    if text.startswith("hub:"):
+        repository, _, commit = text.removeprefix("hub:").partition("@")
+        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise SourceInvalid(f"{text} lacks a full commit: hub:org/name@<40 hex digits>")
+        return {"source": "hub", "id": repository, "revision": commit}
+    if not text or _SCHEME.match(text):
+        raise SourceInvalid(f"{text!r} is no path, s3://bucket/prefix or hub:org/name@commit")
+    return {"source": "local", "path": str(Path(text).expanduser().absolute())}
+
+
+def evaluation_dataset(text: str) -> Json:
+    """``NAME=DATA``: a further text to measure perplexity on."""
+    name, _, place = text.partition("=")
+    if not (name and place):
+        raise SourceInvalid(f"{text!r} is not NAME=DATA")
+    return {"name": name, "data": source(place)}
+
+
+def job_body(
+    *,
+    model: Json,
+    data: Json,
+    keep: Sequence[float] = (),
+    scope: str | None = None,
+    max_perplexity_increase: Sequence[float] = (),
+    evaluation: Sequence[Json] = (),
+    calibration: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Json:
+    """The specification; `settings` are its top-level fields, None where nothing was typed."""
+    body: Json = {
+        **settings,
+        "model": model,
+        "calibration": {"data": data, **(calibration or {})},
+        "targets": [
+            *({"keep": fraction, "scope": scope} for fraction in keep),
+            *({"max_perplexity_increase": increase} for increase in max_perplexity_increase),
+        ],
+        "evaluation": {"datasets": list(evaluation)} if evaluation else None,
+    }
+    return {key: _typed(value) for key, value in body.items() if value is not None}
+
+
+def _typed(value: Any) -> Any:
+    """The value without the fields, at any depth, that nobody typed."""
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    return value

@@ -1,0 +1,93 @@
+"""What became of an attempt whose driver did not say it: a pure reading of Ray's words.
+
+Each case was seen on Ray 2.60, and the tests make each happen there again.
+
+    driver killed             exit code 128 + signal, by the shell that Ray runs it in
+    ... with that shell       the log breaks off without an exit code
+    ... with Ray's watcher    JOB_SUPERVISOR_ACTOR_DIED, its worker process has died
+    node lost                 JOB_SUPERVISOR_ACTOR_DIED, "its node has died", after some 15 s
+    stopped by somebody       STOPPED
+    cluster restarted         404: jobs end with their cluster
+    agent or raylet hangs     RUNNING, for ever; only the lease tells
+"""
+
+from __future__ import annotations
+
+import signal
+
+from service.cluster.ray_jobs import AttemptStatus, Ended, Unknown, exit_code_in
+from service.errors import (
+    AttemptLost,
+    ClusterRestarted,
+    DriverKilled,
+    DriverNotStarted,
+    DriverStopped,
+    LeaseLapsed,
+    NodeLost,
+)
+
+_NOT_STARTED = frozenset(
+    {
+        "RUNTIME_ENV_SETUP_FAILURE",
+        "JOB_SUPERVISOR_ACTOR_START_TIMEOUT",
+        "JOB_SUPERVISOR_ACTOR_START_FAILURE",
+        "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE",
+        "JOB_ENTRYPOINT_COMMAND_START_ERROR",
+    }
+)
+_NODE_DIED = "because its node has died"
+_MAX_MESSAGE_CHARACTERS = 1000
+_FIRST_SIGNAL = 128
+
+
+def explain(status: AttemptStatus, printed: str | None) -> AttemptLost | NodeLost:
+    """Why an attempt is lost: by its `status`, and the end of its log, None if unreadable.
+
+    One that is still active, as far as Ray knows, was lost because its lease lapsed.
+    """
+    match status:
+        case Ended():
+            return _explain_end(status, printed)
+        case Unknown():
+            return ClusterRestarted()
+        case _:
+            return LeaseLapsed()
+
+
+def _explain_end(ended: Ended, printed: str | None) -> AttemptLost | NodeLost:
+    said = ended.message[:_MAX_MESSAGE_CHARACTERS]
+    if ended.status == "STOPPED":
+        return DriverStopped(_with_log(DriverStopped().detail, printed))
+    if ended.error_type == "JOB_SUPERVISOR_ACTOR_DIED":
+        kind = NodeLost if _NODE_DIED in ended.message else DriverKilled
+        return kind(f"{kind().detail} Ray says: {said}")
+    if ended.error_type in _NOT_STARTED:
+        return DriverNotStarted(f"{DriverNotStarted().detail} Ray says: {said}")
+    return _explain_exit(printed)
+
+
+def _explain_exit(printed: str | None) -> AttemptLost:
+    if printed is None:
+        return AttemptLost(_with_log(AttemptLost().detail, printed))
+    code = exit_code_in(printed)
+    if code is None:
+        return DriverKilled(_with_log(DriverKilled().detail, printed))
+    if code > _FIRST_SIGNAL:
+        name = _signal_name(code - _FIRST_SIGNAL)
+        return DriverKilled(_with_log(f"{DriverKilled().detail} It got {name}.", printed))
+    ended = f"The driver ended with exit code {code} and did not say how to the database."
+    return AttemptLost(_with_log(ended, printed))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _with_log(detail: str, printed: str | None) -> str:
+    if printed is None:
+        # It lies on the driver's node, which may be what was lost.
+        return f"{detail} Its log cannot be read."
+    return f"{detail} It last printed:\n{printed}" if printed else f"{detail} It printed nothing."

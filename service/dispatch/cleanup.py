@@ -1,0 +1,122 @@
+"""What an ended job leaves behind: drivers on Ray, objects in the bucket, Ray's memory of it.
+
+    succeeded   its checkpoints go, and every publication but those that count
+    cancelled   everything goes
+    failed      its publications go; its checkpoints are kept for a while, for a retry
+
+Everything here may be done twice, and by several at once. Nothing is removed that a later attempt
+has written, even by a cleaner that was suspended and goes on long after: publications carry their
+attempt's number, and of the checkpoints only those are removed that were there before the job was
+seen to have ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+
+from service.cluster.ray_jobs import Active, Cluster
+from service.domain.job import Job
+from service.domain.manifest import checkpoints_prefix
+from service.domain.states import JobState
+from service.errors import AttemptStale, ClusterUnavailable
+from service.settings import Settings
+from service.storage.publication import remove_publications
+from service.storage.s3 import ObjectStorage
+from service.store.store import Store
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 20.0
+"""How long an ended job is left alone first: Ray ends the actors of an attempt that it calls
+stopped a little later, and one of them may be uploading."""
+
+AGAIN_SECONDS = 10.0
+"""When, after the grace, a job is tried again that could not be cleaned up after."""
+
+
+class Cleaner:
+    """Cleans up after ended jobs. Threads may share it."""
+
+    def __init__(
+        self,
+        store: Store,
+        cluster: Cluster,
+        storage: ObjectStorage,
+        settings: Settings,
+        *,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._storage = storage
+        self._retention = timedelta(seconds=settings.checkpoint_retention_seconds)
+        self._grace_seconds = grace_seconds
+
+    def due(self, limit: int) -> list[Job]:
+        """The jobs to clean up after now, those due longest first."""
+        return self._store.to_clean(grace_seconds=self._grace_seconds, limit=limit)
+
+    def clean(self, job: Job) -> None:
+        """Clean up after the job, as far as that is possible now; it is due again if not wholly.
+
+        Raises AttemptStale if it has been taken up again, and the storage's errors.
+        """
+        again: timedelta | None = timedelta(seconds=AGAIN_SECONDS)
+        try:
+            again = self._clean(job)
+        finally:
+            # So that a job that cannot be cleaned up after holds up no other.
+            self._store.cleaned(job.id, job.attempt, again)
+
+    def _clean(self, job: Job) -> timedelta | None:
+        """When to look again; None: never, all is clean."""
+        quiet = self._is_quiet(job)
+        self._remove_publications(job)
+        if left := self._retention_left(job):
+            return left if quiet else timedelta(seconds=AGAIN_SECONDS)
+        self._remove_checkpoints(job)
+        if not quiet:
+            return timedelta(seconds=AGAIN_SECONDS)
+        for attempt in _attempts(job):
+            self._cluster.forget(job.id, attempt)
+        log.info("%s: cleaned up", job.id)
+        return None
+
+    def _is_quiet(self, job: Job) -> bool:
+        """Whether none of its drivers may write any more; one that does is told to stop."""
+        try:
+            running = [attempt for attempt in _attempts(job) if self._runs(job, attempt)]
+            for attempt in running:
+                self._cluster.stop(job.id, attempt)
+        except ClusterUnavailable as error:
+            log.debug("%s: %s", job.id, error)
+            return False
+        return not running
+
+    def _runs(self, job: Job, attempt: int) -> bool:
+        return isinstance(self._cluster.status(job.id, attempt), Active)
+
+    def _remove_publications(self, job: Job) -> None:
+        keep: set[str] = set()
+        if job.state is JobState.SUCCEEDED:
+            keep = {artifact.prefix for artifact in self._store.artifacts(job.id)}
+        remove_publications(self._storage, job.id, through=job.attempt, keep=keep)
+
+    def _retention_left(self, job: Job) -> timedelta | None:
+        """For how much longer the checkpoints are kept; None: not at all."""
+        if job.state is not JobState.FAILED or job.finished_at is None:
+            return None
+        left = job.finished_at + self._retention - datetime.now(UTC)
+        return left if left > timedelta(0) else None
+
+    def _remove_checkpoints(self, job: Job) -> None:
+        keys = [stored.key for stored in self._storage.list_objects(checkpoints_prefix(job.id))]
+        now = self._store.get(job.id)
+        if (now.state, now.attempt, now.finished_at) != (job.state, job.attempt, job.finished_at):
+            raise AttemptStale(f"Job {job.id} has been taken up again.")
+        self._storage.delete(keys)
+
+
+def _attempts(job: Job) -> range:
+    return range(1, job.attempt + 1)

@@ -1,0 +1,1 @@
+"""What a job is: plain data and pure functions, without I/O."""

@@ -1,0 +1,158 @@
+"""What the store hands out, as frozen data: a job, its steps, its events, its artifacts."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from service.domain.spec import JobSpec
+from service.domain.states import JobState, Step
+from service.errors import Failure
+
+JOB_ID_PATTERN = r"^job-[0-9a-z]{26}$"
+
+DEFAULT_TENANT = "default"
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: its order is ASCII order
+_DIGITS = 26
+_RANDOM_BITS = 66  # 26 digits of 5 bits, less 64 bits of time
+
+
+def new_job_id() -> str:
+    """An id that sorts by the time of its making (to the nanosecond) and cannot be guessed."""
+    number = (time.time_ns() << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
+    digits = (_ALPHABET[(number >> 5 * place) & 31] for place in reversed(range(_DIGITS)))
+    return "job-" + "".join(digits)
+
+
+class EventType(StrEnum):
+    """The events that the store itself appends; an attempt may record others of its own."""
+
+    QUEUED = "job.queued"
+    """Accepted: the job exists, as `queued`."""
+
+    REQUEUED = "job.requeued"
+    """failed -> queued: its user wants it tried again."""
+
+    CLAIMED = "job.claimed"
+    """queued -> running: a dispatcher took it and numbered a new attempt."""
+
+    RELEASED = "job.released"
+    """running -> queued: the cluster could not take the attempt, which does not count."""
+
+    RETRIED = "job.retried"
+    """running -> queued: the attempt failed in a way that another one may survive."""
+
+    SUCCEEDED = "job.succeeded"
+    """running -> succeeded."""
+
+    FAILED = "job.failed"
+    """running -> failed, or queued -> failed when its time to wait is over."""
+
+    CANCELLING = "job.cancelling"
+    """running -> cancelling: the attempt is told to stop."""
+
+    CANCELLED = "job.cancelled"
+    """queued -> cancelled, or cancelling -> cancelled once the attempt has stopped."""
+
+    SUBMITTED = "attempt.submitted"
+    """The cluster has taken the attempt; the job's state does not change."""
+
+    TAKEN_OVER = "attempt.taken_over"
+    """Who claimed the job was too slow to submit the attempt; another dispatcher will."""
+
+    RENEWED = "attempt.renewed"
+    """A sign of life: the attempt's lease lasts longer."""
+
+    PUBLISHED = "artifact.published"
+    """An artifact of the attempt stands in the bucket; it counts once the job has succeeded."""
+
+    WITHDRAWN = "artifact.withdrawn"
+    """What earlier attempts have published is of another computation and does not count."""
+
+    STEP_STARTED = "step.started"
+    """First progress of a step."""
+
+    STEP_FINISHED = "step.finished"
+    """All of a step is done."""
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """How far a step of an attempt has come: `done` of `total`, counted in `unit`."""
+
+    step: Step
+    done: int
+    total: int
+    unit: str
+    started_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of an artifact; `path` is relative to the artifact, `size` is in bytes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One published result; `prefix` is where its files lie in the bucket, with a final slash."""
+
+    name: str
+    prefix: str
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it stood when it was read."""
+
+    id: str
+    name: str | None
+    state: JobState
+    spec: JobSpec
+    attempt: int
+    """The current attempt, or the last one; 0 before the first."""
+    created_at: datetime
+    started_at: datetime | None
+    """When the current attempt was claimed; None while the job waits."""
+    finished_at: datetime | None
+    failure: Failure | None
+    """What ended the job; only a failed one has it."""
+    steps: tuple[StepProgress, ...]
+    """Of the attempt above, in the order of `Step`."""
+    submitted_at: datetime | None = None
+    """When the cluster took the current attempt; None while it is not known to have."""
+    last_failure: Failure | None = None
+    """What ended the last attempt that failed, while the job is tried again."""
+    tenant: str = DEFAULT_TENANT
+    attempts_before: int = 0
+    """Attempts that a retry by its user has written off."""
+    available_at: datetime | None = None
+    """While it waits: not claimed before; None: at once."""
+    lease_until: datetime | None = None
+    """Until when the current attempt need not be heard."""
+    lapsed: bool = False
+    """Whether that time was over, by the database's clock, when the job was read."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a job's history; ids rise, within a job, in the order things happened."""
+
+    id: int
+    job_id: str
+    attempt: int | None
+    at: datetime
+    type: str
+    message: str
+    data: Mapping[str, Any] = field(default_factory=dict)

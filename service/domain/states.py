@@ -1,0 +1,73 @@
+"""The life of a job, as one pure table.
+
+    queued ──> running ──> succeeded
+     │ │▲         │  ├───> failed ──> queued (again, as its user wishes)
+     │ │└─────────┘  │        ▲
+     │ │  (retried)  ▼        │
+     │ │         cancelling ──│──> cancelled
+     │ └──────────────────────│──────▲
+     └────────────────────────┘ (waited too long)
+
+Every transition is a compare-and-set in the store (`service.store.store`) and an appended event.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    """Accepted and durable; waits for a dispatcher (or was put back by one for another attempt)."""
+
+    RUNNING = "running"
+    """A dispatcher has claimed it: an attempt is being submitted to Ray or runs there."""
+
+    CANCELLING = "cancelling"
+    """A user asked to cancel a running job; its attempt is being stopped."""
+
+    SUCCEEDED = "succeeded"
+    """Every artifact is published; its manifest is in the bucket."""
+
+    FAILED = "failed"
+    """Ended by an error, which the job carries. It has no artifacts; its user may retry it."""
+
+    CANCELLED = "cancelled"
+    """Ended by its user. Nothing of it is left in the bucket."""
+
+
+class Step(StrEnum):
+    """What an attempt does, in order."""
+
+    RESOLVE = "resolve"
+    CALIBRATE = "calibrate"
+    SOLVE = "solve"
+    ALLOCATE = "allocate"
+    ASSEMBLE = "assemble"
+    EVALUATE = "evaluate"
+    PUBLISH = "publish"
+
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+"""Where nothing happens any more by itself."""
+
+IN_FLIGHT = frozenset({JobState.RUNNING, JobState.CANCELLING})
+"""Where an attempt is under way."""
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
+    JobState.RUNNING: frozenset(
+        {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLING, JobState.QUEUED}
+    ),
+    JobState.CANCELLING: frozenset({JobState.CANCELLED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset(),
+}
+
+
+def may_become(current: JobState, wanted: JobState) -> bool:
+    """Whether the table has the transition ``current -> wanted``."""
+    return wanted in TRANSITIONS[current]

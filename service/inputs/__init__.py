@@ -1,0 +1,1 @@
+"""The models, texts and problems that a job names: where they lie, and whether they can be used."""

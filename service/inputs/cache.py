@@ -1,0 +1,34 @@
+"""What was fetched to this machine, once for all its processes."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from service.disk_full import naming_full_disk
+
+
+def fetched_once(directory: Path, identity: str, fill: Callable[[Path], None]) -> Path:
+    """The folder that `fill` filled for this identity, now or some time before.
+
+    It appears by a rename once `fill` has returned, so it is complete whenever it is there.
+    Processes that ask at the same time wait for the one that fetches. Raises DiskFull.
+    """
+    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    target, partial = directory / name, directory / f"{name}.partial"
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / f"{name}.lock"):
+        if not target.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                with naming_full_disk(partial):
+                    fill(partial)
+                partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return target

@@ -1,0 +1,147 @@
+"""Files of the model hub, at a pinned commit and with every hash checked.
+
+Only named files are fetched, so a repository's code and pickles never reach the machine. Private
+and gated repositories are read with the token that `huggingface_hub` finds (``HF_TOKEN``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    FileMetadataError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    XetDownloadError,
+)
+from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from service.errors import HubUnavailable, UserError
+from service.inputs.glob import is_plain
+
+ANSWER_SECONDS = 30
+DOWNLOADS = 4
+LIBRARY = "eigenpress"
+
+Kind = Literal["model", "dataset"]
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a commit: git's hash of it, and its sha256 if it is kept apart from git."""
+
+    path: str
+    size: int
+    blob_id: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A repository at one commit. Errors about it are `not_found`, naming `param`."""
+
+    endpoint: str
+    kind: Kind
+    id: str
+    revision: str
+    not_found: type[UserError]
+    param: str
+
+    @property
+    def identity(self) -> str:
+        return f"{self.endpoint}/{self.kind}s/{self.id}@{self.revision}"
+
+    def files(self) -> dict[str, HubFile]:
+        """Every file of the commit, by path. Raises `not_found` or `HubUnavailable`."""
+        api = HfApi(endpoint=self.endpoint, library_name=LIBRARY)
+        ask = api.model_info if self.kind == "model" else api.dataset_info
+        with self._errors():
+            info = ask(self.id, revision=self.revision, timeout=ANSWER_SECONDS, files_metadata=True)
+        files = [
+            HubFile(f.rfilename, f.size or 0, f.blob_id, f.lfs.sha256 if f.lfs else None)
+            for f in info.siblings or ()
+        ]
+        for file in files:
+            if not is_plain(file.path):
+                raise HubUnavailable(f"{self.identity} lists '{file.path}', which is no file path.")
+        return {file.path: file for file in files}
+
+    def download(self, files: Iterable[HubFile], folder: Path) -> None:
+        """Fetch the files into `folder`, under their own paths, and check their hashes."""
+        disable_progress_bars()
+        with ThreadPoolExecutor(DOWNLOADS) as pool:
+            for _ in pool.map(lambda file: self._download(file, folder), files):
+                pass
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's bookkeeping
+
+    def _download(self, file: HubFile, folder: Path) -> None:
+        with self._errors():
+            hf_hub_download(
+                self.id,
+                file.path,
+                repo_type=self.kind,
+                revision=self.revision,
+                endpoint=self.endpoint,
+                local_dir=folder,
+                library_name=LIBRARY,
+            )
+        if not _is_intact(folder / file.path, file):
+            raise HubUnavailable(f"'{file.path}' of {self.identity} arrived damaged.")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (HfHubHTTPError, EntryNotFoundError, HFValidationError) as error:
+            raise self._refusal(error) from error
+        except (
+            TransportError,
+            OfflineModeIsEnabled,
+            FileMetadataError,
+            XetDownloadError,
+            ConnectionError,
+            TimeoutError,
+        ) as error:
+            raise self._unavailable(error) from error
+        except OSError as error:
+            if error.errno is not None:  # this machine's disk
+                raise
+            raise self._unavailable(error) from error  # a download that stopped short
+
+    def _refusal(self, error: Exception) -> Exception:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 404
+        if isinstance(error, LocalEntryNotFoundError) or not 400 <= status < 500 or status == 429:
+            return self._unavailable(error)
+        reason = str(error).strip().partition("\n")[0]
+        return self.not_found(
+            f"The hub has no {self.kind} '{self.id}' at commit {self.revision}, or it asks for a "
+            f"token: {reason}",
+            param=self.param,
+        )
+
+    def _unavailable(self, error: Exception) -> HubUnavailable:
+        return HubUnavailable(f"{self.endpoint} does not serve {self.id}: {error}")
+
+
+def _is_intact(path: Path, file: HubFile) -> bool:
+    with path.open("rb") as stream:
+        if file.sha256:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
+        if not file.blob_id:
+            return path.stat().st_size == file.size
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        while chunk := stream.read(2**20):
+            digest.update(chunk)
+        return digest.hexdigest() == file.blob_id

@@ -1,0 +1,94 @@
+"""What an ``s3://`` URI of a request names: one object, or everything below a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import BucketMissing, InvalidParameter, ObjectMissing, UserError
+from service.inputs.glob import is_plain
+from service.settings import Settings
+from service.storage.s3 import ObjectStorage, StoredObject
+
+SCHEME = "s3://"
+MAX_LISTED_OBJECTS = 100_000
+
+
+@dataclass(frozen=True)
+class S3Listing:
+    """The objects that were asked for, by their paths below the URI."""
+
+    uri: str
+    storage: ObjectStorage
+    objects: Mapping[str, StoredObject]
+    is_one_object: bool
+    """The URI is an object's own; its path is then its last name."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {path: stored.size for path, stored in self.objects.items()}
+
+    @property
+    def identity(self) -> str:
+        """Changes whenever the bytes of any object do."""
+        etags = (f"{path}\t{stored.etag}" for path, stored in sorted(self.objects.items()))
+        return "\n".join((self.uri, *etags))
+
+    def read(self, path: str) -> bytes:
+        return self.storage.get_bytes(self.objects[path].key)
+
+    def fetch(self, path: str, folder: Path) -> None:
+        """Download one object to its own path below `folder`."""
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.storage.get_file(self.objects[path].key, target)
+
+
+@contextmanager
+def missing_as(not_found: type[UserError], param: str) -> Iterator[None]:
+    """A bucket or object that a user named and that is not there is the user's mistake."""
+    try:
+        yield
+    except (BucketMissing, ObjectMissing) as error:
+        raise not_found(error.detail, param=param) from error
+
+
+def list_source(
+    uri: str,
+    settings: Settings,
+    wanted: Callable[[str], bool],
+    param: str,
+    patience_seconds: float = 0,
+) -> S3Listing:
+    """List the one object at the URI, or the wanted ones below it.
+
+    An outage of so many seconds is ridden out, now and when the objects are fetched.
+    Raises `InvalidParameter` for keys that are no file paths and for more objects than
+    `MAX_LISTED_OBJECTS`, and the storage's errors.
+    """
+    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    storage = ObjectStorage.from_settings(settings, bucket, patience_seconds=patience_seconds)
+    base = key if not key or key.endswith("/") else f"{key}/"
+    objects: dict[str, StoredObject] = {}
+    for count, stored in enumerate(storage.list_objects(key), start=1):
+        if count > MAX_LISTED_OBJECTS:
+            raise InvalidParameter(
+                f"There are more than {MAX_LISTED_OBJECTS} objects below {uri}.", param=param
+            )
+        if stored.key == key and base != key:
+            return S3Listing(
+                uri, storage, {_file_path(key.rpartition("/")[2], param): stored}, True
+            )
+        path = stored.key.removeprefix(base)
+        # Neither ``data-old/`` when ``data`` was asked for, nor the empty marks of folders.
+        if stored.key.startswith(base) and path and not path.endswith("/") and wanted(path):
+            objects[_file_path(path, param)] = stored
+    return S3Listing(uri, storage, objects, False)
+
+
+def _file_path(path: str, param: str) -> str:
+    if not is_plain(path):
+        raise InvalidParameter(f"The object '{path}' cannot become a file.", param=param)
+    return path

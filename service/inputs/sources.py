@@ -1,0 +1,245 @@
+"""Where models and texts come from: local paths, S3 and the hub.
+
+Each source is checked when a job is submitted, cheaply, and fetched on every node that needs it:
+a local path is used in place, anything else is downloaded once per machine and contents. The hub
+is not asked at submission, because it may be slow; its problems show when the job runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from service.domain.spec import (
+    DataSource,
+    HubData,
+    HubModel,
+    LocalData,
+    LocalPath,
+    ModelSource,
+    S3Data,
+    S3Prefix,
+)
+from service.errors import (
+    DataInvalid,
+    DataNotFound,
+    ModelInvalid,
+    ModelNotFound,
+)
+from service.inputs.cache import fetched_once
+from service.inputs.glob import selected_files, selects
+from service.inputs.hub import HubRepository
+from service.inputs.local import allowed_path, refuse_outside
+from service.inputs.model_files import (
+    GGUF_SUFFIX,
+    check_folder,
+    check_gguf,
+    check_listing,
+    is_wanted,
+)
+from service.inputs.s3 import S3Listing, list_source, missing_as
+from service.settings import Settings
+
+MAX_DATA_FILES = 100_000
+MAX_DATA_BYTES = 64 * 2**30
+
+
+def check_model(source: ModelSource, settings: Settings) -> None:
+    """Raise unless there is a causal language model in safetensors or GGUF at the source.
+
+    Raises `PathNotAllowed`, `ModelNotFound`, `ModelConfigMissing`, `ModelInvalid`, `NotACausalLM`,
+    `UnsafeWeights`, and for S3 the storage's errors. Of the hub nothing is asked.
+    """
+    match source:
+        case LocalPath():
+            _local_model(source, settings)
+        case S3Prefix():
+            _check_s3_model(_list_s3_model(source, settings))
+        case HubModel():
+            pass
+
+
+def fetch_model(source: ModelSource, settings: Settings) -> Path:
+    """The model's folder, or its .gguf file, on this machine; checked as `check_model` does.
+
+    An outage of S3 is waited out for `settings.outage_seconds`. Raises what `check_model` raises,
+    and `HubUnavailable`.
+    """
+    match source:
+        case LocalPath():
+            return _local_model(source, settings)
+        case S3Prefix():
+            return _fetch_s3_model(source, settings)
+        case HubModel():
+            return _fetch_hub_model(source, settings)
+
+
+def check_data(source: DataSource, settings: Settings, param: str) -> None:
+    """Raise unless the source has at least one file that its pattern selects.
+
+    Raises `PathNotAllowed`, `DataNotFound`, `DataInvalid`, and for S3 the storage's errors, about
+    fields of `param`. Of the hub nothing is asked.
+    """
+    match source:
+        case LocalData():
+            _local_data(source, settings, param)
+        case S3Data():
+            _list_s3_data(source, settings, param)
+        case HubData():
+            pass
+
+
+def fetch_data(source: DataSource, settings: Settings, param: str) -> Path:
+    """The text's folder, or its one file, on this machine.
+
+    An outage of S3 is waited out for `settings.outage_seconds`. Raises what `check_data` raises,
+    and `HubUnavailable`.
+    """
+    match source:
+        case LocalData():
+            return _local_data(source, settings, param)
+        case S3Data():
+            return _fetch_s3_data(source, settings, param)
+        case HubData():
+            return _fetch_hub_data(source, settings, param)
+
+
+def _local_model(source: LocalPath, settings: Settings) -> Path:
+    param = "model.path"
+    path = allowed_path(source.path, settings, ModelNotFound, param)
+    try:
+        if path.is_dir():
+            for file in path.iterdir():
+                refuse_outside(file.resolve(), settings, param)
+            check_folder(path, param)
+        elif path.suffix == GGUF_SUFFIX and path.is_file():
+            check_gguf(path, param)
+        else:
+            raise ModelInvalid(f"{path} is neither a folder nor a .gguf file.", param=param)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise ModelInvalid(f"{path} cannot be read: {error}", param=param) from error
+    return path
+
+
+def _list_s3_model(source: S3Prefix, settings: Settings, patience_seconds: float = 0) -> S3Listing:
+    """The objects right below the prefix, where transformers looks; or the one .gguf object."""
+    param = "model.uri"
+    with missing_as(ModelNotFound, param):
+        listing = list_source(
+            source.uri, settings, lambda path: "/" not in path, param, patience_seconds
+        )
+    if not listing.objects:
+        raise ModelNotFound(f"There is nothing at {source.uri}.", param=param)
+    if listing.is_one_object and not source.uri.endswith(GGUF_SUFFIX):
+        raise ModelInvalid(f"{source.uri} is neither a prefix nor a .gguf object.", param=param)
+    return listing
+
+
+def _check_s3_model(listing: S3Listing) -> list[str]:
+    """Check by name, size and JSON; returns the paths to fetch."""
+    param = "model.uri"
+    if listing.is_one_object:
+        return list(listing.objects)
+    with missing_as(ModelNotFound, param):
+        weights = check_listing(listing.sizes, listing.read, param)
+    return [*weights, *filter(is_wanted, listing.objects)]
+
+
+def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
+    listing, param = _list_s3_model(source, settings, settings.outage_seconds), "model.uri"
+
+    def fill(folder: Path) -> None:
+        for path in _check_s3_model(listing):
+            with missing_as(ModelNotFound, param):
+                listing.fetch(path, folder)
+        if listing.is_one_object:
+            check_gguf(folder / next(iter(listing.objects)), param)
+        else:
+            check_folder(folder, param)
+
+    folder = fetched_once(settings.cache_dir / "models", listing.identity, fill)
+    return folder / next(iter(listing.objects)) if listing.is_one_object else folder
+
+
+def _fetch_hub_model(source: HubModel, settings: Settings) -> Path:
+    param = "model.id"
+    repository = HubRepository(
+        settings.hub_endpoint, "model", source.id, source.revision, ModelNotFound, param
+    )
+
+    def fill(folder: Path) -> None:
+        files = {path: file for path, file in repository.files().items() if "/" not in path}
+        repository.download((files[name] for name in filter(is_wanted, files)), folder)
+        sizes = {path: file.size for path, file in files.items()}
+        weights = check_listing(sizes, lambda name: (folder / name).read_bytes(), param)
+        repository.download((files[name] for name in weights), folder)
+        check_folder(folder, param)
+
+    return fetched_once(settings.cache_dir / "models", repository.identity, fill)
+
+
+def _local_data(source: LocalData, settings: Settings, param: str) -> Path:
+    path = allowed_path(source.path, settings, DataNotFound, f"{param}.path")
+    try:
+        found = path.is_file() or any(selected_files(path, source.pattern))
+    except OSError as error:
+        raise DataInvalid(f"{path} cannot be read: {error}", param=f"{param}.path") from error
+    if not found:
+        raise _no_match(str(path), source.pattern, param)
+    return path
+
+
+def _list_s3_data(
+    source: S3Data, settings: Settings, param: str, patience_seconds: float = 0
+) -> S3Listing:
+    def wanted(path: str) -> bool:
+        return selects(source.pattern, path)
+
+    with missing_as(DataNotFound, f"{param}.uri"):
+        listing = list_source(source.uri, settings, wanted, f"{param}.uri", patience_seconds)
+    if not listing.objects:
+        raise _no_match(source.uri, source.pattern, param)
+    _check_bounds(listing.sizes, param)
+    return listing
+
+
+def _fetch_s3_data(source: S3Data, settings: Settings, param: str) -> Path:
+    listing = _list_s3_data(source, settings, param, settings.outage_seconds)
+
+    def fill(folder: Path) -> None:
+        for path in listing.objects:
+            with missing_as(DataNotFound, f"{param}.uri"):
+                listing.fetch(path, folder)
+
+    folder = fetched_once(settings.cache_dir / "data", listing.identity, fill)
+    return folder / next(iter(listing.objects)) if listing.is_one_object else folder
+
+
+def _fetch_hub_data(source: HubData, settings: Settings, param: str) -> Path:
+    repository = HubRepository(
+        settings.hub_endpoint, "dataset", source.id, source.revision, DataNotFound, f"{param}.id"
+    )
+
+    def fill(folder: Path) -> None:
+        files = [file for path, file in repository.files().items() if selects(source.pattern, path)]
+        if not files:
+            raise _no_match(f"the dataset '{source.id}'", source.pattern, param)
+        _check_bounds({file.path: file.size for file in files}, param)
+        repository.download(files, folder)
+
+    identity = f"{repository.identity}\n{source.pattern}"
+    return fetched_once(settings.cache_dir / "data", identity, fill)
+
+
+def _no_match(where: str, pattern: str, param: str) -> DataNotFound:
+    return DataNotFound(f"No file of {where} matches '{pattern}'.", param=f"{param}.pattern")
+
+
+def _check_bounds(sizes: dict[str, int], param: str) -> None:
+    if len(sizes) > MAX_DATA_FILES:
+        raise DataInvalid(
+            f"The pattern selects more than {MAX_DATA_FILES} files.", param=f"{param}.pattern"
+        )
+    if sum(sizes.values()) > MAX_DATA_BYTES:
+        raise DataInvalid(
+            f"The pattern selects more than {MAX_DATA_BYTES} bytes.", param=f"{param}.pattern"
+        )

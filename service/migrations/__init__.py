@@ -1,5 +1,0 @@
-"""Alembic migrations of the jobs database, run by `service.database.Database.migrate`.
-
-To add one: write ``versions/NNNN_what_changes.py`` after the newest; the test of this package
-fails until the migrations and `service.tables` agree.
-"""

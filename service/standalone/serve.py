@@ -1,0 +1,241 @@
+"""`eigenpress serve`: the whole service on one machine, for as long as the command runs.
+
+    serve ── S3 server (SeaweedFS)      service.standalone.s3_server
+          ── Ray, with its dashboard    service.standalone.ray_head
+          ── dispatcher                 a child process
+          ── API                        a child process
+
+Each part is started once those above it answer, and stopped before them. All are given the
+settings in force through ``EIGENPRESS_*`` variables, Ray's workers included, and listen on
+loopback only. SIGINT, SIGTERM and SIGHUP stop everything; a part that dies stops the others. What
+is left then is the data folder. After a SIGKILL, Linux kills the parts, and the next `serve` in the
+same data folder removes what Ray has left and goes on with the jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from filelock import FileLock, Timeout
+from pydantic import SecretStr
+from rich.console import Console
+from rich.text import Text
+
+from service.errors import InfrastructureError
+from service.settings import Settings
+from service.signals import StopRequest, stop_on_signals
+from service.standalone.child import Child, log_tail
+from service.standalone.ports import LOOPBACK, choose_port
+from service.standalone.ray_head import LocalRay
+from service.standalone.s3_server import LocalS3
+from service.store.migrate import migrate
+
+READY_SECONDS = 60.0
+POLL_SECONDS = 0.2
+DRAIN_SECONDS = 5
+"""What requests in progress have left to end when the API stops."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What the command line said; None where it said nothing. Port 0 is any free one."""
+
+    data_dir: Path | None = None
+    port: int | None = None
+    dashboard_port: int = 0
+    s3_port: int = 0
+    num_cpus: int | None = None
+    num_gpus: int | None = None
+    allow: tuple[Path, ...] = ()
+
+
+def serve(options: ServeOptions, console: Console) -> None:
+    """Run the service until a signal asks to stop.
+
+    Raises `EigenpressError` if a part does not start, or dies; the others are stopped by then.
+    """
+    with stop_on_signals() as stop, ExitStack() as running:
+        running.enter_context(occupied(data_folder(options)))
+        installation = Installation(options)
+        with console.status("Starting ...") as status:
+            for doing in installation.start(running):
+                status.update(f"{doing} ...")
+                if stop.requested:
+                    return
+            installation.wait_until_ready(stop)
+        if not stop.requested:
+            console.print(ready_block(installation), soft_wrap=True)
+        while not stop.wait(POLL_SECONDS):
+            installation.check()
+        console.print("Stopping ...")
+
+
+def data_folder(options: ServeOptions) -> Path:
+    """The folder of everything that lasts."""
+    folder = (options.data_dir or Settings().data_dir).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+@contextmanager
+def occupied(data_dir: Path) -> Iterator[None]:
+    """Keep every other `serve` out of the data folder; end what one that was killed has left.
+
+    Raises `InfrastructureError` if one runs there.
+    """
+    try:
+        with FileLock(data_dir / "serve.lock", timeout=0):
+            LocalRay(data_dir / "ray").remove_leftovers()
+            yield
+    except Timeout as error:
+        raise InfrastructureError(f"Another server runs in {data_dir}.") from error
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the processes that make up the service."""
+
+    name: str
+    is_running: Callable[[], bool]
+    log: Path
+
+
+class Installation:
+    """The parts of one `serve`: what each is told, and in which order they start."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        """Nothing is started yet. Raises `InvalidParameter` if a port is taken, or `OSError`."""
+        base = Settings()
+        data_dir = data_folder(options)
+        port = base.api_port if options.port is None else options.port
+        self._s3 = LocalS3(
+            data_dir / "s3", port=choose_port(options.s3_port, "--s3-port"), bucket=base.s3_bucket
+        )
+        dashboard_port = choose_port(options.dashboard_port, "--dashboard-port")
+        dashboard = f"http://{LOOPBACK}:{dashboard_port}"
+        roots = (*(base.allowed_roots or (Path.cwd(),)), *options.allow)
+        self.settings = base.model_copy(
+            update={
+                "data_dir": data_dir,
+                "api_host": LOOPBACK,
+                "api_port": choose_port(port, "--port"),
+                "ray_address": dashboard,
+                "ray_public_address": dashboard,
+                "s3_endpoint_url": self._s3.endpoint_url,
+                "s3_public_endpoint_url": self._s3.endpoint_url,
+                "s3_access_key_id": SecretStr(self._s3.access_key_id),
+                "s3_secret_access_key": SecretStr(self._s3.secret_access_key),
+                "allowed_roots": tuple(dict.fromkeys(root.resolve() for root in roots)),
+            }
+        )
+        self._ray = LocalRay(
+            data_dir / "ray",
+            num_cpus=options.num_cpus,
+            num_gpus=options.num_gpus,
+            dashboard_port=dashboard_port,
+            env=environment(self.settings),
+        )
+        self._parts: list[Part] = []
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.settings.api_port}"
+
+    @property
+    def credentials_path(self) -> Path:
+        return self._s3.directory / "credentials.json"
+
+    def start(self, running: ExitStack) -> Iterator[str]:
+        """Start one part after the other, saying before each which; `running` will stop them."""
+        yield "Starting the S3 server"
+        running.enter_context(self._s3)
+        log = self._s3.directory / "server.log"
+        self._parts.append(Part("S3 server", lambda: self._s3.pid is not None, log))
+        yield "Preparing the database"
+        migrate(self.settings.database)
+        yield "Starting Ray"
+        running.enter_context(self._ray)
+        self._parts.append(Part("Ray head", self._ray.is_running, self._ray.log_path))
+        yield "Starting the dispatcher"
+        self._start_child(running, "dispatcher", "service.dispatch.dispatcher")
+        yield "Starting the API"
+        port, drain = str(self.settings.api_port), str(DRAIN_SECONDS)
+        where = ("--host", LOOPBACK, "--port", port, "--timeout-graceful-shutdown", drain)
+        self._start_child(running, "API", "uvicorn", "--factory", "api.app:create_app", *where)
+
+    def wait_until_ready(self, stop: StopRequest) -> None:
+        """Until the API says that it has all it needs, or a stop is requested."""
+        deadline = time.monotonic() + READY_SECONDS
+        with httpx.Client(base_url=self.api_url, trust_env=False, timeout=10) as http:
+            while (missing := _missing(http)) and not stop.wait(POLL_SECONDS):
+                self.check()
+                if time.monotonic() > deadline:
+                    raise InfrastructureError(f"The API is not ready: {missing}")
+
+    def check(self) -> None:
+        """Raise `InfrastructureError`, with the end of its log, if a part has died."""
+        for part in self._parts:
+            if not part.is_running():
+                words = log_tail(part.log)
+                raise InfrastructureError(f"The {part.name} has died ({part.log}):\n{words}")
+
+    def _start_child(self, running: ExitStack, name: str, module: str, *arguments: str) -> None:
+        log = self.settings.data_dir / "logs" / f"{name.lower()}.log"
+        command = (sys.executable, "-m", module, *arguments)
+        child = running.enter_context(Child(command, environment(self.settings), log))
+        self._parts.append(Part(name, child.is_running, log))
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables from which `Settings` reads these very values."""
+    return {
+        f"EIGENPRESS_{name.upper()}": _as_text(value)
+        for name, value in settings
+        if value is not None
+    }
+
+
+def ready_block(installation: Installation) -> Text:
+    """What a user needs to know of a service that runs."""
+    settings, url = installation.settings, installation.api_url
+    address = (
+        "" if settings.api_port == Settings.model_fields["api_port"].default else f"--url {url} "
+    )
+    text = Text("\nEigenpress is ready.\n\n", "bold green")
+    for label, value in {
+        "API": url,
+        "API docs": f"{url}/docs",
+        "Ray dashboard": settings.ray_address,
+        "S3": f"{settings.s3_endpoint_url}  bucket {settings.s3_bucket}",
+        "S3 credentials": str(installation.credentials_path),
+        "Data folder": str(settings.data_dir),
+        "Jobs may read": ", ".join(map(str, settings.allowed_roots)),
+    }.items():
+        text.append(f"  {label:<16}", "bold not green").append(f"{value}\n", "default not bold")
+    command = f"eigenpress submit {address}--model FOLDER --data FOLDER --keep 0.8 --watch"
+    text.append(f"\nSubmit a job from another terminal:\n\n  {command}\n", "default not bold")
+    return text.append("\nCtrl-C stops everything.", "default not bold")
+
+
+def _missing(http: httpx.Client) -> str:
+    """What the API lacks, in its own words; empty once it is ready."""
+    try:
+        response = http.get("/readyz")
+    except httpx.TransportError as error:
+        return str(error)
+    return "" if response.is_success else response.text
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return json.dumps([str(item) for item in value])
+    return str(value)

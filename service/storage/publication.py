@@ -1,0 +1,208 @@
+"""Publishing: a folder becomes an artifact in the bucket, and its manifest makes it one.
+
+Every publication puts its files into a folder of its own, so none can touch what another wrote;
+the manifest is written last, and only in the place of nothing or of an earlier attempt's. So a
+reader that finds a manifest finds every file that it names, of several publishers of one attempt
+one wins, and an attempt that lost its job and does not know it changes nothing that counts.
+
+What counts is decided by the store: of an attempt that it no longer knows as the current one it
+takes no artifact, and what such an attempt has put here is removed after the job's end.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from service.domain.job import Artifact, FileEntry
+from service.domain.manifest import (
+    FOLDER_PATTERN,
+    MANIFEST_NAME,
+    Manifest,
+    artifact_prefix,
+    artifacts_prefix,
+    folder_attempt,
+    manifest_key,
+    new_folder,
+    sha256_of,
+)
+from service.errors import (
+    ArtifactConflict,
+    ArtifactCorrupt,
+    AttemptStale,
+    ObjectMissing,
+    StorageUnavailable,
+)
+from service.storage.s3 import ObjectStorage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """The manifest that stands in the bucket; one that cannot be read is no attempt's."""
+
+    manifest: Manifest | None
+    etag: str
+
+    @property
+    def attempt(self) -> int:
+        return self.manifest.attempt if self.manifest else 0
+
+
+def publish(storage: ObjectStorage, job_id: str, attempt: int, name: str, folder: Path) -> Artifact:
+    """Upload every file below `folder`, then the manifest.
+
+    An earlier attempt's manifest is replaced, so the caller first asks the store whether the job
+    has the artifact already. Publishing the same files again, as the same attempt, changes nothing.
+
+    Raises `AttemptStale` if a later attempt has published the artifact, `ArtifactConflict` if this
+    one has, with other files, and the storage's errors.
+    """
+    entries = tuple(_describe(folder, path) for path in _regular_files(folder))
+    manifest = Manifest.of(entries, new_folder(attempt))
+    artifact = manifest.artifact(job_id, name)
+    if published := _published(_standing(storage, job_id, name), artifact, manifest):
+        return published
+    for entry in entries:
+        storage.put_file(artifact.prefix + entry.path, folder / entry.path)
+    _check_uploaded(storage, artifact)
+    return _seal(storage, job_id, artifact, manifest)
+
+
+def remove_publications(
+    storage: ObjectStorage, job_id: str, *, through: int, keep: Collection[str]
+) -> int:
+    """Remove what attempts up to `through` have published or begun to; the number of objects.
+
+    Artifacts whose `prefix` is in `keep` stay, but for uploads that never ended. Only for attempts
+    that have: a later one's are never touched, also if it publishes while this runs or was
+    suspended. Manifests go first, so that none outlives a file that it names, wherever this breaks
+    off.
+    """
+
+    def has_ended(key: str) -> bool:
+        return _Place.of(job_id, key).attempt <= through
+
+    def is_dead(key: str) -> bool:
+        place = _Place.of(job_id, key)
+        return has_ended(key) and not place.is_manifest and place.prefix not in keep
+
+    base = artifacts_prefix(job_id)
+    places = [_Place.of(job_id, stored.key) for stored in storage.list_objects(base)]
+    names = [place.name for place in places if place.is_manifest]
+    removed = sum(_remove_manifest(storage, job_id, name, through, keep) for name in names)
+    storage.abort_uploads(base, has_ended)
+    keys = [stored.key for stored in storage.list_objects(base) if is_dead(stored.key)]
+    storage.delete(keys)
+    return removed + len(keys)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an object lies among the artifacts of a job."""
+
+    name: str
+    prefix: str
+    """Of the publication that it belongs to, unless it is a manifest."""
+    attempt: int
+    is_manifest: bool
+
+    @classmethod
+    def of(cls, job_id: str, key: str) -> _Place:
+        name, _, path = key.removeprefix(artifacts_prefix(job_id)).partition("/")
+        folder = path[: path.find("/") + 1]
+        if not re.fullmatch(FOLDER_PATTERN, folder):
+            folder = ""  # the first format's files, beside their manifest
+        prefix = artifact_prefix(job_id, name) + folder
+        return cls(name, prefix, folder_attempt(folder), path == MANIFEST_NAME)
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    for path in paths:
+        if path.is_symlink() or not path.is_file():
+            raise ValueError(f"{path} is no regular file and cannot be published")
+    return paths
+
+
+def _describe(folder: Path, path: Path) -> FileEntry:
+    relative = PurePosixPath(path.relative_to(folder)).as_posix()
+    return FileEntry(relative, path.stat().st_size, sha256_of(path))
+
+
+def _standing(storage: ObjectStorage, job_id: str, name: str) -> _Standing | None:
+    key = manifest_key(job_id, name)
+    try:
+        content, etag = storage.get_version(key)
+    except ObjectMissing:
+        return None
+    try:
+        return _Standing(Manifest.parse(content), etag)
+    except ArtifactCorrupt as error:
+        log.warning("%s counts for nothing: %s", key, error)
+        return _Standing(None, etag)
+
+
+def _published(
+    standing: _Standing | None, artifact: Artifact, manifest: Manifest
+) -> Artifact | None:
+    """The artifact if it is published already, None if this attempt may publish it."""
+    if standing is None or standing.attempt < manifest.attempt:
+        return None
+    if standing.attempt > manifest.attempt:
+        raise AttemptStale(
+            f"Attempt {standing.attempt} has published '{artifact.name}'; attempt "
+            f"{manifest.attempt} is over."
+        )
+    if standing.manifest is None or standing.manifest.files != manifest.files:
+        raise ArtifactConflict(
+            f"Attempt {manifest.attempt} has already published '{artifact.name}', with other files."
+        )
+    prefix = artifact.prefix.removesuffix(manifest.folder) + standing.manifest.folder
+    return Artifact(artifact.name, prefix, artifact.files)
+
+
+def _check_uploaded(storage: ObjectStorage, artifact: Artifact) -> None:
+    sizes = {stored.key: stored.size for stored in storage.list_objects(artifact.prefix)}
+    for entry in artifact.files:
+        stored = sizes.get(artifact.prefix + entry.path)
+        if stored != entry.size:
+            raise StorageUnavailable(
+                f"'{entry.path}' was uploaded with {entry.size} bytes; the bucket has {stored}."
+            )
+
+
+def _seal(storage: ObjectStorage, job_id: str, artifact: Artifact, manifest: Manifest) -> Artifact:
+    """Write the manifest unless another publisher, meanwhile, leaves no place for it."""
+    while True:
+        standing = _standing(storage, job_id, artifact.name)
+        if published := _published(standing, artifact, manifest):
+            return published
+        if storage.put_bytes(
+            manifest_key(job_id, artifact.name),
+            manifest.to_json(),
+            only_if_absent=standing is None,
+            replacing=standing.etag if standing else None,
+        ):
+            return artifact
+
+
+def _remove_manifest(
+    storage: ObjectStorage, job_id: str, name: str, through: int, keep: Collection[str]
+) -> bool:
+    """Remove the manifest if it is of a dead publication; whether it was."""
+    prefix = artifact_prefix(job_id, name)
+    kept = {each.removeprefix(prefix) for each in keep if each.startswith(prefix)}
+    while True:
+        standing = _standing(storage, job_id, name)
+        if standing is None or standing.attempt > through:
+            return False
+        # One that is damaged is not told from the one to keep; readers will say what it is.
+        if kept and (standing.manifest is None or standing.manifest.folder in kept):
+            return False
+        if storage.delete_version(manifest_key(job_id, name), standing.etag):
+            return True

@@ -1,0 +1,337 @@
+"""Objects in an S3 bucket: the one place that speaks to boto3.
+
+Whatever goes wrong on the way to the bucket leaves this module as `StorageUnavailable`,
+`StorageFull`, `StorageReadOnly`, `BucketMissing`, `StorageCredentialsInvalid` or `ObjectMissing`,
+and after a bounded time: a server that is down costs seconds, one that accepts a connection and
+then says nothing `READ_SECONDS` per try. A storage made with patience rides out an outage: what
+ends as `StorageUnavailable` is tried again for `patience_seconds`. Every operation may be repeated,
+for a conditional write knows its own bytes. Trouble with the local disk stays an `OSError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from boto3.session import Session
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+
+from service.errors import (
+    BucketMissing,
+    EigenpressError,
+    ObjectMissing,
+    StorageCredentialsInvalid,
+    StorageFull,
+    StorageReadOnly,
+    StorageUnavailable,
+)
+from service.retrying import patiently
+from service.settings import Settings
+
+CONNECT_SECONDS = 3
+READ_SECONDS = 30
+PROBE_SECONDS = 5
+ATTEMPTS = 3
+DELETE_BATCH = 1000
+"""The most keys that one DeleteObjects request takes."""
+
+UPLOAD_MARKERS = ("KeyMarker", "UploadIdMarker")
+
+DENIED = "AccessDenied"
+
+FULL_CODES = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})
+"""How servers name a full bucket or full disks, whatever the status."""
+
+READING = frozenset({"GetObject", "HeadBucket", "HeadObject", "ListObjectsV2"})
+"""Operations that need no right to write."""
+
+Result = TypeVar("Result")
+
+_TRANSFER = TransferConfig(num_download_attempts=ATTEMPTS)
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object of a listing; `etag` changes whenever the bytes do, and is no hash of them."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class ObjectStorage:
+    """One bucket. Safe to share between threads."""
+
+    def __init__(self, settings: Settings, bucket: str, *, patience_seconds: float = 0) -> None:
+        self.bucket = bucket
+        self._patience_seconds = patience_seconds
+        self._where = settings.s3_endpoint_url or f"Amazon S3 ({settings.s3_region})"
+        connect = _Connector(settings)
+        with self._errors():
+            self._client = connect(settings.s3_endpoint_url, READ_SECONDS)
+            self._probe = connect(settings.s3_endpoint_url, PROBE_SECONDS)
+            self._signer = connect(
+                settings.s3_public_endpoint_url or settings.s3_endpoint_url, READ_SECONDS
+            )
+
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, bucket: str | None = None, *, patience_seconds: float = 0
+    ) -> ObjectStorage:
+        """The installation's bucket, or another one reached with the same credentials."""
+        return cls(settings, bucket or settings.s3_bucket, patience_seconds=patience_seconds)
+
+    def check(self) -> None:
+        """Raise, without patience, unless the server answers, lets us in and has the bucket."""
+        with self._errors():
+            self._probe.head_bucket(Bucket=self.bucket)
+
+    def create_bucket(self) -> None:
+        """Make the bucket, unless it is there already."""
+        with self._errors(), suppress(self._client.exceptions.BucketAlreadyOwnedByYou):
+            self._client.create_bucket(Bucket=self.bucket)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Upload a file, in parallel parts when it is large."""
+
+        def upload() -> None:
+            with path.open("rb") as file:
+                self._client.upload_fileobj(file, self.bucket, key, Config=_TRANSFER)
+
+        self._patiently(upload, key)
+
+    def put_bytes(
+        self, key: str, data: bytes, *, only_if_absent: bool = False, replacing: str | None = None
+    ) -> bool:
+        """Write a small object, on condition if asked to: that there is none, or one of this etag.
+
+        False if the condition does not hold. If these very bytes stand there it counts as written:
+        the answer to an earlier try may have been lost.
+        """
+        condition = {"IfMatch": replacing} if replacing else {}
+        if only_if_absent:
+            condition = {"IfNoneMatch": "*"}
+        return self._patiently(lambda: self._put(key, data, condition), key)
+
+    def _put(self, key: str, data: bytes, condition: dict[str, str]) -> bool:
+        for _ in range(ATTEMPTS):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=key, Body=data, **condition)
+            except ClientError as error:
+                if condition and _status(error) in (404, 412):
+                    return self._has(key, data)
+                if condition and _status(error) == 409:
+                    continue  # another conditional write is under way: ask again who won
+                raise
+            return True
+        raise StorageUnavailable(f"{self._where} keeps answering that '{key}' is being written.")
+
+    def _has(self, key: str, data: bytes) -> bool:
+        try:
+            with self._errors(key):
+                return self._get(key)[0] == data
+        except ObjectMissing:
+            return False
+
+    def get_bytes(self, key: str) -> bytes:
+        """The whole object in memory. Raises `ObjectMissing`."""
+        return self.get_version(key)[0]
+
+    def get_version(self, key: str) -> tuple[bytes, str]:
+        """The whole object and the etag of these very bytes. Raises `ObjectMissing`."""
+        return self._patiently(lambda: self._get(key), key)
+
+    def _get(self, key: str) -> tuple[bytes, str]:
+        answer = self._client.get_object(Bucket=self.bucket, Key=key)
+        return answer["Body"].read(), _etag(answer)
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Download to `path`, which appears only once complete. Raises `ObjectMissing`."""
+        self._patiently(
+            lambda: self._client.download_file(self.bucket, key, str(path), Config=_TRANSFER), key
+        )
+
+    def list_objects(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object whose key begins with `prefix`, in the order of keys."""
+        for page in self._pages(self._client.list_objects_v2, prefix, "ContinuationToken"):
+            for entry in page.get("Contents", ()):
+                yield StoredObject(entry["Key"], entry["Size"], _etag(entry))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete these objects; those already gone are no error."""
+        for start in range(0, len(keys), DELETE_BATCH):
+            batch = keys[start : start + DELETE_BATCH]
+            self._patiently(partial(self._delete, batch))
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        objects = [{"Key": key} for key in keys]
+        answer = self._client.delete_objects(
+            Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True}
+        )
+        for refused in answer.get("Errors", ()):
+            kind = StorageReadOnly if refused.get("Code") == DENIED else StorageUnavailable
+            raise kind(f"{self._where} did not delete '{refused['Key']}': {refused.get('Message')}")
+
+    def delete_version(self, key: str, etag: str) -> bool:
+        """Delete the object if it still has this etag; False if it was replaced or is gone."""
+
+        def delete() -> bool:
+            try:
+                self._client.delete_object(Bucket=self.bucket, Key=key, IfMatch=etag)
+            except ClientError as error:
+                if _status(error) in (404, 409, 412) and _code(error) != "NoSuchBucket":
+                    return False
+                raise
+            return True
+
+        return self._patiently(delete)
+
+    def abort_uploads(self, prefix: str, which: Callable[[str], bool] = lambda _key: True) -> None:
+        """Abort the unfinished uploads of the keys below `prefix`, of `which` alone if given."""
+        uploads = [
+            (upload["Key"], upload["UploadId"])
+            for page in self._pages(self._client.list_multipart_uploads, prefix, *UPLOAD_MARKERS)
+            for upload in page.get("Uploads", ())
+            if which(upload["Key"])
+        ]
+        for key, upload_id in uploads:
+            self._patiently(partial(self._abort, key, upload_id))
+
+    def presign(self, key: str, seconds: int) -> str:
+        """A URL that anybody may GET the object from until it expires."""
+        with self._errors(key):
+            url: str = self._signer.generate_presigned_url(
+                "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
+            )
+            return url
+
+    def _pages(
+        self, list_page: Callable[..., dict[str, Any]], prefix: str, *markers: str
+    ) -> Iterator[dict[str, Any]]:
+        """Every page of a listing; `markers` name the arguments that say where the next begins."""
+        start: dict[str, str] = {}
+        while True:
+            page = self._patiently(partial(list_page, Bucket=self.bucket, Prefix=prefix, **start))
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            # SeaweedFS names no key where it names an upload.
+            start = {m: page[f"Next{m}"] for m in markers if page.get(f"Next{m}")}
+
+    def _abort(self, key: str, upload_id: str) -> None:
+        try:
+            self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+        except ClientError as error:
+            if _status(error) != 404 or _code(error) == "NoSuchBucket":  # it ended meanwhile
+                raise
+
+    def _patiently(self, act: Callable[[], Result], key: str | None = None) -> Result:
+        def once() -> Result:
+            with self._errors(key):
+                return act()
+
+        return patiently(once, on=StorageUnavailable, seconds=self._patience_seconds)
+
+    @contextmanager
+    def _errors(self, key: str | None = None) -> Iterator[None]:
+        """Turn boto's errors into ours; `key` names the object that a 404 is about."""
+        try:
+            yield
+        except ClientError as error:
+            raise self._refusal(error, key) from error
+        except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
+            raise StorageCredentialsInvalid(f"There are no S3 credentials: {error}") from error
+        except ParamValidationError as error:
+            raise BucketMissing(f"'{self.bucket}' cannot be a bucket: {error}") from error
+        except (BotoCoreError, Boto3Error, ConnectionError, TimeoutError) as error:
+            raise StorageUnavailable(f"{self._where} does not answer: {error}") from error
+
+    def _refusal(self, error: ClientError, key: str | None) -> EigenpressError:
+        code, status = _code(error), _status(error)
+        if status == 507 or code in FULL_CODES:
+            return StorageFull(
+                f"{self._where} has no room left in bucket '{self.bucket}': remove objects from it "
+                f"or raise its quota ({error})"
+            )
+        writes = error.operation_name not in READING
+        if code == DENIED and writes:
+            return StorageReadOnly(
+                f"{self._where} lets these credentials not write to bucket '{self.bucket}': grant "
+                f"them the right to ({error})"
+            )
+        if status in (401, 403):
+            return StorageCredentialsInvalid(
+                f"{self._where} refuses the credentials for bucket '{self.bucket}': {error}"
+            )
+        if status == 404 and key and code != "NoSuchBucket":
+            return ObjectMissing(f"There is no object '{key}' in bucket '{self.bucket}'.")
+        if status == 404:
+            return BucketMissing(f"{self._where} has no bucket '{self.bucket}'.")
+        # SeaweedFS, for one, does not say so.
+        hint = "; if it can be read but not written, its disks or its quota are full"
+        return StorageUnavailable(f"{self._where} answers with an error: {error}{hint * writes}")
+
+
+class _Connector:
+    """Makes clients that share credentials and differ in endpoint and patience."""
+
+    def __init__(self, settings: Settings) -> None:
+        key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+        self._session = Session(
+            aws_access_key_id=key_id.get_secret_value() if key_id else None,
+            aws_secret_access_key=secret.get_secret_value() if secret else None,
+            region_name=settings.s3_region,
+        )
+
+    def __call__(self, endpoint_url: str | None, read_seconds: int) -> Any:
+        config = Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=read_seconds,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            signature_version="s3v4",
+            s3={"addressing_style": "path" if endpoint_url else "auto"},
+            # boto's own default sends trailing checksums, which many S3 servers do not know.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # A server on this machine is never reached through the environment's proxy.
+            proxies={} if _is_loopback(endpoint_url) else None,
+        )
+        try:
+            return self._session.client("s3", endpoint_url=endpoint_url, config=config)
+        except ValueError as error:
+            raise StorageUnavailable(f"{endpoint_url!r} is no S3 endpoint: {error}") from error
+
+
+def _status(error: ClientError) -> int:
+    status: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status
+
+
+def _code(error: ClientError) -> str:
+    code: str = error.response.get("Error", {}).get("Code", "")
+    return code
+
+
+def _etag(answer: dict[str, Any]) -> str:
+    etag: str = answer["ETag"].strip('"')
+    return etag
+
+
+def _is_loopback(endpoint_url: str | None) -> bool:
+    host = urlsplit(endpoint_url or "").hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,0 +1,102 @@
+"""Rows of the jobs database read into the plain data of `service.domain.job`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, func, select
+
+from service.domain.job import Artifact, Event, EventType, FileEntry, Job, StepProgress
+from service.domain.spec import JobSpec
+from service.domain.states import TERMINAL, JobState, Step
+from service.errors import Failure, JobNotFound
+from service.store import tables
+from service.store.database import clock
+
+_STEP_ORDER = {step: position for position, step in enumerate(Step)}
+
+
+def job_row(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any]:
+    """The job's row, locked until the transaction ends if asked. Raises JobNotFound."""
+    if "\0" in job_id:  # PostgreSQL would refuse to look
+        raise JobNotFound
+    query = select(tables.jobs).where(tables.jobs.c.id == job_id)
+    # PostgreSQL locks the row; SQLite leaves the words out, its writers hold the whole database.
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise JobNotFound(f"There is no job {job_id}.")
+    return row
+
+
+def read_job(connection: Connection, job_id: str) -> Job:
+    """The job with the steps of its attempt. Raises JobNotFound."""
+    return read_jobs(connection, [job_row(connection, job_id)])[0]
+
+
+def read_jobs(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
+    """The jobs of these rows, each with the steps of its attempt, in one query."""
+    jobs, steps = tables.jobs, tables.steps
+    current = and_(steps.c.job_id == jobs.c.id, steps.c.attempt == jobs.c.attempt)
+    query = select(steps).join(jobs, current).where(jobs.c.id.in_([row.id for row in rows]))
+    by_job: dict[str, list[StepProgress]] = {row.id: [] for row in rows}
+    for step in connection.execute(query):
+        by_job[step.job_id].append(_step(step))
+    leased = any(row.lease_until is not None for row in rows)
+    now = clock(connection) if leased else None
+    return [_job(row, by_job[row.id], now) for row in rows]
+
+
+def queued_at(connection: Connection, job_id: str) -> datetime:
+    """When the job's user last put it into the queue: by submitting it, or by a retry."""
+    events = tables.events
+    query = select(func.max(events.c.at)).where(
+        events.c.job_id == job_id, events.c.type.in_((EventType.QUEUED, EventType.REQUEUED))
+    )
+    at: datetime = connection.execute(query).scalar_one()
+    return at
+
+
+def event(row: Row[Any]) -> Event:
+    return Event(row.id, row.job_id, row.attempt, row.at, row.type, row.message, row.data)
+
+
+def artifact(row: Row[Any]) -> Artifact:
+    return Artifact(row.name, row.prefix, tuple(FileEntry(**file) for file in row.files))
+
+
+def _step(row: Row[Any]) -> StepProgress:
+    return StepProgress(
+        Step(row.step), row.done, row.total, row.unit, row.started_at, row.finished_at
+    )
+
+
+def specification(row: Row[Any]) -> JobSpec:
+    """The job's specification; what a later version of the service has added to it is left out."""
+    return JobSpec.model_validate_json(row.spec, extra="ignore")
+
+
+def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime | None) -> Job:
+    spec = specification(row)
+    state = JobState(row.state)
+    failure = None if row.failure is None else Failure(**row.failure)
+    return Job(
+        id=row.id,
+        name=spec.name,
+        state=state,
+        spec=spec,
+        attempt=row.attempt,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        submitted_at=row.submitted_at,
+        failure=failure if state is JobState.FAILED else None,
+        last_failure=None if state in TERMINAL else failure,
+        steps=tuple(sorted(steps, key=lambda progress: _STEP_ORDER[progress.step])),
+        tenant=row.tenant,
+        attempts_before=row.attempts_before,
+        available_at=row.available_at,
+        lease_until=row.lease_until,
+        lapsed=None not in (row.lease_until, now) and row.lease_until <= now,
+    )

@@ -1,0 +1,164 @@
+"""The tables of the jobs database, written so that SQLite and PostgreSQL both take them.
+
+Changing a table here needs a migration beside it (`service.store.migrations`); a test compares
+them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant: timezone-aware in, UTC out (SQLite keeps no zone; it is put back on reading)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no timezone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class AnyText(TypeDecorator[str]):
+    """Text of whatever origin; the NULs and surrogates that PostgreSQL refuses are escaped."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        if value is None:
+            return None
+        return value.replace("\0", "\\0").encode(errors="backslashreplace").decode()
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True, comment="Sorts by time of creation."),
+    Column("state", String(16), nullable=False),
+    Column("spec", Text, nullable=False, comment="The JobSpec as JSON."),
+    Column("attempt", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime, comment="Of the current attempt."),
+    Column("finished_at", UtcDateTime),
+    Column("submitted_at", UtcDateTime, comment="When the cluster took the current attempt."),
+    Column("failure", JSON(none_as_null=True)),
+    Column("tenant", String(64), nullable=False, server_default="default"),
+    Column("rank", Integer, nullable=False, server_default="0", comment="The priority, negated."),
+    Column("available_at", UtcDateTime, comment="Not claimed before."),
+    Column(
+        "lease_until", UtcDateTime, comment="The attempt is lost if it is not heard until then."
+    ),
+    Column("deadline", UtcDateTime, comment="When it has waited, or run, for too long."),
+    Column("ran_seconds", Float, nullable=False, server_default="0", comment="By ended attempts."),
+    Column(
+        "attempts_before",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="A retry's allowance.",
+    ),
+    Column(
+        "clean_after", UtcDateTime, comment="When the bucket may be cleaned; null: it is clean."
+    ),
+    Index(None, "state", "id"),
+    Index(None, "state", "tenant", "rank", "id"),
+    Index(None, "clean_after"),
+    Index(None, "deadline"),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("served_at", UtcDateTime, nullable=False, comment="When a job of theirs was claimed."),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("body_sha256", String(64), nullable=False),
+    Column("job_id", String(32), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    Column("job_id", ForeignKey(jobs.c.id), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("step", String(16), primary_key=True),
+    Column("done", BigInteger, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("unit", String(64), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime),
+)
+
+events = Table(
+    "events",
+    metadata,
+    # SQLite numbers rows by itself only where the key is exactly INTEGER.
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("job_id", ForeignKey(jobs.c.id), nullable=False),
+    Column("attempt", Integer),
+    Column("at", UtcDateTime, nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("message", AnyText, nullable=False),
+    Column("data", JSON, nullable=False),
+    Index(None, "job_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("job_id", ForeignKey(jobs.c.id), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(128), nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("files", JSON, nullable=False, comment="[{path, size, sha256}]"),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("job_id", ForeignKey(jobs.c.id), primary_key=True),
+    Column("content", JSON, nullable=False),
+)

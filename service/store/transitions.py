@@ -1,0 +1,126 @@
+"""The writes that the store is made of: the fence, the compare-and-set, the event, the step.
+
+Each works inside a transaction that its caller has begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from service.domain.job import EventType
+from service.domain.states import IN_FLIGHT, TERMINAL, JobState, Step, may_become
+from service.errors import AttemptStale, JobConflict
+from service.store import tables
+from service.store.database import clock, clock_value
+from service.store.rows import job_row
+
+
+def fence(
+    connection: Connection, job_id: str, attempt: int, state: JobState = JobState.RUNNING
+) -> Row[Any]:
+    """The job's row, locked, if it is in `state` with this very attempt.
+
+    Raises AttemptStale if it is not, and JobNotFound.
+    """
+    row = job_row(connection, job_id, lock=True)
+    if row.state != state or row.attempt != attempt:
+        raise AttemptStale(
+            f"Attempt {attempt} of {job_id} may not write: "
+            f"the job is {row.state}, its attempt {row.attempt}."
+        )
+    return row
+
+
+def transition(
+    connection: Connection,
+    row: Row[Any],
+    target: JobState,
+    event: EventType,
+    message: str,
+    *,
+    data: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> Row[Any]:
+    """Move the job of `row` to `target`, set `values` with it, append the event; its new row.
+
+    What follows from the state alone is set here: its times, the end of the lease, and, where a
+    job ends badly, that it has no artifacts. Raises JobConflict if the job is no longer as `row`
+    has it, and ValueError for a transition that the table of `service.domain.states` does not have.
+    """
+    if not may_become(JobState(row.state), target):
+        raise ValueError(f"no job goes from {row.state} to {target}")
+    jobs = tables.jobs
+    implied = _implied(row, target, clock(connection))
+    changed = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == row.id, jobs.c.state == row.state, jobs.c.attempt == row.attempt)
+        .values({"state": target} | implied | values)
+        .returning(jobs)
+    ).one_or_none()
+    if changed is None:
+        raise JobConflict(f"Job {row.id} changed at the same moment.")
+    if target in TERMINAL and target is not JobState.SUCCEEDED:
+        connection.execute(delete(tables.artifacts).where(tables.artifacts.c.job_id == row.id))
+    # The attempt concerned: the one just numbered by a claim, or given back by a release.
+    attempt = max(row.attempt, values.get("attempt", 0)) or None
+    append(connection, row.id, attempt, event, message, data)
+    return changed
+
+
+def append(
+    connection: Connection,
+    job_id: str,
+    attempt: int | None,
+    type: str,  # noqa: A002  (the event's own word)
+    message: str,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Append an event to the job's history."""
+    row = {
+        "job_id": job_id,
+        "attempt": attempt,
+        "at": clock_value(connection),
+        "type": type,
+        "message": message,
+        "data": dict(data or {}),
+    }
+    connection.execute(insert(tables.events).values(row))
+
+
+def set_progress(
+    connection: Connection, job_id: str, attempt: int, step: Step, done: int, total: int, unit: str
+) -> None:
+    """Insert or update the step's row; events mark its start and its end, once each."""
+    now, about = clock(connection), {"step": step, "total": total, "unit": unit}
+    key = {"job_id": job_id, "attempt": attempt, "step": step}
+    query = select(tables.steps).filter_by(**key)
+    # The caller holds the job's row, so nobody else can insert between this and the write.
+    known = connection.execute(query).one_or_none()
+    finished_at = None if done < total else (known and known.finished_at) or now
+    values = {"done": done, "total": total, "unit": unit, "finished_at": finished_at}
+    if known is None:
+        connection.execute(insert(tables.steps).values(key | values | {"started_at": now}))
+        append(connection, job_id, attempt, EventType.STEP_STARTED, f"{step} started", about)
+    else:
+        connection.execute(update(tables.steps).filter_by(**key).values(values))
+    if finished_at == now:
+        append(connection, job_id, attempt, EventType.STEP_FINISHED, f"{step} finished", about)
+
+
+def _implied(row: Row[Any], target: JobState, now: datetime) -> dict[str, Any]:
+    """What the columns of a job become because of its new state."""
+    if target is JobState.RUNNING:
+        return {"started_at": now, "submitted_at": None, "available_at": None}
+    if target is JobState.CANCELLING:
+        return {}
+    ended: dict[str, Any] = {"lease_until": None, "deadline": None}
+    if row.state in IN_FLIGHT:
+        ended["ran_seconds"] = row.ran_seconds + (now - row.started_at).total_seconds()
+    if target is JobState.QUEUED:
+        return ended | {"started_at": None, "submitted_at": None}
+    # A job that never ran wrote nothing.
+    return ended | {"finished_at": now, "clean_after": now if row.attempt else None}

@@ -1,0 +1,360 @@
+"""The command line, against an HTTP server that stands for the API."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.cli import main, server
+
+JOB_ID = "job-01kah7m0q8v5n2c4x6z9b3d1fg"
+TIME = "2026-11-21T12:00:00Z"
+JOB: dict[str, Any] = {
+    "id": JOB_ID,
+    "name": "first",
+    "state": "succeeded",
+    "attempt": 1,
+    "created_at": TIME,
+    "started_at": TIME,
+    "finished_at": TIME,
+    "steps": [],
+    "available_at": None,
+    "error": None,
+    "last_error": None,
+    "spec": {"targets": [{"keep": 0.8}]},
+}
+COMMANDS = [
+    "submit", "jobs", "watch", "cancel", "retry", "download",
+    "serve", "api", "dispatcher", "migrate", "expand",
+]  # fmt: skip
+
+
+class Api(ThreadingHTTPServer):
+    """Answers each route with what `answers` holds for it, and remembers what was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers: dict[str, tuple[int, Any]] = {
+            "POST /v1/jobs": (201, JOB),
+            "GET /v1/jobs": (200, {"jobs": [JOB], "next_cursor": None}),
+            f"GET /v1/jobs/{JOB_ID}": (200, JOB),
+            f"POST /v1/jobs/{JOB_ID}/cancel": (202, {**JOB, "state": "cancelling"}),
+            f"POST /v1/jobs/{JOB_ID}/retry": (202, {**JOB, "state": "queued"}),
+        }
+        self.bodies: list[Any] = []
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Api
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def do_POST(self) -> None:
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.bodies.append(json.loads(sent) if sent else None)
+        self.answer()
+
+    def answer(self) -> None:
+        status, body = self.server.answers[f"{self.command} {self.path.split('?')[0]}"]
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    with Api() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("EIGENPRESS_URL", f"http://127.0.0.1:{server.server_port}")
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+class Eigenpress:
+    """Runs a command line in this process; keeps what it printed, with the line breaks removed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        self.out = ""
+        self.err = ""
+
+    def __call__(self, *arguments: str) -> int:
+        self._monkeypatch.setattr(sys, "argv", ["eigenpress", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main.main()
+        self.out, err = self._capsys.readouterr()
+        self.err = " ".join(err.replace("│", " ").split())
+        assert "Traceback" not in self.err
+        return caught.value.code if isinstance(caught.value.code, int) else 0
+
+
+@pytest.fixture
+def eigenpress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Eigenpress:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return Eigenpress(monkeypatch, capsys)
+
+
+def test_it_imports_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "ray", "boto3", "sqlalchemy", "alembic", "fastapi",
+             "uvicorn", "numpy", "pyarrow", "psutil", "filelock", "huggingface_hub"]  # fmt: skip
+    code = f"import sys, service.cli.main; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *[[command, "-h"] for command in COMMANDS]])
+def test_everything_has_its_help(eigenpress: Eigenpress, arguments: list[str]) -> None:
+    assert eigenpress(*arguments) == 0
+    assert "Usage: eigenpress" in eigenpress.out
+
+
+def test_the_help_lists_every_command(eigenpress: Eigenpress) -> None:
+    eigenpress("--help")
+    assert all(f"│ {command} " in eigenpress.out for command in COMMANDS)
+
+
+def test_the_version_is_the_package_s(eigenpress: Eigenpress) -> None:
+    assert eigenpress("--version") == 0
+    assert eigenpress.out.strip() == version("eigenpress")
+
+
+def test_submit_sends_the_job_and_prints_its_id_alone(api: Api, eigenpress: Eigenpress) -> None:
+    job = "--model /m --data /d --keep 0.8 --keep 0.6 --pattern *.py --workers 2"
+    assert eigenpress("submit", *job.split(), "--evaluate", "prose=/p") == 0
+    assert eigenpress.out == f"{JOB_ID}\n"
+    assert f"eigenpress watch {JOB_ID}" in eigenpress.err
+    assert api.bodies == [
+        {
+            "model": {"source": "local", "path": "/m"},
+            "calibration": {"data": {"source": "local", "path": "/d", "pattern": "*.py"}},
+            "targets": [{"keep": 0.8}, {"keep": 0.6}],
+            "evaluation": {
+                "datasets": [{"name": "prose", "data": {"source": "local", "path": "/p"}}]
+            },
+            "workers": 2,
+        }
+    ]
+
+
+def test_submit_says_how_urgent_and_how_long(api: Api, eigenpress: Eigenpress) -> None:
+    job = "--model /m --data /d --keep 0.8 --priority -5 --queue-limit 60 --run-limit 3600"
+    assert eigenpress("submit", *job.split()) == 0
+    (body,) = api.bodies
+    assert body["priority"] == -5
+    assert body["limits"] == {"queue_seconds": 60, "run_seconds": 3600}
+
+
+def test_submit_sends_a_file_as_it_is(api: Api, eigenpress: Eigenpress, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text('{"anything": ["the server", "judges"]}')
+    assert eigenpress("submit", "--file", "job.json") == 0
+    assert api.bodies == [{"anything": ["the server", "judges"]}]
+
+
+@pytest.mark.usefixtures("api")
+def test_submit_may_watch(eigenpress: Eigenpress) -> None:
+    assert eigenpress("submit", "--file", _job_file(), "--watch") == 0
+    assert eigenpress.out.splitlines()[0] == JOB_ID
+    assert "succeeded" in eigenpress.out
+
+
+def _job_file(content: str = "{}") -> str:
+    Path("job.json").write_text(content)
+    return "job.json"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--data", "/d", "--keep", "0.8"], "--model: required, unless --file is given"),
+        (["--model", "/m", "--keep", "0.8"], "--data: required, unless --file is given"),
+        (["--model", "/m", "--data", "/d"], "--keep: required, unless --file is given"),
+        (["--model", "/m", "--data", "/d", "--keep", "half"], "valid number"),
+        (["--model", "/m", "--data", "/d", "--keep", "0.8", "--method", "magic"], "--method"),
+        (["--model", "hub:org/m@main"], "hub:org/name@<40 hex digits>"),
+        (["--model", "/m", "--data", "ftp://d"], "s3://bucket/prefix"),
+        (["--model", "/m", "--data", "/d", "--keep", "1", "--evaluate", "/p"], "NAME=DATA"),
+        (["--file", "nowhere.json"], "nowhere.json: No such file"),
+        (["--file", "."], ".: Is a directory"),
+        (["--file", "job.json", "--workers", "2"], "--workers: --file holds the whole job"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(
+    api: Api, eigenpress: Eigenpress, arguments: list[str], complaint: str
+) -> None:
+    _job_file()
+    assert eigenpress("submit", *arguments) == 2
+    assert complaint in eigenpress.err
+    assert api.bodies == []
+
+
+@pytest.mark.parametrize(("content", "complaint"), [("{", "not JSON"), ("[]", "not a JSON object")])
+def test_a_file_that_is_no_job_is_explained(
+    eigenpress: Eigenpress, content: str, complaint: str
+) -> None:
+    assert eigenpress("submit", "--file", _job_file(content)) == 2
+    assert complaint in eigenpress.err
+
+
+def test_a_refusal_says_what_and_where(api: Api, eigenpress: Eigenpress) -> None:
+    problem = {"code": "model_not_found", "detail": "No model at [/m].", "param": "model.path"}
+    api.answers["POST /v1/jobs"] = (422, problem)
+    assert eigenpress("submit", "--file", _job_file()) == 1
+    assert eigenpress.err == "Error: No model at [/m]. model_not_found, model.path"
+
+
+def test_no_server_is_said_with_its_address(eigenpress: Eigenpress) -> None:
+    assert eigenpress("jobs", "--url", "http://127.0.0.1:9") == 1
+    assert "Error: no answer from http://127.0.0.1:9" in eigenpress.err
+
+
+def test_jobs_are_listed(api: Api, eigenpress: Eigenpress) -> None:
+    api.answers["GET /v1/jobs"] = (200, {"jobs": [JOB, JOB], "next_cursor": "more"})
+    assert eigenpress("jobs", "--state", "succeeded", "--limit", "2") == 0
+    assert eigenpress.out.count(JOB_ID) == 2
+    assert "--limit" in eigenpress.err
+
+
+def test_no_jobs_is_no_table(api: Api, eigenpress: Eigenpress) -> None:
+    api.answers["GET /v1/jobs"] = (200, {"jobs": [], "next_cursor": None})
+    assert eigenpress("jobs") == 0
+    assert (eigenpress.out, eigenpress.err) == ("", "No jobs.")
+    assert eigenpress("watch") == 1
+
+
+@pytest.mark.parametrize(("state", "status"), [("succeeded", 0), ("failed", 1), ("cancelled", 1)])
+def test_watch_ends_as_the_newest_job_does(
+    api: Api, eigenpress: Eigenpress, state: str, status: int
+) -> None:
+    error = {"code": "solve_failed", "detail": "No finite solution.", "param": None}
+    ended = {**JOB, "state": state, "error": error if state == "failed" else None}
+    api.answers[f"GET /v1/jobs/{JOB_ID}"] = (200, ended)
+    assert eigenpress("watch") == status
+    assert f"{JOB_ID} {state} after 0 s" in eigenpress.out
+    assert ("No finite solution." in eigenpress.out) == (state == "failed")
+
+
+def test_ctrl_c_leaves_a_watched_job_alone(
+    api: Api, eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("service.cli.rendering.follow", interrupt)
+    assert eigenpress("watch", JOB_ID) == 130
+    assert f"The job goes on. Back to it: eigenpress watch {JOB_ID}" in eigenpress.err
+    assert api.bodies == []
+
+
+def test_cancel_says_where_the_job_stands(api: Api, eigenpress: Eigenpress) -> None:
+    assert eigenpress("cancel", JOB_ID) == 0
+    assert f"{JOB_ID} cancelling" in eigenpress.out
+    conflict = {"code": "job_conflict", "detail": "The job has ended.", "param": None}
+    api.answers[f"POST /v1/jobs/{JOB_ID}/cancel"] = (409, conflict)
+    assert eigenpress("cancel", JOB_ID) == 1
+    assert eigenpress.err == "Error: The job has ended. job_conflict"
+
+
+def test_retry_queues_a_job_and_may_watch_it(api: Api, eigenpress: Eigenpress) -> None:
+    assert eigenpress("retry", JOB_ID) == 0
+    assert f"{JOB_ID} queued" in eigenpress.out
+    assert eigenpress("retry", JOB_ID, "--watch") == 0
+    conflict = {"code": "job_conflict", "detail": f"Job {JOB_ID} is running."}
+    api.answers[f"POST /v1/jobs/{JOB_ID}/retry"] = (409, conflict)
+    assert eigenpress("retry", JOB_ID) == 1
+    assert "is running" in eigenpress.err
+
+
+def test_a_download_does_not_leave_the_current_folder(api: Api, eigenpress: Eigenpress) -> None:
+    listing = {"artifacts": [{"name": "../elsewhere", "files": []}]}
+    api.answers[f"GET /v1/jobs/{JOB_ID}/artifacts"] = (200, listing)
+    assert eigenpress("download", JOB_ID) == 1
+    assert "is not an artifact's name" in eigenpress.err
+
+
+@pytest.mark.parametrize("command", ["api", "dispatcher", "serve"])
+def test_a_wrong_setting_is_named_as_users_write_it(
+    eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_API_PORT", "http")
+    assert eigenpress(command) == 2
+    assert "Error: EIGENPRESS_API_PORT: Input should be a valid integer" in eigenpress.err
+
+
+def test_a_password_without_its_url_is_explained(
+    eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_DATABASE_PASSWORD", "hidden")
+    assert eigenpress("api") == 2
+    assert "Error: EIGENPRESS_DATABASE_PASSWORD needs an EIGENPRESS_DATABASE_URL" in eigenpress.err
+    assert "hidden" not in eigenpress.err
+
+
+def test_a_settings_file_that_is_not_there_is_named(
+    eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_CONFIG", "/nowhere.toml")
+    assert eigenpress("api") == 1
+    assert "EIGENPRESS_CONFIG names /nowhere.toml, which is not a file" in eigenpress.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module"),
+    [
+        (["api", "--port", "1"], ["uvicorn", "--factory", "api.app:create_app", "--host",
+                                  "127.0.0.1", "--port", "1"]),
+        (["dispatcher"], ["service.dispatch.dispatcher"]),
+        (["expand", ".", "out"], ["workers.artifact.expand", ".", "out"]),
+    ],
+)  # fmt: skip
+def test_a_component_takes_the_place_of_the_command(
+    eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch, arguments: list[str], module: list[str]
+) -> None:
+    became: list[list[str]] = []
+
+    def execv(_path: str, command: list[str]) -> None:
+        became.append(command)
+        raise SystemExit(0)
+
+    monkeypatch.setattr("os.execv", execv)
+    assert eigenpress(*arguments) == 0
+    assert became == [[sys.executable, "-m", *module]]
+
+
+def test_migrate_makes_the_database(
+    eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_DATA_DIR", str(tmp_path / "data"))
+    assert eigenpress("migrate") == 0
+    assert eigenpress("migrate") == 0
+    assert (tmp_path / "data" / "eigenpress.db").exists()
+
+
+@pytest.mark.parametrize("command", ["serve", "api", "dispatcher", "migrate"])
+def test_a_client_without_the_server_s_packages_says_how_to_get_them(
+    eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(server, "find_spec", lambda _name: None)
+    assert eigenpress(command) == 1
+    assert "pip install 'eigenpress[server]'" in eigenpress.err

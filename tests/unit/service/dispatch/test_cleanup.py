@@ -1,0 +1,285 @@
+"""What is removed after a job, and what never: real publications in a bucket in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.cluster.ray_jobs import Unknown
+from service.dispatch.cleanup import AGAIN_SECONDS, Cleaner
+from service.dispatch.dispatcher import Dispatcher
+from service.domain.job import Artifact, Job
+from service.domain.manifest import checkpoints_prefix
+from service.domain.retry_policy import RetryPolicy
+from service.domain.states import JobState
+from service.errors import AttemptStale, ClusterUnavailable, InvalidParameter, StorageUnavailable
+from service.settings import Settings
+from service.storage.publication import publish
+from service.store.store import Store
+from tests.fixtures.cluster import FakeCluster
+from tests.fixtures.jobs import small_spec
+from tests.fixtures.storage import MemoryStorage
+
+NAME = "keep-0.8"
+MISTAKE = InvalidParameter().failure()
+LOST = StorageUnavailable().failure()
+ONCE = RetryPolicy(max_attempts=1)
+TWICE = RetryPolicy(max_attempts=2, first_pause_seconds=0)
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster()
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
+    storage = MemoryStorage()
+    monkeypatch.setattr(
+        storage, "put_file", lambda key, path: storage.put_bytes(key, path.read_bytes())
+    )
+    return storage
+
+
+@pytest.fixture
+def clean(
+    job_store: Store, cluster: FakeCluster, bucket: MemoryStorage, tmp_path: Path
+) -> Callable[..., None]:
+    """Clean up after a job; with the retention of a failed one's checkpoints, in seconds."""
+
+    def clean(job: Job, retention: float = 0) -> None:
+        settings = Settings(data_dir=tmp_path, checkpoint_retention_seconds=retention)
+        Cleaner(job_store, cluster, bucket, settings, grace_seconds=0).clean(job)
+
+    return clean
+
+
+class Attempts:
+    """Attempts that leave things in the bucket."""
+
+    def __init__(self, store: Store, cluster: FakeCluster, storage: MemoryStorage, folder: Path):
+        self._store = store
+        self._cluster = cluster
+        self._storage = storage
+        self._folder = folder
+        folder.mkdir()
+        self.job = store.create(small_spec())
+
+    def start(self) -> int:
+        claimed = self._store.claim()
+        assert claimed is not None
+        self._cluster.submit(claimed.id, claimed.attempt)
+        return claimed.attempt
+
+    def publish(self, attempt: int) -> Artifact:
+        (self._folder / "weights").write_text(f"of attempt {attempt}")
+        return publish(self._storage, self.job.id, attempt, NAME, self._folder)
+
+    def checkpoint(self, attempt: int) -> str:
+        key = f"{checkpoints_prefix(self.job.id)}f1/{attempt}-0000000a/part"
+        self._storage.put_bytes(key, b"half")
+        return key
+
+    def lose(self, attempt: int, policy: RetryPolicy = TWICE) -> Job:
+        self._cluster.end(self.job.id, attempt)
+        self._store.fail(self.job.id, attempt, LOST, policy)
+        return self._store.get(self.job.id)
+
+
+@pytest.fixture
+def attempts(
+    job_store: Store, cluster: FakeCluster, bucket: MemoryStorage, tmp_path: Path
+) -> Attempts:
+    return Attempts(job_store, cluster, bucket, tmp_path / "artifact")
+
+
+def test_what_counts_stays_after_success(
+    attempts: Attempts,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    clean: Callable[..., None],
+) -> None:
+    attempts.publish(attempts.start())
+    attempts.lose(1)
+    artifact = attempts.publish(attempts.start())
+    stray = artifact.prefix.replace("/2-", "/1-") + "weights"
+    bucket.put_bytes(stray, b"of a dead attempt")
+    attempts.checkpoint(2)
+    job_store.published(attempts.job.id, 2, 0, artifact)
+    job_store.succeed(attempts.job.id, 2, {})
+    cluster.end(attempts.job.id, 2)
+    clean(job_store.get(attempts.job.id))
+    assert sorted(bucket.objects) == [
+        artifact.prefix + "weights",
+        f"jobs/{attempts.job.id}/artifacts/{NAME}/manifest.json",
+    ]
+    assert job_store.to_clean() == []
+    assert cluster.known == []
+
+
+def test_nothing_stays_of_a_cancelled_job(
+    attempts: Attempts,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    clean: Callable[..., None],
+) -> None:
+    attempts.publish(attempts.start())
+    attempts.checkpoint(1)
+    job_store.cancel(attempts.job.id)
+    cluster.end(attempts.job.id, 1)
+    job_store.end_cancelled(attempts.job.id, 1)
+    clean(job_store.get(attempts.job.id))
+    assert bucket.objects == {}
+    assert job_store.to_clean() == []
+
+
+def test_the_checkpoints_of_a_failed_job_stay_for_a_retry_and_no_longer(
+    attempts: Attempts,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    clean: Callable[..., None],
+) -> None:
+    attempts.publish(attempts.start())
+    kept = attempts.checkpoint(1)
+    failed = attempts.lose(1, ONCE)
+    clean(failed, retention=3600)
+    assert list(bucket.objects) == [kept]
+    assert job_store.to_clean() == []  # not for an hour
+    assert cluster.known == [f"{failed.id}-1"]  # with its log
+    clean(failed, retention=0)
+    assert bucket.objects == {}
+    assert cluster.known == []
+
+
+def test_a_driver_that_is_still_active_is_stopped_and_the_job_looked_at_again(
+    attempts: Attempts, job_store: Store, cluster: FakeCluster, clean: Callable[..., None]
+) -> None:
+    attempts.start()
+    job_store.fail(attempts.job.id, 1, MISTAKE, ONCE)
+    job = job_store.get(attempts.job.id)
+    clean(job)
+    assert cluster.stopped == [f"{job.id}-1"]
+    assert cluster.known == [f"{job.id}-1"]
+    clean(job)
+    assert cluster.status(job.id, 1) == Unknown()
+
+
+def test_a_failed_jobs_driver_is_not_left_to_run_for_as_long_as_its_checkpoints_are_kept(
+    attempts: Attempts, job_store: Store, cluster: FakeCluster, clean: Callable[..., None]
+) -> None:
+    attempts.start()
+    job_store.fail(attempts.job.id, 1, MISTAKE, ONCE)
+    job = job_store.get(attempts.job.id)
+    cluster.deaf = True
+    clean(job, retention=3600)
+    assert [due.id for due in job_store.to_clean(grace_seconds=-AGAIN_SECONDS)] == [job.id]
+    cluster.deaf = False
+    clean(job, retention=3600)
+    assert cluster.stopped == [f"{job.id}-1"]
+    clean(job, retention=3600)
+    assert job_store.to_clean(grace_seconds=-AGAIN_SECONDS) == []
+
+
+def test_the_bucket_is_cleaned_while_the_cluster_is_away(
+    attempts: Attempts,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    clean: Callable[..., None],
+) -> None:
+    attempts.publish(attempts.start())
+    failed = attempts.lose(1, ONCE)
+    cluster.down = True
+    clean(failed)
+    assert bucket.objects == {}
+    cluster.down = False
+    clean(failed)  # for its driver may have written since
+    assert cluster.known == []
+    assert job_store.to_clean() == []
+
+
+def test_a_cleaner_that_was_suspended_removes_nothing_of_a_later_attempt(
+    attempts: Attempts,
+    job_store: Store,
+    bucket: MemoryStorage,
+    clean: Callable[..., None],
+) -> None:
+    attempts.publish(attempts.start())
+    attempts.checkpoint(1)
+    failed = attempts.lose(1, ONCE)  # as the cleaner has read it
+    job_store.retry(failed.id)
+    artifact = attempts.publish(attempts.start())
+    checkpoint = attempts.checkpoint(2)
+    with pytest.raises(AttemptStale):
+        clean(failed)
+    assert artifact.prefix + "weights" in bucket.objects
+    assert f"jobs/{failed.id}/artifacts/{NAME}/manifest.json" in bucket.objects
+    assert checkpoint in bucket.objects
+
+
+@pytest.mark.parametrize("trouble", [StorageUnavailable(), ZeroDivisionError("a defect")])
+def test_a_job_that_cannot_be_cleaned_up_after_holds_up_no_other(
+    trouble: Exception,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    jobs = []
+    for number in range(20):
+        attempts = Attempts(job_store, cluster, bucket, tmp_path / str(number))
+        bucket.put_bytes(f"jobs/{attempts.job.id}/checkpoints/x", b"left")
+        attempts.start()
+        jobs.append(attempts.lose(1, ONCE))
+    bucket.trouble, bucket.refused = trouble, f"jobs/{jobs[0].id}/"
+    settings = Settings(data_dir=tmp_path, checkpoint_retention_seconds=0)
+    dispatcher = Dispatcher(job_store, cluster, bucket, settings, cleaning_grace=0)
+    for _ in range(5):
+        dispatcher.tick()
+    dispatcher.close()
+    assert list(bucket.objects) == [f"jobs/{jobs[0].id}/checkpoints/x"]
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+
+
+def test_an_ended_job_is_left_alone_until_its_last_actor_is_gone(
+    attempts: Attempts,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    tmp_path: Path,
+) -> None:
+    attempts.start()
+    attempts.lose(1, ONCE)
+    cleaner = Cleaner(job_store, cluster, bucket, Settings(data_dir=tmp_path))
+    assert cleaner.due(limit=10) == []
+    eager = Cleaner(job_store, cluster, bucket, Settings(data_dir=tmp_path), grace_seconds=0)
+    assert [job.id for job in eager.due(limit=10)] == [attempts.job.id]
+
+
+def test_a_cluster_that_goes_away_meanwhile_is_trouble_and_the_job_due_again(
+    attempts: Attempts,
+    cluster: FakeCluster,
+    clean: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempts.start()
+    failed = attempts.lose(1, ONCE)
+    assert failed.state is JobState.FAILED
+
+    def away(job_id: str, attempt: int) -> None:
+        raise ClusterUnavailable(f"{job_id} {attempt}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "forget", away)
+        with pytest.raises(ClusterUnavailable):
+            clean(failed)
+    clean(failed)
+    assert cluster.known == []

@@ -1,0 +1,314 @@
+"""Documents out of text, JSONL and Parquet; each bound and each kind of bad file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as arrow
+import pytest
+from pyarrow import parquet
+
+import service.inputs.documents
+from service.errors import DataInvalid, DataNotFound, PathNotAllowed, UserError
+from service.inputs.documents import Document, Record, read_documents, read_records
+
+PARAM = "calibration.data"
+EVERYTHING = "**/*"
+
+
+def read(root: Path, pattern: str = EVERYTHING, text_field: str = "text") -> list[Document]:
+    return list(read_documents(root, pattern, text_field, PARAM))
+
+
+def refused(kind: type[UserError], root: Path, *args: str) -> UserError:
+    with pytest.raises(kind) as caught:
+        read(root, *args)
+    return caught.value
+
+
+def test_each_text_file_is_a_document_in_the_order_of_paths(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for path in ("c.txt", "b/z.py", "b/a.md", "a"):
+        (tmp_path / path).write_text(f"text of {path}")
+    assert read(tmp_path) == [
+        Document(path, f"text of {path}") for path in ("a", "b/a.md", "b/z.py", "c.txt")
+    ]
+
+
+def test_a_single_file_is_read_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / ".notes").write_text("hidden, but named")
+    assert read(tmp_path / ".notes", "*.txt") == [Document(".notes", "hidden, but named")]
+
+
+def test_text_is_kept_as_it_is_but_for_the_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\r\n gr\xc3\xbc\xc3\x9fe\t\n")
+    assert read(tmp_path)[0].text == "\r\n grüße\t\n"
+
+
+def test_documents_without_text_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "blank.txt").write_text(" \n\t\n")
+    (tmp_path / "full.txt").write_text("x")
+    assert [document.id for document in read(tmp_path)] == ["full.txt"]
+
+
+@pytest.mark.parametrize("content", [b"", b" \n"])
+def test_no_text_at_all_is_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    assert refused(DataInvalid, tmp_path).param == PARAM
+
+
+def write_jsonl(path: Path, lines: list[object]) -> None:
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def write_parquet(path: Path, lines: list[object]) -> None:
+    parquet.write_table(arrow.Table.from_pylist(lines), path)
+
+
+WRITERS: dict[str, Callable[[Path, list[object]], None]] = {
+    "rows.jsonl": write_jsonl,
+    "rows.jsonl.gz": write_jsonl,
+    "rows.parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_each_row_is_a_document(tmp_path: Path, name: str) -> None:
+    rows = [{"body": f"text {n}", "other": n} for n in range(200)]
+    WRITERS[name](tmp_path / name, [*rows])
+    expected = [Document(f"{name}:{n + 1}", f"text {n}") for n in range(200)]
+    assert read(tmp_path, "**/*", "body") == expected
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_missing_field_is_named_with_those_there_are(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name, [{"body": "x", "title": "y"}])
+    error = refused(DataInvalid, tmp_path)
+    assert error.param == f"{PARAM}.text_field"
+    assert name in error.detail
+    assert "'body', 'title'" in error.detail
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_field_that_is_not_text_is_refused(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name, [{"text": 1}])
+    assert "is int, not text" in refused(DataInvalid, tmp_path).detail
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_nulls_are_left_out_and_rows_keep_their_numbers(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name, [{"text": "a"}, {"text": None}, {"text": "c"}])
+    assert [document.id for document in read(tmp_path)] == [f"{name}:1", f"{name}:3"]
+
+
+def test_blank_lines_of_jsonl_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('\n{"text": "x"}\n\n')
+    assert read(tmp_path) == [Document("a.jsonl:2", "x")]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"text": "x"', "is not JSON"),
+        (b'["text"]', "is not a JSON object"),
+        (b'{"text": "\xff"}', "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"text": "\\ud800"}', "half a character"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, problem: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n' + line + b"\n")
+    error = refused(DataInvalid, tmp_path)
+    assert "a.jsonl:2" in error.detail
+    assert problem in error.detail
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PAR1 nonsense PAR1", gzip.compress(b"{}" * 999)[:-9]],
+    ids=["empty", "nonsense", "cut gzip"],
+)
+def test_a_broken_container_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    error = refused(DataInvalid, tmp_path)
+    assert name in error.detail or "no text" in error.detail
+
+
+def test_a_parquet_column_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    broken = arrow.array([b"caf\xc3"]).view(arrow.string())
+    parquet.write_table(arrow.table({"text": broken}), tmp_path / "a.parquet")
+    assert "'a.parquet' cannot be read" in refused(DataInvalid, tmp_path).detail
+
+
+BINARY = {
+    "not-utf8": b"\x89PNG\r\n\x1a\n\xff\xfe",
+    "zeros": b"\x00\x01\x02",
+    "cut": b"caf\xc3",
+}
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_a_wildcard_skips_what_is_no_text_and_says_so(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / name).write_bytes(BINARY[name])
+    (tmp_path / "text").write_text("x")
+    skipped: list[tuple[str, str]] = []
+    documents = read_documents(
+        tmp_path, EVERYTHING, "text", PARAM, lambda path, reason: skipped.append((path, reason))
+    )
+    assert [document.id for document in documents] == ["text"]
+    assert [path for path, _ in skipped] == [name]
+    assert "1 of 2 files skipped" in caplog.text
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_what_is_no_text_is_refused_when_it_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(BINARY[name])
+    (tmp_path / "text").write_text("x")
+    assert f"'{name}' cannot be read as text" in refused(DataInvalid, tmp_path, name).detail
+    assert f"'{name}' cannot be read as text" in refused(DataInvalid, tmp_path / name).detail
+
+
+def test_nothing_but_skipped_files_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(BINARY["not-utf8"])
+    assert "no text" in refused(DataInvalid, tmp_path).detail
+
+
+def test_a_pattern_that_selects_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    assert refused(DataNotFound, tmp_path, "*.md").param == f"{PARAM}.pattern"
+
+
+def test_an_absent_root(tmp_path: Path) -> None:
+    assert refused(DataNotFound, tmp_path / "absent").param == PARAM
+
+
+def test_a_link_must_not_lead_out(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret.txt").write_text("secret")
+    (root / "a.txt").write_text("public")
+    (root / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (root / "within.txt").symlink_to(root / "a.txt")
+    assert refused(PathNotAllowed, root, "link.txt").param == PARAM
+    assert [document.id for document in read(root)] == ["a.txt", "within.txt"]
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent")
+    (tmp_path / "text").write_text("x")
+    assert [document.id for document in read(tmp_path)] == ["text"]
+    for name in ("pipe", "loop", "dangling"):
+        assert name in refused(DataInvalid, tmp_path, name).detail
+
+
+@pytest.fixture
+def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.inputs.documents, "MAX_DOCUMENT_BYTES", 64)
+    monkeypatch.setattr(service.inputs.documents, "MAX_DOCUMENTS", 5)
+    monkeypatch.setattr(service.inputs.documents, "MAX_TEXT_BYTES", 100)
+
+
+@pytest.mark.usefixtures("small_bounds")
+@pytest.mark.parametrize("name", ["big.txt", *WRITERS])
+def test_a_document_may_be_too_large(tmp_path: Path, name: str) -> None:
+    text = "é" * 33  # 66 bytes, and the bound falls inside a character
+    if name in WRITERS:
+        WRITERS[name](tmp_path / name, [{"text": text}])
+    else:
+        (tmp_path / name).write_text(text)
+    error = refused(DataInvalid, tmp_path)
+    assert name in error.detail
+    assert "larger than 64 bytes" in error.detail
+
+
+@pytest.mark.usefixtures("small_bounds")
+def test_a_large_file_that_is_no_text_is_skipped_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(b"\xff" * 1000)
+    (tmp_path / "text").write_text("x")
+    assert [document.id for document in read(tmp_path)] == ["text"]
+
+
+@pytest.mark.usefixtures("small_bounds")
+def test_there_may_be_too_many_documents(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "x"}] * 6)
+    assert "more than 5 documents" in refused(DataInvalid, tmp_path).detail
+
+
+@pytest.mark.usefixtures("small_bounds")
+def test_there_may_be_too_much_text(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl.gz", [{"text": "x" * 40}] * 3)
+    detail = refused(DataInvalid, tmp_path).detail
+    assert "more than 100 bytes of text" in detail
+    assert "Name a pattern that selects fewer files" in detail
+
+
+def read_rows(file: Path) -> list[Record]:
+    return list(read_records(file, "*", {"q": f"{PARAM}.question_field"}, PARAM))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_record_has_the_fields_that_were_asked_for(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name, [{"q": ["a", 1][:1], "other": "x" * 99}, {"q": ["b"]}])
+    assert read_rows(tmp_path / name) == [
+        Record(f"{name}:1", {"q": ["a"]}),
+        Record(f"{name}:2", {"q": ["b"]}),
+    ]
+
+
+@pytest.mark.usefixtures("small_bounds")
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"q": "x" * 64}], "larger than 64 bytes"),
+        ([{"q": ["é"] * 32}], "larger than 64 bytes"),
+        ([{"q": [[]] * 20}], "larger than 64 bytes"),
+        ([{"q": "x" * 40}] * 3, "more than 100 bytes of text"),
+        ([{"q": 1}] * 6, "more than 5 documents"),
+    ],
+    ids=["long text", "long list", "empty lists", "much text", "many rows"],
+)
+def test_records_are_bounded(tmp_path: Path, name: str, rows: list[object], said: str) -> None:
+    WRITERS[name](tmp_path / name, rows)
+    with pytest.raises(DataInvalid, match=said) as caught:
+        read_rows(tmp_path / name)
+    assert caught.value.param == PARAM
+
+
+@pytest.mark.usefixtures("small_bounds")
+def test_what_is_not_asked_for_does_not_count(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"q": "x" * 10, "o": "y" * 30}] * 4)
+    assert len(read_rows(tmp_path / "a.jsonl")) == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ('"\\ud800"', "'a.jsonl:1' holds half a character"),
+        ('{"\\udfff": 1}', "'a.jsonl:1' holds half a character"),
+        ("[" * 100_000 + "]" * 100_000, "'a.jsonl:1' is"),
+    ],
+    ids=["text", "key", "depth"],
+)
+def test_a_record_that_is_no_text_is_refused(tmp_path: Path, value: str, said: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"q": {value}}}\n')
+    with pytest.raises(DataInvalid, match=said):
+        read_rows(tmp_path / "a.jsonl")
+
+
+def test_reading_is_lazy(tmp_path: Path) -> None:
+    """A consumer that has enough never meets what is wrong further on."""
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\nbroken\n')
+    assert next(read_documents(tmp_path, "*", "text", PARAM)).text == "x"

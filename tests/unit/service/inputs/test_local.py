@@ -1,0 +1,76 @@
+"""Which local paths a request may name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import InvalidParameter, ModelNotFound, PathNotAllowed
+from service.inputs.local import allowed_path
+from service.settings import Settings
+
+
+def allowed(path: object, *roots: Path) -> Path:
+    settings = Settings(allowed_roots=roots)
+    return allowed_path(str(path), settings, ModelNotFound, "model.path")
+
+
+def test_a_path_in_any_root_is_allowed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        path = tmp_path / name / "model"
+        assert allowed(path, tmp_path / "a", tmp_path / "b") == path
+    assert allowed(tmp_path / "a", tmp_path / "a") == tmp_path / "a"
+
+
+def test_links_within_the_roots_are_resolved(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    assert allowed(tmp_path / "link", tmp_path) == tmp_path / "model"
+
+
+def test_what_leads_out_is_refused_with_the_roots_named(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "inner").mkdir(parents=True)
+    (root / "link").symlink_to(tmp_path)
+    (tmp_path / "root-not").mkdir()
+    for path in (
+        tmp_path,
+        root / "..",
+        root / "link",
+        root / "link/root-not",
+        root / "../root-not",
+    ):
+        with pytest.raises(PathNotAllowed, match=str(root)) as caught:
+            allowed(path, root)
+        assert caught.value.param == "model.path"
+
+
+def test_nothing_is_told_about_paths_outside(tmp_path: Path) -> None:
+    with pytest.raises(PathNotAllowed):
+        allowed(tmp_path / "absent", tmp_path / "root")
+
+
+def test_without_roots_nothing_is_read(tmp_path: Path) -> None:
+    with pytest.raises(PathNotAllowed, match="EIGENPRESS_ALLOWED_ROOTS"):
+        allowed(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["model", "./model", "~/model", "", "/a\0b"])
+def test_a_path_that_is_not_absolute(tmp_path: Path, path: str) -> None:
+    with pytest.raises(InvalidParameter, match="not an absolute path"):
+        allowed(path, tmp_path)
+
+
+def test_an_absent_path(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="nothing at"):
+        allowed(tmp_path / "absent", tmp_path)
+
+
+def test_paths_that_cannot_be_resolved(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ModelNotFound):
+        allowed(tmp_path / "loop", tmp_path)
+    with pytest.raises(ModelNotFound):
+        allowed(tmp_path / ("x" * 4000), tmp_path)

@@ -1,0 +1,266 @@
+"""What is refused before a model is loaded, each by the name of its fault."""
+
+from __future__ import annotations
+
+import json
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import service.inputs.model_files
+from service.errors import (
+    ModelConfigMissing,
+    ModelInvalid,
+    NotACausalLM,
+    UnsafeWeights,
+    UserError,
+)
+from service.inputs.model_files import (
+    check_folder,
+    check_gguf,
+    check_safetensors,
+    is_companion,
+    is_wanted,
+)
+
+PARAM = "model.path"
+TENSOR: dict[str, Any] = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+
+
+def safetensors(header: object, data: bytes = bytes(16)) -> bytes:
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + data
+
+
+def gguf(magic: bytes = b"GGUF", version: int = 3, tensors: int = 5, entries: int = 7) -> bytes:
+    return magic + struct.pack("<IQQ", version, tensors, entries)
+
+
+def refused(kind: type[UserError], folder: Path) -> str:
+    with pytest.raises(kind) as caught:
+        check_folder(folder, PARAM)
+    assert caught.value.param == PARAM
+    return caught.value.detail
+
+
+def shard(folder: Path, weight_map: object) -> None:
+    """Turn the model into a sharded one with this index and the file ``part-1.safetensors``."""
+    (folder / "model.safetensors").rename(folder / "part-1.safetensors")
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(index)
+
+
+COMPANIONS = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "qwen.tiktoken",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+]
+STRANGERS = [
+    "training_args.json",
+    "trainer_state.json",
+    "secrets.json",
+    "requirements.txt",
+    "modeling_evil.py",
+    "pytorch_model.bin",
+    "model.safetensors",
+    "manifest.json",
+    "report.json",
+    "README.md",
+    "deep/tokenizer.json",
+    "deep/tokenizer.model",
+]
+
+
+@pytest.mark.parametrize("name", COMPANIONS)
+def test_what_goes_with_a_model(name: str) -> None:
+    assert is_companion(name)
+    assert is_wanted(name)
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_what_does_not(name: str) -> None:
+    assert not is_companion(name)
+    assert not is_wanted(name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_what_is_fetched_and_never_copied(name: str) -> None:
+    assert is_wanted(name)
+    assert not is_companion(name)
+
+
+def test_a_model_passes(model_folder: Path) -> None:
+    check_folder(model_folder, PARAM)
+
+
+def test_a_sharded_model_passes(model_folder: Path) -> None:
+    shard(model_folder, {"model.norm.weight": "part-1.safetensors"})
+    check_folder(model_folder, PARAM)
+
+
+def test_pickles_beside_safetensors_do_not_matter(model_folder: Path) -> None:
+    (model_folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    check_folder(model_folder, PARAM)
+
+
+def test_no_config(model_folder: Path) -> None:
+    (model_folder / "config.json").unlink()
+    assert "no config.json" in refused(ModelConfigMissing, model_folder)
+
+
+def test_no_config_beside_a_gguf_file_says_what_to_name(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(gguf())
+    assert "Name the .gguf file itself" in refused(ModelConfigMissing, tmp_path)
+
+
+@pytest.mark.parametrize("config", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
+def test_a_config_that_is_no_json_object(model_folder: Path, config: bytes) -> None:
+    (model_folder / "config.json").write_bytes(config)
+    assert "config.json is not" in refused(ModelInvalid, model_folder)
+
+
+def test_a_config_beyond_the_bound(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.inputs.model_files, "MAX_CONFIG_BYTES", 10)
+    assert "larger than 10 bytes" in refused(ModelInvalid, model_folder)
+
+
+@pytest.mark.parametrize(
+    "architectures",
+    [None, [], "LlamaForCausalLM", [1], ["BertModel"], ["T5ForConditionalGeneration"]],
+)
+def test_not_a_causal_language_model(model_folder: Path, architectures: object) -> None:
+    (model_folder / "config.json").write_text(json.dumps({"architectures": architectures}))
+    assert repr(architectures) in refused(NotACausalLM, model_folder)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "GPT2LMHeadModel"])
+def test_causal_language_models(model_folder: Path, architecture: str) -> None:
+    (model_folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    check_folder(model_folder, PARAM)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "a.pth", "last.ckpt", "w.pkl"])
+def test_pickled_weights(model_folder: Path, name: str) -> None:
+    (model_folder / "model.safetensors").rename(model_folder / name)
+    assert name in refused(UnsafeWeights, model_folder)
+
+
+def test_no_weights(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").unlink()
+    assert "neither model.safetensors nor" in refused(ModelInvalid, model_folder)
+
+
+def test_safetensors_under_a_name_that_transformers_does_not_read(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").rename(model_folder / "adapter.safetensors")
+    assert "neither model.safetensors nor" in refused(ModelInvalid, model_folder)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "problem"),
+    [
+        ({"w": "part-2.safetensors"}, "'part-2.safetensors', which is missing"),
+        ({"w": "part-1.safetensors"}, "lacks the tensor 'w'"),
+        ({"w": "../part-1.safetensors"}, "no safetensors file"),
+        ({"w": "pytorch_model.bin"}, "no safetensors file"),
+        ({}, "index.json is wrong"),
+        ({"w": 1}, "index.json is wrong"),
+        ([], "index.json is wrong"),
+    ],
+)
+def test_a_bad_index(model_folder: Path, weight_map: object, problem: str) -> None:
+    shard(model_folder, weight_map)
+    assert problem in refused(ModelInvalid, model_folder)
+
+
+def test_an_index_beyond_the_bound(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.inputs.model_files, "MAX_INDEX_BYTES", 10)
+    shard(model_folder, {"w": "part-1.safetensors"})
+    assert "larger than 10 bytes" in refused(ModelInvalid, model_folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is truncated"),
+        (b"\x01\x00", "is truncated"),
+        (struct.pack("<Q", 2**63), "is truncated"),
+        (safetensors({"w": TENSOR}, bytes(15)), "is truncated"),
+        (safetensors({"w": TENSOR}, bytes(17)), "belong to no tensor"),
+        (safetensors(b"{"), "is not JSON"),
+        (safetensors(b"[]"), "is not a JSON object"),
+        (safetensors(b"\xff\xff"), "is not JSON"),
+        (safetensors({"w": 1}), "is wrong"),
+        (safetensors({"w": {**TENSOR, "data_offsets": [0, 16, 32]}}), "is wrong"),
+        (safetensors({"w": {**TENSOR, "data_offsets": [-16, 0]}}), "is wrong"),
+        (safetensors({"w": {**TENSOR, "shape": [-2, -2]}}), "is wrong"),
+        (safetensors({"w": {**TENSOR, "data_offsets": [16, 0]}}), "out of place"),
+        (safetensors({"w": {**TENSOR, "data_offsets": [1, 17]}}, bytes(17)), "out of place"),
+        (safetensors({"w": TENSOR, "v": TENSOR}), "out of place"),
+        (safetensors({"w": {**TENSOR, "shape": [2, 3]}}), "wrong size"),
+        (safetensors({"w": {**TENSOR, "dtype": "BF16"}}), "wrong size"),
+    ],
+)
+def test_bad_safetensors(model_folder: Path, content: bytes, problem: str) -> None:
+    (model_folder / "model.safetensors").write_bytes(content)
+    assert problem in refused(ModelInvalid, model_folder)
+
+
+def test_a_header_beyond_the_bound(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.inputs.model_files, "MAX_HEADER_BYTES", 10)
+    assert "larger than 10 bytes" in refused(ModelInvalid, model_folder)
+
+
+def test_metadata_and_unknown_dtypes_are_no_fault(tmp_path: Path) -> None:
+    header = {"__metadata__": {"format": "pt"}, "w": {**TENSOR, "dtype": "F4_NEW"}}
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors(header))
+    assert check_safetensors(path, PARAM) == {"w"}
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_judged_without_a_crash(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "x.safetensors"
+    path.write_bytes(content)
+    with suppress(ModelInvalid):
+        check_safetensors(path, PARAM)
+
+
+def test_a_gguf_file_passes(tmp_path: Path) -> None:
+    for version in (2, 3):
+        (tmp_path / "model.gguf").write_bytes(gguf(version=version))
+        check_gguf(tmp_path / "model.gguf", PARAM)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is not a GGUF file"),
+        (gguf()[:-1], "is not a GGUF file"),
+        (gguf(magic=b"GGML"), "is not a GGUF file"),
+        (gguf(version=1), "version 1"),
+        (gguf(version=2**31), "version"),
+        (gguf(tensors=0), "claims 0 tensors"),
+        (gguf(tensors=2**63), "claims"),
+        (gguf(entries=2**63), "claims"),
+    ],
+)
+def test_bad_gguf(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(ModelInvalid, match=problem):
+        check_gguf(tmp_path / "model.gguf", PARAM)

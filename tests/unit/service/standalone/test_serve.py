@@ -1,0 +1,95 @@
+"""`service.standalone.serve`: what it tells its parts and its user; an integration test runs it."""
+
+from __future__ import annotations
+
+import io
+import socket
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from rich.console import Console
+
+from service.errors import InvalidParameter
+from service.settings import Settings
+from service.standalone.serve import Installation, ServeOptions, environment, ready_block, serve
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def options(tmp_path: Path, port: int = 0, allow: tuple[Path, ...] = ()) -> ServeOptions:
+    return ServeOptions(data_dir=tmp_path / "data", port=port, allow=allow)
+
+
+def test_its_parts_read_the_very_settings_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        data_dir=tmp_path,
+        s3_secret_access_key=SecretStr("secret"),
+        allowed_roots=(tmp_path, Path("/data, with a comma")),
+        api_port=0,
+        poll_seconds=0.25,
+    )
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings
+
+
+def test_everything_is_on_loopback_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_API_HOST", "0.0.0.0")
+    monkeypatch.setenv("EIGENPRESS_S3_PUBLIC_ENDPOINT_URL", "https://elsewhere")
+    monkeypatch.setenv("EIGENPRESS_RAY_PUBLIC_ADDRESS", "https://elsewhere")
+    settings = Installation(options(tmp_path)).settings
+    assert settings.api_host == "127.0.0.1"
+    for url in (
+        settings.ray_address,
+        settings.ray_public_address,
+        settings.s3_endpoint_url,
+        settings.s3_public_endpoint_url,
+    ):
+        assert str(url).startswith("http://127.0.0.1:")
+    assert settings.s3_access_key_id is not None
+
+
+def test_jobs_may_read_the_current_folder_and_those_allowed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/usr")
+    settings = Installation(options(tmp_path, allow=(tmp_path / "link", tmp_path))).settings
+    assert settings.allowed_roots == (tmp_path.resolve(), Path("/usr").resolve())
+
+
+def test_roots_that_are_configured_replace_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_ALLOWED_ROOTS", '["/usr"]')
+    settings = Installation(options(tmp_path, allow=(Path("/etc"),))).settings
+    assert settings.allowed_roots == (Path("/usr"), Path("/etc"))
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InvalidParameter, match="--port"):
+            serve(options(tmp_path, port), console)
+    assert not (tmp_path / "data" / "ray").exists()
+
+
+def test_the_ready_block_says_where_everything_is(tmp_path: Path) -> None:
+    installation = Installation(options(tmp_path))
+    text = ready_block(installation).plain
+    for place in (
+        installation.api_url,
+        f"{installation.api_url}/docs",
+        installation.settings.ray_address,
+        installation.settings.s3_endpoint_url,
+        installation.credentials_path,
+        tmp_path / "data",
+    ):
+        assert str(place) in text
+    assert f"--url {installation.api_url}" in text

@@ -1,0 +1,67 @@
+"""The migrations lead to the tables that the code uses, wherever they start."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, inspect, text
+
+from service.errors import DatabaseUnavailable
+from service.store.store import Store
+from service.store.tables import metadata
+
+
+@pytest.mark.usefixtures("job_store")
+def test_migrations_agree_with_the_tables(database_url: str) -> None:
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+        indexes = {index["name"] for index in inspect(connection).get_indexes("jobs")}
+    engine.dispose()
+    assert indexes == {
+        "ix_jobs_state_id",
+        "ix_jobs_state_tenant_rank_id",
+        "ix_jobs_clean_after",
+        "ix_jobs_deadline",
+    }
+
+
+def test_migrating_again_keeps_what_is_there(job_store: Store) -> None:
+    job_store.migrate()
+    job_store.check()
+
+
+def test_a_database_of_a_newer_version_is_refused(job_store: Store, database_url: str) -> None:
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(DatabaseUnavailable, match="newer version of Eigenpress"):
+        job_store.migrate()
+
+
+def test_several_processes_may_migrate_at_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new' / 'jobs.db'}"
+    together = threading.Barrier(6)
+
+    def migrate(_: int) -> None:
+        store = Store(url)
+        together.wait()
+        store.migrate()
+        store.check()
+        store.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(migrate, range(6)))
+
+
+def test_migrations_are_found_inside_the_package() -> None:
+    versions = files("service.store.migrations") / "versions"
+    assert any(entry.name.startswith("0001_") for entry in versions.iterdir())

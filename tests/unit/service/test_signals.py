@@ -1,0 +1,57 @@
+"""`service.signals` under real signals, sent to this very process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from service.signals import STOP_SIGNALS, stop_on_signals
+
+
+@pytest.fixture
+def _no_nohup() -> Iterator[None]:
+    """Also where the tests themselves run under it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.usefixtures("_no_nohup")
+def test_each_signal_requests_a_stop_and_interrupts_nothing(number: signal.Signals) -> None:
+    with stop_on_signals() as stop:
+        assert not stop.requested
+        assert not stop.wait(0)
+        os.kill(os.getpid(), number)
+        assert stop.wait(10)
+        assert stop.wait(0)
+        assert stop.requested
+
+
+def test_a_signal_ends_a_wait() -> None:
+    with stop_on_signals() as stop:
+        later = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+        later.start()
+        assert stop.wait(60)
+        later.join()
+
+
+def test_the_handlers_of_before_come_back() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with stop_on_signals():
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.wait(0)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,65 @@
+"""A worker by itself: what it measures in memory is what its artifacts turn out to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from service.domain.spec import JobSpec
+from workers.actors.worker import Worker
+from workers.artifact.checkpoint_writer import write_checkpoint
+
+SEQUENCES = [[number, *range(2, 33)] for number in range(2, 10)]
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def worker(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One that has solved every layer of the tiny Llama, which is stored in float32."""
+    monkeypatch.setenv("EIGENPRESS_ALLOWED_ROOTS", f'["{tiny_llama.parent}"]')
+    monkeypatch.setenv("EIGENPRESS_DATA_DIR", str(tmp_path / "data"))
+    spec = JobSpec.model_validate(
+        {
+            "model": {"source": "local", "path": str(tiny_llama)},
+            "calibration": {
+                "data": {"source": "local", "path": str(tiny_llama)},
+                "sequence_length": 32,
+            },
+            "targets": [{"max_perplexity_increase": 0.1}],
+        }
+    )
+    worker: Any = Worker(spec, 0, threads=torch.get_num_threads())
+    model = worker.load()
+    worker.calibrate(SEQUENCES)
+    for group in model.groups:
+        worker.solve(group.name, worker.statistics(group.name))
+    return worker
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_size_in_memory_measures_as_its_artifact_does(
+    worker: Any, tiny_llama: Path, tmp_path: Path, dtype: str
+) -> None:
+    dense = worker.measure(None, SEQUENCES)
+    layer = worker.compressed(QUERY, 4)
+    worker.substitute(dtype, [QUERY], layer)
+    probed = worker.measure(None, SEQUENCES)
+    worker.substitute(dtype, [QUERY], None)
+    worker.restore()
+    artifact = tmp_path / "artifact"
+    write_checkpoint(tiny_llama, artifact, {QUERY: 4}, lambda _: layer, getattr(torch, dtype))
+    assert probed != dense
+    assert worker.measure(artifact, SEQUENCES) == probed
+    assert worker.measure(None, SEQUENCES) == dense
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_after_probing_it_has_the_model_that_it_loaded(worker: Any, dtype: str) -> None:
+    dense = worker.measure(None, SEQUENCES)
+    worker.restore()
+    worker.substitute(dtype, [QUERY], worker.compressed(QUERY, 4))
+    worker.restore()
+    assert worker.measure(None, SEQUENCES) == dense

@@ -1,0 +1,122 @@
+"""What the database hears of how an attempt has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from service.domain.job import Job, new_job_id
+from service.domain.spec import JobSpec
+from service.domain.states import JobState
+from service.errors import (
+    Failure,
+    JobNotFound,
+    ModelInvalid,
+)
+from service.settings import Settings
+from service.store.store import Store
+from workers.attempt import driver
+from workers.attempt.driver import EXIT_FAILED, EXIT_STALE, main
+
+
+@pytest.fixture
+def attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_spec: JobSpec
+) -> Iterator[tuple[Store, Job]]:
+    """A claimed job in the database that the driver's own settings name; no Ray is started."""
+    monkeypatch.setenv("EIGENPRESS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("EIGENPRESS_MAX_ATTEMPTS", "2")
+    monkeypatch.setenv("EIGENPRESS_RETRY_FIRST_SECONDS", "0")
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr(driver, "_end", lambda *_: None)
+    monkeypatch.setattr(driver, "_stop_on_sigterm", lambda _: None)
+    store = Store(Settings().database)
+    store.migrate()
+    store.create(job_spec)
+    job = store.claim()
+    assert job is not None
+    yield store, job
+    store.close()
+
+
+def run_as(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    def run_attempt(job: Job, _progress: object, settings: Settings) -> Any:
+        scratch = settings.scratch_dir / f"{job.id}-{job.attempt}"
+        scratch.mkdir(parents=True)
+        return run(job)
+
+    monkeypatch.setattr(driver, "run_attempt", run_attempt)
+
+
+def raising(error: Exception) -> Any:
+    def run(_job: Job) -> Any:
+        raise error
+
+    return run
+
+
+def test_an_outcome_ends_the_job_as_succeeded(
+    attempt: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store, job = attempt
+    run_as(monkeypatch, lambda _: {"format": 1})
+    assert main(job.id, 1) == 0
+    assert store.get(job.id).state is JobState.SUCCEEDED
+    assert store.report(job.id) == {"format": 1}
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_an_error_ends_the_job_with_its_failure(
+    attempt: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store, job = attempt
+    run_as(monkeypatch, raising(ModelInvalid("no weights", param="model")))
+    assert main(job.id, 1) == EXIT_FAILED
+    ended = store.get(job.id)
+    assert ended.state is JobState.FAILED
+    assert ended.failure == Failure("model_invalid", "no weights", "model")
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_lost_worker_puts_the_job_back_until_its_attempts_are_used_up(
+    attempt: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = attempt
+    run_as(monkeypatch, raising(ActorDiedError()))
+    assert main(job.id, 1) == EXIT_FAILED
+    assert store.get(job.id).state is JobState.QUEUED
+    again = store.claim()
+    assert again is not None
+    assert main(job.id, 2) == EXIT_FAILED
+    assert store.get(job.id).state is JobState.FAILED
+
+
+def test_a_cancelled_attempt_stops_without_a_trace(
+    attempt: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = attempt
+
+    def cancelled_meanwhile(_job: Job) -> dict[str, Any]:
+        store.cancel(job.id)
+        return {}
+
+    run_as(monkeypatch, cancelled_meanwhile)
+    assert main(job.id, 1) == EXIT_STALE
+    assert store.get(job.id).state is JobState.CANCELLING
+    assert store.report(job.id) is None
+
+
+def test_an_attempt_that_is_not_the_current_one_does_nothing(
+    attempt: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = attempt
+    run_as(monkeypatch, raising(AssertionError("it ran")))
+    assert main(job.id, 7) == EXIT_STALE
+    assert store.get(job.id) == job
+    with pytest.raises(JobNotFound):
+        main(new_job_id(), 1)

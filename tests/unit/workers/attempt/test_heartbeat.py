@@ -1,0 +1,74 @@
+"""A lease is renewed as long as the attempt is current, whatever else is wrong."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from service.domain.job import Job
+from service.domain.spec import JobSpec
+from service.errors import AttemptStale, DatabaseUnavailable, JobNotFound
+from service.store.store import Store
+from tests.fixtures.waiting import wait_until
+from workers.attempt.heartbeat import Heartbeat
+
+
+@pytest.fixture
+def job(job_store: Store, job_spec: JobSpec) -> Job:
+    job_store.create(job_spec)
+    claimed = job_store.claim()
+    assert claimed is not None
+    return claimed
+
+
+def beating(store: Store, job: Job, stale: threading.Event, seconds: float = 0.05) -> Heartbeat:
+    return Heartbeat(store, job.id, job.attempt, seconds, stale.set)
+
+
+def renewals(store: Store, job: Job) -> int:
+    events = store.events(job.id, heartbeats=True)
+    return sum(event.type == "attempt.renewed" for event in events)
+
+
+def test_the_lease_is_renewed_at_once_and_again_and_again(job_store: Store, job: Job) -> None:
+    stale = threading.Event()
+    with beating(job_store, job, stale):
+        wait_until(lambda: renewals(job_store, job) >= 3)
+    after = renewals(job_store, job)
+    assert not stale.wait(0.2)
+    assert renewals(job_store, job) == after
+
+
+@pytest.mark.parametrize("ended", ["cancelled", "superseded", "deleted"])
+def test_an_attempt_that_is_over_is_told(
+    job_store: Store, job: Job, ended: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def renew(*_: object) -> None:
+        raise {"superseded": AttemptStale, "deleted": JobNotFound}[ended]
+
+    stale = threading.Event()
+    if ended == "cancelled":
+        job_store.cancel(job.id)
+    else:
+        monkeypatch.setattr(job_store, "renew", renew)
+    with beating(job_store, job, stale):
+        assert stale.wait(60)
+
+
+def test_a_database_that_is_away_is_tried_again(
+    job_store: Store, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew, tries = job_store.renew, []
+
+    def unavailable_at_first(job_id: str, attempt: int, lease_seconds: float) -> None:
+        tries.append(attempt)
+        if len(tries) < 4:
+            raise DatabaseUnavailable
+        renew(job_id, attempt, lease_seconds)
+
+    monkeypatch.setattr(job_store, "renew", unavailable_at_first)
+    stale = threading.Event()
+    with beating(job_store, job, stale):
+        wait_until(lambda: renewals(job_store, job) >= 1)
+    assert not stale.is_set()

@@ -1,0 +1,74 @@
+"""The actor that writes artifacts: checkpoint, report and card, and their publication.
+
+It stands on the node of the worker that will measure them, so that both see the same folders.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from service.disk_full import naming_full_disk
+from service.domain.job import Artifact
+from service.domain.spec import JobSpec
+from service.settings import Settings
+from service.storage.publication import publish
+from service.storage.s3 import ObjectStorage
+from workers.artifact.checkpoint_writer import CheckpointSize, write_checkpoint
+from workers.compression.interpolation import Interpolation
+from workers.model.loading import prepare_model
+
+
+class Assembler:
+    """See the module. Made a Ray actor by `workers.actors.group`."""
+
+    def __init__(self, spec: JobSpec, attempt: str) -> None:
+        torch.set_num_threads(1)  # it copies and casts, on a core that a worker has
+        self._spec = spec
+        self._settings = Settings()
+        self._scratch = self._settings.scratch_dir / attempt
+
+    def assemble(
+        self, target: str, ranks: Mapping[str, int], owners: Mapping[str, Any], dtype: str
+    ) -> tuple[Path, CheckpointSize]:
+        """Write a target's checkpoint; `owners` are the workers that solved each layer.
+
+        Raises ModelInvalid if the source lacks any parameter of the model, and DiskFull.
+        """
+        source = prepare_model(self._spec.model, self._settings)
+
+        def compressed(layer: str) -> Interpolation:
+            fetched: Interpolation = ray.get(owners[layer].compressed.remote(layer, ranks[layer]))
+            return fetched
+
+        folder = self._scratch / target
+        with naming_full_disk(folder):
+            size = write_checkpoint(source, folder, ranks, compressed, getattr(torch, dtype))
+        return folder, size
+
+    def publish(
+        self, job_id: str, attempt: int, target: str, report: Mapping[str, Any], card: str
+    ) -> Artifact:
+        """Add the report and the model card, and put the artifact into the bucket.
+
+        Raises DiskFull, and the errors of `service.storage.publication.publish`.
+        """
+        folder = self._scratch / target
+        text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        with naming_full_disk(folder):
+            (folder / "report.json").write_text(text, "utf-8")
+            (folder / "README.md").write_text(card, "utf-8")
+        storage = ObjectStorage.from_settings(
+            self._settings, patience_seconds=self._settings.outage_seconds
+        )
+        return publish(storage, job_id, attempt, target, folder)
+
+    def clean(self) -> None:
+        """Remove the attempt's files on this node."""
+        shutil.rmtree(self._scratch, ignore_errors=True)

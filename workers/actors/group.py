@@ -1,0 +1,102 @@
+"""The actors of one attempt, in one placement group: they live and die with its driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from service.domain.spec import JobSpec
+from service.errors import ClusterUnavailable
+from workers.actors.assembler import Assembler
+from workers.actors.placement import Placement, Resources, fits
+from workers.actors.worker import SERVING, Worker
+
+WAITING_SECONDS = 30
+"""How long resources may be held by others before the job's history says so."""
+
+NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+"""An actor without GPUs would otherwise see every GPU of its node."""
+
+
+def machines() -> list[Resources]:
+    """What each machine of the cluster has, as far as Ray reaches it."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+class Crew:
+    """The workers, one per bundle, and the assemblers beside them. A context manager.
+
+    Actors are named after the attempt, so that Ray's dashboard shows whose they are, and are
+    never detached. What others hold is waited for; `on_waiting` is called once if that takes long.
+    Raises ClusterUnavailable if the machines for it go away.
+    """
+
+    def __init__(
+        self, attempt: str, spec: JobSpec, placement: Placement, on_waiting: Callable[[], None]
+    ) -> None:
+        self._attempt = attempt
+        self._spec = spec
+        self.placement = placement
+        self._on_waiting = on_waiting
+        self._group: PlacementGroup = placement_group(placement.bundles, name=attempt)
+        self.workers: list[Any] = []
+
+    def __enter__(self) -> Crew:
+        try:
+            self._wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        self.workers = [self._worker(number) for number in range(self.placement.workers)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        remove_placement_group(self._group)
+
+    def _wait(self) -> None:
+        said = False
+        while not self._group.wait(WAITING_SECONDS):
+            if not fits(self.placement, machines()):
+                raise ClusterUnavailable(
+                    f"The cluster has no longer the machines for {self.placement.bundles}."
+                )
+            if not said:
+                self._on_waiting()
+                said = True
+
+    def assembler(self, beside: int) -> Any:
+        """An assembler on the node of the worker `beside`; it takes no CPU of its own."""
+        return (
+            ray.remote(Assembler)
+            .options(
+                name=f"{self._attempt}/assembler-{beside}",
+                num_cpus=0,
+                runtime_env=NO_GPU,
+                scheduling_strategy=self._strategy(beside),
+            )
+            .remote(self._spec, self._attempt)
+        )
+
+    def _worker(self, number: int) -> Any:
+        placement = self.placement
+        return (
+            ray.remote(concurrency_groups={SERVING: 1})(Worker)  # type: ignore[call-overload]
+            .options(
+                name=f"{self._attempt}/worker-{number}",
+                num_cpus=placement.cpus,
+                num_gpus=placement.gpus,
+                runtime_env=None if placement.gpus else NO_GPU,
+                scheduling_strategy=self._strategy(number),
+            )
+            .remote(self._spec, number, placement.cpus)
+        )
+
+    def _strategy(self, bundle: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(
+            placement_group=self._group, placement_group_bundle_index=bundle
+        )

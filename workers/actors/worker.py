@@ -1,0 +1,385 @@
+"""The pinned worker: one Ray actor per GPU (or per share of the CPUs) that stays for a whole job.
+
+It calibrates its share of the sequences, solves the groups of layers that it owns, and measures
+models. Statistics and factors are served by a thread of their own, so that other workers never
+wait for what this one is computing. What it calibrates and solves it keeps in checkpoints, once
+`resume` has said where they are.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import nn
+
+from service.domain.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
+from service.errors import InvalidParameter
+from service.inputs.checks import check_allowed
+from service.settings import Settings
+from workers.actors.scratch import attempts_in, remove_attempts
+from workers.artifact.checkpoint_writer import check_writable
+from workers.compression.allocation import LayerOptions
+from workers.compression.interpolation import Interpolation, interpolate
+from workers.compression.layers import InputGroup, LinearLayer, compressible_layers, input_groups
+from workers.compression.metrics import METHODS
+from workers.compression.solve import Solution, solve_group
+from workers.compression.statistics import (
+    Calibration,
+    GroupStatistics,
+    accumulation_dtype,
+    merged,
+)
+from workers.compression.unfuse import router_paths, unfuse
+from workers.evaluation.choices import score_questions
+from workers.evaluation.harness import check_harness, score_harness_task
+from workers.evaluation.problems import Exercise, read_exercises
+from workers.evaluation.programs import score_functions
+from workers.evaluation.sandbox import check_sandbox
+from workers.evaluation.scores import Scores
+from workers.evaluation.speed import PROMPT_TOKENS, decode_speed
+from workers.evaluation.substitution import Substitution
+from workers.evaluation.text import TextLoss, text_loss
+from workers.model.loading import (
+    load_model,
+    load_tokenizer,
+    parameter_count,
+    prepare_model,
+    stored_dtype,
+    weight_files,
+)
+from workers.resumption.calibration import Calibrated, CalibrationCheckpoints
+from workers.resumption.checkpoints import Checkpoints, Place, Refusal
+from workers.resumption.fingerprint import model_digest
+from workers.resumption.solved import SolvedCheckpoints
+from workers.text.texts import Texts, read_texts
+
+SERVING = "serving"
+"""The concurrency group of the methods that only hand out what is already computed."""
+
+
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Where a worker runs and on what."""
+
+    worker: int
+    host: str
+    pid: int
+    device: str
+    kind: str  # of the device: equal kinds round alike
+    threads: int
+    gpu_ids: list[str]
+    cuda_visible_devices: str | None
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What the driver must know of the model; every worker finds the same."""
+
+    architecture: str
+    parameters: int
+    bytes: int  # of the checkpoint's weights
+    dtype: str  # of the checkpoint, as torch names it
+    groups: tuple[InputGroup, ...]
+    left_dense: Mapping[str, str]  # matrices that no target compresses, and why
+
+    @property
+    def layers(self) -> tuple[LinearLayer, ...]:
+        return tuple(layer for group in self.groups for layer in group.layers)
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """What a worker need not solve again, and the checkpoints that it refused."""
+
+    solved: Mapping[str, list[LayerOptions]]  # by group
+    refused: list[Refusal]
+
+
+class Worker:
+    """See the module. `workers.actors.group` makes a Ray actor of it; tests call it directly."""
+
+    def __init__(self, spec: JobSpec, number: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._spec = spec
+        self._number = number
+        self._method = METHODS[spec.method]
+        self._settings = Settings()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._groups: dict[str, InputGroup] = {}
+        self._statistics: dict[str, GroupStatistics] = {}
+        self._solutions: dict[str, Solution] = {}
+        self._model: Any = None
+        self._substitution: Substitution | None = None
+        self._loaded_from: Path | None = None
+        self._unfused = False
+        self._kept_calibration: CalibrationCheckpoints | None = None
+        self._kept_solutions: SolvedCheckpoints | None = None
+
+    def place(self) -> WorkerPlace:
+        gpu_ids = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        return WorkerPlace(
+            self._number,
+            socket.gethostname(),
+            os.getpid(),
+            str(self._device),
+            _device_kind(self._device),
+            torch.get_num_threads(),
+            gpu_ids,
+            os.environ.get("CUDA_VISIBLE_DEVICES"),
+        )
+
+    def attempts_in_scratch(self) -> list[str]:
+        """The attempts that have files on this machine."""
+        return attempts_in(self._settings.scratch_dir)
+
+    def sweep_scratch(self, dead: Sequence[str]) -> None:
+        """Remove what these attempts have left on this machine."""
+        remove_attempts(self._settings.scratch_dir, dead)
+
+    def load(self) -> ModelSummary:
+        """Fetch and load the model and find its layers.
+
+        Raises the errors of `workers.model.loading` and `workers.compression.layers`, and
+        InvalidParameter for sequences longer than the model can read; and what this machine lacks
+        for the evaluation's tasks: CodeExecutionForbidden, SandboxUnavailable, HarnessMissing.
+        """
+        _check_tasks(self._spec, self._settings)
+        self._model = load_model(self._source, self._device)
+        self._loaded_from = self._source
+        self._unfused = unfuse(self._model)
+        _check_positions(self._spec, self._model.config)
+        check_writable(self._source)
+        groups = input_groups(self._model, compressible_layers(self._model))
+        self._groups = {group.name: group for group in groups}
+        self._statistics = Calibration.zeros(
+            self._model, groups, self._method.observations, accumulation_dtype(self._device)
+        )
+        return ModelSummary(
+            type(self._model).__name__,
+            parameter_count(self._model),
+            sum(file.stat().st_size for file in weight_files(self._source)),
+            str(stored_dtype(self._source)).removeprefix("torch."),
+            groups,
+            _left_dense(self._model, groups),
+        )
+
+    @cached_property
+    def _source(self) -> Path:
+        """The model's folder on this node, prepared once."""
+        return prepare_model(self._spec.model, self._settings)
+
+    def texts(self) -> Texts:
+        """Read and tokenize the job's texts; one worker does it for all."""
+        tokenizer = load_tokenizer(self._source)
+        return read_texts(self._spec, tokenizer, self._settings)
+
+    def exercises(self) -> list[Exercise]:
+        """Read the problems of the job's tasks; one worker does it for all, once it has loaded."""
+        tokenizer = load_tokenizer(self._source)
+        return read_exercises(self._spec, tokenizer, _positions(self._model.config), self._settings)
+
+    @ray.method(concurrency_group=SERVING)
+    def digest(self) -> str:
+        """The sha256 of the model's files; one worker computes it for all."""
+        return model_digest(self._source)
+
+    def resume(self, place: Place, owned: Sequence[str]) -> TakenOver:
+        """Have those of the owned groups that an earlier attempt has solved.
+
+        From now on checkpoints are written to this place. Raises the storage's errors.
+        """
+        checkpoints = Checkpoints.in_bucket(place, self._settings)
+        self._kept_calibration = CalibrationCheckpoints(
+            checkpoints,
+            self._number,
+            self._statistics,
+            self._settings.checkpoint_sequences,
+            self._settings.checkpoint_share_of_time,
+        )
+        self._kept_solutions = SolvedCheckpoints(checkpoints, self._groups.values())
+        solved, refused = self._kept_solutions.restore(owned, self._model)
+        for solutions in solved.values():
+            self._solutions |= solutions
+        options = {
+            group: [solution.options() for solution in solutions.values()]
+            for group, solutions in solved.items()
+        }
+        return TakenOver(options, refused)
+
+    def resume_calibration(self) -> Calibrated:
+        """Have the statistics of an earlier attempt. Raises the storage's errors."""
+        assert self._kept_calibration is not None  # noqa: S101 - `resume` comes first
+        return self._kept_calibration.restore()
+
+    def calibrate(self, sequences: Sequence[Sequence[int]]) -> float:
+        """Add one batch of equally long sequences to this worker's statistics; its summed loss."""
+        groups = tuple(self._groups.values())
+        with Calibration(
+            self._model,
+            groups,
+            self._statistics,
+            checkpoint_activations=self._spec.calibration.gradient_checkpointing,
+        ) as calibration:
+            loss = calibration.run(torch.tensor(sequences, device=self._device))
+        if self._kept_calibration is not None:
+            self._kept_calibration.add(len(sequences), loss)
+        return loss
+
+    def forget(self, groups: Sequence[str]) -> None:
+        """Free the statistics of groups that nobody will solve."""
+        for group in groups:
+            del self._statistics[group]
+
+    def settle(self) -> list[str]:
+        """Wait until the solved groups are written; the troubles there were with checkpoints."""
+        kept = [each for each in (self._kept_calibration, self._kept_solutions) if each is not None]
+        if self._kept_solutions is not None:
+            self._kept_solutions.finish()
+        troubles = [each.trouble for each in kept if each.trouble is not None]
+        for each in kept:
+            each.trouble = None
+        return troubles
+
+    @ray.method(concurrency_group=SERVING)
+    def statistics(self, group: str) -> GroupStatistics:
+        """Hand over this shard's statistics of a group; they are no longer held here."""
+        return self._statistics.pop(group).to(torch.device("cpu"))
+
+    def solve(self, group: str, *shards: GroupStatistics) -> list[LayerOptions]:
+        """Sum the shards' statistics of a group and solve its layers.
+
+        Spectra and costs are returned; the factors stay here. Raises SolveFailed.
+        """
+        whole = merged(shard.to(self._device) for shard in shards)
+        layers = self._groups[group].layers
+        modules = {layer.name: self._model.get_submodule(layer.name) for layer in layers}
+        solutions = solve_group(
+            self._groups[group],
+            {name: module.weight for name, module in modules.items()},
+            {name: module.bias for name, module in modules.items()},
+            whole,
+            self._method,
+        )
+        held = {name: solution.to_host() for name, solution in solutions.items()}
+        self._solutions |= held
+        if self._kept_solutions is not None:
+            self._kept_solutions.write(group, held)
+        return [solution.options() for solution in solutions.values()]
+
+    @ray.method(concurrency_group=SERVING)
+    def compressed(self, layer: str, rank: int) -> Interpolation:
+        """A layer that this worker has solved, at the given rank and as it is stored."""
+        return interpolate(self._solutions[layer].truncate(rank))
+
+    def release(self) -> None:
+        """Forget the factors: every artifact is written. What follows are measurements.
+
+        A model that was unfused is loaded again for them, as its user would load it.
+        """
+        self._solutions.clear()
+        if self._unfused:
+            self._loaded_from = None
+
+    def substitute(self, dtype: str, names: Sequence[str], *layers: Interpolation | None) -> None:
+        """Put layers into the source model as an artifact of a precision has them; None: dense."""
+        if self._substitution is None:
+            stored = stored_dtype(self._source)
+            self._substitution = Substitution(self._model, stored, getattr(torch, dtype))
+        self._substitution.put(dict(zip(names, layers, strict=True)))
+
+    def restore(self) -> None:
+        """Have the source model as it was loaded."""
+        if self._substitution is not None:
+            self._substitution.undo()
+            if not self._substitution.exact:
+                self._loaded_from = None
+            self._substitution = None
+
+    def measure(self, folder: Path | None, sequences: Sequence[Sequence[int]]) -> TextLoss:
+        """The loss on one batch of the source model (None), or of the artifact in a folder."""
+        return text_loss(self._use(folder), sequences)
+
+    def score(self, folder: Path | None, task: EvaluationTask, problems: list[Any]) -> Scores:
+        """What the source model (None), or the artifact in a folder, scores on one batch."""
+        model, size = self._use(folder), self._spec.calibration.batch_size
+        match task:
+            case MultipleChoice():
+                return score_questions(model, problems, size)
+            case PassAt1():
+                return score_functions(model, load_tokenizer(self._source), problems, task)
+            case LmEval():
+                (name,) = problems
+                tokenizer = load_tokenizer(self._source)
+                return score_harness_task(model, tokenizer, name, task, self._settings, size)
+
+    def decode_speed(self, folder: Path | None, prompt: Sequence[int]) -> float:
+        """Tokens per second of the source model (None), or of the artifact in a folder."""
+        return decode_speed(self._use(folder), prompt, self._spec.evaluation.decode_tokens)
+
+    def _use(self, artifact: Path | None) -> Any:
+        """The source model (None), or an artifact loaded as its user will load it.
+
+        The model held before is dropped first: a worker has memory for one.
+        """
+        folder = artifact or self._source
+        if folder != self._loaded_from:
+            self._model = None
+            self._model = load_model(folder, self._device, trust_remote_code=artifact is not None)
+            self._loaded_from = folder
+        return self._model
+
+
+def _device_kind(device: torch.device) -> str:
+    """Which arithmetic it does: two kinds may round differently."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _check_positions(spec: JobSpec, config: Any) -> None:
+    longest = _positions(config)
+    lengths = {
+        "calibration.sequence_length": spec.calibration.sequence_length,
+        "evaluation.decode_tokens": spec.evaluation.decode_tokens + PROMPT_TOKENS,
+    }
+    for param, length in lengths.items():
+        if longest is not None and length > longest:
+            raise InvalidParameter(
+                f"The model reads {longest} tokens at most; this asks for {length}.", param=param
+            )
+
+
+def _positions(config: Any) -> int | None:
+    """How many tokens the model can read, where its configuration says so."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _check_tasks(spec: JobSpec, settings: Settings) -> None:
+    check_allowed(spec, settings)
+    kinds = {type(task) for task in spec.evaluation.tasks}
+    if PassAt1 in kinds:
+        check_sandbox()
+    if LmEval in kinds:
+        check_harness()
+
+
+def _left_dense(model: nn.Module, groups: Sequence[InputGroup]) -> dict[str, str]:
+    """The matrices that no group compresses: embeddings, the output head, routers."""
+    compressed = {f"{layer.name}.weight" for group in groups for layer in group.layers}
+    routers = {f"{path}.weight" for path in router_paths(model)}
+    return {
+        name: "router of a mixture of experts"
+        if name in routers
+        else "outside the transformer blocks"
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and name not in compressed
+    }

@@ -1,0 +1,183 @@
+"""Writes a compressed checkpoint: streams the source's safetensors, putting low-rank layers in.
+
+At most one output shard and one of the model's parameters are in memory. The folder holds what
+`AutoModelForCausalLM` needs and nothing that is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from service.errors import ModelInvalid, NotACausalLM
+from service.inputs.model_files import is_companion
+from workers.compression import checkpoint
+from workers.compression.interpolation import Interpolation
+from workers.model.tensor_names import source_tensors
+
+MAX_SHARD_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class CheckpointSize:
+    """What a checkpoint on disk holds."""
+
+    parameters: int
+    bytes: int  # of its safetensors files
+
+
+def check_writable(source: Path) -> None:
+    """See whether `write_checkpoint` will know the model, before hours are spent on it.
+
+    Raises ModelInvalid if the source lacks any parameter of the model or transformers does not
+    export its classes, and NotACausalLM.
+    """
+    source_tensors(source)
+    _base_classes(json.loads((source / "config.json").read_text("utf-8")))
+
+
+def write_checkpoint(
+    source: Path,
+    folder: Path,
+    ranks: Mapping[str, int],
+    compressed: Callable[[str], Interpolation],
+    dtype: torch.dtype,
+) -> CheckpointSize:
+    """Write the checkpoint in which `compressed` stands in for every layer named in `ranks`.
+
+    Raises ModelInvalid if the source lacks any parameter of the model.
+    """
+    tensors = source_tensors(source)
+    folder.mkdir(parents=True)
+    biased: dict[str, bool] = {}
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        for piece in tensors:
+            layers = {name: name.rpartition(".")[0] for name in piece.names}
+            dense = {} if ranks.keys() >= set(layers.values()) else piece.read()
+            for name, layer in layers.items():
+                if layer not in ranks:
+                    yield name, _cast(dense[name], dtype)
+                elif name == f"{layer}.weight":
+                    replacement = compressed(layer)
+                    biased[layer] = replacement.bias is not None
+                    for key, factor in checkpoint.tensors(layer, replacement):
+                        yield key, _cast(factor, dtype)
+
+    size = write_shards(stream(), folder)
+    layers = {name: (ranks[name], biased[name]) for name in ranks}
+    _write_configuration(source, folder, layers, dtype, unfused=tensors.unfused)
+    copy_companions(source, folder)
+    return size
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy, lest one expert's view keeps all of them in memory; integers stay integers."""
+    return tensor.to(
+        dtype if tensor.is_floating_point() else tensor.dtype,
+        copy=True,
+        memory_format=torch.contiguous_format,
+    )
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what a model needs beside its weights and configuration: tokenizer, licences."""
+    for file in source.iterdir():
+        if is_companion(file.name) and file.is_file():
+            shutil.copyfile(file, folder / file.name)
+
+
+def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> CheckpointSize:
+    """Write shards of at most MAX_SHARD_BYTES (or one tensor), and their index if several."""
+    parts: list[dict[str, str]] = []  # per shard: tensor name -> temporary file name
+    parameters = total_bytes = 0
+
+    def write(shard: dict[str, Tensor]) -> None:
+        name = f"part-{len(parts)}.safetensors"
+        # One metadata key: safetensors orders several at random.
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        parts.append(dict.fromkeys(shard, name))
+
+    shard: dict[str, Tensor] = {}
+    shard_bytes = 0
+    for name, tensor in tensors:
+        if shard and shard_bytes + tensor.nbytes > MAX_SHARD_BYTES:
+            write(shard)
+            shard, shard_bytes = {}, 0
+        shard[name] = tensor.contiguous()
+        shard_bytes += tensor.nbytes
+        total_bytes += tensor.nbytes
+        parameters += tensor.numel()
+    write(shard)
+    _name_shards(folder, parts, total_bytes)
+    return CheckpointSize(
+        parameters, sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    )
+
+
+def _name_shards(folder: Path, parts: list[dict[str, str]], total_bytes: int) -> None:
+    if len(parts) == 1:
+        (folder / "part-0.safetensors").rename(folder / "model.safetensors")
+        return
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate(parts):
+        name = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+        (folder / f"part-{number}.safetensors").rename(folder / name)
+        weight_map |= dict.fromkeys(part, name)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_configuration(
+    source: Path,
+    folder: Path,
+    layers: Mapping[str, tuple[int, bool]],
+    dtype: torch.dtype,
+    *,
+    unfused: bool,
+) -> None:
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    config.pop("torch_dtype", None)  # the name that older checkpoints give it
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    architecture, config_class = _base_classes(config)
+    compressed: dict[str, Any] = checkpoint.compressed_config(
+        config, architecture, config_class, layers
+    )
+    write_json(folder / "config.json", compressed)
+    write_modeling(folder, architecture, config_class, config["model_type"], unfused=unfused)
+
+
+def write_modeling(
+    folder: Path, architecture: str, config_class: str, model_type: str, *, unfused: bool
+) -> None:
+    """Write the modelling file; see `workers.compression.checkpoint.modeling_source`."""
+    text = checkpoint.modeling_source(architecture, config_class, model_type, unfused=unfused)
+    (folder / f"{checkpoint.MODELING_MODULE}.py").write_text(text, "utf-8")
+
+
+def _base_classes(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The base model's class and its configuration's, by the names that transformers exports."""
+    model_type = config["model_type"]
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    if architecture is None:
+        raise NotACausalLM(f"transformers knows no causal language model '{model_type}'")
+    config_class = type(AutoConfig.for_model(model_type)).__name__
+    for name in (architecture, config_class):
+        if not hasattr(transformers, name):
+            raise ModelInvalid(f"transformers does not export {name}", param="model")
+    return str(architecture), config_class
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")

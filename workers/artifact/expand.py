@@ -1,0 +1,232 @@
+"""Multiplies the low-rank layers of an artifact out.
+
+    python -m workers.artifact.expand ARTIFACT OUT
+
+What comes out is a dense checkpoint of the base architecture, as large as the original and stored
+as `save_pretrained` stores it, for engines that know no low-rank layers. It computes what the
+artifact computes.
+
+Low-rank layers may carry biases, which keep the means of their outputs. Where the base architecture
+has no place for one, the dense checkpoint keeps a small modelling file that adds just the biases,
+and is loaded with ``trust_remote_code=True`` as the artifact is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from service.errors import ArtifactCorrupt, EigenpressError
+from workers.artifact.checkpoint_writer import (
+    copy_companions,
+    write_json,
+    write_modeling,
+    write_shards,
+)
+from workers.compression.checkpoint import CONFIG_KEY, FORMAT, compressed_config
+from workers.compression.unfuse import fused_parameters, joined, unfuse
+from workers.model.stored_tensors import StoredTensors
+
+PARTS = ("basis.weight", "rest.weight", "order")
+"""What every low-rank layer is stored in; see `workers.compression.interpolation`."""
+
+BIAS_SWITCHES = ("attention_bias", "mlp_bias")
+"""Settings by which a base architecture gives its linear layers a bias."""
+
+
+class CannotExpand(EigenpressError):
+    """The artifact cannot be written as a checkpoint of its base architecture."""
+
+    code = "cannot_expand"
+
+
+def expand(artifact: Path, folder: Path) -> bool:
+    """Write the dense checkpoint into `folder`, which must not exist yet.
+
+    The result says whether it is a plain one, without a modelling file. Raises CannotExpand if
+    `artifact` is not an artifact, and ArtifactCorrupt if a part of it is missing.
+    """
+    config = _artifact_config(artifact)
+    if folder.exists():
+        raise CannotExpand(f"{folder} exists already; name a new folder")
+    dense = _DenseTensors(artifact, config[CONFIG_KEY]["layers"])
+    base_config = _base_config(config)
+    switched = _switched_config(base_config, dense.biased)
+    folder.mkdir(parents=True)
+    if switched is None:
+        write_shards(_biased_tensors(dense, _empty_model(base_config)), folder)
+        _write_biased(folder, base_config, dense.biased)
+    else:
+        write_shards(_base_tensors(dense, base_config, switched), folder)
+        write_json(folder / "config.json", switched)
+    copy_companions(artifact, folder)
+    return switched is not None
+
+
+def _artifact_config(artifact: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((artifact / "config.json").read_text("utf-8"))
+        found = config[CONFIG_KEY]["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CannotExpand(f"{artifact} is not an artifact of Eigenpress") from error
+    if found != FORMAT:
+        raise CannotExpand(f"{artifact} has the format {found}; this version reads {FORMAT}")
+    return config
+
+
+def _base_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    ours = config[CONFIG_KEY]
+    return {key: value for key, value in config.items() if key not in (CONFIG_KEY, "auto_map")} | {
+        "model_type": ours["base_model_type"],
+        "architectures": [ours["base_architecture"]],
+    }
+
+
+def _switched_config(config: Mapping[str, Any], biased: set[str]) -> dict[str, Any] | None:
+    """The configuration with biases switched on as far as needed; None if that is not enough."""
+    switched = dict(config)
+    for switch in (None, *BIAS_SWITCHES):
+        if switch in switched:
+            switched[switch] = True
+        model = _empty_model(switched)
+        unfuse(model)
+        if all(model.get_submodule(name).bias is not None for name in biased):
+            return switched
+    return None
+
+
+def _empty_model(config: Mapping[str, Any]) -> Any:
+    """The base model without memory."""
+    base = getattr(transformers, config["architectures"][0])
+    with torch.device("meta"):
+        return base(base.config_class.from_dict(dict(config)))
+
+
+class _DenseTensors:
+    """An artifact's tensors by their unfused names, low-rank layers multiplied out."""
+
+    def __init__(self, artifact: Path, layers: Mapping[str, Mapping[str, Any]]) -> None:
+        self._stored = StoredTensors(artifact)
+        self._low_rank = {name for name, shape in layers.items() if shape["rank"] is not None}
+        self.biased = {name for name, shape in layers.items() if shape["bias"]}
+        self._check(f"{layer}.{part}" for layer in self._low_rank for part in PARTS)
+        self._check(f"{layer}.bias" for layer in self.biased)
+
+    def _check(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            if key not in self._stored:
+                raise ArtifactCorrupt(f"the artifact lacks {key}")
+
+    def __contains__(self, name: str) -> bool:
+        return name.removesuffix(".weight") in self._low_rank or name in self._stored
+
+    def read(self, name: str) -> Tensor:
+        """Raises ArtifactCorrupt if it is not there."""
+        layer = name.removesuffix(".weight")
+        if layer in self._low_rank:
+            return _multiplied(*(self._stored.read(f"{layer}.{part}") for part in PARTS))
+        self._check((name,))
+        return self._stored.read(name)
+
+
+def _multiplied(basis: Tensor, rest: Tensor, order: Tensor) -> Tensor:
+    others = (rest.double() @ basis.double()).to(basis.dtype)
+    return torch.cat((basis, others)).index_select(0, order)
+
+
+def _biased_tensors(dense: _DenseTensors, base: Any) -> Iterator[tuple[str, Tensor]]:
+    """The unfused model's tensors and the biases for which it has no place."""
+    unfuse(base)
+    biases = (f"{layer}.bias" for layer in sorted(dense.biased))
+    for name in dict.fromkeys((*_own_tensors(base), *biases)):
+        yield name, dense.read(name)
+
+
+def _base_tensors(
+    dense: _DenseTensors, base_config: Mapping[str, Any], switched_config: Mapping[str, Any]
+) -> Iterator[tuple[str, Tensor]]:
+    """The base model's tensors as they are saved; zeros for the biases that were switched on."""
+    model = _empty_model(switched_config)
+    fused, before = fused_parameters(model), _empty_model(base_config).state_dict()
+    dtype = getattr(torch, switched_config["dtype"])
+    saved = _saved_form(model)
+
+    def read(name: str, like: Tensor) -> Tensor:
+        if name in fused:
+            return joined([dense.read(part) for part in fused[name]], like.ndim)
+        if name in before or name in dense:
+            return dense.read(name)
+        return torch.zeros(like.shape, dtype=dtype)
+
+    for name, like in _own_tensors(model).items():
+        yield from saved(name, read(name, like)).items()
+
+
+def _own_tensors(model: Any) -> dict[str, Tensor]:
+    """What a checkpoint of the model holds: no copies of tied weights."""
+    tied = model.all_tied_weights_keys
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def _saved_form(model: Any) -> Callable[[str, Tensor], Mapping[str, Tensor]]:
+    """How `save_pretrained` stores a parameter: in parts for experts, under older names.
+
+    The model's own names, which transformers reads as well, where it merges several into one.
+    """
+
+    def saved(name: str, tensor: Tensor) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = revert_weight_conversion(model, {name: tensor})
+        return tensors
+
+    own = _own_tensors(model)
+    together = revert_weight_conversion(model, dict(own))
+    one_by_one = [part for each in own.items() for part in saved(*each).items()]
+    if all(name in together and together[name].shape == part.shape for name, part in one_by_one):
+        return saved
+    return lambda name, tensor: {name: tensor}
+
+
+def _write_biased(folder: Path, base_config: Mapping[str, Any], biased: set[str]) -> None:
+    """The configuration and the modelling file of the base model with biases in these layers."""
+    model = _empty_model(base_config)
+    architecture, config_class = type(model).__name__, type(model.config).__name__
+    layers = dict.fromkeys(sorted(biased), (None, True))
+    write_json(
+        folder / "config.json", compressed_config(base_config, architecture, config_class, layers)
+    )
+    write_modeling(
+        folder,
+        architecture,
+        config_class,
+        base_config["model_type"],
+        unfused=bool(fused_parameters(model)),
+    )
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python -m workers.artifact.expand ARTIFACT OUT", file=sys.stderr)
+        return 2
+    try:
+        plain = expand(Path(arguments[0]), Path(arguments[1]))
+    except (EigenpressError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if not plain:
+        print(
+            "The base architecture has no place for the biases of some layers: a small modelling "
+            "file adds them, so load it with trust_remote_code=True."
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""The driver of one attempt: ``python -m workers.attempt.driver JOB ATTEMPT``, as a Ray job.
+
+It runs the pipeline and tells the database how it ended. Every write carries the attempt's
+number; a driver whose attempt is no longer current stops without a trace. It rides out outages of
+the database, and ends within seconds when it is told to stop (SIGTERM).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import ray
+
+from service.domain.job import Job
+from service.errors import AttemptStale, ClusterUnavailable, DatabaseUnavailable
+from service.retrying import patiently
+from service.settings import Settings
+from service.store.store import Store
+from workers.attempt.failures import failure_of
+from workers.attempt.heartbeat import Heartbeat
+from workers.attempt.pipeline import run_attempt
+from workers.attempt.progress import Progress
+
+log = logging.getLogger("eigenpress.driver")
+
+EXIT_FAILED = 1
+EXIT_STALE = 3
+EXIT_STOPPED = 4
+
+STOPPING_SECONDS = 2.0
+"""For tidying up once the driver is told to stop; Ray kills it a second later."""
+
+Result = TypeVar("Result")
+
+
+def main(job_id: str, attempt: int) -> int:
+    """Run the attempt to its end; the exit status tells Ray whether it succeeded."""
+    settings = Settings()
+    store = Store(settings.database)
+    scratch = settings.scratch_dir / f"{job_id}-{attempt}"
+    try:
+        job = _insist(settings, lambda: store.get(job_id))
+        if job.attempt != attempt:
+            raise AttemptStale
+        end_stale = partial(_end, EXIT_STALE, scratch)
+        with Heartbeat(store, job_id, attempt, settings.lease_seconds, end_stale):
+            return _run(job, store, settings, scratch)
+    except AttemptStale as error:
+        log.warning("%s, attempt %d: %s", job_id, attempt, error)
+        return EXIT_STALE
+    finally:
+        store.close()
+
+
+def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
+    progress = Progress(store, job.id, job.attempt, patience_seconds=settings.outage_seconds)
+    try:
+        _join_cluster(scratch.name)
+        _stop_on_sigterm(scratch)
+        report = run_attempt(job, progress, settings)
+        _insist(settings, lambda: store.succeed(job.id, job.attempt, report))
+    except AttemptStale:
+        raise
+    except Exception as error:
+        log.exception("%s, attempt %d failed", job.id, job.attempt)
+        failure = failure_of(error)
+        _insist(settings, lambda: store.fail(job.id, job.attempt, failure, settings.retry_policy))
+        return EXIT_FAILED
+    finally:
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return 0
+
+
+def _join_cluster(namespace: str) -> None:
+    try:
+        ray.init(namespace=namespace, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        raise ClusterUnavailable(f"The driver cannot join the Ray cluster: {error}") from error
+
+
+def _insist(settings: Settings, act: Callable[[], Result]) -> Result:
+    """Repeat what the database could not do while it is away."""
+    return patiently(act, on=DatabaseUnavailable, seconds=settings.outage_seconds)
+
+
+def _end(status: int, scratch: Path) -> None:
+    """End the process, and its actors with it, whatever its other threads are doing."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(status)
+
+
+def _stop_on_sigterm(scratch: Path) -> None:
+    """Tidy up when told to stop, and end in any case. Takes the place of Ray's handler."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        watchdog = threading.Timer(STOPPING_SECONDS, _end, (EXIT_STOPPED, scratch))
+        watchdog.daemon = True
+        watchdog.start()
+        sys.exit(EXIT_STOPPED)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,64 @@
+"""The signs of life of an attempt, and its end once it is no longer wanted.
+
+A thread of its own renews the attempt's lease, whatever the driver is doing. An attempt that is not
+the current one any more ends at once: the actors die with their driver's process. While the
+database is away nobody can know, and the attempt goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from service.errors import AttemptStale, EigenpressError, JobNotFound
+from service.store.store import Store
+
+RENEWALS_PER_LEASE = 3
+
+JOINING_SECONDS = 5.0
+"""A renewal that hangs in a database out of reach is not waited for."""
+
+log = logging.getLogger("eigenpress.driver")
+
+
+class Heartbeat:
+    """Renews the lease of an attempt until it is stopped. A context manager."""
+
+    def __init__(
+        self,
+        store: Store,
+        job_id: str,
+        attempt: int,
+        lease_seconds: float,
+        on_stale: Callable[[], object],
+    ) -> None:
+        """`on_stale` is called, on the heartbeat's thread, when the attempt is not current."""
+        self._renew = partial(store.renew, job_id, attempt, lease_seconds)
+        self._pause_seconds = lease_seconds / RENEWALS_PER_LEASE
+        self._on_stale = on_stale
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(JOINING_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._renew()
+            except (AttemptStale, JobNotFound) as error:
+                if not self._stop.is_set():  # else the attempt has just ended itself
+                    log.warning("the attempt is over: %s", error)
+                    self._on_stale()
+                return
+            except EigenpressError as error:
+                log.warning("the lease was not renewed: %s", error)
+            if self._stop.wait(self._pause_seconds):
+                return

@@ -1,0 +1,153 @@
+"""What every model of a job is measured on: text and tasks, in batches that workers share.
+
+The dense model's batches are shared by all; an artifact's stay on its node. What the journal has
+is not measured again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from service.domain.spec import EvaluationTask, LmEval
+from workers.attempt.report import Evaluation
+from workers.attempt.schedule import Call, drive
+from workers.evaluation.problems import Exercise
+from workers.evaluation.scores import Scores
+from workers.evaluation.text import TextLoss
+from workers.resumption.journal import Journal
+from workers.text.sequences import in_batches
+from workers.text.texts import Texts
+
+TEXT, TASK = "text", "task"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured."""
+
+    key: str  # its name in the journal: equal keys are equal models
+    worker: int | None  # whose node has its folder; None: every worker has it
+    folder: Path | None  # None: the source model
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch of a text or of a task, which every model is measured on."""
+
+    kind: str  # TEXT or TASK
+    name: str
+    number: int  # models are compared sample by sample
+    samples: Sequence[Any]
+    task: EvaluationTask | None = None
+
+    def submit(self, worker: Any, folder: Path | None) -> Any:
+        """A reference to the TextLoss or the Scores of the model in a folder; None: the source."""
+        if self.task is None:
+            return worker.measure.remote(folder, self.samples)
+        return worker.score.remote(folder, self.task, self.samples)
+
+
+class Measurements:
+    """All results of all subjects, one batch at a time."""
+
+    def __init__(
+        self,
+        workers: Sequence[Any],
+        texts: Texts,
+        exercises: Sequence[Exercise],
+        subjects: Sequence[Subject],
+        journal: Journal,
+        batch_size: int,
+    ) -> None:
+        self._workers = workers
+        self._texts = texts
+        self._exercises = exercises
+        self._subjects = subjects
+        self._journal = journal
+        self._batches = _batches(texts, exercises, batch_size)
+
+    @property
+    def samples(self) -> int:
+        """Of all subjects together."""
+        return len(self._subjects) * sum(len(batch.samples) for batch in self._batches)
+
+    @property
+    def known(self) -> int:
+        """How many of the samples the journal has."""
+        return sum(
+            len(batch.samples)
+            for subject in self._subjects
+            for batch in self._batches
+            if self._journal.get(_key(subject, batch)) is not None
+        )
+
+    def run(self) -> Iterator[int]:
+        """Measure what is missing; yields the number of samples as each batch is done."""
+        for (subject, batch), result in drive(self._queues()):
+            self._journal.put(_key(subject, batch), result)
+            yield len(batch.samples)
+        self._journal.flush()
+
+    def evaluation(self, subject: Subject, decode_tokens: int) -> Evaluation:
+        """What was measured on one model. Its speed is measured now, on a machine of its own."""
+        found: Mapping[tuple[str, str], list[Any]] = defaultdict(list)
+        for batch in self._batches:
+            found[batch.kind, batch.name].append(self._journal.get(_key(subject, batch)))
+        return Evaluation(
+            {text.name: TextLoss.total(found[TEXT, text.name]) for text in self._texts.evaluation},
+            {
+                exercise.task.name: _scores(exercise.task, found[TASK, exercise.task.name])
+                for exercise in self._exercises
+            },
+            self._decode_speed(subject) if decode_tokens else None,
+        )
+
+    def _queues(self) -> list[list[Call]]:
+        """Per worker: its share of the dense model's batches, then its artifacts' batches."""
+        queues: list[list[Call]] = [[] for _ in self._workers]
+        for subject in self._subjects:
+            missing = [b for b in self._batches if self._journal.get(_key(subject, b)) is None]
+            shared = range(len(queues)) if subject.worker is None else (subject.worker,)
+            for batch, number in zip(missing, cycle(shared)):
+                submit = partial(batch.submit, self._workers[number], subject.folder)
+                queues[number].append(Call((subject, batch), submit))
+        return queues
+
+    def _decode_speed(self, subject: Subject) -> float:
+        key = f"speed/{subject.key}"
+        speed: float | None = self._journal.get(key)
+        if speed is None:
+            worker = self._workers[subject.worker or 0]
+            prompt = self._texts.evaluation[0].sequences[0]
+            speed = round(ray.get(worker.decode_speed.remote(subject.folder, prompt)), 2)
+            self._journal.put(key, speed)
+        return speed
+
+
+def _batches(texts: Texts, exercises: Sequence[Exercise], size: int) -> list[Batch]:
+    batches = []
+    for text in texts.evaluation:
+        for number, sequences in enumerate(in_batches(sorted(text.sequences, key=len), size)):
+            batches.append(Batch(TEXT, text.name, number, sequences))
+    for exercise in exercises:
+        together = 1 if isinstance(exercise.task, LmEval) else size
+        for number, problems in enumerate(in_batches(exercise.problems, together)):
+            batches.append(Batch(TASK, exercise.task.name, number, problems, exercise.task))
+    return batches
+
+
+def _key(subject: Subject, batch: Batch) -> str:
+    return f"evaluation/{subject.key}/{batch.kind}/{batch.name}/{batch.number}"
+
+
+def _scores(task: EvaluationTask, batches: Sequence[Scores]) -> Scores:
+    """Of a whole task: batches of problems, or the tasks of lm-eval that it names."""
+    return Scores.union(batches) if isinstance(task, LmEval) else Scores.total(batches)

@@ -1,0 +1,376 @@
+"""One attempt from beginning to end: the seven steps, over the actors of a crew.
+
+    resolve ─> calibrate ─> solve ─> allocate ─> assemble ─> evaluate ─> publish
+
+Each step takes what the steps before it gave and returns plain data; big tensors stay on the
+workers. What earlier attempts of the job have calibrated, solved, measured and published is taken
+over at the end of `resolve`, so that later steps begin where they have ended; the result is the
+same to the last bit. An error of any step ends the attempt: nothing here retries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from service.domain.job import Job
+from service.domain.spec import QualityTarget, Target
+from service.domain.states import Step
+from service.errors import ModelInvalid
+from service.settings import Settings
+from workers.actors.group import Crew, machines
+from workers.actors.placement import (
+    Placement,
+    assign_owners,
+    choose_placement,
+    plan_placement,
+    shares,
+)
+from workers.actors.worker import ModelSummary
+from workers.artifact.checkpoint_writer import CheckpointSize
+from workers.attempt.measurements import Measurements, Subject
+from workers.attempt.probes import Probe, Probes
+from workers.attempt.progress import Progress
+from workers.attempt.report import Evaluation, TargetResult, job_report, model_card
+from workers.attempt.resume import Resumption, resume
+from workers.attempt.schedule import Call, drive
+from workers.attempt.targets import MAX_PROBES, choose_ranks, curve_ranks
+from workers.compression.allocation import LayerOptions, Ranks
+from workers.compression.layers import InputGroup
+from workers.evaluation.problems import Exercise
+from workers.resumption.calibration import Calibrated
+from workers.resumption.fingerprint import Machines, code_digest, fingerprint, library_versions
+from workers.resumption.journal import CALIBRATION_LOSS, ranks_key
+from workers.text.sequences import in_batches
+from workers.text.texts import Texts
+
+PLACED = "workers.placed"
+MAX_NAMES_IN_EVENT = 20
+CLEANING_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """An artifact on the disk of the node of a worker, which has an assembler beside it."""
+
+    target: Target
+    ranks: Ranks
+    worker: int
+    folder: Path
+    size: CheckpointSize
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(f"{self.target.name}/{ranks_key(self.ranks)}", self.worker, self.folder)
+
+
+DENSE = Subject("dense", None, None)
+"""The source model."""
+
+
+def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, Any]:
+    """Compress the job's model and publish the artifacts; returns the report.
+
+    Raises the errors of `service.errors` and of the steps.
+    """
+    noted = progress.last_noted(PLACED) or {}
+    placement = choose_placement(
+        Placement(**noted["placement"]) if "placement" in noted else None,
+        lambda nodes: plan_placement(job.spec.workers, nodes, settings.max_running_jobs),
+        machines,
+        settings.outage_seconds,
+    )
+
+    def say_waiting() -> None:
+        count = f"{placement.workers} GPUs" if placement.gpus else f"{placement.workers} workers"
+        progress.note("workers.waiting", f"Waits for {count} that others use.", asdict(placement))
+
+    with Crew(f"{job.id}-{job.attempt}", job.spec, placement, say_waiting) as crew:
+        return Attempt(job, progress, settings, crew).run()
+
+
+class Attempt:
+    """One attempt on the actors of a crew."""
+
+    def __init__(self, job: Job, progress: Progress, settings: Settings, crew: Crew) -> None:
+        self.job = job
+        self.spec = job.spec
+        self.progress = progress
+        self.settings = settings
+        self.workers = crew.workers
+        self.crew = crew
+        self.owned: list[list[InputGroup]] = []  # by worker: the groups that it solves
+        self.owners: dict[str, Any] = {}  # layer name -> the worker that solves it
+        self.assemblers: list[Any] = []
+
+    def run(self) -> dict[str, Any]:
+        """The seven steps; returns the report."""
+        try:
+            model, texts, exercises, before = self.resolve()
+            calibration_loss = self.calibrate(texts, before)
+            options = self.solve(model, before)
+            choices, probes = self.allocate(model, options, texts, before)
+            assembled = self.assemble(model, choices)
+            dense, evaluations = self.evaluate(texts, exercises, assembled, before)
+            results = [
+                TargetResult(artifact.target, artifact.ranks, artifact.size, evaluation)
+                for artifact, evaluation in zip(assembled, evaluations, strict=True)
+            ]
+            report = partial(
+                job_report,
+                self.job,
+                model,
+                options,
+                texts,
+                calibration_loss,
+                dense,
+                results,
+                probes,
+                self.progress.seconds,
+            )
+            self.publish(assembled, report())
+            return report()  # which now knows how long publishing took
+        finally:
+            self._clean()
+
+    def resolve(self) -> tuple[ModelSummary, Texts, list[Exercise], Resumption]:
+        """Load the model on every worker, read texts and problems on one, see what is done."""
+        with self.progress.step(Step.RESOLVE, "workers") as meter:
+            meter.expect(len(self.workers))
+            places = ray.get([worker.place.remote() for worker in self.workers])
+            self.progress.note(
+                PLACED,
+                f"{len(places)} workers on {', '.join(place.device for place in places)}.",
+                {
+                    "workers": [asdict(place) for place in places],
+                    "placement": asdict(self.crew.placement),
+                },
+            )
+            sweep_scratch(self.workers, self.progress)
+            texts_reference = self.workers[0].texts.remote()
+            digest_reference = self.workers[0].digest.remote()  # while the others load
+            summaries = []
+            for _, summary in drive([[Call(None, w.load.remote)] for w in self.workers]):
+                summaries.append(summary)
+                meter.advance()
+            exercises: list[Exercise] = ray.get(self.workers[0].exercises.remote())
+            texts: Texts = ray.get(texts_reference)
+            if texts.skipped_files:
+                self.progress.note(
+                    "texts.skipped",
+                    f"{len(texts.skipped_files)} files are not text and were skipped.",
+                    {"files": texts.skipped_files[:MAX_NAMES_IN_EVENT]},
+                )
+            mark = fingerprint(
+                model=ray.get(digest_reference),
+                texts=texts,
+                exercises=exercises,
+                spec=self.spec,
+                machines=Machines(tuple(place.kind for place in places), places[0].threads),
+                code=code_digest(),
+                libraries=library_versions(),
+            )
+            self._assign(summaries[0])
+            before = resume(
+                self.job.id, mark, self.workers, self.owned, self.progress, self.settings
+            )
+            return summaries[0], texts, exercises, before
+
+    def _assign(self, model: ModelSummary) -> None:
+        self.owned = assign_owners(model.groups, len(self.workers))
+        for worker, groups in zip(self.workers, self.owned, strict=True):
+            self.owners |= {layer.name: worker for group in groups for layer in group.layers}
+
+    def calibrate(self, texts: Texts, before: Resumption) -> float:
+        """Each worker its share; the mean loss in nats per predicted token is returned."""
+        total = len(texts.calibration)
+        with self.progress.step(Step.CALIBRATE, "sequences") as meter:
+            if before.calibrated is None:  # every group is solved
+                meter.expect(total, done=total)
+                mean: float = before.journal.get(CALIBRATION_LOSS)
+            else:
+                meter.expect(total, done=before.sequences)
+                losses = [loss for each in before.calibrated for loss in each.losses]
+                for count, loss in drive(self._calibrations(texts, before.calibrated)):
+                    losses.append(loss)
+                    meter.advance(count)
+                mean = math.fsum(losses) / (total * (self.spec.calibration.sequence_length - 1))
+                before.journal.put(CALIBRATION_LOSS, mean)
+                before.journal.flush()
+            ray.get([worker.forget.remote(list(before.solved)) for worker in self.workers])
+            self._settle()
+        return mean
+
+    def _calibrations(self, texts: Texts, done: Sequence[Calibrated]) -> list[list[Call]]:
+        """Per worker: the batches of its share that are not yet calibrated on."""
+        size = self.spec.calibration.batch_size
+        queues = []
+        for worker, share, before in zip(
+            self.workers, shares(texts.calibration, len(self.workers)), done, strict=True
+        ):
+            batches = in_batches(share[before.sequences :], size)
+            queues.append([Call(len(b), partial(worker.calibrate.remote, b)) for b in batches])
+        return queues
+
+    def solve(self, model: ModelSummary, before: Resumption) -> list[LayerOptions]:
+        """Each group at its owner, which is given every shard's statistics of it."""
+        with self.progress.step(Step.SOLVE, "groups") as meter:
+            meter.expect(len(model.groups), done=len(before.solved))
+            queues = [
+                [Call(g.name, partial(self._solve, worker, g.name)) for g in groups]
+                for worker, groups in zip(
+                    self.workers,
+                    [[g for g in own if g.name not in before.solved] for own in self.owned],
+                    strict=True,
+                )
+            ]
+            solved = {layer.name: layer for group in before.solved.values() for layer in group}
+            for _, options in drive(queues):
+                solved |= {layer.name: layer for layer in options}
+                meter.advance()
+            self._settle()
+        return [solved[layer.name] for layer in model.layers]
+
+    def _solve(self, owner: Any, group: str) -> Any:
+        return owner.solve.remote(group, *(w.statistics.remote(group) for w in self.workers))
+
+    def _settle(self) -> None:
+        """Wait for the checkpoints that are being written, and say which could not be."""
+        for number, troubles in enumerate(ray.get([w.settle.remote() for w in self.workers])):
+            for trouble in troubles:
+                self.progress.note(
+                    "checkpoint.skipped",
+                    f"Worker {number} could not write a checkpoint and went on: {trouble}",
+                    {"worker": number, "reason": trouble},
+                )
+
+    def allocate(
+        self,
+        model: ModelSummary,
+        options: Sequence[LayerOptions],
+        texts: Texts,
+        before: Resumption,
+    ) -> tuple[list[Ranks], list[Probe]]:
+        """The ranks of every target, from the one set of spectra, and what was measured for it."""
+        qualities = [t for t in self.spec.targets if isinstance(t, QualityTarget)]
+        curve = self.spec.evaluation.curve
+        with self.progress.step(Step.ALLOCATE, "sizes") as meter:
+            sizes = len(self.spec.targets) - len(qualities)
+            meter.expect(sizes + len(qualities) * MAX_PROBES + len(curve))
+            probes = Probes(
+                self.workers,
+                self.owners,
+                texts.evaluation,
+                batch_size=self.spec.calibration.batch_size,
+                dtype=self._dtype(model),
+                advance=meter.advance,
+                journal=before.journal,
+            )
+            probes.dense(sorted({target.dataset for target in qualities}))
+            choices = choose_ranks(self.spec, model.parameters, options, probes.increase)
+            for ranks in curve_ranks(self.spec, options):
+                if ranks not in choices:  # those are measured as artifacts
+                    probes.measure(ranks, [text.name for text in texts.evaluation])
+            probes.end()
+            before.journal.flush()
+            return choices, probes.done
+
+    def _dtype(self, model: ModelSummary) -> str:
+        return model.dtype if self.spec.dtype == "auto" else self.spec.dtype
+
+    def assemble(self, model: ModelSummary, choices: Sequence[Ranks]) -> list[Assembled]:
+        """Write every target's checkpoint, beside the worker that will measure it."""
+        dtype = self._dtype(model)
+        with self.progress.step(Step.ASSEMBLE, "targets") as meter:
+            meter.expect(len(choices))
+            count = min(len(self.workers), len(choices))
+            self.assemblers = [self.crew.assembler(beside) for beside in range(count)]
+            queues: list[list[Call]] = [[] for _ in self.assemblers]
+            for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True)):
+                ranks = {name: rank for name, rank in choice.items() if rank is not None}
+                owners = {name: self.owners[name] for name in ranks}
+                assembler = self.assemblers[number % count]
+                write = partial(assembler.assemble.remote, target.name, ranks, owners, dtype)
+                queues[number % count].append(Call(number, write))
+            written = {}
+            for number, result in drive(queues):
+                written[number] = result
+                meter.advance()
+            ray.get([worker.release.remote() for worker in self.workers])
+        return [
+            Assembled(target, choice, number % count, *written[number])
+            for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True))
+        ]
+
+    def evaluate(
+        self,
+        texts: Texts,
+        exercises: Sequence[Exercise],
+        assembled: Sequence[Assembled],
+        before: Resumption,
+    ) -> tuple[Evaluation | None, list[Evaluation | None]]:
+        """Every model on the same text and tasks."""
+        if not self.spec.evaluation.enabled:
+            return None, [None] * len(assembled)
+        subjects = [DENSE, *(artifact.subject for artifact in assembled)]
+        size = self.spec.calibration.batch_size
+        measurements = Measurements(self.workers, texts, exercises, subjects, before.journal, size)
+        with self.progress.step(Step.EVALUATE, "samples") as meter:
+            meter.expect(measurements.samples, done=measurements.known)
+            for samples in measurements.run():
+                meter.advance(samples)
+            # One after the other, on machines that do nothing else.
+            dense, *others = [
+                measurements.evaluation(subject, self.spec.evaluation.decode_tokens)
+                for subject in subjects
+            ]
+            before.journal.flush()
+            if not all(math.isfinite(loss.perplexity) for loss in dense.losses.values()):
+                raise ModelInvalid("its loss on the evaluation text is not finite", param="model")
+            return dense, list(others)
+
+    def publish(self, assembled: Sequence[Assembled], report: dict[str, Any]) -> None:
+        """Upload every artifact that is not yet published, its manifest last."""
+        with self.progress.step(Step.PUBLISH, "artifacts") as meter:
+            published = {artifact.name for artifact in self.progress.artifacts()}
+            meter.expect(len(assembled), done=len(published))
+            queues: list[list[Call]] = [[] for _ in self.assemblers]
+            for position, artifact in enumerate(assembled):
+                name = artifact.target.name
+                upload = partial(
+                    self.assemblers[artifact.worker].publish.remote,
+                    self.job.id,
+                    self.job.attempt,
+                    name,
+                    report,
+                    model_card(report, name),
+                )
+                if name not in published:
+                    queues[artifact.worker].append(Call(position, upload))
+            for position, done in drive(queues):
+                self.progress.published(position, done)
+                meter.advance()
+
+    def _clean(self) -> None:
+        # One that is dead or still writes is not waited for: what it leaves, a later driver sweeps.
+        with suppress(ray.exceptions.RayError):
+            ray.get([a.clean.remote() for a in self.assemblers], timeout=CLEANING_SECONDS)
+
+
+def sweep_scratch(workers: Sequence[Any], progress: Progress) -> None:
+    """Have every worker remove from its machine what dead attempts have left there.
+
+    Folders are looked at before the database is asked which attempts are under way: what is there
+    and not under way then is dead, and an attempt that begins meanwhile is never taken for it.
+    """
+    found = ray.get([worker.attempts_in_scratch.remote() for worker in workers])
+    live = progress.in_flight()
+    dead = [[name for name in names if name not in live] for names in found]
+    ray.get([w.sweep_scratch.remote(names) for w, names in zip(workers, dead, strict=True)])

@@ -1,0 +1,132 @@
+"""Sizes that are measured and not written, in the memory of the workers.
+
+Every worker puts the low-rank layers of a size into its own copy of the model and measures its
+share of the text; the next size replaces them. While sizes are probed a worker holds the dense
+model and, beside it, the low-rank layers of one size. Where the artifact's dtype is not the stored
+one, it also keeps the original weights of the layers it solved beside the rounded ones: with one
+worker about twice the compressible weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, zip_longest
+from typing import Any
+
+import ray
+
+from service.errors import ModelInvalid
+from workers.attempt.schedule import Call, drive
+from workers.compression.allocation import Ranks
+from workers.evaluation.text import TextLoss
+from workers.resumption.journal import Journal, ranks_key
+from workers.text.sequences import in_batches
+from workers.text.texts import EvaluationText
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A size that was measured in memory."""
+
+    ranks: Ranks
+    losses: Mapping[str, TextLoss]  # by dataset
+
+
+class Probes:
+    """Measures the model at any ranks; what was measured once is remembered, and journalled.
+
+    `owners` are the workers that solved each layer. Before the first probe the dense model is
+    measured on the datasets that the probes are compared on: see `dense`.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Any],
+        owners: Mapping[str, Any],
+        texts: Iterable[EvaluationText],
+        *,
+        batch_size: int,
+        dtype: str,
+        advance: Callable[[], None],
+        journal: Journal,
+    ) -> None:
+        self._workers = workers
+        self._owners = owners
+        self._texts = {text.name: text for text in texts}
+        self._batch_size = batch_size
+        self._dtype = dtype
+        self._advance = advance
+        self._journal = journal
+        self._placed: dict[str, int | None] = dict.fromkeys(owners)
+        self._dense: dict[str, TextLoss] = {}
+        self._measured: dict[frozenset[tuple[str, int | None]], dict[str, TextLoss]] = defaultdict(
+            dict
+        )
+
+    def dense(self, datasets: Iterable[str]) -> None:
+        """Measure the dense model. Raises ModelInvalid if its loss is not finite."""
+        self._dense = {name: self._kept(None, name) for name in datasets}
+        if not all(math.isfinite(loss.perplexity) for loss in self._dense.values()):
+            raise ModelInvalid("its loss on the evaluation text is not finite", param="model")
+
+    def increase(self, ranks: Ranks, dataset: str) -> float:
+        """How much larger the perplexity is than the dense model's: 0.1 is 10 percent."""
+        loss = self.measure(ranks, [dataset])[dataset]
+        return loss.perplexity / self._dense[dataset].perplexity - 1
+
+    def measure(self, ranks: Ranks, datasets: Iterable[str]) -> Mapping[str, TextLoss]:
+        """The losses at these ranks on, at least, these datasets."""
+        measured = self._measured[frozenset(ranks.items())]
+        missing = [name for name in datasets if name not in measured]
+        if missing:
+            measured |= {name: self._kept(ranks, name) for name in missing}
+            self._advance()
+        return measured
+
+    @property
+    def done(self) -> list[Probe]:
+        """All that was measured, in the order in which it was first asked for."""
+        return [Probe(dict(ranks), losses) for ranks, losses in self._measured.items()]
+
+    def end(self) -> None:
+        """Let the workers have the dense model again."""
+        ray.get([worker.restore.remote() for worker in self._workers])
+
+    def _kept(self, ranks: Ranks | None, dataset: str) -> TextLoss:
+        """The loss at these ranks, or of the dense model: from the journal, or measured."""
+        key = f"probe/{'dense' if ranks is None else ranks_key(ranks)}/{dataset}"
+        loss: TextLoss | None = self._journal.get(key)
+        if loss is None:
+            if ranks is not None:
+                self._place(ranks)
+            loss = self._loss(dataset)
+            self._journal.put(key, loss)
+        return loss
+
+    def _place(self, ranks: Ranks) -> None:
+        """Every worker gets every layer whose rank has changed, one of each owner at a time."""
+        changed: dict[Any, list[str]] = defaultdict(list)
+        for name, rank in ranks.items():
+            if rank != self._placed[name]:
+                changed[self._owners[name]].append(name)
+        for turn in zip_longest(*changed.values()):
+            names = [name for name in turn if name is not None]
+            layers = [self._layer(name, ranks[name]) for name in names]
+            ray.get([w.substitute.remote(self._dtype, names, *layers) for w in self._workers])
+        self._placed |= ranks
+
+    def _layer(self, name: str, rank: int | None) -> Any:
+        return None if rank is None else self._owners[name].compressed.remote(name, rank)
+
+    def _loss(self, dataset: str) -> TextLoss:
+        """Of the model as it stands, each worker a share of the batches."""
+        queues: list[list[Call]] = [[] for _ in self._workers]
+        batches = in_batches(sorted(self._texts[dataset].sequences, key=len), self._batch_size)
+        for batch, number in zip(batches, cycle(range(len(queues)))):
+            measure = partial(self._workers[number].measure.remote, None, batch)
+            queues[number].append(Call(dataset, measure))
+        return TextLoss.total(loss for _, loss in drive(queues))

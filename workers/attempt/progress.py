@@ -1,0 +1,126 @@
+"""How an attempt tells the database where it stands.
+
+It rides out outages of the database: how far a step has come may go unsaid meanwhile, all else is
+said again and again until it is heard.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from service.domain.job import Artifact
+from service.domain.states import Step
+from service.errors import DatabaseUnavailable
+from service.retrying import patiently
+from service.store.store import Store
+
+MIN_SECONDS_BETWEEN_WRITES = 0.5
+
+
+Result = TypeVar("Result")
+
+log = logging.getLogger("eigenpress.driver")
+
+
+class Progress:
+    """The steps of one attempt, how long each took, and what else its history holds.
+
+    Every method raises AttemptStale once the attempt is not the current one.
+    """
+
+    def __init__(
+        self, store: Store, job_id: str, attempt: int, *, patience_seconds: float = 0
+    ) -> None:
+        """`patience_seconds` is how long an outage of the database is ridden out."""
+        self.attempt = attempt
+        self.seconds: dict[str, float] = {}
+        self._store = store
+        self._job_id = job_id
+        self._patience_seconds = patience_seconds
+
+    @contextmanager
+    def step(self, step: Step, unit: str) -> Iterator[StepMeter]:
+        """One step; it counts as finished only when the block ends without an error."""
+        meter = StepMeter(self, step, unit)
+        start = time.perf_counter()
+        meter.expect(1)
+        yield meter
+        self.seconds[step.value] = round(time.perf_counter() - start, 3)
+        meter.finish()
+
+    def note(self, type_: str, message: str, data: Mapping[str, object]) -> None:
+        """Append an event to the job's history."""
+        self._insist(lambda: self._store.record(self._job_id, self.attempt, type_, message, data))
+
+    def last_noted(self, type_: str) -> Mapping[str, Any] | None:
+        """What this or an earlier attempt noted last of that type."""
+        event = self._insist(lambda: self._store.last_event(self._job_id, type_))
+        return None if event is None else event.data
+
+    def published(self, position: int, artifact: Artifact) -> None:
+        """The artifact of the target at this position is in the bucket."""
+        self._insist(lambda: self._store.published(self._job_id, self.attempt, position, artifact))
+
+    def withdraw(self, reason: str) -> None:
+        """What earlier attempts have published counts no more."""
+        self._insist(lambda: self._store.withdraw(self._job_id, self.attempt, reason))
+
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """What this and earlier attempts have published."""
+        return self._insist(lambda: self._store.artifacts(self._job_id))
+
+    def in_flight(self) -> set[str]:
+        """The names of all attempts, of any job, that are under way."""
+        return {f"{job.id}-{job.attempt}" for job in self._insist(self._store.in_flight)}
+
+    def tell(self, step: Step, done: int, total: int, unit: str) -> None:
+        """How far a step has come; insists on being heard."""
+        self._insist(lambda: self.mention(step, done, total, unit))
+
+    def mention(self, step: Step, done: int, total: int, unit: str) -> None:
+        """How far a step has come. Raises DatabaseUnavailable."""
+        self._store.progress(self._job_id, self.attempt, step, done, total, unit)
+
+    def _insist(self, act: Callable[[], Result]) -> Result:
+        return patiently(act, on=DatabaseUnavailable, seconds=self._patience_seconds)
+
+
+class StepMeter:
+    """Counts the work of one step; the database is told now and then, and at the end."""
+
+    def __init__(self, progress: Progress, step: Step, unit: str) -> None:
+        self._progress = progress
+        self._step = step
+        self._unit = unit
+        self._done = 0
+        self._total = 1
+        self._written = float("-inf")
+
+    def expect(self, total: int, *, done: int = 0) -> None:
+        """Say how many units the step has, and how many an earlier attempt has done."""
+        self._total = total
+        self._done = done
+        # The last unit is reported by `finish`: a step is over when its results are kept.
+        self._tell(min(done, max(0, total - 1)))
+
+    def advance(self, units: int = 1) -> None:
+        """Say that so many more units are done."""
+        self._done += units
+        due = time.monotonic() - self._written >= MIN_SECONDS_BETWEEN_WRITES
+        if due and self._done < self._total:
+            try:
+                self._progress.mention(self._step, self._done, self._total, self._unit)
+            except DatabaseUnavailable as error:
+                log.warning("%s of %s %s: %s", self._done, self._total, self._unit, error)
+            self._written = time.monotonic()
+
+    def finish(self) -> None:
+        self._tell(self._total)
+
+    def _tell(self, done: int) -> None:
+        self._progress.tell(self._step, done, self._total, self._unit)
+        self._written = time.monotonic()

@@ -1,0 +1,334 @@
+"""What a job says of its results: the JSON report, and the model card of each artifact.
+
+Size is always said three ways: the fraction of the compressible linear parameters kept, the
+fraction of the whole model's parameters, and bytes on disk. Pure functions on plain data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.domain.job import Job
+from service.domain.spec import Target
+from workers.actors.worker import ModelSummary
+from workers.artifact.checkpoint_writer import CheckpointSize
+from workers.attempt.probes import Probe
+from workers.compression.allocation import LayerOptions, Ranks, total_cost, total_error
+from workers.compression.layers import LinearLayer
+from workers.evaluation.estimates import Estimate
+from workers.evaluation.scores import Scores
+from workers.evaluation.text import TextLoss
+from workers.text.texts import Texts
+
+FORMAT = 1
+
+MAX_SPECTRUM_POINTS = 64
+MAX_SPECTRA_POINTS = 32_768
+"""Of one layer and of all together: a model of many experts has thousands of layers."""
+
+UNREACHED = "no token of the calibration reached it"
+"""Why an expert of a mixture can only stay dense."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on one model."""
+
+    losses: Mapping[str, TextLoss]  # by dataset
+    scores: Mapping[str, Scores]  # by task
+    decode_tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """One artifact: what was asked for and what came of it."""
+
+    target: Target
+    ranks: Ranks
+    size: CheckpointSize
+    evaluation: Evaluation | None
+
+
+def job_report(
+    job: Job,
+    model: ModelSummary,
+    options: Sequence[LayerOptions],
+    texts: Texts,
+    calibration_loss: float,
+    dense: Evaluation | None,
+    results: Sequence[TargetResult],
+    probes: Sequence[Probe],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The whole job in one JSON document; `calibration_loss` is nats per predicted token."""
+    spec = job.spec
+    documents = {text.name: text.documents for text in texts.evaluation}
+    length = spec.calibration.sequence_length
+    return {
+        "format": FORMAT,
+        "job": {"id": job.id, "name": job.name},
+        "model": {
+            "source": spec.model.model_dump(mode="json"),
+            "architecture": model.architecture,
+            "parameters": model.parameters,
+            "linear_parameters": sum(layer.dense_cost for layer in options),
+            "bytes": model.bytes,
+        },
+        "method": spec.method,
+        "allocation": spec.allocation,
+        "calibration": {
+            "sequences": len(texts.calibration),
+            "sequence_length": length,
+            "tokens": len(texts.calibration) * length,
+            "documents": texts.calibration_documents,
+            "skipped_files": len(texts.skipped_files),
+            "loss": calibration_loss,
+        },
+        "evaluation": {"dense": dense and _measured(dense, None, documents)},
+        "targets": [_target(result, model, options, dense, documents) for result in results],
+        "curve": _curve(model, options, dense, results, probes),
+        "spectra": _spectra(options),
+        "left_dense": [
+            {"name": name, "reason": reason}
+            for name, reason in (
+                *model.left_dense.items(),
+                *((each.name, UNREACHED) for each in options if not each.max_rank),
+            )
+        ],
+        "seconds": dict(seconds),
+    }
+
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [eigenpress, low-rank]
+---
+
+# {architecture}, compressed to {linear:.1%} of its linear parameters
+
+Made by Eigenpress with the method `{method}` and `{allocation}` allocation. It keeps
+{linear:.1%} of the compressible linear parameters and {whole:.1%} of all parameters, and its
+weights take {bytes:,} bytes.
+{measurements}
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)
+```
+
+`report.json` has every layer's rank and how all of this was measured. Behind ± stand standard
+errors; accuracy is the share of tokens that the model held for the most likely.
+
+The licence and the terms of use are those of the model that it was made from.
+"""
+
+
+def model_card(report: Mapping[str, Any], name: str) -> str:
+    """The artifact's README.md: what it is, what it keeps, what that costs, how to load it."""
+    target = next(target for target in report["targets"] if target["name"] == name)
+    return _CARD.format(
+        architecture=report["model"]["architecture"],
+        method=report["method"],
+        allocation=report["allocation"],
+        linear=target["size"]["linear_fraction"],
+        whole=target["size"]["model_fraction"],
+        bytes=target["size"]["bytes"],
+        measurements=_measurement_table(report["evaluation"]["dense"], target),
+    )
+
+
+def _measurement_table(dense: Mapping[str, Any] | None, target: Mapping[str, Any]) -> str:
+    if dense is None:
+        return ""
+    rows = [
+        f"| {measure} on {text} | {_number(before, measure)} | {_number(after, measure)} |"
+        for measure in ("perplexity", "accuracy")
+        for text, before in dense[measure].items()
+        for after in [target[measure][text]]
+    ]
+    rows += [
+        f"| {metric} on {task} | {_number(before, 'value')} | {_number(after, 'value')} |"
+        for task, scored in dense["tasks"].items()
+        for metric, before in scored["metrics"].items()
+        for after in [target["tasks"][task]["metrics"][metric]]
+    ]
+    return "\n".join(["", "| measured | dense | compressed |", "|---|---|---|", *rows, ""])
+
+
+def _number(measured: Mapping[str, Any], name: str) -> str:
+    value, error = measured[name], measured["standard_error"]
+    if value is None:
+        return "beyond measure"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def _target(
+    result: TargetResult,
+    model: ModelSummary,
+    options: Sequence[LayerOptions],
+    dense: Evaluation | None,
+    documents: Mapping[str, int],
+) -> dict[str, Any]:
+    dense_cost = sum(layer.dense_cost for layer in options)
+    kept = total_cost(options, result.ranks)
+    energy = math.fsum(float(layer.spectrum.sum()) for layer in options)
+    measured = (
+        _measured(result.evaluation, dense, documents)
+        if result.evaluation
+        else {"perplexity": None, "accuracy": None, "tasks": None, "decode_tokens_per_second": None}
+    )
+    shapes = {layer.name: layer for layer in model.layers}
+    return {
+        "name": result.target.name,
+        **result.target.model_dump(mode="json"),
+        "size": {
+            "linear_fraction": kept / dense_cost,
+            "model_fraction": result.size.parameters / model.parameters,
+            "bytes": result.size.bytes,
+            "linear_parameters": kept,
+            "parameters": result.size.parameters,
+        },
+        "dropped_energy_fraction": _ratio(total_error(options, result.ranks), energy),
+        **measured,
+        "layers": [_layer(shapes[layer.name], layer, result.ranks) for layer in options],
+    }
+
+
+def _curve(
+    model: ModelSummary,
+    options: Sequence[LayerOptions],
+    dense: Evaluation | None,
+    results: Sequence[TargetResult],
+    probes: Sequence[Probe],
+) -> list[dict[str, Any]]:
+    """Every size that was measured, the smallest first; a target's own probe is left out."""
+    if dense is None:
+        return []
+    written = [dict(result.ranks) for result in results]
+    points = [
+        _point("dense", None, dict.fromkeys(written[0]), model, options, dense.losses),
+        *(
+            _point("target", r.target.name, r.ranks, model, options, r.evaluation.losses)
+            for r in results
+            if r.evaluation
+        ),
+        *(
+            _point("probe", None, probe.ranks, model, options, probe.losses)
+            for probe in probes
+            if probe.ranks not in written
+        ),
+    ]
+    return sorted(points, key=lambda point: float(point["linear_fraction"]))
+
+
+def _point(
+    kind: str,
+    name: str | None,
+    ranks: Ranks,
+    model: ModelSummary,
+    options: Sequence[LayerOptions],
+    losses: Mapping[str, TextLoss],
+) -> dict[str, Any]:
+    linear = sum(layer.dense_cost for layer in options)
+    kept = total_cost(options, ranks)
+    energy = math.fsum(float(layer.spectrum.sum()) for layer in options)
+    return {
+        "kind": kind,
+        "name": name,
+        "linear_fraction": kept / linear,
+        "model_fraction": (model.parameters - linear + kept) / model.parameters,
+        "dropped_energy_fraction": _ratio(total_error(options, ranks), energy),
+        "perplexity": {dataset: _finite(loss.perplexity) for dataset, loss in losses.items()},
+    }
+
+
+def _spectra(options: Sequence[LayerOptions]) -> list[dict[str, Any]]:
+    """Per layer the share of its energy that the first `rank` directions keep."""
+    points = max(2, min(MAX_SPECTRUM_POINTS, MAX_SPECTRA_POINTS // max(1, len(options))))
+    return [_spectrum(layer, points) for layer in options]
+
+
+def _spectrum(layer: LayerOptions, points: int) -> dict[str, Any]:
+    """At `points` ranks at most, in a geometric series from 1 to the full rank."""
+    full = len(layer.spectrum)
+    ranks = sorted(
+        {round(full ** (point / (points - 1))) for point in range(points)} if full else []
+    )
+    kept = layer.spectrum.cumsum(0)
+    energy = float(layer.spectrum.sum())
+    return {
+        "name": layer.name,
+        "energy": energy,
+        "ranks": ranks,
+        "kept": [round(_ratio(float(kept[rank - 1]), energy), 6) for rank in ranks],
+    }
+
+
+def _layer(shape: LinearLayer, options: LayerOptions, ranks: Ranks) -> dict[str, Any]:
+    rank = ranks[options.name]
+    return {
+        "name": options.name,
+        "out_features": shape.out_features,
+        "in_features": shape.in_features,
+        "rank": rank,
+        "parameters": options.cost(rank),
+        "dropped_energy_fraction": _ratio(options.error(rank), float(options.spectrum.sum())),
+    }
+
+
+def _measured(
+    evaluation: Evaluation, dense: Evaluation | None, documents: Mapping[str, int]
+) -> dict[str, Any]:
+    """Beside the dense model, if that is another: pairs on the same text are surer than each."""
+    perplexity, accuracy = {}, {}
+    for name, loss in evaluation.losses.items():
+        perplexity[name] = {
+            **_estimate("perplexity", loss.estimated_perplexity()),
+            "tokens": loss.tokens,
+            "sequences": loss.sequences,
+            "documents": documents[name],
+        }
+        accuracy[name] = _estimate("accuracy", loss.estimated_accuracy())
+        if dense is not None:
+            before = dense.losses[name]
+            perplexity[name] |= _estimate("ratio", loss.perplexity_ratio(before), "ratio_")
+            difference = loss.accuracy_difference(before)
+            accuracy[name] |= _estimate("difference", difference, "difference_")
+    return {
+        "perplexity": perplexity,
+        "accuracy": accuracy,
+        "tasks": {
+            name: _task(scores, dense.scores[name] if dense else None)
+            for name, scores in evaluation.scores.items()
+        },
+        "decode_tokens_per_second": evaluation.decode_tokens_per_second,
+    }
+
+
+def _task(scores: Scores, dense: Scores | None) -> dict[str, Any]:
+    metrics = {name: _estimate("value", estimate) for name, estimate in scores.estimates().items()}
+    for name, estimate in scores.differences(dense).items() if dense else ():
+        metrics[name] |= _estimate("difference", estimate, "difference_")
+    return {"problems": scores.problems, "metrics": metrics}
+
+
+def _estimate(name: str, estimate: Estimate, prefix: str = "") -> dict[str, float | None]:
+    error = estimate.standard_error
+    return {
+        name: _finite(estimate.value),
+        f"{prefix}standard_error": None if error is None else _finite(error),
+    }
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no infinity: null says that the model is lost beyond measure."""
+    return number if math.isfinite(number) else None
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0

@@ -1,0 +1,163 @@
+"""What a new attempt takes over from the earlier ones of its job, and what of theirs it refuses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import ray
+
+from service.domain.manifest import checkpoints_prefix
+from service.errors import EigenpressError
+from service.settings import Settings
+from workers.attempt.progress import Progress
+from workers.compression.allocation import LayerOptions
+from workers.compression.layers import InputGroup
+from workers.resumption.calibration import Calibrated
+from workers.resumption.checkpoints import (
+    FINGERPRINT_DIGITS,
+    Checkpoints,
+    Place,
+    Refusal,
+    Refused,
+)
+from workers.resumption.fingerprint import Fingerprint
+from workers.resumption.journal import CALIBRATION_LOSS, Journal
+
+PARTS = "parts"
+"""The document that says what a fingerprint was made of."""
+
+log = logging.getLogger("eigenpress.checkpoints")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where an attempt begins: all of it empty where nothing was taken over."""
+
+    journal: Journal
+    solved: Mapping[str, list[LayerOptions]]  # by group
+    calibrated: Sequence[Calibrated] | None  # by worker; None: nobody needs the statistics
+
+    @property
+    def sequences(self) -> int:
+        """How many need not be calibrated on again, where they are needed at all."""
+        return sum(each.sequences for each in self.calibrated or ())
+
+
+def resume(
+    job_id: str,
+    mark: Fingerprint,
+    workers: Sequence[Any],
+    owned: Sequence[Sequence[InputGroup]],
+    progress: Progress,
+    settings: Settings,
+) -> Resumption:
+    """Look for checkpoints with this fingerprint; `owned` are the groups that each worker solves.
+
+    Events say what is taken over and what is refused. Raises the storage's errors.
+    """
+    place = Place(job_id, progress.attempt, mark.digest)
+    checkpoints = Checkpoints.in_bucket(place, settings)
+    _refuse_others(checkpoints, mark, progress)
+    journal = Journal(checkpoints)
+    refused = journal.restore()
+    names = [[group.name for group in groups] for groups in owned]
+    taken = ray.get([w.resume.remote(place, own) for w, own in zip(workers, names, strict=True)])
+    refused += [refusal for each in taken for refusal in each.refused]
+    solved = {group: options for each in taken for group, options in each.solved.items()}
+    calibrated = None
+    if len(solved) < sum(map(len, owned)) or journal.get(CALIBRATION_LOSS) is None:
+        calibrated = ray.get([worker.resume_calibration.remote() for worker in workers])
+        refused += [refusal for each in calibrated for refusal in each.refused]
+    for refusal in refused:
+        _refuse(progress, refusal)
+    _tidy(lambda: journal.remove(refused))
+    resumption = Resumption(journal, solved, calibrated)
+    _announce(progress, resumption, mark)
+    return resumption
+
+
+def _refuse(progress: Progress, refusal: Refusal) -> None:
+    progress.note(
+        "checkpoint.refused",
+        f"{refusal.key} is not used: {refusal.reason}.",
+        {"key": refusal.key, "reason": refusal.reason},
+    )
+
+
+def _announce(progress: Progress, resumption: Resumption, mark: Fingerprint) -> None:
+    published = [artifact.name for artifact in progress.artifacts()]
+    groups, measurements = len(resumption.solved), len(resumption.journal)
+    if resumption.sequences or groups or measurements or published:
+        progress.note(
+            "attempt.resumed",
+            f"Takes over {resumption.sequences} calibrated sequences, {groups} solved groups, "
+            f"{measurements} measurements and {len(published)} published artifacts.",
+            {
+                "fingerprint": mark.digest,
+                "sequences": resumption.sequences,
+                "groups": groups,
+                "measurements": measurements,
+                "artifacts": published,
+            },
+        )
+
+
+def _refuse_others(checkpoints: Checkpoints, mark: Fingerprint, progress: Progress) -> None:
+    """Remove what is of other fingerprints, and leave word of what ours is made of."""
+    root = checkpoints_prefix(checkpoints.place.job_id)
+    keys = checkpoints.keys(root)
+    folders = {
+        name: list(found)
+        for name, found in groupby(keys, lambda key: key.removeprefix(root).partition("/")[0])
+    }
+    _leave_word(checkpoints, folders.pop(mark.digest[:FINGERPRINT_DIGITS], []), mark, progress)
+    for name, found in folders.items():
+        _refuse(progress, Refusal(f"{root}{name}/", _difference(checkpoints, found, mark)))
+        _tidy(partial(checkpoints.delete, f"{root}{name}/"))
+    if folders:
+        progress.withdraw("Published by another computation; all artifacts are made anew.")
+
+
+def _tidy(remove: Callable[[], None]) -> None:
+    """Remove what is not used, if that is possible now; the cleaning after the job does it, too."""
+    try:
+        remove()
+    except EigenpressError as error:
+        log.warning("what is refused was not removed: %s", error)
+
+
+def _leave_word(
+    checkpoints: Checkpoints, keys: Sequence[str], mark: Fingerprint, progress: Progress
+) -> None:
+    """Write what our fingerprint is made of, unless that stands there unharmed."""
+    key = _parts_key(keys)
+    try:
+        if key is not None:
+            checkpoints.read_sealed(key)
+            return
+    except Refused as error:
+        _refuse(progress, error.refusal)
+    try:
+        checkpoints.put_sealed(checkpoints.place.prefix + PARTS, dict(mark.parts))
+    except EigenpressError as error:
+        log.warning("what the fingerprint is made of was not written: %s", error)
+
+
+def _difference(checkpoints: Checkpoints, keys: Sequence[str], mark: Fingerprint) -> str:
+    """In which parts another fingerprint differs from ours."""
+    key = _parts_key(keys)
+    try:
+        names = mark.differences(checkpoints.read_sealed(key)) if key else []
+    except Refused:
+        names = []
+    what = ", ".join(names) or "something"
+    return f"it is of another computation: {what} has changed since"
+
+
+def _parts_key(keys: Sequence[str]) -> str | None:
+    return next((key for key in keys if key.rpartition("/")[2].startswith(f"{PARTS}-")), None)

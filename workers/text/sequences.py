@@ -1,0 +1,165 @@
+"""From documents to token sequences: the split into calibration and held-out text, and the cuts.
+
+* A document belongs to calibration or to evaluation by the hash of its text: equal texts are on
+  the same side, so the two never overlap.
+* Every sequence begins as the tokenizer begins one, with BOS where it adds one. Models that were
+  trained so measure several times their true perplexity on windows cut without it.
+* Sequences are drawn document by document in turn, so that many documents are heard before any
+  is heard twice. The same documents and seed give the same sequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from service.errors import CalibrationTooShort
+from service.inputs.documents import Document
+
+MIN_DOCUMENTS = 20
+"""Fewer documents than this are cut into pieces, so that one long file can be split too."""
+
+MIN_SEQUENCE_TOKENS = 2
+"""A shorter sequence predicts nothing."""
+
+Item = TypeVar("Item")
+
+Tokenizer = Any
+"""A transformers tokenizer; the library does not type them."""
+
+
+def split_documents(
+    documents: Iterable[Document], held_out_fraction: float, seed: int
+) -> tuple[list[Document], list[Document]]:
+    """Calibration and held-out documents, each in a pseudo-random order fixed by `seed`.
+
+    Raises CalibrationTooShort if there is not enough text for one document on either side.
+    """
+    unique = {_order(document, seed): document for document in documents if document.text.strip()}
+    if len(unique) < MIN_DOCUMENTS:
+        pieces = (piece for document in unique.values() for piece in _pieces(document))
+        unique = {_order(piece, seed): piece for piece in pieces}
+    if len(unique) < 2:
+        raise CalibrationTooShort(
+            "the calibration text is empty or a single line: it needs at least two documents",
+            param="calibration.data",
+        )
+    ordered = [unique[key] for key in sorted(unique)]
+    held_out = min(max(1, round(held_out_fraction * len(ordered))), len(ordered) - 1)
+    return ordered[held_out:], ordered[:held_out]
+
+
+def calibration_sequences(
+    documents: Sequence[Document], tokenizer: Tokenizer, *, length: int, count: int, seed: int
+) -> list[list[int]]:
+    """`count` sequences of exactly `length` tokens.
+
+    Whole windows of long documents come first; the rests of documents, joined by the end-of-text
+    token, fill up what is missing. Raises CalibrationTooShort if all of the text is not enough.
+    """
+    prefix = sequence_prefix(tokenizer)
+    window = length - len(prefix)
+    drawn: list[list[int]] = []
+    rests: list[int] = []
+    for tokens in _windows(documents, tokenizer, window, seed):
+        if len(tokens) == window:
+            drawn.append(prefix + tokens)
+            if len(drawn) == count:
+                return drawn
+        else:
+            rests += [*tokens, *_separator(tokenizer)]
+    packed = [rests[start : start + window] for start in range(0, len(rests), window)]
+    drawn += [prefix + tokens for tokens in packed if len(tokens) == window]
+    if len(drawn) < count:
+        raise CalibrationTooShort(
+            f"the calibration text gives {len(drawn)} sequences of {length} tokens, "
+            f"not the {count} asked for: add text, or ask for fewer or shorter sequences",
+            param="calibration.sequences",
+        )
+    return drawn[:count]
+
+
+def evaluation_sequences(
+    documents: Sequence[Document], tokenizer: Tokenizer, *, length: int, count: int, seed: int
+) -> list[list[int]]:
+    """At most `count` sequences of at most `length` tokens, none of them joined to another."""
+    prefix = sequence_prefix(tokenizer)
+    drawn = (
+        prefix + tokens for tokens in _windows(documents, tokenizer, length - len(prefix), seed)
+    )
+    long_enough = (tokens for tokens in drawn if len(tokens) >= MIN_SEQUENCE_TOKENS)
+    return [tokens for tokens, _ in zip(long_enough, range(count), strict=False)]
+
+
+def in_batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """The items in order, `size` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def sequence_prefix(tokenizer: Tokenizer) -> list[int]:
+    """The tokens that the tokenizer puts before any text: BOS, or nothing."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    starts = (i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare)
+    return list(full[: next(starts, 0)])
+
+
+def _windows(
+    documents: Sequence[Document], tokenizer: Tokenizer, window: int, seed: int
+) -> Iterator[list[int]]:
+    """Windows of `window` tokens, one document after the other, round after round.
+
+    Each document's windows come in a random order, so that beginnings of files are not preferred;
+    tokenization stops with the reader.
+    """
+    waiting: list[Iterator[list[int]]] = []
+    for document in documents:
+        windows = _document_windows(document, tokenizer, window, seed)
+        if (first := next(windows, None)) is not None:
+            yield first
+            waiting.append(windows)
+    while waiting:
+        still: list[Iterator[list[int]]] = []
+        for windows in waiting:
+            if (tokens := next(windows, None)) is not None:
+                yield tokens
+                still.append(windows)
+        waiting = still
+
+
+def _document_windows(
+    document: Document, tokenizer: Tokenizer, window: int, seed: int
+) -> Iterator[list[int]]:
+    tokens = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+    starts = list(range(0, len(tokens), window))
+    random.Random(f"{seed}:{document.id}").shuffle(starts)  # noqa: S311 - a sample, not a secret
+    whole_first = sorted(starts, key=lambda start: start + window > len(tokens))
+    for start in whole_first:
+        yield tokens[start : start + window]
+
+
+def _separator(tokenizer: Tokenizer) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def _order(document: Document, seed: int) -> str:
+    digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest()
+
+
+def _pieces(document: Document) -> Iterator[Document]:
+    """Cut a document at line ends into at most MIN_DOCUMENTS pieces of about one length."""
+    size = -(-len(document.text) // MIN_DOCUMENTS)
+    number, length = 0, 0
+    piece: list[str] = []
+    for line in document.text.splitlines(keepends=True):
+        piece.append(line)
+        length += len(line)
+        if length >= size:
+            yield Document(f"{document.id}#{number}", "".join(piece))
+            number, piece, length = number + 1, [], 0
+    if piece:
+        yield Document(f"{document.id}#{number}", "".join(piece))

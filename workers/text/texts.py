@@ -1,0 +1,115 @@
+"""The token sequences of a job: what it calibrates on and what it is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from service.domain.spec import HELD_OUT, Calibration, DataSource, JobSpec
+from service.errors import CalibrationTooShort, DataInvalid
+from service.inputs.documents import Document, read_documents
+from service.inputs.sources import fetch_data
+from service.settings import Settings
+from workers.text.sequences import (
+    MIN_SEQUENCE_TOKENS,
+    Tokenizer,
+    calibration_sequences,
+    evaluation_sequences,
+    split_documents,
+)
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """One dataset of the evaluation, cut to sequences."""
+
+    name: str
+    documents: int
+    sequences: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All text of a job as tokens. No document is both calibrated and evaluated on."""
+
+    calibration_documents: int
+    calibration: list[list[int]]
+    evaluation: list[EvaluationText]
+    skipped_files: list[str]
+
+
+def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts:
+    """Fetch, split and cut the texts that a job names.
+
+    A document of an evaluation dataset that also stands in the calibration text is left out of
+    the latter. Raises the errors of `service.inputs.sources.fetch_data`,
+    `service.inputs.documents.read_documents` and `workers.text.sequences`, and DataInvalid for a
+    dataset without two tokens in a row.
+    """
+    skipped: list[str] = []
+
+    def documents(data: DataSource, param: str) -> list[Document]:
+        root = fetch_data(data, settings, param)
+
+        def skip(path: str, _reason: str) -> None:
+            skipped.append(path)
+
+        return list(read_documents(root, data.pattern, data.text_field, param, skip))
+
+    everything = documents(spec.calibration.data, "calibration.data")
+    datasets = {
+        dataset.name: documents(dataset.data, f"evaluation.datasets.{number}.data")
+        for number, dataset in enumerate(spec.evaluation.datasets)
+        if spec.evaluation.enabled
+    }
+    ours, held_out = _split(everything, datasets.values(), spec.calibration)
+    if spec.evaluation.enabled:
+        datasets = {HELD_OUT: held_out} | datasets
+    sequences = calibration_sequences(
+        ours,
+        tokenizer,
+        length=spec.calibration.sequence_length,
+        count=spec.calibration.sequences,
+        seed=spec.calibration.seed,
+    )
+    cut = _evaluation_cutter(spec, tokenizer)
+    return Texts(
+        len(ours), sequences, [cut(name, texts) for name, texts in datasets.items()], skipped
+    )
+
+
+def _split(
+    everything: list[Document], datasets: Iterable[list[Document]], calibration: Calibration
+) -> tuple[list[Document], list[Document]]:
+    """Calibration and held-out documents, without any that a dataset has."""
+    measured = {document.text for texts in datasets for document in texts}
+    unmeasured = [document for document in everything if document.text not in measured]
+    if not unmeasured:
+        raise CalibrationTooShort(
+            "every document of the calibration text is in an evaluation dataset too",
+            param="calibration.data",
+        )
+    return split_documents(unmeasured, calibration.held_out_fraction, calibration.seed)
+
+
+def _evaluation_cutter(
+    spec: JobSpec, tokenizer: Tokenizer
+) -> Callable[[str, list[Document]], EvaluationText]:
+    counts = {dataset.name: dataset.sequences for dataset in spec.evaluation.datasets}
+
+    def cut(name: str, documents: list[Document]) -> EvaluationText:
+        sequences = evaluation_sequences(
+            documents,
+            tokenizer,
+            length=spec.calibration.sequence_length,
+            count=counts.get(name) or spec.evaluation.sequences,
+            seed=spec.calibration.seed,
+        )
+        if not sequences:
+            raise DataInvalid(
+                f"the text of '{name}' has no {MIN_SEQUENCE_TOKENS} tokens in a row to measure on",
+                param="calibration.data" if name == HELD_OUT else "evaluation.datasets",
+            )
+        return EvaluationText(name, len(documents), sequences)
+
+    return cut
