@@ -13,9 +13,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from service.standalone.child import log_tail
 from service.standalone.ports import LOOPBACK, choose_port
-from service.standalone.processes import is_running
+from service.standalone.subprocesses import is_running, log_tail
 
 START_SECONDS = 180
 STOP_SECONDS = 60

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.material import batches, calibrated, groups_of, solved
 from bench.quality_rows import Contender, Row
-from workers.compression.allocation import ALLOCATIONS, LayerOptions, Ranks, total_cost
+from workers.compression.allocation import ALLOCATIONS, LayerCandidates, Ranks, total_cost
 from workers.compression.layers import InputGroup
 from workers.compression.metrics import METHODS
 from workers.compression.solve import Factors, Solution
@@ -112,7 +112,7 @@ def _put(module: Any, factors: Factors) -> None:
     module.weight = parameter(factors.up @ factors.down)
 
 
-def _kept(options: Sequence[LayerOptions], ranks: Ranks) -> float:
+def _kept(options: Sequence[LayerCandidates], ranks: Ranks) -> float:
     return total_cost(options, ranks) / sum(layer.dense_cost for layer in options)
 
 

@@ -13,7 +13,7 @@ LONGEST_PAUSE_SECONDS = 10.0
 Result = TypeVar("Result")
 
 
-def patiently(
+def retry(
     act: Callable[[], Result], *, on: type[Exception] | tuple[type[Exception], ...], seconds: float
 ) -> Result:
     """What `act` returns, repeated while it raises `on`, for about so many seconds.

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     start_seconds: float = Field(
         default=300.0, ge=1, le=86_400, description="From submission to a driver's first sign."
     )
-    outage_seconds: float = Field(
+    retry_timeout_seconds: float = Field(
         default=900.0, ge=0, le=86_400, description="How long an attempt waits for S3 or database."
     )
     checkpoint_sequences: int = Field(

@@ -29,7 +29,7 @@ from contextlib import suppress
 from service.cluster.diagnosis import explain
 from service.cluster.ray_jobs import Active, AttemptStatus, Cluster, RayCluster, submission_id
 from service.dispatch.cleanup import GRACE_SECONDS, Cleaner
-from service.dispatch.keyed_executor import Errands
+from service.dispatch.keyed_executor import KeyedExecutor
 from service.domain.job import Job
 from service.domain.states import JobState
 from service.errors import (
@@ -50,7 +50,7 @@ PAUSE_TICKS = 10
 """For how many passes nothing is claimed after the cluster answered but took no submission."""
 
 ERRAND_SECONDS = 1.0
-"""How long a pass waits for its errands of a kind; the next ones do not wait for what hangs."""
+"""How long a pass waits for its executor of a kind; the next ones do not wait for what hangs."""
 
 SLEEP_SECONDS = 1.0
 """A machine that has slept for longer may have slept through the renewals of its drivers."""
@@ -77,9 +77,9 @@ class Dispatcher:
         self._cluster = cluster
         self._cleaner = Cleaner(store, cluster, storage, settings, grace_seconds=cleaning_grace)
         self._settings = settings
-        self._attending = Errands(ATTENDING_THREADS)
-        self._submitting = Errands(SUBMITTING_THREADS)
-        self._cleaning = Errands(CLEANING_THREADS)
+        self._attending = KeyedExecutor(ATTENDING_THREADS)
+        self._submitting = KeyedExecutor(SUBMITTING_THREADS)
+        self._cleaning = KeyedExecutor(CLEANING_THREADS)
         self._pause = 0
         self._complaints: dict[str, type[Exception]] = {}
         self._slept = _seconds_asleep()
@@ -97,8 +97,8 @@ class Dispatcher:
 
     def close(self) -> None:
         """Wait for the calls that are under way."""
-        for errands in (self._attending, self._submitting, self._cleaning):
-            errands.close()
+        for executor in (self._attending, self._submitting, self._cleaning):
+            executor.close()
 
     def tick(self) -> None:
         """One pass. Never raises: what goes wrong is logged when it begins and when it ends."""
@@ -246,8 +246,8 @@ class Dispatcher:
 
     # Trouble.
 
-    def _errand(self, errands: Errands, job: Job, act: Callable[[Job], None]) -> None:
-        errands.start(submission_id(job.id, job.attempt), self._try, job.id, act, job)
+    def _errand(self, executor: KeyedExecutor, job: Job, act: Callable[[Job], None]) -> None:
+        executor.start(submission_id(job.id, job.attempt), self._try, job.id, act, job)
 
     def _try(self, subject: str, act: Callable[..., None], *args: Job) -> bool:
         """Act, and say whether it went well; of a trouble only its start and end are logged."""

@@ -1,4 +1,4 @@
-"""Errands: calls to servers that may hang, each in a thread, so that one holds up no other."""
+"""Calls to servers that may hang, each in a thread, so that one holds up no other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 
-class Errands:
+class KeyedExecutor:
     """Calls under way, at most `threads` at a time and one for each name.
 
     Used by one thread. The calls deal with their own errors.

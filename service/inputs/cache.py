@@ -12,7 +12,7 @@ from filelock import FileLock
 from service.disk_full import naming_full_disk
 
 
-def fetched_once(directory: Path, identity: str, fill: Callable[[Path], None]) -> Path:
+def cached(directory: Path, identity: str, fill: Callable[[Path], None]) -> Path:
     """The folder that `fill` filled for this identity, now or some time before.
 
     It appears by a rename once `fill` has returned, so it is complete whenever it is there.

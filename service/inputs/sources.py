@@ -25,7 +25,7 @@ from service.errors import (
     ModelInvalid,
     ModelNotFound,
 )
-from service.inputs.cache import fetched_once
+from service.inputs.cache import cached
 from service.inputs.glob import selected_files, selects
 from service.inputs.hub import HubRepository
 from service.inputs.local import allowed_path, refuse_outside
@@ -61,8 +61,8 @@ def check_model(source: ModelSource, settings: Settings) -> None:
 def fetch_model(source: ModelSource, settings: Settings) -> Path:
     """The model's folder, or its .gguf file, on this machine; checked as `check_model` does.
 
-    An outage of S3 is waited out for `settings.outage_seconds`. Raises what `check_model` raises,
-    and `HubUnavailable`.
+    An outage of S3 is waited out for `settings.retry_timeout_seconds`. Raises what `check_model`
+    raises, and `HubUnavailable`.
     """
     match source:
         case LocalPath():
@@ -91,8 +91,8 @@ def check_data(source: DataSource, settings: Settings, param: str) -> None:
 def fetch_data(source: DataSource, settings: Settings, param: str) -> Path:
     """The text's folder, or its one file, on this machine.
 
-    An outage of S3 is waited out for `settings.outage_seconds`. Raises what `check_data` raises,
-    and `HubUnavailable`.
+    An outage of S3 is waited out for `settings.retry_timeout_seconds`. Raises what `check_data`
+    raises, and `HubUnavailable`.
     """
     match source:
         case LocalData():
@@ -145,7 +145,7 @@ def _check_s3_model(listing: S3Listing) -> list[str]:
 
 
 def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
-    listing, param = _list_s3_model(source, settings, settings.outage_seconds), "model.uri"
+    listing, param = _list_s3_model(source, settings, settings.retry_timeout_seconds), "model.uri"
 
     def fill(folder: Path) -> None:
         for path in _check_s3_model(listing):
@@ -156,7 +156,7 @@ def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
         else:
             check_folder(folder, param)
 
-    folder = fetched_once(settings.cache_dir / "models", listing.identity, fill)
+    folder = cached(settings.cache_dir / "models", listing.identity, fill)
     return folder / next(iter(listing.objects)) if listing.is_one_object else folder
 
 
@@ -174,7 +174,7 @@ def _fetch_hub_model(source: HubModel, settings: Settings) -> Path:
         repository.download((files[name] for name in weights), folder)
         check_folder(folder, param)
 
-    return fetched_once(settings.cache_dir / "models", repository.identity, fill)
+    return cached(settings.cache_dir / "models", repository.identity, fill)
 
 
 def _local_data(source: LocalData, settings: Settings, param: str) -> Path:
@@ -203,14 +203,14 @@ def _list_s3_data(
 
 
 def _fetch_s3_data(source: S3Data, settings: Settings, param: str) -> Path:
-    listing = _list_s3_data(source, settings, param, settings.outage_seconds)
+    listing = _list_s3_data(source, settings, param, settings.retry_timeout_seconds)
 
     def fill(folder: Path) -> None:
         for path in listing.objects:
             with missing_as(DataNotFound, f"{param}.uri"):
                 listing.fetch(path, folder)
 
-    folder = fetched_once(settings.cache_dir / "data", listing.identity, fill)
+    folder = cached(settings.cache_dir / "data", listing.identity, fill)
     return folder / next(iter(listing.objects)) if listing.is_one_object else folder
 
 
@@ -227,7 +227,7 @@ def _fetch_hub_data(source: HubData, settings: Settings, param: str) -> Path:
         repository.download(files, folder)
 
     identity = f"{repository.identity}\n{source.pattern}"
-    return fetched_once(settings.cache_dir / "data", identity, fill)
+    return cached(settings.cache_dir / "data", identity, fill)
 
 
 def _no_match(where: str, pattern: str, param: str) -> DataNotFound:

@@ -26,7 +26,7 @@ from service.cluster.ray_jobs import authorization
 from service.errors import ClusterUnavailable
 from service.standalone.die_with_parent import tied
 from service.standalone.ports import LOOPBACK, choose_port
-from service.standalone.processes import is_running
+from service.standalone.subprocesses import is_running
 
 START_SECONDS = 120.0
 """How long Ray may take until its Jobs API answers; about 8 on two idle cores."""

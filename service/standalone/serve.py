@@ -31,10 +31,10 @@ from rich.text import Text
 from service.errors import InfrastructureError
 from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
-from service.standalone.child import Child, log_tail
 from service.standalone.ports import LOOPBACK, choose_port
 from service.standalone.ray_head import LocalRay
 from service.standalone.s3_server import LocalS3
+from service.standalone.subprocesses import Child, log_tail
 from service.store.migrate import migrate
 
 READY_SECONDS = 60.0

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Standing:
+class _CurrentManifest:
     """The manifest that stands in the bucket; one that cannot be read is no attempt's."""
 
     manifest: Manifest | None
@@ -65,7 +65,7 @@ def publish(storage: ObjectStorage, job_id: str, attempt: int, name: str, folder
     entries = tuple(_describe(folder, path) for path in _regular_files(folder))
     manifest = Manifest.of(entries, new_folder(attempt))
     artifact = manifest.artifact(job_id, name)
-    if published := _published(_standing(storage, job_id, name), artifact, manifest):
+    if published := _published(_current_manifest(storage, job_id, name), artifact, manifest):
         return published
     for entry in entries:
         storage.put_file(artifact.prefix + entry.path, folder / entry.path)
@@ -134,35 +134,35 @@ def _describe(folder: Path, path: Path) -> FileEntry:
     return FileEntry(relative, path.stat().st_size, sha256_of(path))
 
 
-def _standing(storage: ObjectStorage, job_id: str, name: str) -> _Standing | None:
+def _current_manifest(storage: ObjectStorage, job_id: str, name: str) -> _CurrentManifest | None:
     key = manifest_key(job_id, name)
     try:
         content, etag = storage.get_version(key)
     except ObjectMissing:
         return None
     try:
-        return _Standing(Manifest.parse(content), etag)
+        return _CurrentManifest(Manifest.parse(content), etag)
     except ArtifactCorrupt as error:
         log.warning("%s counts for nothing: %s", key, error)
-        return _Standing(None, etag)
+        return _CurrentManifest(None, etag)
 
 
 def _published(
-    standing: _Standing | None, artifact: Artifact, manifest: Manifest
+    current: _CurrentManifest | None, artifact: Artifact, manifest: Manifest
 ) -> Artifact | None:
     """The artifact if it is published already, None if this attempt may publish it."""
-    if standing is None or standing.attempt < manifest.attempt:
+    if current is None or current.attempt < manifest.attempt:
         return None
-    if standing.attempt > manifest.attempt:
+    if current.attempt > manifest.attempt:
         raise AttemptStale(
-            f"Attempt {standing.attempt} has published '{artifact.name}'; attempt "
+            f"Attempt {current.attempt} has published '{artifact.name}'; attempt "
             f"{manifest.attempt} is over."
         )
-    if standing.manifest is None or standing.manifest.files != manifest.files:
+    if current.manifest is None or current.manifest.files != manifest.files:
         raise ArtifactConflict(
             f"Attempt {manifest.attempt} has already published '{artifact.name}', with other files."
         )
-    prefix = artifact.prefix.removesuffix(manifest.folder) + standing.manifest.folder
+    prefix = artifact.prefix.removesuffix(manifest.folder) + current.manifest.folder
     return Artifact(artifact.name, prefix, artifact.files)
 
 
@@ -179,14 +179,14 @@ def _check_uploaded(storage: ObjectStorage, artifact: Artifact) -> None:
 def _seal(storage: ObjectStorage, job_id: str, artifact: Artifact, manifest: Manifest) -> Artifact:
     """Write the manifest unless another publisher, meanwhile, leaves no place for it."""
     while True:
-        standing = _standing(storage, job_id, artifact.name)
-        if published := _published(standing, artifact, manifest):
+        current = _current_manifest(storage, job_id, artifact.name)
+        if published := _published(current, artifact, manifest):
             return published
         if storage.put_bytes(
             manifest_key(job_id, artifact.name),
             manifest.to_json(),
-            only_if_absent=standing is None,
-            replacing=standing.etag if standing else None,
+            only_if_absent=current is None,
+            replacing=current.etag if current else None,
         ):
             return artifact
 
@@ -198,11 +198,11 @@ def _remove_manifest(
     prefix = artifact_prefix(job_id, name)
     kept = {each.removeprefix(prefix) for each in keep if each.startswith(prefix)}
     while True:
-        standing = _standing(storage, job_id, name)
-        if standing is None or standing.attempt > through:
+        current = _current_manifest(storage, job_id, name)
+        if current is None or current.attempt > through:
             return False
         # One that is damaged is not told from the one to keep; readers will say what it is.
-        if kept and (standing.manifest is None or standing.manifest.folder in kept):
+        if kept and (current.manifest is None or current.manifest.folder in kept):
             return False
-        if storage.delete_version(manifest_key(job_id, name), standing.etag):
+        if storage.delete_version(manifest_key(job_id, name), current.etag):
             return True

@@ -40,7 +40,7 @@ from service.errors import (
     StorageReadOnly,
     StorageUnavailable,
 )
-from service.retrying import patiently
+from service.retrying import retry
 from service.settings import Settings
 
 CONNECT_SECONDS = 3
@@ -245,7 +245,7 @@ class ObjectStorage:
             with self._errors(key):
                 return act()
 
-        return patiently(once, on=StorageUnavailable, seconds=self._patience_seconds)
+        return retry(once, on=StorageUnavailable, seconds=self._patience_seconds)
 
     @contextmanager
     def _errors(self, key: str | None = None) -> Iterator[None]:

@@ -56,7 +56,7 @@ def run_faulty(settings: Settings, seed: int, jobs: int, rate: float = 0.1) -> F
     faults = Faults(seed, rate)
     sound, *faulty = (
         Connections.open(settings, patience_seconds=patience_seconds)
-        for patience_seconds in (0, settings.outage_seconds, 0, 0)
+        for patience_seconds in (0, settings.retry_timeout_seconds, 0, 0)
     )
     for own in faulty:
         spoil_database(own.store, faults)
@@ -94,7 +94,7 @@ def _submit(store: Store, seed: int, number: int) -> str:
     """As a client does who repeats what was not answered, with an idempotency key."""
     spec, key = numbered_spec(number), f"{seed}-{number}"
     create = partial(store.create_once, spec, key)
-    job, _ = retrying.patiently(create, on=DatabaseUnavailable, seconds=END_SECONDS)
+    job, _ = retrying.retry(create, on=DatabaseUnavailable, seconds=END_SECONDS)
     return job.id
 
 

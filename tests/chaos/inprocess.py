@@ -26,7 +26,7 @@ from service.errors import (
     DatabaseUnavailable,
     EigenpressError,
 )
-from service.retrying import patiently
+from service.retrying import retry
 from service.settings import Settings
 from service.storage.publication import publish
 from service.storage.s3 import ObjectStorage
@@ -204,4 +204,4 @@ class _Attempt:
         if self._calls == self._dies_at:
             raise _Died
         self._calls += 1
-        return patiently(act, on=DatabaseUnavailable, seconds=self._settings.outage_seconds)
+        return retry(act, on=DatabaseUnavailable, seconds=self._settings.retry_timeout_seconds)

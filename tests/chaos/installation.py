@@ -21,10 +21,10 @@ import psutil
 from service.domain.spec import JobSpec
 from service.settings import Settings
 from service.standalone.ports import LOOPBACK, choose_port
-from service.standalone.processes import is_running
 from service.standalone.ray_head import LocalRay
 from service.standalone.s3_server import LocalS3
 from service.standalone.serve import environment
+from service.standalone.subprocesses import is_running
 from service.storage.s3 import ObjectStorage
 from service.store.migrate import migrate
 from service.store.store import Store
@@ -43,7 +43,7 @@ QUICK: dict[str, Any] = {
     "start_seconds": 120,
     "retry_first_seconds": 0.5,
     "retry_longest_seconds": 4,
-    "outage_seconds": 120,
+    "retry_timeout_seconds": 120,
     "poll_seconds": 0.2,
     "checkpoint_sequences": 8,
     "checkpoint_share_of_time": 1.0,

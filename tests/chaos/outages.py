@@ -15,7 +15,7 @@ from service.cluster.ray_jobs import AttemptStatus, Cluster
 from service.domain.spec import JobSpec
 from service.domain.states import TERMINAL, JobState
 from service.errors import DatabaseUnavailable
-from service.retrying import patiently
+from service.retrying import retry
 from service.settings import Settings
 from service.store.store import Store
 from tests.chaos.background import Background
@@ -164,7 +164,7 @@ def run_outages(
 
 def _submit(store: Store, spec: JobSpec, key: str, tenant: str) -> str:
     create = partial(store.create_once, spec, key, tenant=tenant)
-    job, _ = patiently(create, on=DatabaseUnavailable, seconds=120)
+    job, _ = retry(create, on=DatabaseUnavailable, seconds=120)
     return job.id
 
 

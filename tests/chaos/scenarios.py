@@ -327,7 +327,7 @@ def disks(folder: Path) -> Outcome:
         with LocalS3(folder / "s3") as s3:
             allow_writing(s3)
         installation = running.enter_context(
-            running_installation(folder, max_attempts=2, outage_seconds=20, **S3_KEYS)
+            running_installation(folder, max_attempts=2, retry_timeout_seconds=20, **S3_KEYS)
         )
         undisturbed = Undisturbed(installation, tiny_spec(installation.inputs))
         all_done = [

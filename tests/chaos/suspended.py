@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import psutil
 
 from service.domain.states import JobState, Step
-from service.standalone.processes import is_running
+from service.standalone.subprocesses import is_running
 from tests.chaos.checker import read_history, unkept, violations
 from tests.chaos.installation import Installation
 from tests.chaos.kills import JOB_SECONDS, Undisturbed, current_step, finish, weights_of

@@ -17,9 +17,9 @@ from service.domain.job import EventType, Job
 from service.domain.states import JobState
 from service.settings import Settings
 from service.standalone.ports import choose_port
-from service.standalone.processes import is_running
 from service.standalone.ray_head import LocalRay
 from service.standalone.s3_server import LocalS3
+from service.standalone.subprocesses import is_running
 from service.storage.s3 import ObjectStorage
 from service.store.store import Store
 from tests.fixtures.jobs import small_spec

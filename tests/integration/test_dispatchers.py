@@ -16,7 +16,7 @@ from service.dispatch.dispatcher import Dispatcher
 from service.domain.job import EventType
 from service.domain.states import JobState
 from service.errors import AttemptStale, DatabaseUnavailable
-from service.retrying import patiently
+from service.retrying import retry
 from service.settings import Settings
 from service.signals import StopRequest
 from service.store.store import Store
@@ -56,7 +56,7 @@ class WorkingCluster(FakeCluster):
             self._store.succeed(job_id, attempt, {"by": attempt})
 
         try:
-            patiently(write, on=DatabaseUnavailable, seconds=OUTAGE_SECONDS)
+            retry(write, on=DatabaseUnavailable, seconds=OUTAGE_SECONDS)
         except AttemptStale:
             pass
         finally:

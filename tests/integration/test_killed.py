@@ -11,8 +11,8 @@ import pytest
 from service.domain.job import Job
 from service.domain.states import JobState, Step
 from service.standalone.ports import choose_port
-from service.standalone.processes import is_running
 from service.standalone.s3_server import LocalS3
+from service.standalone.subprocesses import is_running
 from tests.fixtures.installation import Installation, ended
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until

@@ -19,8 +19,8 @@ from service.domain.job import new_job_id
 from service.errors import ClusterUnavailable, InvalidParameter
 from service.standalone import ray_head as local_ray_module
 from service.standalone.ports import choose_port
-from service.standalone.processes import is_running
 from service.standalone.ray_head import LocalRay
+from service.standalone.subprocesses import is_running
 from tests.fixtures.waiting import wait_until
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

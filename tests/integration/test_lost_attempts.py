@@ -20,8 +20,8 @@ from service.errors import (
     DriverStopped,
     EigenpressError,
 )
-from service.standalone.processes import is_running
 from service.standalone.ray_head import LocalRay
+from service.standalone.subprocesses import is_running
 from tests.fixtures.cluster import is_active
 from tests.fixtures.waiting import wait_until
 

@@ -22,7 +22,7 @@ import pytest
 
 from service.client.client import Client
 from service.standalone.ports import choose_port
-from service.standalone.processes import is_running
+from service.standalone.subprocesses import is_running
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until
 

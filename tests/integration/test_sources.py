@@ -210,7 +210,7 @@ class TestS3Model:
         assert server.pid
         os.kill(server.pid, signal.SIGKILL)
         server.stop()
-        settings = s3_settings_for(server, tmp_path, outage_seconds=0.5)
+        settings = s3_settings_for(server, tmp_path, retry_timeout_seconds=0.5)
         source = S3Prefix(source="s3", uri="s3://eigenpress/model")
         data = S3Data(source="s3", uri="s3://eigenpress/texts")
         for act in (check_model, fetch_model):

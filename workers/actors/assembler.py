@@ -65,7 +65,7 @@ class Assembler:
             (folder / "report.json").write_text(text, "utf-8")
             (folder / "README.md").write_text(card, "utf-8")
         storage = ObjectStorage.from_settings(
-            self._settings, patience_seconds=self._settings.outage_seconds
+            self._settings, patience_seconds=self._settings.retry_timeout_seconds
         )
         return publish(storage, job_id, attempt, target, folder)
 

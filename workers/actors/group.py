@@ -28,7 +28,7 @@ def machines() -> list[Resources]:
     return [node["Resources"] for node in nodes if node["Alive"]]
 
 
-class Crew:
+class ActorGroup:
     """The workers, one per bundle, and the assemblers beside them. A context manager.
 
     Actors are named after the attempt, so that Ray's dashboard shows whose they are, and are
@@ -46,7 +46,7 @@ class Crew:
         self._group: PlacementGroup = placement_group(placement.bundles, name=attempt)
         self.workers: list[Any] = []
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> ActorGroup:
         try:
             self._wait()
         except BaseException:

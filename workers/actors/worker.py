@@ -27,7 +27,7 @@ from service.inputs.checks import check_allowed
 from service.settings import Settings
 from workers.actors.scratch import attempts_in, remove_attempts
 from workers.artifact.checkpoint_writer import check_writable
-from workers.compression.allocation import LayerOptions
+from workers.compression.allocation import LayerCandidates
 from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.layers import InputGroup, LinearLayer, compressible_layers, input_groups
 from workers.compression.metrics import METHODS
@@ -100,7 +100,7 @@ class ModelSummary:
 class TakenOver:
     """What a worker need not solve again, and the checkpoints that it refused."""
 
-    solved: Mapping[str, list[LayerOptions]]  # by group
+    solved: Mapping[str, list[LayerCandidates]]  # by group
     refused: list[Refusal]
 
 
@@ -254,7 +254,7 @@ class Worker:
         """Hand over this shard's statistics of a group; they are no longer held here."""
         return self._statistics.pop(group).to(torch.device("cpu"))
 
-    def solve(self, group: str, *shards: GroupStatistics) -> list[LayerOptions]:
+    def solve(self, group: str, *shards: GroupStatistics) -> list[LayerCandidates]:
         """Sum the shards' statistics of a group and solve its layers.
 
         Spectra and costs are returned; the factors stay here. Raises SolveFailed.

@@ -22,7 +22,7 @@ import ray
 
 from service.domain.job import Job
 from service.errors import AttemptStale, ClusterUnavailable, DatabaseUnavailable
-from service.retrying import patiently
+from service.retrying import retry
 from service.settings import Settings
 from service.store.store import Store
 from workers.attempt.failures import failure_of
@@ -62,7 +62,7 @@ def main(job_id: str, attempt: int) -> int:
 
 
 def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
-    progress = Progress(store, job.id, job.attempt, patience_seconds=settings.outage_seconds)
+    progress = Progress(store, job.id, job.attempt, patience_seconds=settings.retry_timeout_seconds)
     try:
         _join_cluster(scratch.name)
         _stop_on_sigterm(scratch)
@@ -90,7 +90,7 @@ def _join_cluster(namespace: str) -> None:
 
 def _insist(settings: Settings, act: Callable[[], Result]) -> Result:
     """Repeat what the database could not do while it is away."""
-    return patiently(act, on=DatabaseUnavailable, seconds=settings.outage_seconds)
+    return retry(act, on=DatabaseUnavailable, seconds=settings.retry_timeout_seconds)
 
 
 def _end(status: int, scratch: Path) -> None:

@@ -1,4 +1,4 @@
-"""One attempt from beginning to end: the seven steps, over the actors of a crew.
+"""One attempt from beginning to end: the seven steps, over the actors of a actors.
 
     resolve ─> calibrate ─> solve ─> allocate ─> assemble ─> evaluate ─> publish
 
@@ -25,7 +25,7 @@ from service.domain.spec import QualityTarget, Target
 from service.domain.states import Step
 from service.errors import ModelInvalid
 from service.settings import Settings
-from workers.actors.group import Crew, machines
+from workers.actors.group import ActorGroup, machines
 from workers.actors.placement import (
     Placement,
     assign_owners,
@@ -42,11 +42,11 @@ from workers.attempt.report import Evaluation, TargetResult, job_report, model_c
 from workers.attempt.resume import Resumption, resume
 from workers.attempt.schedule import Call, drive
 from workers.attempt.targets import MAX_PROBES, choose_ranks, curve_ranks
-from workers.compression.allocation import LayerOptions, Ranks
+from workers.compression.allocation import LayerCandidates, Ranks
 from workers.compression.layers import InputGroup
 from workers.evaluation.problems import Exercise
 from workers.resumption.calibration import Calibrated
-from workers.resumption.fingerprint import Machines, code_digest, fingerprint, library_versions
+from workers.resumption.fingerprint import Machines, code_digest, library_versions, take_fingerprint
 from workers.resumption.journal import CALIBRATION_LOSS, ranks_key
 from workers.text.sequences import in_batches
 from workers.text.texts import Texts
@@ -85,27 +85,29 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
         Placement(**noted["placement"]) if "placement" in noted else None,
         lambda nodes: plan_placement(job.spec.workers, nodes, settings.max_running_jobs),
         machines,
-        settings.outage_seconds,
+        settings.retry_timeout_seconds,
     )
 
     def say_waiting() -> None:
         count = f"{placement.workers} GPUs" if placement.gpus else f"{placement.workers} workers"
         progress.note("workers.waiting", f"Waits for {count} that others use.", asdict(placement))
 
-    with Crew(f"{job.id}-{job.attempt}", job.spec, placement, say_waiting) as crew:
-        return Attempt(job, progress, settings, crew).run()
+    with ActorGroup(f"{job.id}-{job.attempt}", job.spec, placement, say_waiting) as actors:
+        return Attempt(job, progress, settings, actors).run()
 
 
 class Attempt:
-    """One attempt on the actors of a crew."""
+    """One attempt on its group of actors."""
 
-    def __init__(self, job: Job, progress: Progress, settings: Settings, crew: Crew) -> None:
+    def __init__(
+        self, job: Job, progress: Progress, settings: Settings, actors: ActorGroup
+    ) -> None:
         self.job = job
         self.spec = job.spec
         self.progress = progress
         self.settings = settings
-        self.workers = crew.workers
-        self.crew = crew
+        self.workers = actors.workers
+        self.actors = actors
         self.owned: list[list[InputGroup]] = []  # by worker: the groups that it solves
         self.owners: dict[str, Any] = {}  # layer name -> the worker that solves it
         self.assemblers: list[Any] = []
@@ -113,12 +115,12 @@ class Attempt:
     def run(self) -> dict[str, Any]:
         """The seven steps; returns the report."""
         try:
-            model, texts, exercises, before = self.resolve()
-            calibration_loss = self.calibrate(texts, before)
-            options = self.solve(model, before)
-            choices, probes = self.allocate(model, options, texts, before)
+            model, texts, exercises, resumed = self.resolve()
+            calibration_loss = self.calibrate(texts, resumed)
+            options = self.solve(model, resumed)
+            choices, probes = self.allocate(model, options, texts, resumed)
             assembled = self.assemble(model, choices)
-            dense, evaluations = self.evaluate(texts, exercises, assembled, before)
+            dense, evaluations = self.evaluate(texts, exercises, assembled, resumed)
             results = [
                 TargetResult(artifact.target, artifact.ranks, artifact.size, evaluation)
                 for artifact, evaluation in zip(assembled, evaluations, strict=True)
@@ -150,7 +152,7 @@ class Attempt:
                 f"{len(places)} workers on {', '.join(place.device for place in places)}.",
                 {
                     "workers": [asdict(place) for place in places],
-                    "placement": asdict(self.crew.placement),
+                    "placement": asdict(self.actors.placement),
                 },
             )
             sweep_scratch(self.workers, self.progress)
@@ -168,7 +170,7 @@ class Attempt:
                     f"{len(texts.skipped_files)} files are not text and were skipped.",
                     {"files": texts.skipped_files[:MAX_NAMES_IN_EVENT]},
                 )
-            mark = fingerprint(
+            fingerprint = take_fingerprint(
                 model=ray.get(digest_reference),
                 texts=texts,
                 exercises=exercises,
@@ -178,33 +180,33 @@ class Attempt:
                 libraries=library_versions(),
             )
             self._assign(summaries[0])
-            before = resume(
-                self.job.id, mark, self.workers, self.owned, self.progress, self.settings
+            resumed = resume(
+                self.job.id, fingerprint, self.workers, self.owned, self.progress, self.settings
             )
-            return summaries[0], texts, exercises, before
+            return summaries[0], texts, exercises, resumed
 
     def _assign(self, model: ModelSummary) -> None:
         self.owned = assign_owners(model.groups, len(self.workers))
         for worker, groups in zip(self.workers, self.owned, strict=True):
             self.owners |= {layer.name: worker for group in groups for layer in group.layers}
 
-    def calibrate(self, texts: Texts, before: Resumption) -> float:
+    def calibrate(self, texts: Texts, resumed: Resumption) -> float:
         """Each worker its share; the mean loss in nats per predicted token is returned."""
         total = len(texts.calibration)
         with self.progress.step(Step.CALIBRATE, "sequences") as meter:
-            if before.calibrated is None:  # every group is solved
+            if resumed.calibrated is None:  # every group is solved
                 meter.expect(total, done=total)
-                mean: float = before.journal.get(CALIBRATION_LOSS)
+                mean: float = resumed.journal.get(CALIBRATION_LOSS)
             else:
-                meter.expect(total, done=before.sequences)
-                losses = [loss for each in before.calibrated for loss in each.losses]
-                for count, loss in drive(self._calibrations(texts, before.calibrated)):
+                meter.expect(total, done=resumed.sequences)
+                losses = [loss for each in resumed.calibrated for loss in each.losses]
+                for count, loss in drive(self._calibrations(texts, resumed.calibrated)):
                     losses.append(loss)
                     meter.advance(count)
                 mean = math.fsum(losses) / (total * (self.spec.calibration.sequence_length - 1))
-                before.journal.put(CALIBRATION_LOSS, mean)
-                before.journal.flush()
-            ray.get([worker.forget.remote(list(before.solved)) for worker in self.workers])
+                resumed.journal.put(CALIBRATION_LOSS, mean)
+                resumed.journal.flush()
+            ray.get([worker.forget.remote(list(resumed.solved)) for worker in self.workers])
             self._settle()
         return mean
 
@@ -212,26 +214,26 @@ class Attempt:
         """Per worker: the batches of its share that are not yet calibrated on."""
         size = self.spec.calibration.batch_size
         queues = []
-        for worker, share, before in zip(
+        for worker, share, calibrated in zip(
             self.workers, shares(texts.calibration, len(self.workers)), done, strict=True
         ):
-            batches = in_batches(share[before.sequences :], size)
+            batches = in_batches(share[calibrated.sequences :], size)
             queues.append([Call(len(b), partial(worker.calibrate.remote, b)) for b in batches])
         return queues
 
-    def solve(self, model: ModelSummary, before: Resumption) -> list[LayerOptions]:
+    def solve(self, model: ModelSummary, resumed: Resumption) -> list[LayerCandidates]:
         """Each group at its owner, which is given every shard's statistics of it."""
         with self.progress.step(Step.SOLVE, "groups") as meter:
-            meter.expect(len(model.groups), done=len(before.solved))
+            meter.expect(len(model.groups), done=len(resumed.solved))
             queues = [
                 [Call(g.name, partial(self._solve, worker, g.name)) for g in groups]
                 for worker, groups in zip(
                     self.workers,
-                    [[g for g in own if g.name not in before.solved] for own in self.owned],
+                    [[g for g in own if g.name not in resumed.solved] for own in self.owned],
                     strict=True,
                 )
             ]
-            solved = {layer.name: layer for group in before.solved.values() for layer in group}
+            solved = {layer.name: layer for group in resumed.solved.values() for layer in group}
             for _, options in drive(queues):
                 solved |= {layer.name: layer for layer in options}
                 meter.advance()
@@ -254,9 +256,9 @@ class Attempt:
     def allocate(
         self,
         model: ModelSummary,
-        options: Sequence[LayerOptions],
+        options: Sequence[LayerCandidates],
         texts: Texts,
-        before: Resumption,
+        resumed: Resumption,
     ) -> tuple[list[Ranks], list[Probe]]:
         """The ranks of every target, from the one set of spectra, and what was measured for it."""
         qualities = [t for t in self.spec.targets if isinstance(t, QualityTarget)]
@@ -271,7 +273,7 @@ class Attempt:
                 batch_size=self.spec.calibration.batch_size,
                 dtype=self._dtype(model),
                 advance=meter.advance,
-                journal=before.journal,
+                journal=resumed.journal,
             )
             probes.dense(sorted({target.dataset for target in qualities}))
             choices = choose_ranks(self.spec, model.parameters, options, probes.increase)
@@ -279,7 +281,7 @@ class Attempt:
                 if ranks not in choices:  # those are measured as artifacts
                     probes.measure(ranks, [text.name for text in texts.evaluation])
             probes.end()
-            before.journal.flush()
+            resumed.journal.flush()
             return choices, probes.done
 
     def _dtype(self, model: ModelSummary) -> str:
@@ -291,7 +293,7 @@ class Attempt:
         with self.progress.step(Step.ASSEMBLE, "targets") as meter:
             meter.expect(len(choices))
             count = min(len(self.workers), len(choices))
-            self.assemblers = [self.crew.assembler(beside) for beside in range(count)]
+            self.assemblers = [self.actors.assembler(beside) for beside in range(count)]
             queues: list[list[Call]] = [[] for _ in self.assemblers]
             for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True)):
                 ranks = {name: rank for name, rank in choice.items() if rank is not None}
@@ -314,14 +316,14 @@ class Attempt:
         texts: Texts,
         exercises: Sequence[Exercise],
         assembled: Sequence[Assembled],
-        before: Resumption,
+        resumed: Resumption,
     ) -> tuple[Evaluation | None, list[Evaluation | None]]:
         """Every model on the same text and tasks."""
         if not self.spec.evaluation.enabled:
             return None, [None] * len(assembled)
         subjects = [DENSE, *(artifact.subject for artifact in assembled)]
         size = self.spec.calibration.batch_size
-        measurements = Measurements(self.workers, texts, exercises, subjects, before.journal, size)
+        measurements = Measurements(self.workers, texts, exercises, subjects, resumed.journal, size)
         with self.progress.step(Step.EVALUATE, "samples") as meter:
             meter.expect(measurements.samples, done=measurements.known)
             for samples in measurements.run():
@@ -331,7 +333,7 @@ class Attempt:
                 measurements.evaluation(subject, self.spec.evaluation.decode_tokens)
                 for subject in subjects
             ]
-            before.journal.flush()
+            resumed.journal.flush()
             if not all(math.isfinite(loss.perplexity) for loss in dense.losses.values()):
                 raise ModelInvalid("its loss on the evaluation text is not finite", param="model")
             return dense, list(others)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from service.domain.job import Artifact
 from service.domain.states import Step
 from service.errors import DatabaseUnavailable
-from service.retrying import patiently
+from service.retrying import retry
 from service.store.store import Store
 
 MIN_SECONDS_BETWEEN_WRITES = 0.5
@@ -86,7 +86,7 @@ class Progress:
         self._store.progress(self._job_id, self.attempt, step, done, total, unit)
 
     def _insist(self, act: Callable[[], Result]) -> Result:
-        return patiently(act, on=DatabaseUnavailable, seconds=self._patience_seconds)
+        return retry(act, on=DatabaseUnavailable, seconds=self._patience_seconds)
 
 
 class StepMeter:

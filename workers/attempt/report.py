@@ -16,7 +16,7 @@ from service.domain.spec import Target
 from workers.actors.worker import ModelSummary
 from workers.artifact.checkpoint_writer import CheckpointSize
 from workers.attempt.probes import Probe
-from workers.compression.allocation import LayerOptions, Ranks, total_cost, total_error
+from workers.compression.allocation import LayerCandidates, Ranks, total_cost, total_error
 from workers.compression.layers import LinearLayer
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.scores import Scores
@@ -55,7 +55,7 @@ class TargetResult:
 def job_report(
     job: Job,
     model: ModelSummary,
-    options: Sequence[LayerOptions],
+    options: Sequence[LayerCandidates],
     texts: Texts,
     calibration_loss: float,
     dense: Evaluation | None,
@@ -170,7 +170,7 @@ def _number(measured: Mapping[str, Any], name: str) -> str:
 def _target(
     result: TargetResult,
     model: ModelSummary,
-    options: Sequence[LayerOptions],
+    options: Sequence[LayerCandidates],
     dense: Evaluation | None,
     documents: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _target(
 
 def _curve(
     model: ModelSummary,
-    options: Sequence[LayerOptions],
+    options: Sequence[LayerCandidates],
     dense: Evaluation | None,
     results: Sequence[TargetResult],
     probes: Sequence[Probe],
@@ -231,7 +231,7 @@ def _point(
     name: str | None,
     ranks: Ranks,
     model: ModelSummary,
-    options: Sequence[LayerOptions],
+    options: Sequence[LayerCandidates],
     losses: Mapping[str, TextLoss],
 ) -> dict[str, Any]:
     linear = sum(layer.dense_cost for layer in options)
@@ -247,13 +247,13 @@ def _point(
     }
 
 
-def _spectra(options: Sequence[LayerOptions]) -> list[dict[str, Any]]:
+def _spectra(options: Sequence[LayerCandidates]) -> list[dict[str, Any]]:
     """Per layer the share of its energy that the first `rank` directions keep."""
     points = max(2, min(MAX_SPECTRUM_POINTS, MAX_SPECTRA_POINTS // max(1, len(options))))
     return [_spectrum(layer, points) for layer in options]
 
 
-def _spectrum(layer: LayerOptions, points: int) -> dict[str, Any]:
+def _spectrum(layer: LayerCandidates, points: int) -> dict[str, Any]:
     """At `points` ranks at most, in a geometric series from 1 to the full rank."""
     full = len(layer.spectrum)
     ranks = sorted(
@@ -269,7 +269,7 @@ def _spectrum(layer: LayerOptions, points: int) -> dict[str, Any]:
     }
 
 
-def _layer(shape: LinearLayer, options: LayerOptions, ranks: Ranks) -> dict[str, Any]:
+def _layer(shape: LinearLayer, options: LayerCandidates, ranks: Ranks) -> dict[str, Any]:
     rank = ranks[options.name]
     return {
         "name": options.name,

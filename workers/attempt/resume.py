@@ -15,7 +15,7 @@ from service.domain.manifest import checkpoints_prefix
 from service.errors import EigenpressError
 from service.settings import Settings
 from workers.attempt.progress import Progress
-from workers.compression.allocation import LayerOptions
+from workers.compression.allocation import LayerCandidates
 from workers.compression.layers import InputGroup
 from workers.resumption.calibration import Calibrated
 from workers.resumption.checkpoints import (
@@ -39,7 +39,7 @@ class Resumption:
     """Where an attempt begins: all of it empty where nothing was taken over."""
 
     journal: Journal
-    solved: Mapping[str, list[LayerOptions]]  # by group
+    solved: Mapping[str, list[LayerCandidates]]  # by group
     calibrated: Sequence[Calibrated] | None  # by worker; None: nobody needs the statistics
 
     @property
@@ -50,7 +50,7 @@ class Resumption:
 
 def resume(
     job_id: str,
-    mark: Fingerprint,
+    fingerprint: Fingerprint,
     workers: Sequence[Any],
     owned: Sequence[Sequence[InputGroup]],
     progress: Progress,
@@ -60,9 +60,9 @@ def resume(
 
     Events say what is taken over and what is refused. Raises the storage's errors.
     """
-    place = Place(job_id, progress.attempt, mark.digest)
+    place = Place(job_id, progress.attempt, fingerprint.digest)
     checkpoints = Checkpoints.in_bucket(place, settings)
-    _refuse_others(checkpoints, mark, progress)
+    _refuse_others(checkpoints, fingerprint, progress)
     journal = Journal(checkpoints)
     refused = journal.restore()
     names = [[group.name for group in groups] for groups in owned]
@@ -77,7 +77,7 @@ def resume(
         _refuse(progress, refusal)
     _tidy(lambda: journal.remove(refused))
     resumption = Resumption(journal, solved, calibrated)
-    _announce(progress, resumption, mark)
+    _announce(progress, resumption, fingerprint)
     return resumption
 
 
@@ -89,7 +89,7 @@ def _refuse(progress: Progress, refusal: Refusal) -> None:
     )
 
 
-def _announce(progress: Progress, resumption: Resumption, mark: Fingerprint) -> None:
+def _announce(progress: Progress, resumption: Resumption, fingerprint: Fingerprint) -> None:
     published = [artifact.name for artifact in progress.artifacts()]
     groups, measurements = len(resumption.solved), len(resumption.journal)
     if resumption.sequences or groups or measurements or published:
@@ -98,7 +98,7 @@ def _announce(progress: Progress, resumption: Resumption, mark: Fingerprint) -> 
             f"Takes over {resumption.sequences} calibrated sequences, {groups} solved groups, "
             f"{measurements} measurements and {len(published)} published artifacts.",
             {
-                "fingerprint": mark.digest,
+                "fingerprint": fingerprint.digest,
                 "sequences": resumption.sequences,
                 "groups": groups,
                 "measurements": measurements,
@@ -107,7 +107,7 @@ def _announce(progress: Progress, resumption: Resumption, mark: Fingerprint) -> 
         )
 
 
-def _refuse_others(checkpoints: Checkpoints, mark: Fingerprint, progress: Progress) -> None:
+def _refuse_others(checkpoints: Checkpoints, fingerprint: Fingerprint, progress: Progress) -> None:
     """Remove what is of other fingerprints, and leave word of what ours is made of."""
     root = checkpoints_prefix(checkpoints.place.job_id)
     keys = checkpoints.keys(root)
@@ -115,9 +115,11 @@ def _refuse_others(checkpoints: Checkpoints, mark: Fingerprint, progress: Progre
         name: list(found)
         for name, found in groupby(keys, lambda key: key.removeprefix(root).partition("/")[0])
     }
-    _leave_word(checkpoints, folders.pop(mark.digest[:FINGERPRINT_DIGITS], []), mark, progress)
+    _leave_word(
+        checkpoints, folders.pop(fingerprint.digest[:FINGERPRINT_DIGITS], []), fingerprint, progress
+    )
     for name, found in folders.items():
-        _refuse(progress, Refusal(f"{root}{name}/", _difference(checkpoints, found, mark)))
+        _refuse(progress, Refusal(f"{root}{name}/", _difference(checkpoints, found, fingerprint)))
         _tidy(partial(checkpoints.delete, f"{root}{name}/"))
     if folders:
         progress.withdraw("Published by another computation; all artifacts are made anew.")
@@ -132,7 +134,7 @@ def _tidy(remove: Callable[[], None]) -> None:
 
 
 def _leave_word(
-    checkpoints: Checkpoints, keys: Sequence[str], mark: Fingerprint, progress: Progress
+    checkpoints: Checkpoints, keys: Sequence[str], fingerprint: Fingerprint, progress: Progress
 ) -> None:
     """Write what our fingerprint is made of, unless that stands there unharmed."""
     key = _parts_key(keys)
@@ -143,16 +145,16 @@ def _leave_word(
     except Refused as error:
         _refuse(progress, error.refusal)
     try:
-        checkpoints.put_sealed(checkpoints.place.prefix + PARTS, dict(mark.parts))
+        checkpoints.put_sealed(checkpoints.place.prefix + PARTS, dict(fingerprint.parts))
     except EigenpressError as error:
         log.warning("what the fingerprint is made of was not written: %s", error)
 
 
-def _difference(checkpoints: Checkpoints, keys: Sequence[str], mark: Fingerprint) -> str:
+def _difference(checkpoints: Checkpoints, keys: Sequence[str], fingerprint: Fingerprint) -> str:
     """In which parts another fingerprint differs from ours."""
     key = _parts_key(keys)
     try:
-        names = mark.differences(checkpoints.read_sealed(key)) if key else []
+        names = fingerprint.differences(checkpoints.read_sealed(key)) if key else []
     except Refused:
         names = []
     what = ", ".join(names) or "something"

@@ -11,7 +11,7 @@ from functools import partial
 
 from service.domain.spec import JobSpec, QualityTarget, SizeTarget
 from service.errors import TargetUnreachable
-from workers.compression.allocation import ALLOCATIONS, LayerOptions, Ranks, least_cost
+from workers.compression.allocation import ALLOCATIONS, LayerCandidates, Ranks, least_cost
 from workers.compression.errors import BudgetTooSmall
 
 KEEP_STEPS = 200
@@ -26,7 +26,7 @@ Increase = Callable[[Ranks, str], float]
 
 
 def choose_ranks(
-    spec: JobSpec, parameters: int, options: Sequence[LayerOptions], increase: Increase
+    spec: JobSpec, parameters: int, options: Sequence[LayerCandidates], increase: Increase
 ) -> list[Ranks]:
     """The ranks of every target; `parameters` counts those of the whole dense model.
 
@@ -44,7 +44,7 @@ def choose_ranks(
     return chosen
 
 
-def curve_ranks(spec: JobSpec, options: Sequence[LayerOptions]) -> list[Ranks]:
+def curve_ranks(spec: JobSpec, options: Sequence[LayerCandidates]) -> list[Ranks]:
     """The ranks of every size of `evaluation.curve`. Raises TargetUnreachable."""
     sized = partial(ALLOCATIONS[spec.allocation], options)
     return [
@@ -70,14 +70,14 @@ def smallest_that_meets(count: int, meets: Callable[[int], bool]) -> int | None:
     return answer if answer < count else None
 
 
-def smallest_keep(target: SizeTarget, parameters: int, options: Sequence[LayerOptions]) -> float:
+def smallest_keep(target: SizeTarget, parameters: int, options: Sequence[LayerCandidates]) -> float:
     """The least fraction, in thousandths rounded up, that the target's scope allows."""
     linear = _linear(options)
     whole, fixed = (linear, 0) if target.scope == "linear" else (parameters, parameters - linear)
     return math.ceil((fixed + least_cost(options)) / whole * 1000) / 1000
 
 
-def linear_budget(target: SizeTarget, parameters: int, options: Sequence[LayerOptions]) -> int:
+def linear_budget(target: SizeTarget, parameters: int, options: Sequence[LayerCandidates]) -> int:
     """How many parameters the compressible layers may keep together for a target.
 
     With the scope `model` the rest of the model, which stays dense, counts against `keep`.
@@ -88,7 +88,7 @@ def linear_budget(target: SizeTarget, parameters: int, options: Sequence[LayerOp
     return math.floor(target.keep * parameters) - (parameters - linear)
 
 
-def candidate_budgets(options: Sequence[LayerOptions]) -> list[int]:
+def candidate_budgets(options: Sequence[LayerCandidates]) -> list[int]:
     """The sizes among which a quality is sought, ascending; none is as large as the dense layers.
 
     Empty where even rank 1 everywhere is as large.
@@ -101,7 +101,7 @@ def candidate_budgets(options: Sequence[LayerOptions]) -> list[int]:
 def _sized_as(
     target: SizeTarget,
     parameters: int,
-    options: Sequence[LayerOptions],
+    options: Sequence[LayerCandidates],
     sized: Callable[[int], Ranks],
     param: str,
 ) -> Ranks:
@@ -118,7 +118,7 @@ def _sized_as(
 
 def _as_good_as(
     target: QualityTarget,
-    options: Sequence[LayerOptions],
+    options: Sequence[LayerCandidates],
     sized: Callable[[int], Ranks],
     increase: Increase,
     param: str,
@@ -148,5 +148,5 @@ def _as_good_as(
     return ranks
 
 
-def _linear(options: Sequence[LayerOptions]) -> int:
+def _linear(options: Sequence[LayerCandidates]) -> int:
     return sum(layer.dense_cost for layer in options)

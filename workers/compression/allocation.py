@@ -44,7 +44,7 @@ class Storage(Enum):
 
 
 @dataclass(frozen=True)
-class LayerOptions:
+class LayerCandidates:
     """What one layer offers: an error and a cost for every rank, and for staying dense."""
 
     name: str
@@ -70,15 +70,15 @@ class LayerOptions:
         return 0.0 if rank is None else float(self.spectrum[rank:].sum())
 
 
-def total_cost(layers: Sequence[LayerOptions], ranks: Ranks) -> int:
+def total_cost(layers: Sequence[LayerCandidates], ranks: Ranks) -> int:
     return sum(layer.cost(ranks[layer.name]) for layer in layers)
 
 
-def total_error(layers: Sequence[LayerOptions], ranks: Ranks) -> float:
+def total_error(layers: Sequence[LayerCandidates], ranks: Ranks) -> float:
     return math.fsum(layer.error(ranks[layer.name]) for layer in layers)
 
 
-def allocate_uniform(layers: Sequence[LayerOptions], budget: int) -> dict[str, int | None]:
+def allocate_uniform(layers: Sequence[LayerCandidates], budget: int) -> dict[str, int | None]:
     """The same fraction of every layer, rounded down to a whole rank; what SVD-LLM does.
 
     Raises BudgetTooSmall if rank 1 everywhere costs more than `budget` parameters.
@@ -88,7 +88,7 @@ def allocate_uniform(layers: Sequence[LayerOptions], budget: int) -> dict[str, i
     dense = sum(layer.dense_cost for layer in layers if not layer.max_rank)
     keep = (budget - dense) / max(1, sum(layer.dense_cost for layer in reducible))
 
-    def rank(layer: LayerOptions) -> int | None:
+    def rank(layer: LayerCandidates) -> int | None:
         if not layer.max_rank:
             return None
         affordable = bisect_right(
@@ -102,7 +102,7 @@ def allocate_uniform(layers: Sequence[LayerOptions], budget: int) -> dict[str, i
     return ranks
 
 
-def allocate_global(layers: Sequence[LayerOptions], budget: int) -> dict[str, int | None]:
+def allocate_global(layers: Sequence[LayerCandidates], budget: int) -> dict[str, int | None]:
     """The ranks that drop the least energy within `budget` parameters, by a Lagrange multiplier.
 
     Never worse than `allocate_uniform`, whose result is taken where rounding favours it.
@@ -132,7 +132,7 @@ def allocate_global(layers: Sequence[LayerOptions], budget: int) -> dict[str, in
 class _Curve:
     """Error and cost of every option of a layer, as tensors: ranks 1 to max_rank, then dense."""
 
-    def __init__(self, layer: LayerOptions) -> None:
+    def __init__(self, layer: LayerCandidates) -> None:
         self.layer = layer
         kept = layer.spectrum.cumsum(0)[: layer.max_rank]
         dropped = (layer.spectrum.sum() - kept).clamp_min(0)
@@ -151,7 +151,7 @@ class _Curve:
 
 
 def _spend(
-    layers: Sequence[LayerOptions], ranks: dict[str, int | None], budget: int
+    layers: Sequence[LayerCandidates], ranks: dict[str, int | None], budget: int
 ) -> dict[str, int | None]:
     """Spend what is left of the budget, one rank at a time, where it saves most per parameter."""
     left = budget - total_cost(layers, ranks)
@@ -171,7 +171,7 @@ def _spend(
 
 
 def _shrunk(
-    layers: Sequence[LayerOptions], ranks: dict[str, int | None], budget: int
+    layers: Sequence[LayerCandidates], ranks: dict[str, int | None], budget: int
 ) -> dict[str, int | None]:
     """Take ranks from the largest layers until the budget is met."""
     while total_cost(layers, ranks) > budget:
@@ -180,12 +180,12 @@ def _shrunk(
     return ranks
 
 
-def least_cost(layers: Sequence[LayerOptions]) -> int:
+def least_cost(layers: Sequence[LayerCandidates]) -> int:
     """The parameters of rank 1 everywhere: no budget below it can be met."""
     return sum(layer.least_cost for layer in layers)
 
 
-def _check_budget(layers: Sequence[LayerOptions], budget: int) -> None:
+def _check_budget(layers: Sequence[LayerCandidates], budget: int) -> None:
     least = least_cost(layers)
     if budget < least:
         raise BudgetTooSmall(

@@ -23,7 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workers.compression.allocation import LayerOptions, Storage
+from workers.compression.allocation import LayerCandidates, Storage
 from workers.compression.errors import SolveFailed
 from workers.compression.layers import InputGroup, LinearLayer
 from workers.compression.metrics import LeftMetric, Method, RightMetric, input_magnitudes
@@ -72,9 +72,9 @@ class Solution:
         """Whether the factors carry a bias: the layer's own, or the one that keeps the mean."""
         return self.bias is not None or self.mean is not None
 
-    def options(self, storage: Storage = Storage.INTERPOLATIVE) -> LayerOptions:
+    def options(self, storage: Storage = Storage.INTERPOLATIVE) -> LayerCandidates:
         """What the layer offers to the allocation of ranks."""
-        return LayerOptions(
+        return LayerCandidates(
             name=self.layer.name,
             spectrum=self.spectrum.cpu(),
             max_rank=min(self.max_rank, break_even_rank(self.layer, self.has_bias, storage)),

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from service.domain.manifest import sha256_of
 from service.domain.spec import ModelSource
 from service.errors import ModelInvalid, NotACausalLM
-from service.inputs.cache import fetched_once
+from service.inputs.cache import cached
 from service.inputs.sources import fetch_model
 from service.settings import Settings
 
@@ -36,7 +36,7 @@ def prepare_model(source: ModelSource, settings: Settings) -> Path:
     path = fetch_model(source, settings)
     if path.is_dir():
         return path
-    return fetched_once(settings.cache_dir / "gguf", sha256_of(path), partial(_convert, path))
+    return cached(settings.cache_dir / "gguf", sha256_of(path), partial(_convert, path))
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -110,8 +110,8 @@ class Checkpoints:
         """In the installation's bucket."""
         return cls(
             place,
-            _bucket(settings, settings.outage_seconds),
-            _bucket(settings, min(settings.outage_seconds, WRITING_PATIENCE_SECONDS)),
+            _bucket(settings, settings.retry_timeout_seconds),
+            _bucket(settings, min(settings.retry_timeout_seconds, WRITING_PATIENCE_SECONDS)),
         )
 
     def write(

@@ -59,7 +59,7 @@ class Fingerprint:
         return sorted(name for name in names if self.parts.get(name) != other.get(name))
 
 
-def fingerprint(
+def take_fingerprint(
     *,
     model: str,
     texts: Texts,

@@ -11,7 +11,7 @@ import pytest
 
 from bench import demo_server
 from bench.demo_server import ServerFailed, serving
-from service.standalone.processes import is_running
+from service.standalone.subprocesses import is_running
 
 READY = """
 import signal, subprocess, sys

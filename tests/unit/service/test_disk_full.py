@@ -10,7 +10,7 @@ import pytest
 
 from service.disk_full import naming_full_disk
 from service.errors import DiskFull
-from service.inputs.cache import fetched_once
+from service.inputs.cache import cached
 
 FULL = Path("/dev/full")
 
@@ -55,5 +55,5 @@ def test_nothing_is_fetched_in_part_to_a_full_disk(tmp_path: Path) -> None:
         FULL.write_text("text")
 
     with pytest.raises(DiskFull):
-        fetched_once(tmp_path, "it", fill)
+        cached(tmp_path, "it", fill)
     assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])

@@ -8,7 +8,7 @@ from threading import Barrier
 
 import pytest
 
-from service.inputs.cache import fetched_once
+from service.inputs.cache import cached
 
 
 def nothing(_: Path) -> None:
@@ -22,11 +22,11 @@ def test_it_is_filled_once(tmp_path: Path) -> None:
         calls.append(folder)
         (folder / "file").write_text("x")
 
-    first = fetched_once(tmp_path, "a", fill)
-    assert fetched_once(tmp_path, "a", fill) == first
+    first = cached(tmp_path, "a", fill)
+    assert cached(tmp_path, "a", fill) == first
     assert (first / "file").read_text() == "x"
     assert len(calls) == 1
-    assert fetched_once(tmp_path, "b", fill) != first
+    assert cached(tmp_path, "b", fill) != first
 
 
 def test_a_failure_leaves_nothing_and_the_next_one_tries_again(tmp_path: Path) -> None:
@@ -35,18 +35,18 @@ def test_a_failure_leaves_nothing_and_the_next_one_tries_again(tmp_path: Path) -
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        fetched_once(tmp_path, "a", fail)
+        cached(tmp_path, "a", fail)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
-    whole = fetched_once(tmp_path, "a", lambda folder: (folder / "whole").touch())
+    whole = cached(tmp_path, "a", lambda folder: (folder / "whole").touch())
     assert [path.name for path in whole.iterdir()] == ["whole"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    folder = fetched_once(tmp_path, "a", nothing)
+    folder = cached(tmp_path, "a", nothing)
     partial = folder.with_name(f"{folder.name}.partial")
     folder.rename(partial)
     (partial / "half").touch()
-    assert not list(fetched_once(tmp_path, "a", nothing).iterdir())
+    assert not list(cached(tmp_path, "a", nothing).iterdir())
 
 
 def test_of_several_at_once_one_fetches(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_of_several_at_once_one_fetches(tmp_path: Path) -> None:
 
     def fetch(number: int) -> Path:
         together.wait()
-        return fetched_once(tmp_path, "a", lambda _: calls.append(number))
+        return cached(tmp_path, "a", lambda _: calls.append(number))
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(fetch, range(4)))) == 1

@@ -19,7 +19,7 @@ from workers.actors.worker import ModelSummary
 from workers.artifact.checkpoint_writer import CheckpointSize
 from workers.attempt.probes import Probe
 from workers.attempt.report import Evaluation, TargetResult, job_report, model_card
-from workers.compression.allocation import LayerOptions
+from workers.compression.allocation import LayerCandidates
 from workers.compression.layers import InputGroup, LinearLayer
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.scores import Scores
@@ -37,8 +37,8 @@ MODEL = ModelSummary(
     left_dense={"head": "outside the transformer blocks"},
 )
 OPTIONS = [
-    LayerOptions("block.up", torch.tensor([6.0, 3.0, 1.0, 0.0]).double(), 2, 32, 12, 0),
-    LayerOptions("block.down", torch.tensor([5.0, 3.0, 1.0, 1.0]).double(), 2, 36, 12, 4),
+    LayerCandidates("block.up", torch.tensor([6.0, 3.0, 1.0, 0.0]).double(), 2, 32, 12, 0),
+    LayerCandidates("block.down", torch.tensor([5.0, 3.0, 1.0, 1.0]).double(), 2, 36, 12, 4),
 ]
 TEXTS = Texts(
     40,
@@ -208,7 +208,7 @@ def test_spectra_are_what_the_first_directions_keep(job: Job) -> None:
 @pytest.mark.parametrize(("layers", "points"), [(1, 64), (4096, 8)])
 def test_spectra_are_bounded(job: Job, layers: int, points: int) -> None:
     flat = torch.ones(1000).double()
-    wide = [LayerOptions(f"layer.{number}", flat, 2, 32, 12, 0) for number in range(layers)]
+    wide = [LayerCandidates(f"layer.{number}", flat, 2, 32, 12, 0) for number in range(layers)]
     model = replace(MODEL, groups=())
     spectra = job_report(job, model, wide, TEXTS, 2.5, None, [], [], {})["spectra"]
     assert len(spectra) == layers

@@ -20,15 +20,15 @@ from workers.attempt.targets import (
     linear_budget,
     smallest_that_meets,
 )
-from workers.compression.allocation import LayerOptions, Ranks, least_cost, total_cost
+from workers.compression.allocation import LayerCandidates, Ranks, least_cost, total_cost
 
 PARAMETERS = 3000
 """Of the whole model; 2048 of them are the layers'."""
 
 
-def layer(name: str) -> LayerOptions:
+def layer(name: str) -> LayerCandidates:
     spectrum = torch.logspace(0, -4, 32, dtype=torch.float64)
-    return LayerOptions(name, spectrum, 15, dense_cost=1024, sides=64, fixed_cost=32)
+    return LayerCandidates(name, spectrum, 15, dense_cost=1024, sides=64, fixed_cost=32)
 
 
 LAYERS = [layer("a"), layer("b")]
@@ -158,6 +158,6 @@ def test_a_quality_out_of_reach_says_how_near_it_came() -> None:
 
 
 def test_a_model_that_no_rank_makes_smaller_has_no_quality() -> None:
-    small = [LayerOptions("a", torch.ones(2).double(), 1, dense_cost=4, sides=4, fixed_cost=2)]
+    small = [LayerCandidates("a", torch.ones(2).double(), 1, dense_cost=4, sides=4, fixed_cost=2)]
     with pytest.raises(TargetUnreachable, match="not smaller at any rank"):
         choose_ranks(spec({"max_perplexity_increase": 0.5}), 100, small, never)

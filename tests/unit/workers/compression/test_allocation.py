@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from workers.compression.allocation import (
     ALLOCATIONS,
-    LayerOptions,
+    LayerCandidates,
     Storage,
     allocate_global,
     allocate_uniform,
@@ -23,14 +23,14 @@ from workers.compression.errors import BudgetTooSmall
 from workers.compression.layers import LinearLayer
 from workers.compression.solve import break_even_rank
 
-Allocate = Callable[[list[LayerOptions], int], dict[str, int | None]]
+Allocate = Callable[[list[LayerCandidates], int], dict[str, int | None]]
 
 
 def options(
     name: str, out: int, inner: int, spectrum: list[float], *, bias: bool = False
-) -> LayerOptions:
+) -> LayerCandidates:
     layer = LinearLayer(name, out, inner, has_bias=False)
-    return LayerOptions(
+    return LayerCandidates(
         name,
         torch.tensor(sorted(spectrum, reverse=True), dtype=torch.float64),
         break_even_rank(layer, bias),
@@ -41,7 +41,7 @@ def options(
 
 
 @st.composite
-def random_layers(draw: st.DrawFn) -> list[LayerOptions]:
+def random_layers(draw: st.DrawFn) -> list[LayerCandidates]:
     layers = []
     for number in range(draw(st.integers(1, 6))):
         out, inner = draw(st.integers(4, 24)), draw(st.integers(4, 24))
@@ -56,7 +56,7 @@ def random_layers(draw: st.DrawFn) -> list[LayerOptions]:
 @given(layers=random_layers(), keep=st.floats(0.05, 0.99))
 @settings(deadline=None)
 def test_the_budget_is_kept_and_uniform_never_beaten(
-    layers: list[LayerOptions], keep: float
+    layers: list[LayerCandidates], keep: float
 ) -> None:
     budget = int(keep * sum(layer.dense_cost for layer in layers))
     if budget < sum(layer.cost(1) for layer in layers):
@@ -77,7 +77,7 @@ def test_the_budget_is_kept_and_uniform_never_beaten(
 @given(layers=random_layers(), keep=st.floats(0.2, 0.9))
 @settings(deadline=None, max_examples=50)
 def test_what_is_left_of_the_budget_buys_no_further_rank(
-    layers: list[LayerOptions], keep: float
+    layers: list[LayerCandidates], keep: float
 ) -> None:
     budget = int(keep * sum(layer.dense_cost for layer in layers))
     if budget < sum(layer.cost(1) for layer in layers):
@@ -156,7 +156,7 @@ def test_tiny_layers_that_need_more_than_their_share_take_it_from_large_ones() -
 
 @pytest.mark.parametrize("allocate", ALLOCATIONS.values(), ids=ALLOCATIONS.keys())
 def test_a_layer_that_can_only_stay_dense_stays_so(allocate: Allocate) -> None:
-    unreached = LayerOptions("unreached", torch.zeros(8, dtype=torch.float64), 0, 64, 16, 8)
+    unreached = LayerCandidates("unreached", torch.zeros(8, dtype=torch.float64), 0, 64, 16, 8)
     layers = [unreached, options("reached", 40, 40, [1.0] * 40)]
     ranks = allocate(layers, 64 + 800)
     assert ranks["unreached"] is None
@@ -169,7 +169,7 @@ def test_a_layer_that_can_only_stay_dense_stays_so(allocate: Allocate) -> None:
 def test_two_factors_cost_more_than_an_interpolation_of_the_same_rank() -> None:
     layer = LinearLayer("layer", 12, 20, has_bias=False)
     costs = {
-        storage: LayerOptions(
+        storage: LayerCandidates(
             "layer",
             torch.ones(12, dtype=torch.float64),
             break_even_rank(layer, False, storage),

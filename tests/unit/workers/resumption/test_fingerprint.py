@@ -14,9 +14,9 @@ from workers.resumption.fingerprint import (
     Machines,
     code_digest,
     files_digest,
-    fingerprint,
     library_versions,
     model_digest,
+    take_fingerprint,
 )
 from workers.text.texts import EvaluationText, Texts
 
@@ -53,7 +53,7 @@ def parts(**changes: Any) -> Any:
         "code": "c" * 64,
         "libraries": {"torch": "1", "transformers": "2"},
     }
-    return fingerprint(**given | changes)
+    return take_fingerprint(**given | changes)
 
 
 def spec(**changes: Any) -> JobSpec:

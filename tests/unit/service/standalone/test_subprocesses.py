@@ -1,4 +1,4 @@
-"""`service.standalone.child` with real processes."""
+"""`service.standalone.subprocesses` with real processes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-import service.standalone.child
-from service.standalone.child import Child, log_tail
-from service.standalone.processes import is_running
+import service.standalone.subprocesses
+from service.standalone.subprocesses import Child, is_running, log_tail
 from tests.fixtures.waiting import wait_until
 
-ROOT = Path(service.standalone.child.__file__).parents[2]
+ROOT = Path(service.standalone.subprocesses.__file__).parents[2]
 OBEDIENT = "import signal; print('up', flush=True); signal.pause()"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {OBEDIENT}"
 PARENT = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}]); "
@@ -55,7 +54,7 @@ def test_it_sees_the_environment_with_additions(tmp_path: Path) -> None:
 def test_what_does_not_end_by_itself_is_killed_children_included(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    monkeypatch.setattr(service.standalone.child, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(service.standalone.subprocesses, "STOP_SECONDS", 0.2)
     log = tmp_path / "log"
     with python(code, log):
         wait_until_up(log, code.count("'up'"))
@@ -80,7 +79,7 @@ def test_a_log_s_end_is_plain_text(tmp_path: Path) -> None:
 def test_it_does_not_outlive_its_parent(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = (
-        "import pathlib, sys, time; from service.standalone.child import Child; "
+        "import pathlib, sys, time; from service.standalone.subprocesses import Child; "
         f"Child([sys.executable, '-c', {STUBBORN!r}], {{}}, pathlib.Path({str(log)!r})).__enter__()"
         "; time.sleep(60)"
     )
@@ -90,3 +89,15 @@ def test_it_does_not_outlive_its_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     wait_until(lambda: not is_running(process), 10)
+
+
+def test_neither_a_zombie_nor_what_has_gone_is_running() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = psutil.Process(child.pid)
+    assert is_running(process)
+    child.kill()
+    wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)
+    assert not is_running(process)
+    child.communicate()
+    assert not psutil.pid_exists(child.pid)
+    assert not is_running(process)

@@ -1,4 +1,4 @@
-"""A component that runs as a child process, and writes to a log file."""
+"""Processes of this machine: components that run as children and write to a log file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
+
+import psutil
 
 from service.standalone.die_with_parent import tied
 
@@ -65,3 +67,14 @@ def log_tail(path: Path, lines: int = 20) -> str:
     """The end of a log, without colours, for a message about the one who wrote it."""
     with path.open(errors="replace") as log:
         return _COLOUR.sub("", "".join(deque(log, lines))).rstrip()
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Not so of a zombie, which waits for its parent to notice: some containers' init never does.
+
+    psutil's own `is_running` and `wait` count one as there. The former is also false of what
+    `process_iter` remembers of an id that another process has by now, which runs.
+    """
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
