@@ -31,7 +31,7 @@ def artifacts(job_id: JobId, services: ServicesDep) -> ArtifactList:
     return ArtifactList(
         artifacts=[
             _artifact(job_id, artifact, services.storage, lifetime, expires_at)
-            for artifact in services.store.artifacts(job_id)
+            for artifact in services.store.users.artifacts(job_id)
         ]
     )
 
@@ -40,11 +40,11 @@ def artifacts(job_id: JobId, services: ServicesDep) -> ArtifactList:
 def report(job_id: JobId, services: ServicesDep) -> dict[str, Any]:
     """Sizes, perplexities, ranks and times: the same as `report.json` of every artifact."""
     _require_success(job_id, services)
-    return services.store.report(job_id) or {}
+    return services.store.users.report(job_id) or {}
 
 
 def _require_success(job_id: str, services: Services) -> None:
-    state = services.store.get(job_id).state
+    state = services.store.users.get(job_id).state
     if state is not JobState.SUCCEEDED:
         raise JobConflict(f"The job is {state}; only a job that has succeeded has results.")
 

@@ -108,12 +108,12 @@ def _submitted(spec: JobSpec, key: str | None, services: Services) -> tuple[jobs
     """The job, and whether it is a new one."""
     store = services.store
     # One that was accepted stays so, even if its inputs have gone since.
-    if key is not None and (earlier := store.find_once(spec, key)) is not None:
+    if key is not None and (earlier := store.users.find_once(spec, key)) is not None:
         return earlier, False
     _check(spec, services)
     if key is not None:
-        return store.create_once(spec, key)
-    return store.create(spec), True
+        return store.users.create_once(spec, key)
+    return store.users.create(spec), True
 
 
 @router.get("", summary="List jobs")
@@ -129,7 +129,7 @@ def list_jobs(
     """Newest first."""
     before = None if cursor is None else decode_cursor(cursor)
     # One more than asked for tells whether there is a next page.
-    found = services.store.list_jobs(limit=limit + 1, before=before, states=state)
+    found = services.store.users.list_jobs(limit=limit + 1, before=before, states=state)
     page = found[:limit]
     return JobPage(
         jobs=[_shown(job, request, services) for job in page],
@@ -140,7 +140,7 @@ def list_jobs(
 @router.get("/{job_id}", summary="Get a job", responses=problems(404))
 def get_job(job_id: JobId, request: Request, services: ServicesDep) -> Job:
     """Its state, the progress of its steps and, if it failed, why."""
-    return _shown(services.store.get(job_id), request, services)
+    return _shown(services.store.users.get(job_id), request, services)
 
 
 @router.post(
@@ -151,7 +151,7 @@ def cancel(job_id: JobId, request: Request, services: ServicesDep) -> Job:
 
     Asking again changes nothing. A job that has succeeded or failed cannot be cancelled.
     """
-    return _shown(services.store.cancel(job_id), request, services)
+    return _shown(services.store.users.cancel(job_id), request, services)
 
 
 @router.post(
@@ -163,7 +163,7 @@ def retry(job_id: JobId, request: Request, services: ServicesDep) -> Job:
     It goes on from what its attempts have left in the bucket, where that is still there. Asking
     again changes nothing. A job that has not failed answers 409.
     """
-    return _shown(services.store.retry(job_id), request, services)
+    return _shown(services.store.users.retry(job_id), request, services)
 
 
 @router.get("/{job_id}/events", summary="Read a job's events", responses=problems(404))
@@ -176,7 +176,7 @@ def events(
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
 ) -> EventPage:
     """Everything that has happened to the job, oldest first, over all its attempts."""
-    return EventPage.of(services.store.events(job_id, after=after, limit=limit), after=after)
+    return EventPage.of(services.store.users.events(job_id, after=after, limit=limit), after=after)
 
 
 def _check(spec: JobSpec, services: Services) -> None:

@@ -55,7 +55,7 @@ class Cleaner:
 
     def due(self, limit: int) -> list[Job]:
         """The jobs to clean up after now, those due longest first."""
-        return self._store.to_clean(grace_seconds=self._grace_seconds, limit=limit)
+        return self._store.claims.to_clean(grace_seconds=self._grace_seconds, limit=limit)
 
     def clean(self, job: Job) -> None:
         """Clean up after the job, as far as that is possible now; it is due again if not wholly.
@@ -67,7 +67,7 @@ class Cleaner:
             again = self._clean(job)
         finally:
             # So that a job that cannot be cleaned up after holds up no other.
-            self._store.cleaned(job.id, job.attempt, again)
+            self._store.claims.cleaned(job.id, job.attempt, again)
 
     def _clean(self, job: Job) -> timedelta | None:
         """When to look again; None: never, all is clean."""
@@ -100,7 +100,7 @@ class Cleaner:
     def _remove_publications(self, job: Job) -> None:
         keep: set[str] = set()
         if job.state is JobState.SUCCEEDED:
-            keep = {artifact.prefix for artifact in self._store.artifacts(job.id)}
+            keep = {artifact.prefix for artifact in self._store.users.artifacts(job.id)}
         remove_publications(self._storage, job.id, through=job.attempt, keep=keep)
 
     def _retention_left(self, job: Job) -> timedelta | None:
@@ -112,7 +112,7 @@ class Cleaner:
 
     def _remove_checkpoints(self, job: Job) -> None:
         keys = [stored.key for stored in self._storage.list_objects(checkpoints_prefix(job.id))]
-        now = self._store.get(job.id)
+        now = self._store.users.get(job.id)
         if (now.state, now.attempt, now.finished_at) != (job.state, job.attempt, job.finished_at):
             raise AttemptStale(f"Job {job.id} has been taken up again.")
         self._storage.delete(keys)

@@ -42,7 +42,8 @@ from service.errors import (
 from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
 from service.storage.s3 import ObjectStorage
-from service.store.store import CLAIM_SECONDS, Store
+from service.store.claims import CLAIM_SECONDS
+from service.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +106,13 @@ class Dispatcher:
         self._try("The dispatcher", self._pass)
 
     def _pass(self) -> None:
-        overdue = self._store.end_overdue()
+        overdue = self._store.claims.end_overdue()
         for job in overdue:
             log.warning("%s: %s", job.id, job.failure and job.failure.detail)
         reachable = self._try("The Ray cluster", self._cluster.check)
         for job in overdue if reachable else ():
             self._errand(self._attending, job, self._stop)
-        for job in self._store.in_flight():
+        for job in self._store.claims.in_flight():
             self._errand(self._attending, job, self._attend if reachable else self._attend_blindly)
         self._attending.wait(ERRAND_SECONDS)
         if reachable:
@@ -127,7 +128,7 @@ class Dispatcher:
         """Bring an attempt under way one step nearer to its end, if that is for us to do."""
         if job.state is JobState.RUNNING and job.submitted_at is None:
             if job.lapsed:
-                self._store.take_over(job.id, job.attempt, self.owner, CLAIM_SECONDS)
+                self._store.claims.take_over(job.id, job.attempt, self.owner, CLAIM_SECONDS)
                 log.warning("%s: attempt %d taken over", job.id, job.attempt)
                 self._submit(job)
             return
@@ -152,19 +153,19 @@ class Dispatcher:
             self._stop(job)
 
     def _end_cancelled(self, job: Job) -> None:
-        self._store.end_cancelled(job.id, job.attempt)
+        self._store.claims.end_cancelled(job.id, job.attempt)
         log.info("%s: cancelled", job.id)
 
     def _attend_silent(self, job: Job, status: AttemptStatus) -> None:
         """The driver is gone or unheard: unless it has ended the attempt itself, we do."""
-        now = self._store.get(job.id)
+        now = self._store.users.get(job.id)
         if (now.state, now.attempt) != (JobState.RUNNING, job.attempt):
             return
         active = isinstance(status, Active)
         if active and not self._may_judge(now):
             return
         error = explain(status, self._log_tail(job))
-        state = self._store.fail(
+        state = self._store.attempts.fail(
             job.id,
             job.attempt,
             error.failure(),
@@ -203,7 +204,7 @@ class Dispatcher:
         for _ in range(self._settings.max_running_jobs):
             if self._pause or not self._submitting.has_room(ERRAND_SECONDS):
                 return
-            job = self._store.claim(
+            job = self._store.claims.claim(
                 owner=self.owner,
                 lease_seconds=CLAIM_SECONDS,
                 max_running=self._settings.max_running_jobs,
@@ -221,14 +222,14 @@ class Dispatcher:
             self._cluster.submit(job.id, job.attempt, job.name)
         except SubmissionRefused as error:
             policy = self._settings.retry_policy
-            self._store.fail(job.id, job.attempt, error.failure(), policy)
+            self._store.attempts.fail(job.id, job.attempt, error.failure(), policy)
             log.warning("%s: %s", job.id, error)
         except ClusterUnavailable as error:
             self._pause = PAUSE_TICKS
-            self._store.release(job.id, job.attempt, error.detail)
+            self._store.claims.release(job.id, job.attempt, error.detail)
             raise
         else:
-            self._store.submitted(job.id, job.attempt, self._settings.start_seconds)
+            self._store.claims.submitted(job.id, job.attempt, self._settings.start_seconds)
             log.info("%s: attempt %d submitted", job.id, job.attempt)
 
     # Leases.

@@ -6,14 +6,15 @@ Each works inside a transaction that its caller has begun.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from service.domain.job import EventType
 from service.domain.states import IN_FLIGHT, TERMINAL, JobState, Step, may_become
-from service.errors import AttemptStale, JobConflict
+from service.errors import AttemptStale, Failure, JobConflict
 from service.store import tables
 from service.store.database import clock, clock_value
 from service.store.rows import job_row
@@ -109,6 +110,50 @@ def set_progress(
         connection.execute(update(tables.steps).filter_by(**key).values(values))
     if finished_at == now:
         append(connection, job_id, attempt, EventType.STEP_FINISHED, f"{step} finished", about)
+
+
+def note_submitted(connection: Connection, job_id: str, attempt: int, lease_seconds: float) -> None:
+    """Note that the cluster has taken the attempt, and what its driver has to be heard in."""
+    now = clock(connection)
+    values = {"submitted_at": now, "lease_until": after(now, lease_seconds)}
+    connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(values))
+    append(connection, job_id, attempt, EventType.SUBMITTED, "Runs on the cluster.")
+
+
+def extend_lease(
+    connection: Connection,
+    job_id: str,
+    attempt: int,
+    lease_seconds: float,
+    event: EventType,
+    owner: str | None = None,
+) -> None:
+    """Let the attempt be silent for so much longer; the event says by whose word."""
+    until = after(clock(connection), lease_seconds)
+    connection.execute(
+        update(tables.jobs).where(tables.jobs.c.id == job_id).values(lease_until=until)
+    )
+    data = {"lease_seconds": lease_seconds} | ({} if owner is None else {"owner": owner})
+    append(connection, job_id, attempt, event, f"May be silent until {until}.", data)
+
+
+def end_failed(connection: Connection, row: Row[Any], failure: Failure) -> None:
+    """Fail the job of `row`."""
+    kept = asdict(failure)
+    transition(
+        connection,
+        row,
+        JobState.FAILED,
+        EventType.FAILED,
+        failure.detail,
+        data=kept,
+        failure=kept,
+    )
+
+
+def after(start: datetime, seconds: float | None) -> datetime | None:
+    """So many seconds later; None where there is no end."""
+    return None if seconds is None else start + timedelta(seconds=seconds)
 
 
 def _implied(row: Row[Any], target: JobState, now: datetime) -> dict[str, Any]:

@@ -72,10 +72,10 @@ def read_history(store: Store, job_id: str) -> History:
     events: list[Event] = []
     while True:
         after = events[-1].id if events else 0
-        more = store.events(job_id, after=after, limit=_EVENTS_AT_ONCE, heartbeats=True)
+        more = store.users.events(job_id, after=after, limit=_EVENTS_AT_ONCE, heartbeats=True)
         events += more
         if len(more) < _EVENTS_AT_ONCE:
-            return History(store.get(job_id), events, store.artifacts(job_id))
+            return History(store.users.get(job_id), events, store.users.artifacts(job_id))
 
 
 def violations(history: History) -> list[str]:

@@ -106,12 +106,12 @@ def _published(settings: Settings, folder: Path) -> tuple[ObjectStorage, str, Ar
     source.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (source / name).write_bytes(stream.randbytes(5_000))
-    job_id = store.create(small_spec()).id
-    job = store.claim(lease_seconds=60)
+    job_id = store.users.create(small_spec()).id
+    job = store.claims.claim(lease_seconds=60)
     assert job is not None
     assert job.id == job_id
     artifact = publish(storage, job_id, job.attempt, NAME, source)
-    store.published(job_id, job.attempt, 0, artifact)
-    store.succeed(job_id, job.attempt, {})
+    store.attempts.published(job_id, job.attempt, 0, artifact)
+    store.attempts.succeed(job_id, job.attempt, {})
     store.close()
     return storage, job_id, artifact

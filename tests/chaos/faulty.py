@@ -70,11 +70,11 @@ def run_faulty(settings: Settings, seed: int, jobs: int, rate: float = 0.1) -> F
         with dispatching(cluster, settings, dispatchers, cleaning_grace=0):
             wait_until(partial(all_ended, sound.store, job_ids), END_SECONDS)
             cluster.join()
-            wait_until(lambda: not sound.store.to_clean(), END_SECONDS)
+            wait_until(lambda: not sound.store.claims.to_clean(), END_SECONDS)
         faults.stop()
     problems = reader.problems + problems_of(sound.store, sound.storage, job_ids)
     problems += _doubled(sound.store, jobs)
-    numbers = [sound.store.get(job_id).attempt for job_id in job_ids]
+    numbers = [sound.store.users.get(job_id).attempt for job_id in job_ids]
     for own in (sound, *faulty):
         own.store.close()
     return Faulty(
@@ -93,13 +93,13 @@ def run_faulty(settings: Settings, seed: int, jobs: int, rate: float = 0.1) -> F
 def _submit(store: Store, seed: int, number: int) -> str:
     """As a client does who repeats what was not answered, with an idempotency key."""
     spec, key = numbered_spec(number), f"{seed}-{number}"
-    create = partial(store.create_once, spec, key)
+    create = partial(store.users.create_once, spec, key)
     job, _ = retrying.retry(create, on=DatabaseUnavailable, seconds=END_SECONDS)
     return job.id
 
 
 def _doubled(store: Store, jobs: int) -> list[str]:
-    there = len(store.list_jobs(limit=10 * jobs))
+    there = len(store.users.list_jobs(limit=10 * jobs))
     return [] if there == jobs else [f"{there} jobs came of {jobs} submissions"]
 
 

@@ -164,7 +164,7 @@ class _Attempt:
         self._calls = 0
 
     def run(self, job_id: str, attempt: int, step_seconds: float) -> None:
-        job = self._do(lambda: self._store.get(job_id))
+        job = self._do(lambda: self._store.users.get(job_id))
         if job.attempt != attempt:
             raise AttemptStale
         try:
@@ -173,20 +173,20 @@ class _Attempt:
             raise
         except EigenpressError as error:
             failure, policy = error.failure(), self._settings.retry_policy
-            self._do(lambda: self._store.fail(job_id, attempt, failure, policy))
+            self._do(lambda: self._store.attempts.fail(job_id, attempt, failure, policy))
 
     def _work(self, job: Job, step_seconds: float) -> None:
         store, key = self._store, (job.id, job.attempt)
         for step in list(Step)[:-1]:
-            self._do(lambda: store.renew(*key, self._settings.lease_seconds))
-            self._do(lambda step=step: store.progress(*key, step, 0, 1, "steps"))  # type: ignore[misc]
+            self._do(lambda: store.attempts.renew(*key, self._settings.lease_seconds))
+            self._do(lambda step=step: store.attempts.progress(*key, step, 0, 1, "steps"))  # type: ignore[misc]
             self._stopped.wait(step_seconds)
-            self._do(lambda step=step: store.progress(*key, step, 1, 1, "steps"))  # type: ignore[misc]
-        known = {artifact.name for artifact in self._do(lambda: store.artifacts(job.id))}
+            self._do(lambda step=step: store.attempts.progress(*key, step, 1, 1, "steps"))  # type: ignore[misc]
+        known = {artifact.name for artifact in self._do(lambda: store.users.artifacts(job.id))}
         for position, target in enumerate(job.spec.targets):
             if target.name not in known:
                 self._publish(job, position, target.name)
-        self._do(lambda: store.succeed(*key, {"job": job.id}))
+        self._do(lambda: store.attempts.succeed(*key, {"job": job.id}))
 
     def _publish(self, job: Job, position: int, name: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +195,7 @@ class _Attempt:
             artifact = self._do(
                 lambda: publish(self._storage, job.id, job.attempt, name, Path(folder))
             )
-        self._do(lambda: self._store.published(job.id, job.attempt, position, artifact))
+        self._do(lambda: self._store.attempts.published(job.id, job.attempt, position, artifact))
 
     def _do(self, act: Callable[[], Result]) -> Result:
         """One call, with patience; before it, this attempt may die or be stopped."""

@@ -144,10 +144,10 @@ def run_outages(
     threads.join()
     problems = problems_of(ours.store, ours.storage, job_ids)
     problems += _real_problems(ours, sorted(cluster.real_ids))
-    there = len(ours.store.list_jobs(limit=100 * (jobs + 1)))
+    there = len(ours.store.users.list_jobs(limit=100 * (jobs + 1)))
     if there != len(everything):
         problems.append(f"{there} jobs came of {len(everything)} submissions")
-    numbers = [ours.store.get(job_id).attempt for job_id in everything]
+    numbers = [ours.store.users.get(job_id).attempt for job_id in everything]
     for own in (ours, attempts, *dispatchers):
         own.store.close()
     seconds = round(time.monotonic() - start, 1)
@@ -163,7 +163,7 @@ def run_outages(
 
 
 def _submit(store: Store, spec: JobSpec, key: str, tenant: str) -> str:
-    create = partial(store.create_once, spec, key, tenant=tenant)
+    create = partial(store.users.create_once, spec, key, tenant=tenant)
     job, _ = retry(create, on=DatabaseUnavailable, seconds=120)
     return job.id
 
@@ -171,7 +171,7 @@ def _submit(store: Store, spec: JobSpec, key: str, tenant: str) -> str:
 def _ended(store: Store) -> bool:
     time.sleep(0.5)
     try:
-        listed = store.list_jobs(limit=1, states=set(JobState) - TERMINAL)
+        listed = store.users.list_jobs(limit=1, states=set(JobState) - TERMINAL)
     except DatabaseUnavailable:
         return False
     return not listed
@@ -179,7 +179,7 @@ def _ended(store: Store) -> bool:
 
 def _cleaned(store: Store) -> bool:
     try:
-        return not store.to_clean()
+        return not store.claims.to_clean()
     except DatabaseUnavailable:
         return False
 

@@ -181,8 +181,8 @@ def _killed(
 def _left_over(installation: Installation) -> list[str]:
     """What lies in the bucket once everything has been cleaned up after."""
     store = installation.store
-    wait_until(lambda: not store.to_clean(), 60)
-    return left_over(installation, [job.id for job in store.list_jobs(limit=1000)])
+    wait_until(lambda: not store.claims.to_clean(), 60)
+    return left_over(installation, [job.id for job in store.users.list_jobs(limit=1000)])
 
 
 def _kill_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

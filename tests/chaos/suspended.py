@@ -50,11 +50,13 @@ def run_suspended(
     wait_until(lambda: current_step(installation, job_id) == step, JOB_SECONDS)
     stopped = _processes(installation, job_id, whole=whole)
     _signal(stopped, signal.SIGSTOP)
-    wait_until(lambda: store.get(job_id).attempt == 2 and store.get(job_id).steps, JOB_SECONDS)
+    wait_until(
+        lambda: store.users.get(job_id).attempt == 2 and store.users.get(job_id).steps, JOB_SECONDS
+    )
     _signal(stopped, signal.SIGCONT)
     job = finish(installation, job_id)
     wait_until(lambda: not any(map(is_running, stopped)), 60)
-    wait_until(lambda: all(other.id != job_id for other in store.to_clean()), 60)
+    wait_until(lambda: all(other.id != job_id for other in store.claims.to_clean()), 60)
     history = read_history(store, job_id)
     problems = violations(history) + unkept(installation.storage, history)
     if job.state is not JobState.SUCCEEDED:

@@ -27,15 +27,15 @@ def artifact_of(job: Job, attempt: int) -> Artifact:
 
 def run_attempt(store: Store, *, end: Callable[[Job], object]) -> Job:
     """Claim the one job there is, and do all that an attempt does before it ends."""
-    job = store.claim(owner="one", lease_seconds=30)
+    job = store.claims.claim(owner="one", lease_seconds=30)
     assert job is not None
-    store.submitted(job.id, job.attempt, 30)
-    store.renew(job.id, job.attempt, 30)
+    store.claims.submitted(job.id, job.attempt, 30)
+    store.attempts.renew(job.id, job.attempt, 30)
     for step in (Step.RESOLVE, Step.CALIBRATE):
-        store.progress(job.id, job.attempt, step, 0, 2, "things")
-        store.progress(job.id, job.attempt, step, 2, 2, "things")
-    store.record(job.id, job.attempt, "workers.placed", "Somewhere.")
-    store.renew(job.id, job.attempt, 30)
+        store.attempts.progress(job.id, job.attempt, step, 0, 2, "things")
+        store.attempts.progress(job.id, job.attempt, step, 2, 2, "things")
+    store.attempts.record(job.id, job.attempt, "workers.placed", "Somewhere.")
+    store.attempts.renew(job.id, job.attempt, 30)
     end(job)
     return job
 
@@ -45,17 +45,17 @@ def succeeded(job_store: Store, job_spec: JobSpec) -> History:
     """Released once, lost once, then published by the second attempt."""
 
     def lose(job: Job) -> None:
-        job_store.fail(job.id, job.attempt, LOST, NO_PAUSE)
+        job_store.attempts.fail(job.id, job.attempt, LOST, NO_PAUSE)
 
     def succeed(job: Job) -> None:
-        job_store.published(job.id, job.attempt, 0, artifact_of(job, job.attempt))
-        job_store.renew(job.id, job.attempt, 30)
-        job_store.succeed(job.id, job.attempt, {})
+        job_store.attempts.published(job.id, job.attempt, 0, artifact_of(job, job.attempt))
+        job_store.attempts.renew(job.id, job.attempt, 30)
+        job_store.attempts.succeed(job.id, job.attempt, {})
 
-    made = job_store.create(job_spec)
-    claimed = job_store.claim(owner="one", lease_seconds=30)
+    made = job_store.users.create(job_spec)
+    claimed = job_store.claims.claim(owner="one", lease_seconds=30)
     assert claimed is not None
-    job_store.release(made.id, claimed.attempt, "No agent.")
+    job_store.claims.release(made.id, claimed.attempt, "No agent.")
     run_attempt(job_store, end=lose)
     run_attempt(job_store, end=succeed)
     return read_history(job_store, made.id)
@@ -67,22 +67,22 @@ def test_what_the_store_writes_is_clean(succeeded: History) -> None:
 
 def test_every_other_end_is_clean(job_store: Store, job_spec: JobSpec) -> None:
     def fail(job: Job) -> None:
-        job_store.published(job.id, job.attempt, 0, artifact_of(job, job.attempt))
-        job_store.fail(job.id, job.attempt, LOST, replace(NO_PAUSE, max_attempts=1))
+        job_store.attempts.published(job.id, job.attempt, 0, artifact_of(job, job.attempt))
+        job_store.attempts.fail(job.id, job.attempt, LOST, replace(NO_PAUSE, max_attempts=1))
 
     def cancel(job: Job) -> None:
-        job_store.cancel(job.id)
-        job_store.end_cancelled(job.id, job.attempt)
+        job_store.users.cancel(job.id)
+        job_store.claims.end_cancelled(job.id, job.attempt)
 
-    retried = job_store.create(job_spec)
+    retried = job_store.users.create(job_spec)
     run_attempt(job_store, end=fail)
     assert violations(read_history(job_store, retried.id)) == []
-    job_store.retry(retried.id)
+    job_store.users.retry(retried.id)
     run_attempt(job_store, end=fail)
-    stopped = job_store.create(job_spec)
+    stopped = job_store.users.create(job_spec)
     run_attempt(job_store, end=cancel)
-    waiting = job_store.create(job_spec)
-    job_store.cancel(waiting.id)
+    waiting = job_store.users.create(job_spec)
+    job_store.users.cancel(waiting.id)
     for job in (retried, stopped, waiting):
         assert violations(read_history(job_store, job.id)) == []
 
@@ -220,8 +220,8 @@ def test_it_finds(name: str, succeeded: History) -> None:
 
 
 def lapsed_after(store: Store, spec: JobSpec, failure: Failure) -> History:
-    made = store.create(spec)
-    run_attempt(store, end=lambda job: store.fail(job.id, job.attempt, failure, NO_PAUSE))
+    made = store.users.create(spec)
+    run_attempt(store, end=lambda job: store.attempts.fail(job.id, job.attempt, failure, NO_PAUSE))
     return read_history(store, made.id)
 
 

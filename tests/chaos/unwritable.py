@@ -144,7 +144,7 @@ def _problems_of_ended(installation: Installation, undisturbed: Undisturbed, job
     if job.state is not JobState.SUCCEEDED:
         return [f"{job.id} is {job.state}: {job.failure}"]
     store = installation.store
-    wait_until(lambda: all(other.id != job.id for other in store.to_clean()), 60)
+    wait_until(lambda: all(other.id != job.id for other in store.claims.to_clean()), 60)
     history = read_history(store, job.id)
     problems = violations(history) + unkept(installation.storage, history)
     if weights_of(installation, job.id) != undisturbed.hashes:

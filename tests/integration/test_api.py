@@ -156,10 +156,10 @@ def test_artifacts_download_from_the_bucket_by_their_urls(
     job_body: dict[str, Any],
 ) -> None:
     job_id = client.post("/v1/jobs", json=job_body).json()["id"]
-    store.claim()
+    store.claims.claim()
     published = publish(storage, job_id, 1, "keep-0.8", model_folder)
-    store.published(job_id, 1, 0, published)
-    store.succeed(job_id, 1, {"kept": 0.8})
+    store.attempts.published(job_id, 1, 0, published)
+    store.attempts.succeed(job_id, 1, {"kept": 0.8})
 
     (artifact,) = client.get(f"/v1/jobs/{job_id}/artifacts").json()["artifacts"]
     assert [file["path"] for file in artifact["files"]] == [

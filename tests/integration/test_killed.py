@@ -48,7 +48,7 @@ def create(installation: Installation) -> Job:
         )
     calibration = spec.calibration.model_copy(update={"sequences": 256, "batch_size": BATCH})
     source = spec.model.model_copy(update={"path": str(model)})
-    return installation.store.create(
+    return installation.store.users.create(
         spec.model_copy(update={"model": source, "calibration": calibration, "workers": WORKERS})
     )
 
@@ -63,7 +63,7 @@ def weights(installation: Installation, job: Job) -> dict[str, str]:
     assert job.state is JobState.SUCCEEDED, job.failure
     return {
         file.path: file.sha256
-        for artifact in installation.store.artifacts(job.id)
+        for artifact in installation.store.users.artifacts(job.id)
         for file in artifact.files
         if file.path.endswith(".safetensors")
     }
@@ -71,13 +71,13 @@ def weights(installation: Installation, job: Job) -> dict[str, str]:
 
 def done(installation: Installation, job: Job, step: Step) -> int:
     """How many units of a step the current attempt has reported."""
-    steps = installation.store.get(job.id).steps
+    steps = installation.store.users.get(job.id).steps
     return next((each.done for each in steps if each.step is step), 0)
 
 
 def event(installation: Installation, job: Job, type_: str) -> Any:
     """What the first event of a type says."""
-    events = installation.store.events(job.id)
+    events = installation.store.users.events(job.id)
     return next(each.data for each in events if each.type == type_)
 
 
@@ -131,7 +131,7 @@ def test_cancelling_stops_driver_and_workers_within_seconds(
     job = create(installation)
     wait_until(lambda: done(installation, job, step) >= 1, seconds=240)
     processes = [driver(installation, job), worker(installation, job)]
-    installation.store.cancel(job.id)
+    installation.store.users.cancel(job.id)
     wait_until(lambda: not any(map(is_running, processes)), 30)
     installation.wait_for(job, ended)
-    assert installation.store.get(job.id).state is JobState.CANCELLED
+    assert installation.store.users.get(job.id).state is JobState.CANCELLED

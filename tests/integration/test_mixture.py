@@ -26,11 +26,11 @@ def test_a_mixture_of_experts_goes_the_whole_way(
         evaluation={"sequences": 4, "decode_tokens": 4, "curve": [0.8]},
         workers=2,
     )
-    job = installation.store.create(spec)
+    job = installation.store.users.create(spec)
     with installation.ray(num_cpus=2), installation.dispatching():
         job = installation.wait_for(job, ended)
     assert job.state is JobState.SUCCEEDED, job.failure
-    report = installation.store.report(job.id)
+    report = installation.store.users.report(job.id)
     assert report is not None
     (target,) = report["targets"]
     experts = [layer for layer in target["layers"] if ".experts." in layer["name"]]
@@ -41,7 +41,7 @@ def test_a_mixture_of_experts_goes_the_whole_way(
     assert routers == [f"model.layers.{block}.mlp.gate.weight" for block in range(2)]
 
     storage = ObjectStorage.from_settings(installation.settings)
-    (artifact,) = installation.store.artifacts(job.id)
+    (artifact,) = installation.store.users.artifacts(job.id)
     folder = tmp_path / "artifact"
     folder.mkdir()
     for file in artifact.files:

@@ -11,14 +11,14 @@ from tests.fixtures.waiting import wait_until
 
 
 def test_a_job_waits_for_ray_and_two_workers_hold_two_gpus(installation: Installation) -> None:
-    job = installation.store.create(installation.spec(workers=2))
+    job = installation.store.users.create(installation.spec(workers=2))
     with installation.dispatching():
-        wait_until(lambda: installation.store.get(job.id).state is JobState.QUEUED)
-        assert installation.store.get(job.id).attempt == 0
+        wait_until(lambda: installation.store.users.get(job.id).state is JobState.QUEUED)
+        assert installation.store.users.get(job.id).attempt == 0
         with installation.ray(num_cpus=2, num_gpus=2):
             done = installation.wait_for(job, ended)
     assert done.state is JobState.SUCCEEDED, done.failure
-    (placed,) = [e for e in installation.store.events(job.id) if e.type == "workers.placed"]
+    (placed,) = [e for e in installation.store.users.events(job.id) if e.type == "workers.placed"]
     held = [worker["gpu_ids"] for worker in placed.data["workers"]]
     assert sorted(held) == [["0"], ["1"]]
     assert sorted(w["cuda_visible_devices"] for w in placed.data["workers"]) == ["0", "1"]
@@ -28,7 +28,7 @@ def test_a_job_waits_for_ray_and_two_workers_hold_two_gpus(installation: Install
 def test_storage_that_stays_away_when_publishing_fails_the_job_by_name(
     installation: Installation,
 ) -> None:
-    job = installation.store.create(installation.spec())
+    job = installation.store.users.create(installation.spec())
     with installation.ray(num_cpus=2), installation.dispatching():
         installation.wait_for(job, lambda job: any(s.step is Step.CALIBRATE for s in job.steps))
         installation.s3.stop()
@@ -37,10 +37,10 @@ def test_storage_that_stays_away_when_publishing_fails_the_job_by_name(
         assert failed.failure is not None
         assert failed.failure.code == "storage_unavailable"
         assert failed.failure.retryable
-        assert installation.store.artifacts(job.id) == ()
-        assert installation.store.report(job.id) is None
+        assert installation.store.users.artifacts(job.id) == ()
+        assert installation.store.users.report(job.id) is None
         installation.s3.start()
-        wait_until(lambda: not installation.store.to_clean())
+        wait_until(lambda: not installation.store.claims.to_clean())
     # A retry by its user would resume from what is left.
     assert all(f"jobs/{job.id}/checkpoints/" in key for key in installation.objects_of(job))
     assert list(installation.settings.scratch_dir.glob("*/*")) == []
@@ -49,13 +49,15 @@ def test_storage_that_stays_away_when_publishing_fails_the_job_by_name(
 def test_a_job_is_cancelled_within_seconds_while_it_calibrates(installation: Installation) -> None:
     data = {"source": "local", "path": str(installation.inputs / "texts")}
     calibration = {"data": data, "sequences": 256, "sequence_length": 32, "batch_size": 1}
-    job = installation.store.create(installation.spec(calibration=calibration))
+    job = installation.store.users.create(installation.spec(calibration=calibration))
     with installation.ray(num_cpus=2), installation.dispatching():
         installation.wait_for(job, lambda job: any(s.step is Step.CALIBRATE for s in job.steps))
-        installation.store.cancel(job.id)
-        wait_until(lambda: installation.store.get(job.id).state is JobState.CANCELLED, seconds=20)
+        installation.store.users.cancel(job.id)
+        wait_until(
+            lambda: installation.store.users.get(job.id).state is JobState.CANCELLED, seconds=20
+        )
         wait_until(lambda: not drivers_and_actors(job), seconds=20)
-        wait_until(lambda: not installation.store.to_clean())
+        wait_until(lambda: not installation.store.claims.to_clean())
     assert installation.objects_of(job) == []
 
 

@@ -30,8 +30,8 @@ from service.store.store import Store
 store = Store(sys.argv[1])
 print("ready", flush=True)
 for done in range(10**9):
-    store.progress(sys.argv[2], 1, Step.CALIBRATE, done, 10**9, "sequences")
-    store.record(sys.argv[2], 1, "note", str(done))
+    store.attempts.progress(sys.argv[2], 1, Step.CALIBRATE, done, 10**9, "sequences")
+    store.attempts.record(sys.argv[2], 1, "note", str(done))
 """
 
 
@@ -48,8 +48,8 @@ def test_limits_hold_and_nobody_starves(postgres_url: str) -> None:
     def work(_: int) -> None:
         with closing(Store(postgres_url)) as store:
             while len(ended) < 60:
-                if job := store.claim(max_running=3, max_running_per_tenant=2):
-                    store.succeed(job.id, job.attempt, {})
+                if job := store.claims.claim(max_running=3, max_running_per_tenant=2):
+                    store.attempts.succeed(job.id, job.attempt, {})
                     ended.append(job.id)
                 else:
                     time.sleep(0.01)  # a dispatcher's rhythm, only quicker
@@ -82,8 +82,8 @@ def claims_and_ends(url: str) -> Iterator[tuple[str, str]]:
 def test_a_suspended_attempt_writes_nothing_once_it_goes_on(
     postgres_url: str, postgres_store: Store, moment: int
 ) -> None:
-    job_id = postgres_store.create(small_spec()).id
-    postgres_store.claim(lease_seconds=0.5)
+    job_id = postgres_store.users.create(small_spec()).id
+    postgres_store.claims.claim(lease_seconds=0.5)
     # Suspended in the middle of a transaction it must not hold the job's row for long.
     limit = quote("-c idle_in_transaction_session_timeout=300ms")
     attempt = subprocess.Popen(
@@ -94,13 +94,13 @@ def test_a_suspended_attempt_writes_nothing_once_it_goes_on(
         text=True,
     )
     try:
-        wait_until(lambda: len(postgres_store.events(job_id)) > 10)
+        wait_until(lambda: len(postgres_store.users.events(job_id)) > 10)
         time.sleep(0.003 * moment)
         attempt.send_signal(signal.SIGSTOP)
-        wait_until(lambda: postgres_store.get(job_id).lapsed)
-        postgres_store.fail(job_id, 1, AttemptLost().failure(), at_once(2))
-        before = postgres_store.events(job_id), postgres_store.get(job_id).steps
-        second = postgres_store.claim()
+        wait_until(lambda: postgres_store.users.get(job_id).lapsed)
+        postgres_store.attempts.fail(job_id, 1, AttemptLost().failure(), at_once(2))
+        before = postgres_store.users.events(job_id), postgres_store.users.get(job_id).steps
+        second = postgres_store.claims.claim()
         assert second is not None
         attempt.send_signal(signal.SIGCONT)
         _, said = attempt.communicate(timeout=60)
@@ -108,9 +108,9 @@ def test_a_suspended_attempt_writes_nothing_once_it_goes_on(
         attempt.kill()
         attempt.wait()
     assert "AttemptStale" in said or "DatabaseUnavailable" in said  # its connection was ended
-    written = postgres_store.events(job_id, after=before[0][-1].id)
+    written = postgres_store.users.events(job_id, after=before[0][-1].id)
     assert [(event.type, event.attempt) for event in written] == [(EventType.CLAIMED, 2)]
-    assert steps_of(postgres_store.get(job_id)) == ()
+    assert steps_of(postgres_store.users.get(job_id)) == ()
 
 
 def steps_of(job: Job) -> tuple[str, ...]:

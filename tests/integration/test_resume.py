@@ -46,7 +46,7 @@ def undisturbed(
         installation = LocalInstallation(tmp_path_factory.mktemp("undisturbed"), local_s3, patch)
         job = installation.create()
         installation.attempt()
-        assert installation.store.get(job.id).state is JobState.SUCCEEDED
+        assert installation.store.users.get(job.id).state is JobState.SUCCEEDED
         assert installation.events(job, "attempt.resumed") == []
         weights = installation.weights(job)
         installation.store.close()
@@ -58,9 +58,9 @@ def test_a_job_killed_at_every_step_ends_with_the_same_bytes(
 ) -> None:
     job = local_installation.create()
     calls = [local_installation.attempt(end) for end in STEPS]
-    assert local_installation.store.get(job.id).state is JobState.QUEUED
+    assert local_installation.store.users.get(job.id).state is JobState.QUEUED
     calls.append(local_installation.attempt())
-    assert local_installation.store.get(job.id).state is JobState.SUCCEEDED
+    assert local_installation.store.users.get(job.id).state is JobState.SUCCEEDED
     assert local_installation.weights(job) == undisturbed
     assert local_installation.events(job, "checkpoint.refused") == []
     # Every group was solved once, but for the one or two that were under way, and artifacts once.
@@ -127,7 +127,7 @@ def test_killed_while_a_checkpoint_is_written(
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStorage, "put_bytes", put_so_often)
         local_installation.attempt()
-    assert local_installation.store.get(job.id).state is JobState.QUEUED
+    assert local_installation.store.users.get(job.id).state is JobState.QUEUED
     local_installation.attempt()
     assert local_installation.weights(job) == undisturbed
     assert local_installation.events(job, "checkpoint.refused") == []
@@ -167,14 +167,14 @@ def test_what_another_computation_has_published_is_published_anew(
 ) -> None:
     job = local_installation.create()
     local_installation.attempt(Moment("clean"))
-    before = local_installation.store.artifacts(job.id)
+    before = local_installation.store.users.artifacts(job.id)
     assert len(before) == 2
     monkeypatch.setattr(pipeline, "code_digest", lambda: "other")
     calls = local_installation.attempt()
     assert calls["publish"] == 2
-    assert {artifact.prefix for artifact in local_installation.store.artifacts(job.id)}.isdisjoint(
-        artifact.prefix for artifact in before
-    )
+    assert {
+        artifact.prefix for artifact in local_installation.store.users.artifacts(job.id)
+    }.isdisjoint(artifact.prefix for artifact in before)
     assert local_installation.weights(job) == undisturbed
 
 
@@ -191,7 +191,7 @@ def test_what_is_refused_need_not_be_removed(
     monkeypatch.setattr(pipeline, "code_digest", lambda: "other")
     monkeypatch.setattr(ObjectStorage, "delete", refuse)
     local_installation.attempt()
-    assert local_installation.store.get(job.id).state is JobState.SUCCEEDED
+    assert local_installation.store.users.get(job.id).state is JobState.SUCCEEDED
     assert local_installation.weights(job) == undisturbed
 
 
@@ -251,7 +251,7 @@ def test_what_dead_attempts_left_on_a_machine_is_swept_and_nothing_else(
 ) -> None:
     scratch = local_installation.settings.scratch_dir
     other = local_installation.create()
-    assert local_installation.store.claim() is not None
+    assert local_installation.store.claims.claim() is not None
     job = local_installation.create()
     local_installation.attempt(Moment("release"))
     for name in (f"{job.id}-1", f"{job.id}-1-partial", f"{other.id}-1"):

@@ -65,7 +65,7 @@ def jobs(installation: Installation) -> Mapping[str, Job]:
         "evaluation": {"sequences": 6, "decode_tokens": 0, "curve": CURVE},
     }
     created = {
-        name: installation.store.create(installation.spec(**body, workers=workers))
+        name: installation.store.users.create(installation.spec(**body, workers=workers))
         for name, workers in RUNS.items()
     }
     with installation.ray(num_cpus=2), installation.dispatching():
@@ -74,7 +74,7 @@ def jobs(installation: Installation) -> Mapping[str, Job]:
 
 def download(installation: Installation, job: Job, name: str, folder: Path) -> Path:
     storage = ObjectStorage.from_settings(installation.settings)
-    (artifact,) = [each for each in installation.store.artifacts(job.id) if each.name == name]
+    (artifact,) = [each for each in installation.store.users.artifacts(job.id) if each.name == name]
     for file in artifact.files:
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         storage.get_file(artifact.prefix + file.path, folder / file.path)
@@ -117,7 +117,7 @@ def test_the_artifact_is_as_good_as_was_asked(
 def test_a_smaller_size_was_measured_and_is_not(
     installation: Installation, jobs: Mapping[str, Job]
 ) -> None:
-    report = installation.store.report(jobs["two"].id)
+    report = installation.store.users.report(jobs["two"].id)
     assert report is not None
     (dense,) = [point for point in report["curve"] if point["kind"] == "dense"]
     (chosen,) = [point for point in report["curve"] if point["name"] == f"increase-{INCREASE}"]
@@ -131,7 +131,7 @@ def test_a_smaller_size_was_measured_and_is_not(
 def test_the_curve_has_the_sizes_asked_for(
     installation: Installation, jobs: Mapping[str, Job]
 ) -> None:
-    report = installation.store.report(jobs["two"].id)
+    report = installation.store.users.report(jobs["two"].id)
     assert report is not None
     fractions = [point["linear_fraction"] for point in report["curve"]]
     assert fractions == sorted(fractions)
@@ -147,7 +147,7 @@ def test_two_runs_of_one_job_write_the_same_bytes(
     def weights(job: Job) -> dict[tuple[str, str], str]:
         return {
             (artifact.name, file.path): file.sha256
-            for artifact in installation.store.artifacts(job.id)
+            for artifact in installation.store.users.artifacts(job.id)
             for file in artifact.files
             if file.path.endswith(".safetensors")
         }

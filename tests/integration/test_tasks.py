@@ -53,9 +53,9 @@ def test_tasks_are_given_to_every_model(
     evaluation = {"sequences": 4, "decode_tokens": 0, "tasks": tasks(installation.inputs)}
     spec = installation.spec(evaluation=evaluation, workers=2)
     with installation.ray(num_cpus=2), installation.dispatching():
-        job = installation.wait_for(installation.store.create(spec), ended)
+        job = installation.wait_for(installation.store.users.create(spec), ended)
     assert job.state == JobState.SUCCEEDED, job.failure
-    report = installation.store.report(job.id)
+    report = installation.store.users.report(job.id)
     assert report is not None
     dense, (target,) = report["evaluation"]["dense"]["tasks"], report["targets"]
     for measured in (dense, target["tasks"]):
@@ -72,7 +72,7 @@ def test_code_is_not_run_where_a_node_forbids_it(installation: Installation) -> 
     evaluation = {"sequences": 4, "decode_tokens": 0, "tasks": tasks(installation.inputs)}
     spec = installation.spec(evaluation=evaluation)
     with installation.ray(num_cpus=1), installation.dispatching():
-        job = installation.wait_for(installation.store.create(spec), ended)
+        job = installation.wait_for(installation.store.users.create(spec), ended)
     assert job.failure is not None
     assert job.failure.code == "code_execution_forbidden"
     assert job.failure.param == "evaluation.tasks.1"

@@ -48,7 +48,7 @@ def main(job_id: str, attempt: int) -> int:
     store = Store(settings.database)
     scratch = settings.scratch_dir / f"{job_id}-{attempt}"
     try:
-        job = _insist(settings, lambda: store.get(job_id))
+        job = _insist(settings, lambda: store.users.get(job_id))
         if job.attempt != attempt:
             raise AttemptStale
         end_stale = partial(_end, EXIT_STALE, scratch)
@@ -67,13 +67,16 @@ def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
         _join_cluster(scratch.name)
         _stop_on_sigterm(scratch)
         report = run_attempt(job, progress, settings)
-        _insist(settings, lambda: store.succeed(job.id, job.attempt, report))
+        _insist(settings, lambda: store.attempts.succeed(job.id, job.attempt, report))
     except AttemptStale:
         raise
     except Exception as error:
         log.exception("%s, attempt %d failed", job.id, job.attempt)
         failure = failure_of(error)
-        _insist(settings, lambda: store.fail(job.id, job.attempt, failure, settings.retry_policy))
+        _insist(
+            settings,
+            lambda: store.attempts.fail(job.id, job.attempt, failure, settings.retry_policy),
+        )
         return EXIT_FAILED
     finally:
         ray.shutdown()

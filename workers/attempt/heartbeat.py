@@ -35,7 +35,7 @@ class Heartbeat:
         on_stale: Callable[[], object],
     ) -> None:
         """`on_stale` is called, on the heartbeat's thread, when the attempt is not current."""
-        self._renew = partial(store.renew, job_id, attempt, lease_seconds)
+        self._renew = partial(store.attempts.renew, job_id, attempt, lease_seconds)
         self._pause_seconds = lease_seconds / RENEWALS_PER_LEASE
         self._on_stale = on_stale
         self._stop = threading.Event()

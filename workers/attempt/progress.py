@@ -54,28 +54,32 @@ class Progress:
 
     def note(self, type_: str, message: str, data: Mapping[str, object]) -> None:
         """Append an event to the job's history."""
-        self._insist(lambda: self._store.record(self._job_id, self.attempt, type_, message, data))
+        self._insist(
+            lambda: self._store.attempts.record(self._job_id, self.attempt, type_, message, data)
+        )
 
     def last_noted(self, type_: str) -> Mapping[str, Any] | None:
         """What this or an earlier attempt noted last of that type."""
-        event = self._insist(lambda: self._store.last_event(self._job_id, type_))
+        event = self._insist(lambda: self._store.users.last_event(self._job_id, type_))
         return None if event is None else event.data
 
     def published(self, position: int, artifact: Artifact) -> None:
         """The artifact of the target at this position is in the bucket."""
-        self._insist(lambda: self._store.published(self._job_id, self.attempt, position, artifact))
+        self._insist(
+            lambda: self._store.attempts.published(self._job_id, self.attempt, position, artifact)
+        )
 
     def withdraw(self, reason: str) -> None:
         """What earlier attempts have published counts no more."""
-        self._insist(lambda: self._store.withdraw(self._job_id, self.attempt, reason))
+        self._insist(lambda: self._store.attempts.withdraw(self._job_id, self.attempt, reason))
 
     def artifacts(self) -> tuple[Artifact, ...]:
         """What this and earlier attempts have published."""
-        return self._insist(lambda: self._store.artifacts(self._job_id))
+        return self._insist(lambda: self._store.users.artifacts(self._job_id))
 
     def in_flight(self) -> set[str]:
         """The names of all attempts, of any job, that are under way."""
-        return {f"{job.id}-{job.attempt}" for job in self._insist(self._store.in_flight)}
+        return {f"{job.id}-{job.attempt}" for job in self._insist(self._store.claims.in_flight)}
 
     def tell(self, step: Step, done: int, total: int, unit: str) -> None:
         """How far a step has come; insists on being heard."""
@@ -83,7 +87,7 @@ class Progress:
 
     def mention(self, step: Step, done: int, total: int, unit: str) -> None:
         """How far a step has come. Raises DatabaseUnavailable."""
-        self._store.progress(self._job_id, self.attempt, step, done, total, unit)
+        self._store.attempts.progress(self._job_id, self.attempt, step, done, total, unit)
 
     def _insist(self, act: Callable[[], Result]) -> Result:
         return retry(act, on=DatabaseUnavailable, seconds=self._patience_seconds)

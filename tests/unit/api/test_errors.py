@@ -194,7 +194,7 @@ def test_an_invalid_field_is_named(
     assert response.headers["content-type"] == "application/problem+json"
     assert problem["detail"].startswith(f"{param}: ")
     assert problem["errors"][0] == {"code": code, "detail": problem["detail"], "param": param}
-    assert store.list_jobs(limit=1) == []
+    assert store.users.list_jobs(limit=1) == []
 
 
 def test_all_mistakes_are_listed_without_their_consequences(
@@ -319,7 +319,7 @@ def test_a_defect_shows_nothing_of_its_cause(
     def fail(**_: object) -> None:
         raise RuntimeError("the password is swordfish")
 
-    monkeypatch.setattr(store, "list_jobs", fail)
+    monkeypatch.setattr(store.users, "list_jobs", fail)
     with caplog.at_level(logging.ERROR, logger="api"):
         response = client.get("/v1/jobs")
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")

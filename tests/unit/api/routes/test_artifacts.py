@@ -24,12 +24,12 @@ MANIFEST = Manifest.of([WEIGHTS], FOLDER).to_json()
 @pytest.fixture
 def succeeded(store: Store, storage: Any, job_body: dict[str, Any]) -> str:
     """A job with one artifact of one file, and its manifest in the bucket."""
-    job_id = store.create(JobSpec.model_validate(job_body)).id
-    store.claim()
+    job_id = store.users.create(JobSpec.model_validate(job_body)).id
+    store.claims.claim()
     prefix = f"jobs/{job_id}/artifacts/keep-0.8/{FOLDER}"
     storage.objects[f"jobs/{job_id}/artifacts/keep-0.8/manifest.json"] = MANIFEST
-    store.published(job_id, 1, 0, Artifact("keep-0.8", prefix, (WEIGHTS,)))
-    store.succeed(job_id, 1, {"loss": 1.5})
+    store.attempts.published(job_id, 1, 0, Artifact("keep-0.8", prefix, (WEIGHTS,)))
+    store.attempts.succeed(job_id, 1, {"loss": 1.5})
     return job_id
 
 
@@ -89,12 +89,12 @@ def test_a_manifest_that_is_not_the_published_one_is_no_artifact(
 def test_an_artifact_of_the_first_format_is_handed_out(
     client: TestClient, store: Store, storage: Any, job_body: dict[str, Any]
 ) -> None:
-    job_id = store.create(JobSpec.model_validate(job_body)).id
-    store.claim()
+    job_id = store.users.create(JobSpec.model_validate(job_body)).id
+    store.claims.claim()
     prefix = f"jobs/{job_id}/artifacts/keep-0.8/"
     storage.objects[prefix + "manifest.json"] = Manifest.of([WEIGHTS], "").to_json()
-    store.published(job_id, 1, 0, Artifact("keep-0.8", prefix, (WEIGHTS,)))
-    store.succeed(job_id, 1, {"loss": 1.5})
+    store.attempts.published(job_id, 1, 0, Artifact("keep-0.8", prefix, (WEIGHTS,)))
+    store.attempts.succeed(job_id, 1, {"loss": 1.5})
     (artifact,) = client.get(f"/v1/jobs/{job_id}/artifacts").json()["artifacts"]
     paths = [urlsplit(file["url"]).path for file in artifact["files"]]
     assert paths == [f"/eigenpress/{prefix}{name}" for name in (WEIGHTS.path, "manifest.json")]
@@ -117,12 +117,12 @@ def test_the_report(client: TestClient, succeeded: str) -> None:
 def test_nothing_before_success(
     client: TestClient, store: Store, job_body: dict[str, Any], what: str
 ) -> None:
-    job_id = store.create(JobSpec.model_validate(job_body)).id
+    job_id = store.users.create(JobSpec.model_validate(job_body)).id
     for state in ("queued", "running", "cancelling"):
         response = client.get(f"/v1/jobs/{job_id}/{what}")
         assert (response.status_code, response.json()["code"]) == (409, "job_conflict")
         assert state in response.json()["detail"]
         if state == "queued":
-            store.claim()
+            store.claims.claim()
         else:
-            store.cancel(job_id)
+            store.users.cancel(job_id)

@@ -60,7 +60,7 @@ def test_submit_queues_the_job(client: TestClient, store: Store, job_body: dict[
     assert {key: job[key] for key in expected} == expected
     assert datetime.fromisoformat(job["created_at"]).utcoffset() is not None
     assert job["created_at"].endswith("Z")
-    assert [each.id for each in store.list_jobs(limit=9)] == [job["id"]]
+    assert [each.id for each in store.users.list_jobs(limit=9)] == [job["id"]]
     assert client.get(response.headers["location"]).json() == job
 
 
@@ -87,7 +87,7 @@ def test_submit_needs_the_bucket(
     response = client.post("/v1/jobs", json=job_body)
     assert (response.status_code, response.json()["code"]) == (503, trouble.code)
     assert ("retry-after" in response.headers) is waits
-    assert store.list_jobs(limit=1) == []
+    assert store.users.list_jobs(limit=1) == []
 
 
 def test_list_pages_from_newest_to_oldest(client: TestClient, job_body: dict[str, Any]) -> None:
@@ -114,8 +114,8 @@ def test_a_full_last_page_has_no_next(client: TestClient, job_body: dict[str, An
 
 def test_list_filters_by_state(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
     first, second, third = (_submit(client, job_body)["id"] for _ in range(3))
-    store.claim()
-    store.cancel(second)
+    store.claims.claim()
+    store.users.cancel(second)
     states = {"state": ["running", "cancelled"]}
     page = client.get("/v1/jobs", params=states).json()
     assert [job["id"] for job in page["jobs"]] == [second, first]
@@ -155,9 +155,9 @@ def test_a_running_job_shows_its_steps_and_its_page_in_ray(
     client: TestClient, store: Store, job_body: dict[str, Any]
 ) -> None:
     job_id = _submit(client, job_body)["id"]
-    store.claim()
-    store.progress(job_id, 1, Step.RESOLVE, 1, 1, "models")
-    store.progress(job_id, 1, Step.CALIBRATE, 3, 8, "sequences")
+    store.claims.claim()
+    store.attempts.progress(job_id, 1, Step.RESOLVE, 1, 1, "models")
+    store.attempts.progress(job_id, 1, Step.CALIBRATE, 3, 8, "sequences")
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert (job["state"], job["attempt"]) == ("running", 1)
     assert job["started_at"]
@@ -177,16 +177,16 @@ def test_the_dashboard_may_have_another_address_for_users(
     app = create_app(public, lambda _: nullcontext(replace(services, settings=public)))
     with TestClient(app) as client:
         job_id = _submit(client, job_body)["id"]
-        services.store.claim()
+        services.store.claims.claim()
         links = client.get(f"/v1/jobs/{job_id}").json()["links"]
     assert links["ray_dashboard"] == f"https://ray.example.org/#/jobs/{job_id}-1"
 
 
 def test_a_failed_job_shows_why(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
     job_id = _submit(client, job_body)["id"]
-    store.claim()
+    store.claims.claim()
     failure = Failure("calibration_too_short", "only 7 tokens", "calibration.data")
-    store.fail(job_id, 1, failure, RetryPolicy(3))
+    store.attempts.fail(job_id, 1, failure, RetryPolicy(3))
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert job["state"] == "failed"
     assert job["error"] == {
@@ -206,7 +206,7 @@ def test_links_carry_the_prefix_that_a_proxy_mounts_the_server_under(
 
 def test_cancel(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
     running, queued = (_submit(client, job_body)["id"] for _ in range(2))
-    store.claim()
+    store.claims.claim()
     for job_id, state in ((queued, "cancelled"), (running, "cancelling")):
         for _ in range(2):  # asking again changes nothing
             response = client.post(f"/v1/jobs/{job_id}/cancel")
@@ -217,23 +217,23 @@ def test_cancel_after_the_end_is_a_conflict(
     client: TestClient, store: Store, job_body: dict[str, Any]
 ) -> None:
     job_id = _submit(client, job_body)["id"]
-    store.claim()
-    store.succeed(job_id, 1, {})
+    store.claims.claim()
+    store.attempts.succeed(job_id, 1, {})
     response = client.post(f"/v1/jobs/{job_id}/cancel")
     assert (response.status_code, response.json()["code"]) == (409, "job_conflict")
-    assert store.get(job_id).state is JobState.SUCCEEDED
+    assert store.users.get(job_id).state is JobState.SUCCEEDED
 
 
 def test_retry_of_a_failed_job(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
     job_id = _submit(client, job_body)["id"]
-    store.claim()
-    store.fail(job_id, 1, InvalidParameter("no").failure(), RetryPolicy(3))
+    store.claims.claim()
+    store.attempts.fail(job_id, 1, InvalidParameter("no").failure(), RetryPolicy(3))
     response = client.post(f"/v1/jobs/{job_id}/retry")
     job = response.json()
     assert (response.status_code, job["state"], job["attempt"]) == (202, "queued", 1)
     assert (job["error"], job["last_error"]["detail"]) == (None, "no")
     assert client.post(f"/v1/jobs/{job_id}/retry").json() == job
-    store.claim()
+    store.claims.claim()
     late = client.post(f"/v1/jobs/{job_id}/retry")
     assert (late.status_code, late.json()["code"]) == (409, "job_conflict")
 
@@ -242,8 +242,8 @@ def test_a_job_between_two_attempts_shows_what_it_waits_for(
     client: TestClient, store: Store, job_body: dict[str, Any]
 ) -> None:
     job_id = _submit(client, job_body)["id"]
-    store.claim()
-    store.fail(job_id, 1, StorageUnavailable("S3 is away").failure(), RetryPolicy(3))
+    store.claims.claim()
+    store.attempts.fail(job_id, 1, StorageUnavailable("S3 is away").failure(), RetryPolicy(3))
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert (job["state"], job["attempt"], job["error"]) == ("queued", 1, None)
     assert job["last_error"]["code"] == "storage_unavailable"
@@ -263,7 +263,7 @@ class TestIdempotencyKey:
         assert again.headers["Idempotent-Replayed"] == "true"
         assert again.headers["Location"] == first.headers["Location"]
         assert again.json() == first.json()
-        assert len(store.list_jobs(limit=9)) == 1
+        assert len(store.users.list_jobs(limit=9)) == 1
 
     def test_also_once_it_could_not_be_accepted_any_more(
         self, client: TestClient, storage: Any, model_folder: Path, job_body: dict[str, Any]
@@ -281,7 +281,7 @@ class TestIdempotencyKey:
         problem = other.json()
         assert (other.status_code, problem["code"]) == (422, "idempotency_key_reused")
         assert problem["param"] == "Idempotency-Key"
-        assert len(store.list_jobs(limit=9)) == 1
+        assert len(store.users.list_jobs(limit=9)) == 1
 
     def test_a_refused_request_does_not_use_it_up(
         self, client: TestClient, storage: Any, job_body: dict[str, Any]
@@ -301,7 +301,7 @@ class TestIdempotencyKey:
             ]
             answers = [each.result() for each in asked]
         assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
-        (job,) = store.list_jobs(limit=9)
+        (job,) = store.users.list_jobs(limit=9)
         assert {answer.json()["id"] for answer in answers} == {job.id}
 
     @pytest.mark.parametrize("key", [b"", b" ", b"x" * 256, b"tab\tbed"])
@@ -312,13 +312,13 @@ class TestIdempotencyKey:
         response = client.post("/v1/jobs", json=job_body, headers=headers)
         assert (response.status_code, response.json()["code"]) == (422, "invalid_parameter")
         assert response.json()["param"] == "Idempotency-Key"
-        assert store.list_jobs(limit=9) == []
+        assert store.users.list_jobs(limit=9) == []
 
 
 def test_events_can_be_followed(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
     job_id = _submit(client, job_body)["id"]
-    store.claim()
-    store.record(job_id, 1, "note", "a word", {"size": 3})
+    store.claims.claim()
+    store.attempts.record(job_id, 1, "note", "a word", {"size": 3})
     url = f"/v1/jobs/{job_id}/events"
     page = client.get(url, params={"limit": 2}).json()
     assert [event["type"] for event in page["events"]] == ["job.queued", "job.claimed"]

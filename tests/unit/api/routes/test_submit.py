@@ -127,7 +127,7 @@ def test_a_bad_input_is_refused(
     assert (response.status_code, problem["param"]) == (422, param), problem
     assert code is None or problem["code"] == code, problem
     assert response.headers["content-type"] == "application/problem+json"
-    assert store.list_jobs(limit=1) == []
+    assert store.users.list_jobs(limit=1) == []
 
 
 def test_the_hub_is_not_asked_at_submission(client: TestClient, job_body: dict[str, Any]) -> None:

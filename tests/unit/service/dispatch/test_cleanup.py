@@ -66,10 +66,10 @@ class Attempts:
         self._storage = storage
         self._folder = folder
         folder.mkdir()
-        self.job = store.create(small_spec())
+        self.job = store.users.create(small_spec())
 
     def start(self) -> int:
-        claimed = self._store.claim()
+        claimed = self._store.claims.claim()
         assert claimed is not None
         self._cluster.submit(claimed.id, claimed.attempt)
         return claimed.attempt
@@ -85,8 +85,8 @@ class Attempts:
 
     def lose(self, attempt: int, policy: RetryPolicy = TWICE) -> Job:
         self._cluster.end(self.job.id, attempt)
-        self._store.fail(self.job.id, attempt, LOST, policy)
-        return self._store.get(self.job.id)
+        self._store.attempts.fail(self.job.id, attempt, LOST, policy)
+        return self._store.users.get(self.job.id)
 
 
 @pytest.fixture
@@ -109,15 +109,15 @@ def test_what_counts_stays_after_success(
     stray = artifact.prefix.replace("/2-", "/1-") + "weights"
     bucket.put_bytes(stray, b"of a dead attempt")
     attempts.checkpoint(2)
-    job_store.published(attempts.job.id, 2, 0, artifact)
-    job_store.succeed(attempts.job.id, 2, {})
+    job_store.attempts.published(attempts.job.id, 2, 0, artifact)
+    job_store.attempts.succeed(attempts.job.id, 2, {})
     cluster.end(attempts.job.id, 2)
-    clean(job_store.get(attempts.job.id))
+    clean(job_store.users.get(attempts.job.id))
     assert sorted(bucket.objects) == [
         artifact.prefix + "weights",
         f"jobs/{attempts.job.id}/artifacts/{NAME}/manifest.json",
     ]
-    assert job_store.to_clean() == []
+    assert job_store.claims.to_clean() == []
     assert cluster.known == []
 
 
@@ -130,12 +130,12 @@ def test_nothing_stays_of_a_cancelled_job(
 ) -> None:
     attempts.publish(attempts.start())
     attempts.checkpoint(1)
-    job_store.cancel(attempts.job.id)
+    job_store.users.cancel(attempts.job.id)
     cluster.end(attempts.job.id, 1)
-    job_store.end_cancelled(attempts.job.id, 1)
-    clean(job_store.get(attempts.job.id))
+    job_store.claims.end_cancelled(attempts.job.id, 1)
+    clean(job_store.users.get(attempts.job.id))
     assert bucket.objects == {}
-    assert job_store.to_clean() == []
+    assert job_store.claims.to_clean() == []
 
 
 def test_the_checkpoints_of_a_failed_job_stay_for_a_retry_and_no_longer(
@@ -150,7 +150,7 @@ def test_the_checkpoints_of_a_failed_job_stay_for_a_retry_and_no_longer(
     failed = attempts.lose(1, ONCE)
     clean(failed, retention=3600)
     assert list(bucket.objects) == [kept]
-    assert job_store.to_clean() == []  # not for an hour
+    assert job_store.claims.to_clean() == []  # not for an hour
     assert cluster.known == [f"{failed.id}-1"]  # with its log
     clean(failed, retention=0)
     assert bucket.objects == {}
@@ -161,8 +161,8 @@ def test_a_driver_that_is_still_active_is_stopped_and_the_job_looked_at_again(
     attempts: Attempts, job_store: Store, cluster: FakeCluster, clean: Callable[..., None]
 ) -> None:
     attempts.start()
-    job_store.fail(attempts.job.id, 1, MISTAKE, ONCE)
-    job = job_store.get(attempts.job.id)
+    job_store.attempts.fail(attempts.job.id, 1, MISTAKE, ONCE)
+    job = job_store.users.get(attempts.job.id)
     clean(job)
     assert cluster.stopped == [f"{job.id}-1"]
     assert cluster.known == [f"{job.id}-1"]
@@ -174,16 +174,16 @@ def test_a_failed_jobs_driver_is_not_left_to_run_for_as_long_as_its_checkpoints_
     attempts: Attempts, job_store: Store, cluster: FakeCluster, clean: Callable[..., None]
 ) -> None:
     attempts.start()
-    job_store.fail(attempts.job.id, 1, MISTAKE, ONCE)
-    job = job_store.get(attempts.job.id)
+    job_store.attempts.fail(attempts.job.id, 1, MISTAKE, ONCE)
+    job = job_store.users.get(attempts.job.id)
     cluster.deaf = True
     clean(job, retention=3600)
-    assert [due.id for due in job_store.to_clean(grace_seconds=-AGAIN_SECONDS)] == [job.id]
+    assert [due.id for due in job_store.claims.to_clean(grace_seconds=-AGAIN_SECONDS)] == [job.id]
     cluster.deaf = False
     clean(job, retention=3600)
     assert cluster.stopped == [f"{job.id}-1"]
     clean(job, retention=3600)
-    assert job_store.to_clean(grace_seconds=-AGAIN_SECONDS) == []
+    assert job_store.claims.to_clean(grace_seconds=-AGAIN_SECONDS) == []
 
 
 def test_the_bucket_is_cleaned_while_the_cluster_is_away(
@@ -201,7 +201,7 @@ def test_the_bucket_is_cleaned_while_the_cluster_is_away(
     cluster.down = False
     clean(failed)  # for its driver may have written since
     assert cluster.known == []
-    assert job_store.to_clean() == []
+    assert job_store.claims.to_clean() == []
 
 
 def test_a_cleaner_that_was_suspended_removes_nothing_of_a_later_attempt(
@@ -213,7 +213,7 @@ def test_a_cleaner_that_was_suspended_removes_nothing_of_a_later_attempt(
     attempts.publish(attempts.start())
     attempts.checkpoint(1)
     failed = attempts.lose(1, ONCE)  # as the cleaner has read it
-    job_store.retry(failed.id)
+    job_store.users.retry(failed.id)
     artifact = attempts.publish(attempts.start())
     checkpoint = attempts.checkpoint(2)
     with pytest.raises(AttemptStale):

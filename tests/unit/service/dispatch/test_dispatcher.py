@@ -100,7 +100,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def queued(job_store: Store) -> Callable[[], Job]:
-    return lambda: job_store.create(small_spec())
+    return lambda: job_store.users.create(small_spec())
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def running(job_store: Store, dispatcher: Dispatcher, queued: Callable[[], Job])
     """A job whose first attempt was submitted."""
     job = queued()
     dispatcher.tick()
-    return job_store.get(job.id)
+    return job_store.users.get(job.id)
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def silent(job_store: Store, running: Job, clock: Clock) -> Job:
 
 def failure_after_a_pass(store: Store, dispatcher: Dispatcher, job: Job) -> Failure | None:
     dispatcher.tick()
-    return store.get(job.id).failure
+    return store.users.get(job.id).failure
 
 
 def limited_spec(**limits: int) -> JobSpec:
@@ -141,7 +141,7 @@ class TestSubmission:
         assert cluster.active == [f"{running.id}-1"]
         assert cluster.names == {f"{running.id}-1": "small"}
         dispatcher.tick()
-        assert job_store.get(running.id) == running
+        assert job_store.users.get(running.id) == running
         assert cluster.submissions == [f"{running.id}-1"]
 
     def test_only_so_many_run_at_once(
@@ -149,10 +149,10 @@ class TestSubmission:
     ) -> None:
         second = queued()
         dispatcher.tick()
-        assert job_store.get(second.id).state is JobState.QUEUED
-        job_store.succeed(running.id, 1, {})
+        assert job_store.users.get(second.id).state is JobState.QUEUED
+        job_store.attempts.succeed(running.id, 1, {})
         dispatcher.tick()
-        assert job_store.get(second.id).state is JobState.RUNNING
+        assert job_store.users.get(second.id).state is JobState.RUNNING
 
     def test_all_that_there_is_room_for_start_in_one_pass(
         self, make: Callable[..., Dispatcher], cluster: FakeCluster, queued: Callable[[], Job]
@@ -165,7 +165,7 @@ class TestSubmission:
         self, make: Callable[..., Dispatcher], cluster: FakeCluster, job_store: Store
     ) -> None:
         for tenant in ("busy", "busy", "idle"):
-            job_store.create(small_spec(), tenant=tenant)
+            job_store.users.create(small_spec(), tenant=tenant)
         make(max_running_jobs=3, max_running_jobs_per_tenant=1).tick()
         assert len(cluster.active) == 2
 
@@ -179,7 +179,7 @@ class TestSubmission:
         cluster.refusing = "bad entrypoint"
         job = queued()
         dispatcher.tick()
-        failure = job_store.get(job.id).failure
+        failure = job_store.users.get(job.id).failure
         assert failure is not None
         assert (failure.code, failure.detail) == ("submission_refused", "bad entrypoint")
 
@@ -195,7 +195,7 @@ class TestSubmission:
         dispatcher.tick()
         clock.now += 100
         dispatcher.tick()
-        started = job_store.get(job.id)
+        started = job_store.users.get(job.id)
         assert started.lease_until is not None
         assert started.submitted_at is not None
         assert (started.lease_until - started.submitted_at).total_seconds() == 300
@@ -211,14 +211,14 @@ class TestSeveralDispatchers:
         queued: Callable[[], Job],
     ) -> None:
         first, second = queued(), queued()
-        job_store.claim(owner="killed", lease_seconds=30)
+        job_store.claims.claim(owner="killed", lease_seconds=30)
         dispatcher.tick()
         assert cluster.submissions == []
-        job_store.claim(owner="killed", lease_seconds=-1)
+        job_store.claims.claim(owner="killed", lease_seconds=-1)
         dispatcher.tick()
         assert cluster.submissions == [f"{second.id}-1"]
-        assert job_store.get(second.id).submitted_at is not None
-        assert job_store.get(first.id).submitted_at is None
+        assert job_store.users.get(second.id).submitted_at is not None
+        assert job_store.users.get(first.id).submitted_at is None
 
     def test_a_dispatcher_killed_right_after_submission_is_made_up_for(
         self,
@@ -228,12 +228,12 @@ class TestSeveralDispatchers:
         queued: Callable[[], Job],
     ) -> None:
         job = queued()
-        job_store.claim(lease_seconds=-1)
+        job_store.claims.claim(lease_seconds=-1)
         cluster.submit(job.id, 1)
         dispatcher.tick()
         dispatcher.tick()
         assert cluster.active == [f"{job.id}-1"]
-        assert job_store.get(job.id).submitted_at is not None
+        assert job_store.users.get(job.id).submitted_at is not None
 
     def test_one_that_goes_on_after_its_claim_was_taken_over_puts_nothing_back(
         self,
@@ -261,7 +261,7 @@ class TestSeveralDispatchers:
         suspended.tick()
         assert len(submissions) == 2
         assert cluster.active == [f"{job.id}-1"]
-        started = job_store.get(job.id)
+        started = job_store.users.get(job.id)
         assert (started.state, started.attempt) == (JobState.RUNNING, 1)
 
     def test_hundreds_of_jobs_are_each_submitted_once_and_the_limit_holds(
@@ -270,22 +270,26 @@ class TestSeveralDispatchers:
         job_store: Store,
         cluster: FakeCluster,
     ) -> None:
-        jobs = {job_store.create(small_spec(), tenant=f"tenant-{n % 3}").id for n in range(200)}
+        jobs = {
+            job_store.users.create(small_spec(), tenant=f"tenant-{n % 3}").id for n in range(200)
+        }
         dispatchers = [make(max_running_jobs=10, max_running_jobs_per_tenant=4) for _ in range(2)]
         most: list[int] = []
         stop = StopRequest()
 
         def finish_what_runs() -> bool:
-            under_way = job_store.in_flight()
+            under_way = job_store.claims.in_flight()
             most.append(len(under_way))
             assert all(
                 [job.tenant for job in under_way].count(f"tenant-{n}") <= 4 for n in (0, 1, 2)
             )
             for job in under_way:
                 if job.submitted_at is not None:
-                    job_store.succeed(job.id, job.attempt, {})
+                    job_store.attempts.succeed(job.id, job.attempt, {})
                     cluster.end(job.id, job.attempt)
-            return not under_way and not job_store.list_jobs(limit=1, states=[JobState.QUEUED])
+            return not under_way and not job_store.users.list_jobs(
+                limit=1, states=[JobState.QUEUED]
+            )
 
         threads = [threading.Thread(target=each.run, args=(stop,)) for each in dispatchers]
         for thread in threads:
@@ -301,7 +305,7 @@ class TestSeveralDispatchers:
         owners = {
             event.data["owner"]
             for job in jobs
-            for event in job_store.events(job)
+            for event in job_store.users.events(job)
             if event.type == EventType.CLAIMED
         }
         assert owners == {dispatcher.owner for dispatcher in dispatchers}
@@ -321,11 +325,11 @@ class TestClusterDown:
         job = queued()
         for _ in range(3):
             dispatcher.tick()
-        assert job_store.get(job.id) == job
+        assert job_store.users.get(job.id) == job
         assert len(messages(caplog, logging.WARNING)) == 1
         cluster.down = False
         dispatcher.tick()
-        assert job_store.get(job.id).state is JobState.RUNNING
+        assert job_store.users.get(job.id).state is JobState.RUNNING
         assert "The Ray cluster: works again" in messages(caplog, logging.INFO)
         assert len(messages(caplog, logging.WARNING)) == 1
 
@@ -341,18 +345,18 @@ class TestClusterDown:
         lapse(job_store, running)
         clock.now += 1000
         dispatcher.tick()
-        assert job_store.get(running.id).state is JobState.RUNNING
+        assert job_store.users.get(running.id).state is JobState.RUNNING
         cluster.down = False
         dispatcher.tick()
-        assert job_store.get(running.id).attempt == 2
+        assert job_store.users.get(running.id).attempt == 2
 
     def test_a_job_that_waits_for_too_long_fails_all_the_same(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster
     ) -> None:
         cluster.down = True
-        job = job_store.create(limited_spec(queue_seconds=1))
+        job = job_store.users.create(limited_spec(queue_seconds=1))
         wait_until(lambda: failure_after_a_pass(job_store, dispatcher, job))
-        failure = job_store.get(job.id).failure
+        failure = job_store.users.get(job.id).failure
         assert failure is not None
         assert failure.code == "queue_time_exceeded"
 
@@ -366,12 +370,12 @@ class TestClusterDown:
         cluster.dropping_submissions = True
         job = queued()
         dispatcher.tick()
-        waiting = job_store.get(job.id)
+        waiting = job_store.users.get(job.id)
         assert (waiting.state, waiting.attempt) == (JobState.QUEUED, 0)
         cluster.dropping_submissions = False
         for _ in range(PAUSE_TICKS):
             dispatcher.tick()
-            assert job_store.get(job.id) == waiting
+            assert job_store.users.get(job.id) == waiting
         dispatcher.tick()
         assert cluster.active == [f"{job.id}-1"]
 
@@ -385,7 +389,7 @@ class TestClusterDown:
 
 
 def retry_of(store: Store, job: Job) -> dict[str, object]:
-    (retried,) = [e for e in store.events(job.id) if e.type == EventType.RETRIED]
+    (retried,) = [e for e in store.users.events(job.id) if e.type == EventType.RETRIED]
     return dict(retried.data)
 
 
@@ -395,7 +399,7 @@ class TestLostAttempts:
     ) -> None:
         cluster.end(running.id, 1, printed="loading", code=137)
         dispatcher.tick()
-        job = job_store.get(running.id)
+        job = job_store.users.get(running.id)
         assert (job.state, job.attempt) == (JobState.RUNNING, 2)
         retried = retry_of(job_store, running)
         assert retried["code"] == "driver_killed"
@@ -408,7 +412,7 @@ class TestLostAttempts:
         for attempt in (1, 2):
             cluster.end(running.id, attempt)
             dispatcher.tick()
-        job = job_store.get(running.id)
+        job = job_store.users.get(running.id)
         assert job.state is JobState.FAILED
         assert job.failure is not None
         assert (job.failure.code, job.attempt) == ("attempt_lost", 2)
@@ -419,7 +423,7 @@ class TestLostAttempts:
         cluster.logs_lost = True
         cluster.end(running.id, 1)
         dispatcher.tick()
-        assert job_store.get(running.id).attempt == 2
+        assert job_store.users.get(running.id).attempt == 2
 
     @pytest.mark.parametrize("how", ["succeeded", "failed"])
     def test_a_driver_that_ended_the_attempt_first_is_believed(
@@ -434,20 +438,20 @@ class TestLostAttempts:
     ) -> None:
         def ended_meanwhile(job_id: str, attempt: int) -> AttemptStatus:
             if how == "succeeded":
-                job_store.succeed(job_id, attempt, {})
+                job_store.attempts.succeed(job_id, attempt, {})
             else:
-                job_store.fail(job_id, attempt, USER_MISTAKE, AT_ONCE)
+                job_store.attempts.fail(job_id, attempt, USER_MISTAKE, AT_ONCE)
             return Ended("SUCCEEDED")
 
         monkeypatch.setattr(cluster, "status", ended_meanwhile)
         dispatcher.tick()
-        assert job_store.get(running.id).state == how
+        assert job_store.users.get(running.id).state == how
         assert messages(caplog, logging.WARNING) == []
 
     def test_a_failed_attempt_is_stopped_before_the_next(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster, running: Job
     ) -> None:
-        job_store.fail(running.id, 1, PASSING, AT_ONCE)  # its driver is yet to end
+        job_store.attempts.fail(running.id, 1, PASSING, AT_ONCE)  # its driver is yet to end
         dispatcher.tick()
         assert cluster.stopped == [f"{running.id}-1"]
         assert cluster.active == [f"{running.id}-2"]
@@ -475,7 +479,7 @@ class TestLeases:
     ) -> None:
         cluster.deaf = True
         dispatcher.tick()
-        assert job_store.get(silent.id).state is JobState.QUEUED
+        assert job_store.users.get(silent.id).state is JobState.QUEUED
 
     def test_none_is_judged_by_a_dispatcher_that_has_just_started(
         self,
@@ -488,10 +492,10 @@ class TestLeases:
         lapse(job_store, running)
         clock.now += settings.lease_seconds - 1
         dispatcher.tick()
-        assert job_store.get(running.id).attempt == 1
+        assert job_store.users.get(running.id).attempt == 1
         clock.now += 1
         dispatcher.tick()
-        assert job_store.get(running.id).attempt == 2
+        assert job_store.users.get(running.id).attempt == 2
 
     def test_none_is_judged_while_drivers_may_not_have_reached_the_database(
         self,
@@ -503,14 +507,14 @@ class TestLeases:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         with monkeypatch.context() as away:
-            away.setattr(job_store, "_database", Store("sqlite:////nowhere/jobs.db")._database)
+            away.setattr(job_store, "claims", Store("sqlite:////nowhere/jobs.db").claims)
             dispatcher.tick()
         clock.now += settings.lease_seconds - 1
         dispatcher.tick()
-        assert job_store.get(silent.id).attempt == 1
+        assert job_store.users.get(silent.id).attempt == 1
         clock.now += 1
         dispatcher.tick()
-        assert job_store.get(silent.id).attempt == 2
+        assert job_store.users.get(silent.id).attempt == 2
 
     def test_none_is_judged_when_drivers_may_have_slept(
         self,
@@ -524,10 +528,10 @@ class TestLeases:
         dispatcher.tick()
         clock.now += settings.lease_seconds - 1
         dispatcher.tick()
-        assert job_store.get(silent.id).attempt == 1
+        assert job_store.users.get(silent.id).attempt == 1
         clock.now += 1
         dispatcher.tick()
-        assert job_store.get(silent.id).attempt == 2
+        assert job_store.users.get(silent.id).attempt == 2
 
     @pytest.mark.usefixtures("silent")
     def test_none_is_stopped_before_its_judgement_is_committed(
@@ -542,7 +546,7 @@ class TestLeases:
         def waits_for_the_row(*_: object, **__: object) -> None:
             raise DatabaseUnavailable
 
-        monkeypatch.setattr(job_store, "fail", waits_for_the_row)
+        monkeypatch.setattr(job_store.attempts, "fail", waits_for_the_row)
         dispatcher.tick()
         dispatcher.tick()
         assert cluster.stopped == []
@@ -560,25 +564,25 @@ class TestLeases:
         answer = getattr(cluster, call)
 
         def renewed_meanwhile(job_id: str, attempt: int) -> object:
-            job_store.renew(job_id, attempt, 60)
+            job_store.attempts.renew(job_id, attempt, 60)
             return answer(job_id, attempt)
 
         monkeypatch.setattr(cluster, call, renewed_meanwhile)
         dispatcher.tick()
         assert cluster.active == [f"{silent.id}-1"]
-        assert job_store.get(silent.id).attempt == 1
+        assert job_store.users.get(silent.id).attempt == 1
 
 
 class TestCancelling:
     def test_the_attempt_is_stopped_then_the_job_ends(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster, running: Job
     ) -> None:
-        job_store.cancel(running.id)
+        job_store.users.cancel(running.id)
         dispatcher.tick()
         assert cluster.stopped == [f"{running.id}-1"]
-        assert job_store.get(running.id).state is JobState.CANCELLING
+        assert job_store.users.get(running.id).state is JobState.CANCELLING
         dispatcher.tick()
-        assert job_store.get(running.id).state is JobState.CANCELLED
+        assert job_store.users.get(running.id).state is JobState.CANCELLED
 
     def test_between_claim_and_submission(
         self,
@@ -588,11 +592,11 @@ class TestCancelling:
         queued: Callable[[], Job],
     ) -> None:
         job = queued()
-        job_store.claim()
-        job_store.cancel(job.id)
+        job_store.claims.claim()
+        job_store.users.cancel(job.id)
         dispatcher.tick()
         assert cluster.names == {}
-        assert job_store.get(job.id).state is JobState.CANCELLED
+        assert job_store.users.get(job.id).state is JobState.CANCELLED
 
     @pytest.mark.parametrize("trouble", ["deaf", "down"])
     @pytest.mark.parametrize(
@@ -613,20 +617,20 @@ class TestCancelling:
         setattr(cluster, trouble, True)
         if lapsed:
             lapse(job_store, running)
-        job_store.cancel(running.id)
+        job_store.users.cancel(running.id)
         dispatcher.tick()
-        assert job_store.get(running.id).state is state
+        assert job_store.users.get(running.id).state is state
 
 
 class TestTimeLimits:
     def test_a_job_that_ran_for_too_long_fails_and_is_stopped(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster
     ) -> None:
-        job = job_store.create(limited_spec(run_seconds=1))
+        job = job_store.users.create(limited_spec(run_seconds=1))
         dispatcher.tick()
         assert cluster.active == [f"{job.id}-1"]
         wait_until(lambda: failure_after_a_pass(job_store, dispatcher, job))
-        failure = job_store.get(job.id).failure
+        failure = job_store.users.get(job.id).failure
         assert failure is not None
         assert failure.code == "run_time_exceeded"
         assert cluster.active == []
@@ -645,7 +649,7 @@ class TestTrouble:
         dispatcher, hanging = make(max_running_jobs=3), threading.Event()
         jobs = [queued() for _ in range(2)]
         dispatcher.tick()
-        wait_until(lambda: all(job_store.get(job.id).submitted_at for job in jobs))
+        wait_until(lambda: all(job_store.users.get(job.id).submitted_at for job in jobs))
         stop = cluster.stop
 
         def stop_hangs(job_id: str, attempt: int) -> None:
@@ -655,16 +659,16 @@ class TestTrouble:
 
         monkeypatch.setattr(cluster, "stop", stop_hangs)
         for job in jobs:
-            job_store.cancel(job.id)
+            job_store.users.cancel(job.id)
         late = queued()
 
         def passes() -> bool:
             dispatcher.tick()
-            cancelled = job_store.get(jobs[1].id).state is JobState.CANCELLED
-            return cancelled and job_store.get(late.id).submitted_at is not None
+            cancelled = job_store.users.get(jobs[1].id).state is JobState.CANCELLED
+            return cancelled and job_store.users.get(late.id).submitted_at is not None
 
         wait_until(passes)
-        assert job_store.get(jobs[0].id).state is JobState.CANCELLING
+        assert job_store.users.get(jobs[0].id).state is JobState.CANCELLING
         hanging.set()
 
     def test_a_defect_in_one_job_does_not_hold_up_the_others(
@@ -686,7 +690,7 @@ class TestTrouble:
 
         monkeypatch.setattr(cluster, "submit", submit_badly)
         dispatcher.tick()
-        assert job_store.get(good.id).submitted_at is not None
+        assert job_store.users.get(good.id).submitted_at is not None
         (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert warning.exc_info is not None
 
@@ -721,9 +725,9 @@ class TestTrouble:
         (warning,) = messages(caplog, logging.WARNING)
         assert "no such table" in warning
         store.migrate()
-        job = store.create(small_spec())
+        job = store.users.create(small_spec())
         dispatcher.tick()
-        assert store.get(job.id).state is JobState.RUNNING
+        assert store.users.get(job.id).state is JobState.RUNNING
         dispatcher.close()
         store.close()
 

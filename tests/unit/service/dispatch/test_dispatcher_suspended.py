@@ -39,6 +39,8 @@ class Suspending:
 
     def __getattr__(self, name: str) -> Any:
         act = getattr(self._real, name)
+        if not callable(act):  # a side of the store
+            return Suspending(act, self._before)
 
         def call(*args: object, **kwargs: object) -> object:
             self._before()
@@ -78,8 +80,8 @@ class World:
         for key in self.cluster.active:
             attempt = int(key.rpartition("-")[2])
             try:
-                self.store.renew(job.id, attempt, 60)
-                self.store.succeed(job.id, attempt, {"by": attempt})
+                self.store.attempts.renew(job.id, attempt, 60)
+                self.store.attempts.succeed(job.id, attempt, {"by": attempt})
             except AttemptStale:
                 pass  # as drivers do, it ends without a trace
             self.cluster.end(job.id, attempt)
@@ -90,11 +92,11 @@ class World:
             self.suspended.tick()
             self.other.tick()
             self.finish(job)
-            if self.store.get(job.id).state in TERMINAL and not self.store.to_clean():
+            if self.store.users.get(job.id).state in TERMINAL and not self.store.claims.to_clean():
                 break
         self.suspended.close()
         self.other.close()
-        return self.store.get(job.id)
+        return self.store.users.get(job.id)
 
 
 @pytest.fixture(params=CALLS)
@@ -111,12 +113,12 @@ def world(request: pytest.FixtureRequest, job_store: Store, tmp_path: Path) -> W
 
 def ends(store: Store, job: Job) -> list[str]:
     terminal = {EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED}
-    return [event.type for event in store.events(job.id) if event.type in terminal]
+    return [event.type for event in store.users.events(job.id) if event.type in terminal]
 
 
 def test_while_it_submits(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    job = world.store.create(small_spec())
+    job = world.store.users.create(small_spec())
 
     def meanwhile() -> None:
         lapse(world.store, job)
@@ -133,9 +135,9 @@ def test_while_it_submits(world: World, caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_while_it_cancels(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    job = world.store.create(small_spec())
+    job = world.store.users.create(small_spec())
     world.other.tick()
-    world.store.cancel(job.id)
+    world.store.users.cancel(job.id)
 
     def meanwhile() -> None:
         world.other.tick()
@@ -150,7 +152,7 @@ def test_while_it_cancels(world: World, caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_while_it_ends_a_lost_attempt(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    job = world.store.create(small_spec())
+    job = world.store.users.create(small_spec())
     world.other.tick()
     world.cluster.end(job.id, 1, code=137)
 
@@ -161,29 +163,29 @@ def test_while_it_ends_a_lost_attempt(world: World, caplog: pytest.LogCaptureFix
     world.meanwhile = meanwhile
     done = world.settle(job)
     assert (done.state, done.attempt) == (JobState.SUCCEEDED, 2)
-    assert world.store.report(job.id) == {"by": 2}
+    assert world.store.users.report(job.id) == {"by": 2}
     assert world.cluster.active == []
     assert no_defects(caplog)
 
 
 def test_while_it_cleans_up(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    job = world.store.create(small_spec())
+    job = world.store.users.create(small_spec())
     world.other.tick()
     world.bucket.put_bytes(f"jobs/{job.id}/checkpoints/f/1-0000000a/part", b"of attempt 1")
-    world.store.fail(job.id, 1, InvalidParameter().failure(), Settings().retry_policy)
+    world.store.attempts.fail(job.id, 1, InvalidParameter().failure(), Settings().retry_policy)
     world.cluster.end(job.id, 1)
     live = f"jobs/{job.id}/checkpoints/f/2-0000000b/part"
     retried = []
 
     def meanwhile() -> None:
-        retried.append(world.store.retry(job.id))
+        retried.append(world.store.users.retry(job.id))
         world.other.tick()
         world.bucket.put_bytes(live, b"of attempt 2")
 
     world.meanwhile = meanwhile
     world.suspended.tick()
     if retried:
-        now = world.store.get(job.id)
+        now = world.store.users.get(job.id)
         assert (now.state, now.attempt) == (JobState.RUNNING, 2)
         assert world.cluster.active == [f"{job.id}-2"]
         assert live in world.bucket.objects

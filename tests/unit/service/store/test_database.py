@@ -26,7 +26,7 @@ import sys
 from service.store.store import Store
 store = Store(sys.argv[1])
 sys.stdin.readline()
-while job := store.claim():
+while job := store.claims.claim():
     print(job.id, flush=True)
 store.close()
 """
@@ -42,7 +42,7 @@ def test_no_tables_is_unavailable(database_url: str) -> None:
 def test_a_folder_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
     store = Store(f"sqlite:///{tmp_path / 'missing' / 'jobs.db'}")
     with pytest.raises(DatabaseUnavailable, match="unable to open database file"):
-        store.get("job-none")
+        store.users.get("job-none")
 
 
 def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_a_lock_held_too_long_is_unavailable(
     holder.execute("BEGIN IMMEDIATE")
     try:
         with pytest.raises(DatabaseUnavailable, match="locked"):
-            impatient.create(small_spec())
-        assert impatient.list_jobs(limit=1) == []  # readers do not wait for writers
+            impatient.users.create(small_spec())
+        assert impatient.users.list_jobs(limit=1) == []  # readers do not wait for writers
     finally:
         holder.close()
         impatient.close()
@@ -79,14 +79,14 @@ def test_a_defect_stays_a_defect(database_url: str) -> None:
 
 
 def test_an_exception_undoes_the_transaction(job_store: Store, database_url: str) -> None:
-    job = job_store.create(small_spec())
+    job = job_store.users.create(small_spec())
     database = Database(database_url)
     row = {"job_id": job.id, "content": {}}
     with suppress(RuntimeError), database.writing() as connection:
         connection.execute(insert(tables.reports).values(row))
         raise RuntimeError
     database.close()
-    assert job_store.report(job.id) is None
+    assert job_store.users.report(job.id) is None
 
 
 def test_instants_need_a_timezone_and_come_back_in_utc() -> None:
@@ -105,7 +105,7 @@ def test_instants_need_a_timezone_and_come_back_in_utc() -> None:
 
 
 def test_processes_claim_each_job_once(job_store: Store, database_url: str) -> None:
-    jobs = {job_store.create(small_spec()).id for _ in range(40)}
+    jobs = {job_store.users.create(small_spec()).id for _ in range(40)}
     command = [sys.executable, "-c", CLAIM_ALL, database_url]
     claimers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -121,9 +121,9 @@ def test_processes_claim_each_job_once(job_store: Store, database_url: str) -> N
 
 
 def test_threads_claim_each_job_once(job_store: Store) -> None:
-    jobs = [job_store.create(small_spec()).id for _ in range(20)]
+    jobs = [job_store.users.create(small_spec()).id for _ in range(20)]
     with ThreadPoolExecutor(8) as pool:
-        claims = list(pool.map(lambda _: job_store.claim(), range(24)))
+        claims = list(pool.map(lambda _: job_store.claims.claim(), range(24)))
     assert sorted(job.id for job in claims if job) == jobs
 
 
@@ -132,24 +132,24 @@ def test_of_an_end_and_a_cancellation_one_wins(job_store: Store) -> None:
 
     def succeed(job_id: str) -> bool:
         try:
-            job_store.progress(job_id, 1, Step.PUBLISH, 1, 1, "artifacts")
-            job_store.succeed(job_id, 1, {"won": True})
+            job_store.attempts.progress(job_id, 1, Step.PUBLISH, 1, 1, "artifacts")
+            job_store.attempts.succeed(job_id, 1, {"won": True})
         except AttemptStale:
             return False
         return True
 
     def cancel(job_id: str) -> bool:
         try:
-            return job_store.cancel(job_id).state is JobState.CANCELLING
+            return job_store.users.cancel(job_id).state is JobState.CANCELLING
         except Exception:
             return False
 
     with ThreadPoolExecutor(2) as pool:
         for _ in range(20):
-            job = job_store.create(small_spec())
-            job_store.claim()
+            job = job_store.users.create(small_spec())
+            job_store.claims.claim()
             ended, cancelled = pool.submit(succeed, job.id), pool.submit(cancel, job.id)
             assert ended.result() != cancelled.result()
-            state = job_store.get(job.id).state
+            state = job_store.users.get(job.id).state
             assert state is (JobState.SUCCEEDED if ended.result() else JobState.CANCELLING)
-            assert (job_store.report(job.id) is not None) == ended.result()
+            assert (job_store.users.report(job.id) is not None) == ended.result()

@@ -44,31 +44,31 @@ def twice(act: Callable[[], Any]) -> Any:
 
 
 def claimed(store: Store) -> Job:
-    store.create(small_spec())
-    job = store.claim()
+    store.users.create(small_spec())
+    job = store.claims.claim()
     assert job is not None
     return job
 
 
 def types(store: Store, job_id: str) -> list[str]:
-    return [each.type for each in store.events(job_id, heartbeats=True)][2:]
+    return [each.type for each in store.users.events(job_id, heartbeats=True)][2:]
 
 
 def test_of_a_submission(job_store: Store) -> None:
-    job, new = twice(lambda: job_store.create_once(small_spec(), "key"))
+    job, new = twice(lambda: job_store.users.create_once(small_spec(), "key"))
     assert not new
-    assert job_store.list_jobs(limit=9) == [job]
-    assert [each.type for each in job_store.events(job.id)] == [EventType.QUEUED]
+    assert job_store.users.list_jobs(limit=9) == [job]
+    assert [each.type for each in job_store.users.events(job.id)] == [EventType.QUEUED]
 
 
 def test_of_a_claim(job_store: Store) -> None:
     """The job is claimed, by somebody who does not know; whoever takes it over goes on."""
-    created = job_store.create(small_spec())
-    assert twice(lambda: job_store.claim(owner="a", lease_seconds=0)) is None
-    (job,) = job_store.in_flight()
+    created = job_store.users.create(small_spec())
+    assert twice(lambda: job_store.claims.claim(owner="a", lease_seconds=0)) is None
+    (job,) = job_store.claims.in_flight()
     assert (job.id, job.attempt, job.lapsed) == (created.id, 1, True)
-    job_store.take_over(job.id, 1, "a", 30)
-    job_store.submitted(job.id, 1)
+    job_store.claims.take_over(job.id, 1, "a", 30)
+    job_store.claims.submitted(job.id, 1)
     assert types(job_store, job.id) == [EventType.TAKEN_OVER, EventType.SUBMITTED]
 
 
@@ -81,37 +81,40 @@ def test_of_a_claim(job_store: Store) -> None:
 )
 def test_of_a_failure(job_store: Store, failure: Any, state: JobState, event: EventType) -> None:
     job = claimed(job_store)
-    assert twice(lambda: job_store.fail(job.id, 1, failure, at_once(2))) is state
+    assert twice(lambda: job_store.attempts.fail(job.id, 1, failure, at_once(2))) is state
     assert types(job_store, job.id) == [event]
 
 
 def test_of_a_publication_and_a_success(job_store: Store) -> None:
     job = claimed(job_store)
-    twice(lambda: job_store.published(job.id, 1, 0, ARTIFACT))
-    twice(lambda: job_store.succeed(job.id, 1, {"loss": 1.5}))
-    assert job_store.artifacts(job.id) == (ARTIFACT,)
-    assert job_store.report(job.id) == {"loss": 1.5}
+    twice(lambda: job_store.attempts.published(job.id, 1, 0, ARTIFACT))
+    twice(lambda: job_store.attempts.succeed(job.id, 1, {"loss": 1.5}))
+    assert job_store.users.artifacts(job.id) == (ARTIFACT,)
+    assert job_store.users.report(job.id) == {"loss": 1.5}
     assert types(job_store, job.id) == [EventType.PUBLISHED, EventType.SUCCEEDED]
 
 
 def test_of_a_user_s_wishes(job_store: Store) -> None:
     job = claimed(job_store)
-    job_store.fail(job.id, 1, FATAL, at_once(2))
-    assert twice(lambda: job_store.retry(job.id)).state is JobState.QUEUED
-    assert twice(lambda: job_store.cancel(job.id)).state is JobState.CANCELLED
+    job_store.attempts.fail(job.id, 1, FATAL, at_once(2))
+    assert twice(lambda: job_store.users.retry(job.id)).state is JobState.QUEUED
+    assert twice(lambda: job_store.users.cancel(job.id)).state is JobState.CANCELLED
     assert types(job_store, job.id)[1:] == [EventType.REQUEUED, EventType.CANCELLED]
 
 
 def test_of_a_submission_to_the_cluster_and_a_sign_of_life(job_store: Store) -> None:
     job = claimed(job_store)
-    twice(lambda: job_store.submitted(job.id, 1))
-    twice(lambda: job_store.renew(job.id, 1, 30))
+    twice(lambda: job_store.claims.submitted(job.id, 1))
+    twice(lambda: job_store.attempts.renew(job.id, 1, 30))
     assert types(job_store, job.id) == [EventType.SUBMITTED, EventType.RENEWED, EventType.RENEWED]
 
 
 def test_of_a_release(job_store: Store) -> None:
     job = claimed(job_store)
     with pytest.raises(AttemptStale):
-        twice(lambda: job_store.release(job.id, 1, "no room"))
-    assert (job_store.get(job.id).state, job_store.get(job.id).attempt) == (JobState.QUEUED, 0)
+        twice(lambda: job_store.claims.release(job.id, 1, "no room"))
+    assert (job_store.users.get(job.id).state, job_store.users.get(job.id).attempt) == (
+        JobState.QUEUED,
+        0,
+    )
     assert types(job_store, job.id) == [EventType.RELEASED]

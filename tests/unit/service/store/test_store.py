@@ -11,10 +11,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Connection
 
+import service.store.attempts
+import service.store.claims
 import service.store.queue
 import service.store.rows
-import service.store.store
 import service.store.transitions
+import service.store.users
 from service.domain.job import Artifact, EventType, FileEntry, Job
 from service.domain.retry_policy import RetryPolicy
 from service.domain.spec import JobSpec, Limits
@@ -38,20 +40,20 @@ ARTIFACT = Artifact("keep-0.8", "jobs/x/artifacts/keep-0.8/", (FileEntry("a/b", 
 
 
 def claimed(store: Store) -> Job:
-    store.create(small_spec())
-    job = store.claim()
+    store.users.create(small_spec())
+    job = store.claims.claim()
     assert job is not None
     return job
 
 
 def types(store: Store, job_id: str) -> list[str]:
-    return [event.type for event in store.events(job_id)]
+    return [event.type for event in store.users.events(job_id)]
 
 
 def test_a_created_job_waits_and_reads_back(job_store: Store, job_spec: JobSpec) -> None:
     before = datetime.now(UTC)
-    job = job_store.create(job_spec)
-    assert job == job_store.get(job.id)
+    job = job_store.users.create(job_spec)
+    assert job == job_store.users.get(job.id)
     assert (job.spec, job.name, job.state, job.attempt) == (job_spec, "small", "queued", 0)
     assert before <= job.created_at <= datetime.now(UTC)
     assert job.created_at.utcoffset() is not None
@@ -63,18 +65,18 @@ def test_an_attempt_from_claim_to_success(job_store: Store) -> None:
     job = claimed(job_store)
     assert (job.state, job.attempt, job.submitted_at) == (JobState.RUNNING, 1, None)
     assert job.started_at is not None
-    job_store.submitted(job.id, 1)
-    job_store.submitted(job.id, 1)
-    job_store.record(job.id, 1, "gpu.found", "Two GPUs", {"count": 2})
-    job_store.published(job.id, 1, 0, ARTIFACT)
-    job_store.published(job.id, 1, 0, ARTIFACT)
-    job_store.succeed(job.id, 1, {"loss": 1.5})
-    ended = job_store.get(job.id)
+    job_store.claims.submitted(job.id, 1)
+    job_store.claims.submitted(job.id, 1)
+    job_store.attempts.record(job.id, 1, "gpu.found", "Two GPUs", {"count": 2})
+    job_store.attempts.published(job.id, 1, 0, ARTIFACT)
+    job_store.attempts.published(job.id, 1, 0, ARTIFACT)
+    job_store.attempts.succeed(job.id, 1, {"loss": 1.5})
+    ended = job_store.users.get(job.id)
     assert ended.state is JobState.SUCCEEDED
     assert ended.finished_at is not None
     assert ended.submitted_at is not None
-    assert job_store.artifacts(job.id) == (ARTIFACT,)
-    assert job_store.report(job.id) == {"loss": 1.5}
+    assert job_store.users.artifacts(job.id) == (ARTIFACT,)
+    assert job_store.users.report(job.id) == {"loss": 1.5}
     assert types(job_store, job.id) == [
         EventType.QUEUED,
         EventType.CLAIMED,
@@ -83,66 +85,66 @@ def test_an_attempt_from_claim_to_success(job_store: Store) -> None:
         EventType.PUBLISHED,
         EventType.SUCCEEDED,
     ]
-    found = job_store.events(job.id)[3]
+    found = job_store.users.events(job.id)[3]
     assert (found.attempt, found.message, found.data) == (1, "Two GPUs", {"count": 2})
 
 
 def test_nothing_is_published_before_success(job_store: Store) -> None:
     job = claimed(job_store)
-    assert job_store.artifacts(job.id) == ()
-    assert job_store.report(job.id) is None
+    assert job_store.users.artifacts(job.id) == ()
+    assert job_store.users.report(job.id) is None
 
 
 def test_a_report_must_be_json_that_every_reader_takes(job_store: Store) -> None:
     job = claimed(job_store)
     with pytest.raises(Exception, match="Out of range float"):
-        job_store.succeed(job.id, 1, {"perplexity": float("nan")})
-    assert job_store.get(job.id).state is JobState.RUNNING  # nothing half-written
+        job_store.attempts.succeed(job.id, 1, {"perplexity": float("nan")})
+    assert job_store.users.get(job.id).state is JobState.RUNNING  # nothing half-written
 
 
 @pytest.mark.parametrize("method", ["get", "events", "artifacts", "report", "cancel", "retry"])
 def test_an_unknown_job_is_not_found(job_store: Store, method: str) -> None:
     with pytest.raises(JobNotFound, match="job-none"):
-        getattr(job_store, method)("job-none")
+        getattr(job_store.users, method)("job-none")
     with pytest.raises(JobNotFound):
-        getattr(job_store, method)("job-\0")
+        getattr(job_store.users, method)("job-\0")
 
 
 def test_a_message_may_hold_anything(job_store: Store) -> None:
     job = claimed(job_store)
     odd = "a\0b \udcff"
-    job_store.record(job.id, 1, "note", odd, {"odd": odd})
-    job_store.fail(job.id, 1, replace(FATAL, detail=odd), at_once(1))
-    note, end = job_store.events(job.id)[-2:]
+    job_store.attempts.record(job.id, 1, "note", odd, {"odd": odd})
+    job_store.attempts.fail(job.id, 1, replace(FATAL, detail=odd), at_once(1))
+    note, end = job_store.users.events(job.id)[-2:]
     assert (note.message, note.data["odd"]) == ("a\\0b \\udcff", odd)
     assert end.message == note.message
-    ended = job_store.get(job.id).failure
+    ended = job_store.users.get(job.id).failure
     assert ended is not None
     assert ended.detail == odd
 
 
 class TestListing:
     def test_newest_first_in_pages(self, job_store: Store) -> None:
-        jobs = [job_store.create(small_spec(f"n{number}")) for number in range(5)]
+        jobs = [job_store.users.create(small_spec(f"n{number}")) for number in range(5)]
         newest = list(reversed(jobs))
-        assert job_store.list_jobs(limit=2) == newest[:2]
-        assert job_store.list_jobs(limit=2, before=newest[1].id) == newest[2:4]
-        assert job_store.list_jobs(limit=9, before=jobs[0].id) == []
+        assert job_store.users.list_jobs(limit=2) == newest[:2]
+        assert job_store.users.list_jobs(limit=2, before=newest[1].id) == newest[2:4]
+        assert job_store.users.list_jobs(limit=9, before=jobs[0].id) == []
 
     def test_by_state_with_steps(self, job_store: Store) -> None:
         running = claimed(job_store)
-        job_store.create(small_spec())
-        job_store.progress(running.id, 1, Step.RESOLVE, 1, 2, "files")
-        (found,) = job_store.list_jobs(limit=9, states={JobState.RUNNING, JobState.FAILED})
-        assert found == job_store.get(running.id)
+        job_store.users.create(small_spec())
+        job_store.attempts.progress(running.id, 1, Step.RESOLVE, 1, 2, "files")
+        (found,) = job_store.users.list_jobs(limit=9, states={JobState.RUNNING, JobState.FAILED})
+        assert found == job_store.users.get(running.id)
         assert [step.step for step in found.steps] == [Step.RESOLVE]
 
     def test_events_after_one_seen(self, job_store: Store) -> None:
         job = claimed(job_store)
         for number in range(3):
-            job_store.record(job.id, 1, "note", str(number))
-        first = job_store.events(job.id, limit=3)
-        rest = job_store.events(job.id, after=first[-1].id)
+            job_store.attempts.record(job.id, 1, "note", str(number))
+        first = job_store.users.events(job.id, limit=3)
+        rest = job_store.users.events(job.id, after=first[-1].id)
         assert [event.message for event in rest] == ["1", "2"]
         assert [event.id for event in first + rest] == sorted(e.id for e in first + rest)
 
@@ -151,8 +153,8 @@ class TestSteps:
     def test_progress_starts_and_finishes_a_step_once(self, job_store: Store) -> None:
         job = claimed(job_store)
         for done in (0, 1, 2, 2):
-            job_store.progress(job.id, 1, Step.CALIBRATE, done, 2, "sequences")
-        (step,) = job_store.get(job.id).steps
+            job_store.attempts.progress(job.id, 1, Step.CALIBRATE, done, 2, "sequences")
+        (step,) = job_store.users.get(job.id).steps
         assert (step.step, step.done, step.total, step.unit) == ("calibrate", 2, 2, "sequences")
         assert step.finished_at is not None
         assert step.finished_at >= step.started_at
@@ -160,184 +162,192 @@ class TestSteps:
 
     def test_an_empty_step_finishes_as_it_starts(self, job_store: Store) -> None:
         job = claimed(job_store)
-        job_store.progress(job.id, 1, Step.EVALUATE, 0, 0, "texts")
-        assert job_store.get(job.id).steps[0].finished_at is not None
+        job_store.attempts.progress(job.id, 1, Step.EVALUATE, 0, 0, "texts")
+        assert job_store.users.get(job.id).steps[0].finished_at is not None
 
     def test_steps_come_in_order_and_belong_to_the_attempt(self, job_store: Store) -> None:
         job = claimed(job_store)
         for step in (Step.SOLVE, Step.RESOLVE, Step.CALIBRATE):
-            job_store.progress(job.id, 1, step, 0, 1, "parts")
-        order = [progress.step for progress in job_store.get(job.id).steps]
+            job_store.attempts.progress(job.id, 1, step, 0, 1, "parts")
+        order = [progress.step for progress in job_store.users.get(job.id).steps]
         assert order == [Step.RESOLVE, Step.CALIBRATE, Step.SOLVE]
-        job_store.fail(job.id, 1, RETRYABLE, at_once(2))
-        job_store.claim()
-        assert job_store.get(job.id).steps == ()
+        job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2))
+        job_store.claims.claim()
+        assert job_store.users.get(job.id).steps == ()
 
     @pytest.mark.parametrize(("done", "total"), [(-1, 2), (3, 2), (0, -1)])
     def test_impossible_progress_is_a_defect(self, job_store: Store, done: int, total: int) -> None:
         job = claimed(job_store)
         with pytest.raises(ValueError, match="cannot be done"):
-            job_store.progress(job.id, 1, Step.SOLVE, done, total, "layers")
+            job_store.attempts.progress(job.id, 1, Step.SOLVE, done, total, "layers")
 
 
 class TestFailure:
     def test_retryable_failures_go_back_to_the_queue(self, job_store: Store) -> None:
         job = claimed(job_store)
-        assert job_store.fail(job.id, 1, RETRYABLE, at_once(2)) is JobState.QUEUED
-        waiting = job_store.get(job.id)
+        assert job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2)) is JobState.QUEUED
+        waiting = job_store.users.get(job.id)
         assert (waiting.started_at, waiting.failure, waiting.finished_at) == (None, None, None)
-        assert job_store.events(job.id)[-1].data["code"] == "storage_unavailable"
-        again = job_store.claim()
+        assert job_store.users.events(job.id)[-1].data["code"] == "storage_unavailable"
+        again = job_store.claims.claim()
         assert again is not None
         assert (again.id, again.attempt) == (job.id, 2)
-        assert job_store.fail(job.id, 2, RETRYABLE, at_once(2)) is JobState.FAILED
-        assert job_store.get(job.id).failure == RETRYABLE
+        assert job_store.attempts.fail(job.id, 2, RETRYABLE, at_once(2)) is JobState.FAILED
+        assert job_store.users.get(job.id).failure == RETRYABLE
 
     def test_a_users_mistake_ends_the_job(self, job_store: Store) -> None:
         job = claimed(job_store)
-        assert job_store.fail(job.id, 1, FATAL, at_once(9)) is JobState.FAILED
-        ended = job_store.get(job.id)
+        assert job_store.attempts.fail(job.id, 1, FATAL, at_once(9)) is JobState.FAILED
+        ended = job_store.users.get(job.id)
         assert ended.failure == FATAL
         assert ended.finished_at is not None
 
     def test_a_failed_job_is_cleaned_once(self, job_store: Store) -> None:
         job = claimed(job_store)
-        job_store.fail(job.id, 1, FATAL, at_once(1))
-        assert [dirty.id for dirty in job_store.to_clean()] == [job.id]
-        job_store.cleaned(job.id, 1)
-        job_store.cleaned(job.id, 1)
-        assert job_store.to_clean() == []
+        job_store.attempts.fail(job.id, 1, FATAL, at_once(1))
+        assert [dirty.id for dirty in job_store.claims.to_clean()] == [job.id]
+        job_store.claims.cleaned(job.id, 1)
+        job_store.claims.cleaned(job.id, 1)
+        assert job_store.claims.to_clean() == []
 
     def test_cleaning_waits_for_its_grace_and_may_be_due_again(self, job_store: Store) -> None:
         job = claimed(job_store)
-        job_store.succeed(job.id, 1, {})
-        assert job_store.to_clean(grace_seconds=60) == []
-        job_store.cleaned(job.id, 1, again_after=timedelta(seconds=60))
-        assert job_store.to_clean() == []
-        job_store.cleaned(job.id, 1, again_after=timedelta(0))
-        assert [dirty.id for dirty in job_store.to_clean()] == [job.id]
+        job_store.attempts.succeed(job.id, 1, {})
+        assert job_store.claims.to_clean(grace_seconds=60) == []
+        job_store.claims.cleaned(job.id, 1, again_after=timedelta(seconds=60))
+        assert job_store.claims.to_clean() == []
+        job_store.claims.cleaned(job.id, 1, again_after=timedelta(0))
+        assert [dirty.id for dirty in job_store.claims.to_clean()] == [job.id]
 
     def test_a_job_that_was_taken_up_again_is_not_cleaned(self, job_store: Store) -> None:
         job = claimed(job_store)
-        job_store.fail(job.id, 1, FATAL, at_once(1))
-        job_store.retry(job.id)
-        assert job_store.to_clean() == []
+        job_store.attempts.fail(job.id, 1, FATAL, at_once(1))
+        job_store.users.retry(job.id)
+        assert job_store.claims.to_clean() == []
         with pytest.raises(AttemptStale):
-            job_store.cleaned(job.id, 1)
+            job_store.claims.cleaned(job.id, 1)
 
     def test_what_it_published_does_not_count(self, job_store: Store) -> None:
         job = claimed(job_store)
-        job_store.published(job.id, 1, 0, ARTIFACT)
-        job_store.fail(job.id, 1, RETRYABLE, at_once(2))
-        assert job_store.artifacts(job.id) == (ARTIFACT,)  # the next attempt need not do it again
-        job_store.claim()
-        job_store.fail(job.id, 2, RETRYABLE, at_once(2))
-        assert job_store.artifacts(job.id) == ()
+        job_store.attempts.published(job.id, 1, 0, ARTIFACT)
+        job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2))
+        assert job_store.users.artifacts(job.id) == (
+            ARTIFACT,
+        )  # the next attempt need not do it again
+        job_store.claims.claim()
+        job_store.attempts.fail(job.id, 2, RETRYABLE, at_once(2))
+        assert job_store.users.artifacts(job.id) == ()
 
 
 class TestPauses:
     def test_a_job_waits_before_its_next_attempt(self, job_store: Store) -> None:
         job = claimed(job_store)
-        other = job_store.create(small_spec())
-        job_store.fail(job.id, 1, RETRYABLE, RetryPolicy(2, first_pause_seconds=60))
-        waiting = job_store.get(job.id)
+        other = job_store.users.create(small_spec())
+        job_store.attempts.fail(job.id, 1, RETRYABLE, RetryPolicy(2, first_pause_seconds=60))
+        waiting = job_store.users.get(job.id)
         assert waiting.available_at is not None
         assert 50 < (waiting.available_at - datetime.now(UTC)).total_seconds() <= 60
-        assert [claim and claim.id for claim in (job_store.claim(), job_store.claim())] == [
+        assert [
+            claim and claim.id for claim in (job_store.claims.claim(), job_store.claims.claim())
+        ] == [
             other.id,
             None,
         ]
 
     def test_it_says_what_the_attempt_before_died_of(self, job_store: Store) -> None:
         job = claimed(job_store)
-        job_store.fail(job.id, 1, RETRYABLE, at_once(3))
-        assert job_store.get(job.id).last_failure == RETRYABLE
-        again = job_store.claim()
+        job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(3))
+        assert job_store.users.get(job.id).last_failure == RETRYABLE
+        again = job_store.claims.claim()
         assert again is not None
         assert (again.failure, again.last_failure) == (None, RETRYABLE)
-        job_store.fail(job.id, 2, FATAL, at_once(3))
-        ended = job_store.get(job.id)
+        job_store.attempts.fail(job.id, 2, FATAL, at_once(3))
+        ended = job_store.users.get(job.id)
         assert (ended.failure, ended.last_failure) == (FATAL, None)
-        assert job_store.retry(job.id).last_failure == FATAL
+        assert job_store.users.retry(job.id).last_failure == FATAL
 
     def test_its_users_retry_does_not_wait_and_has_all_attempts_again(
         self, job_store: Store
     ) -> None:
         job = claimed(job_store)
-        job_store.fail(job.id, 1, RETRYABLE, at_once(1))
-        again = job_store.retry(job.id)
+        job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(1))
+        again = job_store.users.retry(job.id)
         assert (again.state, again.failure, again.finished_at) == ("queued", None, None)
         assert again.attempts_before == 1
-        claim = job_store.claim()
+        claim = job_store.claims.claim()
         assert claim is not None
         assert claim.attempt == 2
-        assert job_store.fail(job.id, 2, RETRYABLE, at_once(2)) is JobState.QUEUED
+        assert job_store.attempts.fail(job.id, 2, RETRYABLE, at_once(2)) is JobState.QUEUED
 
 
 class TestFairness:
     def test_priority_comes_before_age(self, job_store: Store) -> None:
         spec = small_spec()
-        jobs = {p: job_store.create(spec.model_copy(update={"priority": p})) for p in (0, -1, 9)}
-        claims = [job_store.claim() for _ in jobs]
+        jobs = {
+            p: job_store.users.create(spec.model_copy(update={"priority": p})) for p in (0, -1, 9)
+        }
+        claims = [job_store.claims.claim() for _ in jobs]
         assert [job and job.id for job in claims] == [jobs[p].id for p in (9, 0, -1)]
 
     def test_a_tenant_with_many_jobs_does_not_starve_one_with_few(self, job_store: Store) -> None:
         for _ in range(20):
-            job_store.create(small_spec(), tenant="many")
-        job_store.create(small_spec(), tenant="one")
-        served = [job_store.claim() for _ in range(3)]
+            job_store.users.create(small_spec(), tenant="many")
+        job_store.users.create(small_spec(), tenant="one")
+        served = [job_store.claims.claim() for _ in range(3)]
         assert [job and job.tenant for job in served] == ["many", "one", "many"]
 
     def test_one_slot_goes_from_tenant_to_tenant(self, job_store: Store) -> None:
         for tenant in ("a", "a", "a", "b", "b"):
-            job_store.create(small_spec(), tenant=tenant)
+            job_store.users.create(small_spec(), tenant=tenant)
         order = []
-        while (job := job_store.claim(max_running=1)) is not None:
+        while (job := job_store.claims.claim(max_running=1)) is not None:
             order.append(job.tenant)
-            job_store.succeed(job.id, 1, {})
+            job_store.attempts.succeed(job.id, 1, {})
         assert order == ["a", "b", "a", "b", "a"]
 
     def test_limits_on_running_jobs(self, job_store: Store) -> None:
         for tenant in ("a", "a", "b", "b"):
-            job_store.create(small_spec(), tenant=tenant)
-        claims = [job_store.claim(max_running=3, max_running_per_tenant=1) for _ in range(3)]
+            job_store.users.create(small_spec(), tenant=tenant)
+        claims = [job_store.claims.claim(max_running=3, max_running_per_tenant=1) for _ in range(3)]
         assert [job and job.tenant for job in claims] == ["a", "b", None]
-        assert job_store.claim(max_running=2) is None
-        assert job_store.claim(max_running=3) is not None
+        assert job_store.claims.claim(max_running=2) is None
+        assert job_store.claims.claim(max_running=3) is not None
 
 
 class TestLeases:
     def test_a_lease_lapses_and_is_renewed(self, job_store: Store) -> None:
-        job_store.create(small_spec())
-        job = job_store.claim(owner="a", lease_seconds=0)
+        job_store.users.create(small_spec())
+        job = job_store.claims.claim(owner="a", lease_seconds=0)
         assert job is not None
         assert job.lapsed
-        job_store.submitted(job.id, 1, 60)
-        assert not job_store.get(job.id).lapsed
-        job_store.renew(job.id, 1, 0)
-        assert job_store.get(job.id).lapsed
-        job_store.renew(job.id, 1, 60)
-        assert not job_store.get(job.id).lapsed
+        job_store.claims.submitted(job.id, 1, 60)
+        assert not job_store.users.get(job.id).lapsed
+        job_store.attempts.renew(job.id, 1, 0)
+        assert job_store.users.get(job.id).lapsed
+        job_store.attempts.renew(job.id, 1, 60)
+        assert not job_store.users.get(job.id).lapsed
         assert EventType.RENEWED not in types(job_store, job.id)
         beats = [
-            e for e in job_store.events(job.id, heartbeats=True) if e.type == "attempt.renewed"
+            e
+            for e in job_store.users.events(job.id, heartbeats=True)
+            if e.type == "attempt.renewed"
         ]
         assert [(beat.attempt, beat.data["lease_seconds"]) for beat in beats] == [(1, 0), (1, 60)]
 
     def test_a_silent_claim_is_taken_over_once(self, job_store: Store) -> None:
-        job_store.create(small_spec())
-        job = job_store.claim(owner="a", lease_seconds=0)
+        job_store.users.create(small_spec())
+        job = job_store.claims.claim(owner="a", lease_seconds=0)
         assert job is not None
-        job_store.take_over(job.id, 1, "b", 60)
+        job_store.claims.take_over(job.id, 1, "b", 60)
         with pytest.raises(AttemptStale):
-            job_store.take_over(job.id, 1, "c", 60)
-        assert job_store.events(job.id)[-1].data["owner"] == "b"
+            job_store.claims.take_over(job.id, 1, "c", 60)
+        assert job_store.users.events(job.id)[-1].data["owner"] == "b"
 
     def test_what_was_submitted_is_not_taken_over(self, job_store: Store) -> None:
         job = claimed(job_store)
-        job_store.submitted(job.id, 1, 0)
+        job_store.claims.submitted(job.id, 1, 0)
         with pytest.raises(AttemptStale):
-            job_store.take_over(job.id, 1, "b", 60)
+            job_store.claims.take_over(job.id, 1, "b", 60)
 
 
 class TestLimits:
@@ -348,83 +358,83 @@ class TestLimits:
     def test_a_job_that_waits_too_long_fails(
         self, job_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = job_store.create(self.limited(queue_seconds=60))
-        assert job_store.end_overdue() == []
+        job = job_store.users.create(self.limited(queue_seconds=60))
+        assert job_store.claims.end_overdue() == []
         later(monkeypatch, 61)
-        assert [ended.id for ended in job_store.end_overdue()] == [job.id]
-        failure = job_store.get(job.id).failure
+        assert [ended.id for ended in job_store.claims.end_overdue()] == [job.id]
+        failure = job_store.users.get(job.id).failure
         assert failure is not None
         assert (failure.code, failure.param) == ("queue_time_exceeded", "limits.queue_seconds")
         for _ in range(2):
-            assert job_store.retry(job.id).state is JobState.QUEUED
+            assert job_store.users.retry(job.id).state is JobState.QUEUED
 
     def test_running_time_counts_over_all_attempts(
         self, job_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = job_store.create(self.limited(queue_seconds=60, run_seconds=100))
-        job_store.claim()
+        job = job_store.users.create(self.limited(queue_seconds=60, run_seconds=100))
+        job_store.claims.claim()
         later(monkeypatch, 70)
-        assert job_store.end_overdue() == []
-        job_store.fail(job.id, 1, RETRYABLE, at_once(9))
+        assert job_store.claims.end_overdue() == []
+        job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(9))
         later(monkeypatch, 5000)
-        assert job_store.end_overdue() == []
-        job_store.claim()
+        assert job_store.claims.end_overdue() == []
+        job_store.claims.claim()
         later(monkeypatch, 5029)
-        assert job_store.end_overdue() == []
+        assert job_store.claims.end_overdue() == []
         later(monkeypatch, 5031)
-        (ended,) = job_store.end_overdue()
+        (ended,) = job_store.claims.end_overdue()
         assert ended.failure is not None
         assert ended.failure.code == "run_time_exceeded"
 
     def test_a_released_job_goes_on_waiting_since_its_user_queued_it(
         self, job_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = job_store.create(self.limited(queue_seconds=60))
-        job_store.claim()
-        job_store.fail(job.id, 1, FATAL, at_once(1))
+        job = job_store.users.create(self.limited(queue_seconds=60))
+        job_store.claims.claim()
+        job_store.attempts.fail(job.id, 1, FATAL, at_once(1))
         later(monkeypatch, 1000)
-        job_store.retry(job.id)
-        job_store.claim()
-        job_store.release(job.id, 2, "Ray does not answer")
+        job_store.users.retry(job.id)
+        job_store.claims.claim()
+        job_store.claims.release(job.id, 2, "Ray does not answer")
         later(monkeypatch, 1059)
-        assert job_store.end_overdue() == []
+        assert job_store.claims.end_overdue() == []
         later(monkeypatch, 1061)
-        assert [ended.id for ended in job_store.end_overdue()] == [job.id]
+        assert [ended.id for ended in job_store.claims.end_overdue()] == [job.id]
 
     def test_a_retry_has_all_of_its_time_again(
         self, job_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = job_store.create(self.limited(queue_seconds=60, run_seconds=100))
-        job_store.claim()
+        job = job_store.users.create(self.limited(queue_seconds=60, run_seconds=100))
+        job_store.claims.claim()
         later(monkeypatch, 101)
-        job_store.end_overdue()
-        job_store.retry(job.id)
-        job_store.claim()
+        job_store.claims.end_overdue()
+        job_store.users.retry(job.id)
+        job_store.claims.claim()
         later(monkeypatch, 200)
-        assert job_store.end_overdue() == []
+        assert job_store.claims.end_overdue() == []
 
 
 class TestIdempotency:
     def test_a_key_stands_for_one_job(self, job_store: Store, job_spec: JobSpec) -> None:
-        job, new = job_store.create_once(job_spec, "key")
+        job, new = job_store.users.create_once(job_spec, "key")
         assert new
-        assert job_store.create_once(job_spec, "key") == (job, False)
-        assert len(job_store.list_jobs(limit=9)) == 1
-        assert job_store.find_once(job_spec, "key") == job
-        assert job_store.find_once(job_spec, "another") is None
-        for method in (job_store.create_once, job_store.find_once):
+        assert job_store.users.create_once(job_spec, "key") == (job, False)
+        assert len(job_store.users.list_jobs(limit=9)) == 1
+        assert job_store.users.find_once(job_spec, "key") == job
+        assert job_store.users.find_once(job_spec, "another") is None
+        for method in (job_store.users.create_once, job_store.users.find_once):
             with pytest.raises(IdempotencyKeyReused):
                 method(small_spec("other"), "key")
 
     def test_saying_a_default_makes_no_other_body(self, job_store: Store) -> None:
         spec = small_spec()
         said = JobSpec.model_validate(spec.model_dump())
-        job, _ = job_store.create_once(spec, "key")
-        assert job_store.create_once(said, "key") == (job, False)
+        job, _ = job_store.users.create_once(spec, "key")
+        assert job_store.users.create_once(said, "key") == (job, False)
 
     def test_keys_are_a_tenants_own(self, job_store: Store, job_spec: JobSpec) -> None:
-        first, _ = job_store.create_once(job_spec, "key", tenant="a")
-        second, new = job_store.create_once(job_spec, "key", tenant="b")
+        first, _ = job_store.users.create_once(job_spec, "key", tenant="a")
+        second, new = job_store.users.create_once(job_spec, "key", tenant="b")
         assert new
         assert first.id != second.id
 
@@ -437,7 +447,9 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         return clock(connection) + ahead
 
     for module in (
-        service.store.store,
+        service.store.users,
+        service.store.claims,
+        service.store.attempts,
         service.store.transitions,
         service.store.rows,
         service.store.queue,
@@ -448,106 +460,106 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 class TestCancellation:
     def test_of_a_waiting_job_is_at_once(self, job_store: Store, job_spec: JobSpec) -> None:
-        job = job_store.create(job_spec)
-        assert job_store.cancel(job.id).state is JobState.CANCELLED
-        assert job_store.claim() is None
-        assert job_store.to_clean() == []  # it never wrote anything
+        job = job_store.users.create(job_spec)
+        assert job_store.users.cancel(job.id).state is JobState.CANCELLED
+        assert job_store.claims.claim() is None
+        assert job_store.claims.to_clean() == []  # it never wrote anything
 
     def test_of_a_running_job_waits_for_its_attempt(self, job_store: Store) -> None:
         job = claimed(job_store)
-        assert job_store.cancel(job.id).state is JobState.CANCELLING
-        assert job_store.in_flight() == [job_store.get(job.id)]
-        job_store.end_cancelled(job.id, 1)
-        assert job_store.get(job.id).state is JobState.CANCELLED
-        assert [dirty.id for dirty in job_store.to_clean()] == [job.id]
+        assert job_store.users.cancel(job.id).state is JobState.CANCELLING
+        assert job_store.claims.in_flight() == [job_store.users.get(job.id)]
+        job_store.claims.end_cancelled(job.id, 1)
+        assert job_store.users.get(job.id).state is JobState.CANCELLED
+        assert [dirty.id for dirty in job_store.claims.to_clean()] == [job.id]
 
     def test_again_changes_nothing(self, job_store: Store) -> None:
         job = claimed(job_store)
-        first = job_store.cancel(job.id)
-        assert job_store.cancel(job.id) == first
-        job_store.end_cancelled(job.id, 1)
-        assert job_store.cancel(job.id).state is JobState.CANCELLED
+        first = job_store.users.cancel(job.id)
+        assert job_store.users.cancel(job.id) == first
+        job_store.claims.end_cancelled(job.id, 1)
+        assert job_store.users.cancel(job.id).state is JobState.CANCELLED
         assert types(job_store, job.id)[2:] == [EventType.CANCELLING, EventType.CANCELLED]
 
     def test_between_two_attempts(self, job_store: Store) -> None:
         job = claimed(job_store)
-        job_store.fail(job.id, 1, RETRYABLE, at_once(2))
-        assert job_store.cancel(job.id).state is JobState.CANCELLED
-        assert [dirty.id for dirty in job_store.to_clean()] == [job.id]
+        job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2))
+        assert job_store.users.cancel(job.id).state is JobState.CANCELLED
+        assert [dirty.id for dirty in job_store.claims.to_clean()] == [job.id]
 
 
 def test_a_released_job_waits_and_its_attempt_is_not_counted(job_store: Store) -> None:
     job = claimed(job_store)
-    job_store.progress(job.id, 1, Step.RESOLVE, 0, 1, "models")
-    job_store.release(job.id, 1, "Ray does not answer")
-    waiting = job_store.get(job.id)
+    job_store.attempts.progress(job.id, 1, Step.RESOLVE, 0, 1, "models")
+    job_store.claims.release(job.id, 1, "Ray does not answer")
+    waiting = job_store.users.get(job.id)
     assert replace(waiting, steps=()) == replace(
         job, state=JobState.QUEUED, attempt=0, started_at=None, lease_until=None
     )
-    event = job_store.events(job.id)[-1]
+    event = job_store.users.events(job.id)[-1]
     assert (event.type, event.attempt, event.message) == (
         EventType.RELEASED,
         1,
         "Ray does not answer",
     )
-    again = job_store.claim()
+    again = job_store.claims.claim()
     assert again is not None
     assert (again.attempt, again.steps) == (1, ())
 
 
 def test_what_another_dispatcher_has_submitted_is_not_released(job_store: Store) -> None:
     job = claimed(job_store)
-    job_store.submitted(job.id, 1)
+    job_store.claims.submitted(job.id, 1)
     with pytest.raises(AttemptStale, match="another submitted it"):
-        job_store.release(job.id, 1, "Ray does not answer")
-    assert job_store.get(job.id).state is JobState.RUNNING
+        job_store.claims.release(job.id, 1, "Ray does not answer")
+    assert job_store.users.get(job.id).state is JobState.RUNNING
 
 
 def test_an_attempt_that_is_heard_was_submitted(job_store: Store) -> None:
     job = claimed(job_store)
-    job_store.renew(job.id, 1, 60)
-    assert job_store.get(job.id).submitted_at is not None
-    job_store.submitted(job.id, 1)
+    job_store.attempts.renew(job.id, 1, 60)
+    assert job_store.users.get(job.id).submitted_at is not None
+    job_store.claims.submitted(job.id, 1)
     assert types(job_store, job.id).count(EventType.SUBMITTED) == 1
     with pytest.raises(AttemptStale, match="another submitted it"):
-        job_store.release(job.id, 1, "its answer was lost")
+        job_store.claims.release(job.id, 1, "its answer was lost")
 
 
 def test_an_attempt_may_be_ended_only_if_its_lease_is_over(job_store: Store) -> None:
     job = claimed(job_store)
-    job_store.renew(job.id, 1, 60)
+    job_store.attempts.renew(job.id, 1, 60)
     with pytest.raises(AttemptStale, match="heard of again"):
-        job_store.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
-    assert job_store.get(job.id).state is JobState.RUNNING
-    job_store.renew(job.id, 1, -1)
-    job_store.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
-    assert job_store.get(job.id).state is JobState.QUEUED
+        job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
+    assert job_store.users.get(job.id).state is JobState.RUNNING
+    job_store.attempts.renew(job.id, 1, -1)
+    job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
+    assert job_store.users.get(job.id).state is JobState.QUEUED
 
 
 def test_what_was_published_may_be_withdrawn_and_published_anew(job_store: Store) -> None:
     job = claimed(job_store)
-    job_store.published(job.id, 1, 0, ARTIFACT)
-    job_store.fail(job.id, 1, RETRYABLE, at_once(2))
-    job_store.claim()
+    job_store.attempts.published(job.id, 1, 0, ARTIFACT)
+    job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2))
+    job_store.claims.claim()
     for _ in range(2):
-        job_store.withdraw(job.id, 2, "of another computation")
-    assert job_store.artifacts(job.id) == ()
-    withdrawn = job_store.last_event(job.id, EventType.WITHDRAWN)
+        job_store.attempts.withdraw(job.id, 2, "of another computation")
+    assert job_store.users.artifacts(job.id) == ()
+    withdrawn = job_store.users.last_event(job.id, EventType.WITHDRAWN)
     assert withdrawn is not None
     assert (withdrawn.attempt, withdrawn.data) == (2, {"names": [ARTIFACT.name]})
     assert types(job_store, job.id).count(EventType.WITHDRAWN) == 1
     other = replace(ARTIFACT, prefix="jobs/y/")
-    job_store.published(job.id, 2, 0, other)
-    assert job_store.artifacts(job.id) == (other,)
+    job_store.attempts.published(job.id, 2, 0, other)
+    assert job_store.users.artifacts(job.id) == (other,)
 
 
 def test_the_last_event_of_a_type(job_store: Store) -> None:
     job = claimed(job_store)
-    assert job_store.last_event(job.id, "note") is None
+    assert job_store.users.last_event(job.id, "note") is None
     for number in range(3):
-        job_store.record(job.id, 1, "note", "", {"number": number})
-    job_store.record(job.id, 1, "other", "")
-    last = job_store.last_event(job.id, "note")
+        job_store.attempts.record(job.id, 1, "note", "", {"number": number})
+    job_store.attempts.record(job.id, 1, "other", "")
+    last = job_store.users.last_event(job.id, "note")
     assert last is not None
     assert last.data == {"number": 2}
 
@@ -559,9 +571,9 @@ def test_a_specification_of_a_later_version_is_read(
     later["evaluation"]["not_yet"] = {"deep": True}
     with monkeypatch.context() as patch:
         patch.setattr(JobSpec, "model_dump_json", lambda *_, **__: json.dumps(later))
-        job = job_store.create(small_spec())
-    assert job_store.get(job.id).spec == small_spec()
-    claim = job_store.claim()
+        job = job_store.users.create(small_spec())
+    assert job_store.users.get(job.id).spec == small_spec()
+    claim = job_store.claims.claim()
     assert claim is not None
     assert claim.id == job.id
 
@@ -569,34 +581,34 @@ def test_a_specification_of_a_later_version_is_read(
 def test_one_artifact_is_published_in_each_place(job_store: Store) -> None:
     job = claimed(job_store)
     for _ in range(2):
-        job_store.published(job.id, 1, 0, ARTIFACT)
+        job_store.attempts.published(job.id, 1, 0, ARTIFACT)
     with pytest.raises(ArtifactConflict, match="jobs/y/"):
-        job_store.published(job.id, 1, 0, replace(ARTIFACT, prefix="jobs/y/"))
-    assert job_store.artifacts(job.id) == (ARTIFACT,)
+        job_store.attempts.published(job.id, 1, 0, replace(ARTIFACT, prefix="jobs/y/"))
+    assert job_store.users.artifacts(job.id) == (ARTIFACT,)
     assert types(job_store, job.id).count(EventType.PUBLISHED) == 1
 
 
 def test_the_oldest_job_is_claimed_first(job_store: Store) -> None:
-    jobs = [job_store.create(small_spec()) for _ in range(3)]
-    claims = [job_store.claim() for _ in range(4)]
+    jobs = [job_store.users.create(small_spec()) for _ in range(3)]
+    claims = [job_store.claims.claim() for _ in range(4)]
     assert [job and job.id for job in claims] == [*(job.id for job in jobs), None]
-    assert [job.id for job in job_store.in_flight()] == [job.id for job in jobs]
+    assert [job.id for job in job_store.claims.in_flight()] == [job.id for job in jobs]
 
 
 # Every way into every state, and every write, tried in each of them.
 
 
 def cancel_to_the_end(store: Store, job: str) -> None:
-    store.cancel(job)
-    store.end_cancelled(job, 1)
+    store.users.cancel(job)
+    store.claims.end_cancelled(job, 1)
 
 
 PATHS: dict[JobState, Callable[[Store, str], object]] = {
-    JobState.QUEUED: lambda store, job: store.fail(job, 1, RETRYABLE, at_once(2)),
+    JobState.QUEUED: lambda store, job: store.attempts.fail(job, 1, RETRYABLE, at_once(2)),
     JobState.RUNNING: lambda *_: None,
-    JobState.CANCELLING: lambda store, job: store.cancel(job),
-    JobState.SUCCEEDED: lambda store, job: store.succeed(job, 1, {}),
-    JobState.FAILED: lambda store, job: store.fail(job, 1, FATAL, at_once(1)),
+    JobState.CANCELLING: lambda store, job: store.users.cancel(job),
+    JobState.SUCCEEDED: lambda store, job: store.attempts.succeed(job, 1, {}),
+    JobState.FAILED: lambda store, job: store.attempts.fail(job, 1, FATAL, at_once(1)),
     JobState.CANCELLED: cancel_to_the_end,
 }
 
@@ -611,24 +623,30 @@ REPEATED = {
 """Writes that may be said again by the attempt that they have ended."""
 
 WRITES: dict[str, tuple[JobState | None, Callable[[Store, str, int], object]]] = {
-    "succeed": (JobState.SUCCEEDED, lambda store, job, n: store.succeed(job, n, {})),
-    "fail": (JobState.FAILED, lambda store, job, n: store.fail(job, n, FATAL, at_once(1))),
-    "retry": (JobState.QUEUED, lambda store, job, n: store.fail(job, n, RETRYABLE, at_once(9))),
-    "release": (JobState.QUEUED, lambda store, job, n: store.release(job, n, "no room")),
-    "end_cancelled": (JobState.CANCELLED, lambda store, job, n: store.end_cancelled(job, n)),
-    "submitted": (None, lambda store, job, n: store.submitted(job, n)),
-    "renew": (None, lambda store, job, n: store.renew(job, n, 60)),
-    "published": (None, lambda store, job, n: store.published(job, n, 0, ARTIFACT)),
-    "withdraw": (None, lambda store, job, n: store.withdraw(job, n, "other")),
-    "record": (None, lambda store, job, n: store.record(job, n, "note", "")),
-    "progress": (None, lambda store, job, n: store.progress(job, n, Step.SOLVE, 0, 1, "layers")),
+    "succeed": (JobState.SUCCEEDED, lambda store, job, n: store.attempts.succeed(job, n, {})),
+    "fail": (JobState.FAILED, lambda store, job, n: store.attempts.fail(job, n, FATAL, at_once(1))),
+    "retry": (
+        JobState.QUEUED,
+        lambda store, job, n: store.attempts.fail(job, n, RETRYABLE, at_once(9)),
+    ),
+    "release": (JobState.QUEUED, lambda store, job, n: store.claims.release(job, n, "no room")),
+    "end_cancelled": (JobState.CANCELLED, lambda store, job, n: store.claims.end_cancelled(job, n)),
+    "submitted": (None, lambda store, job, n: store.claims.submitted(job, n)),
+    "renew": (None, lambda store, job, n: store.attempts.renew(job, n, 60)),
+    "published": (None, lambda store, job, n: store.attempts.published(job, n, 0, ARTIFACT)),
+    "withdraw": (None, lambda store, job, n: store.attempts.withdraw(job, n, "other")),
+    "record": (None, lambda store, job, n: store.attempts.record(job, n, "note", "")),
+    "progress": (
+        None,
+        lambda store, job, n: store.attempts.progress(job, n, Step.SOLVE, 0, 1, "layers"),
+    ),
 }
 
 
 def brought_to(store: Store, state: JobState) -> Job:
     job = claimed(store)
     PATHS[state](store, job.id)
-    job = store.get(job.id)
+    job = store.users.get(job.id)
     assert job.state is state
     return job
 
@@ -640,30 +658,30 @@ def test_writes_follow_the_table_of_transitions(
 ) -> None:
     target, act = WRITES[write]
     job = brought_to(job_store, state)
-    history = job_store.events(job.id)
+    history = job_store.users.events(job.id)
     needed = JobState.CANCELLING if write == "end_cancelled" else JobState.RUNNING
     if state is needed:
         act(job_store, job.id, job.attempt)
-        assert job_store.get(job.id).state is (target or state)
+        assert job_store.users.get(job.id).state is (target or state)
         assert target is None or target in TRANSITIONS[state]
     else:
         refused = nullcontext() if (write, state) in REPEATED else pytest.raises(AttemptStale)
         with refused:
             act(job_store, job.id, job.attempt)
-        assert job_store.get(job.id) == job
-        assert job_store.events(job.id) == history
+        assert job_store.users.get(job.id) == job
+        assert job_store.users.events(job.id) == history
 
 
 @pytest.mark.parametrize("attempt", [0, 1, 3])
 @pytest.mark.parametrize("write", [write for write in WRITES if write != "end_cancelled"])
 def test_other_attempts_are_refused(job_store: Store, write: str, attempt: int) -> None:
     job = claimed(job_store)
-    job_store.fail(job.id, 1, RETRYABLE, at_once(9))
-    job_store.claim()
-    before = job_store.get(job.id), job_store.events(job.id)
+    job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(9))
+    job_store.claims.claim()
+    before = job_store.users.get(job.id), job_store.users.events(job.id)
     with pytest.raises(AttemptStale):
         WRITES[write][1](job_store, job.id, attempt)
-    assert (job_store.get(job.id), job_store.events(job.id)) == before
+    assert (job_store.users.get(job.id), job_store.users.events(job.id)) == before
 
 
 @pytest.mark.parametrize("state", JobState)
@@ -672,11 +690,11 @@ def test_cancel_in_every_state(job_store: Store, state: JobState) -> None:
     match state:
         case JobState.SUCCEEDED | JobState.FAILED:
             with pytest.raises(JobConflict, match=state):
-                job_store.cancel(job.id)
-            assert job_store.get(job.id) == job
+                job_store.users.cancel(job.id)
+            assert job_store.users.get(job.id) == job
         case JobState.QUEUED:
-            assert job_store.cancel(job.id).state is JobState.CANCELLED
+            assert job_store.users.cancel(job.id).state is JobState.CANCELLED
         case JobState.RUNNING:
-            assert job_store.cancel(job.id).state is JobState.CANCELLING
+            assert job_store.users.cancel(job.id).state is JobState.CANCELLING
         case _:
-            assert job_store.cancel(job.id) == job
+            assert job_store.users.cancel(job.id) == job

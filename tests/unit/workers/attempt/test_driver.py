@@ -37,8 +37,8 @@ def attempt(
     monkeypatch.setattr(driver, "_stop_on_sigterm", lambda _: None)
     store = Store(Settings().database)
     store.migrate()
-    store.create(job_spec)
-    job = store.claim()
+    store.users.create(job_spec)
+    job = store.claims.claim()
     assert job is not None
     yield store, job
     store.close()
@@ -66,8 +66,8 @@ def test_an_outcome_ends_the_job_as_succeeded(
     store, job = attempt
     run_as(monkeypatch, lambda _: {"format": 1})
     assert main(job.id, 1) == 0
-    assert store.get(job.id).state is JobState.SUCCEEDED
-    assert store.report(job.id) == {"format": 1}
+    assert store.users.get(job.id).state is JobState.SUCCEEDED
+    assert store.users.report(job.id) == {"format": 1}
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -77,7 +77,7 @@ def test_an_error_ends_the_job_with_its_failure(
     store, job = attempt
     run_as(monkeypatch, raising(ModelInvalid("no weights", param="model")))
     assert main(job.id, 1) == EXIT_FAILED
-    ended = store.get(job.id)
+    ended = store.users.get(job.id)
     assert ended.state is JobState.FAILED
     assert ended.failure == Failure("model_invalid", "no weights", "model")
     assert list((tmp_path / "scratch").iterdir()) == []
@@ -89,11 +89,11 @@ def test_a_lost_worker_puts_the_job_back_until_its_attempts_are_used_up(
     store, job = attempt
     run_as(monkeypatch, raising(ActorDiedError()))
     assert main(job.id, 1) == EXIT_FAILED
-    assert store.get(job.id).state is JobState.QUEUED
-    again = store.claim()
+    assert store.users.get(job.id).state is JobState.QUEUED
+    again = store.claims.claim()
     assert again is not None
     assert main(job.id, 2) == EXIT_FAILED
-    assert store.get(job.id).state is JobState.FAILED
+    assert store.users.get(job.id).state is JobState.FAILED
 
 
 def test_a_cancelled_attempt_stops_without_a_trace(
@@ -102,13 +102,13 @@ def test_a_cancelled_attempt_stops_without_a_trace(
     store, job = attempt
 
     def cancelled_meanwhile(_job: Job) -> dict[str, Any]:
-        store.cancel(job.id)
+        store.users.cancel(job.id)
         return {}
 
     run_as(monkeypatch, cancelled_meanwhile)
     assert main(job.id, 1) == EXIT_STALE
-    assert store.get(job.id).state is JobState.CANCELLING
-    assert store.report(job.id) is None
+    assert store.users.get(job.id).state is JobState.CANCELLING
+    assert store.users.report(job.id) is None
 
 
 def test_an_attempt_that_is_not_the_current_one_does_nothing(
@@ -117,6 +117,6 @@ def test_an_attempt_that_is_not_the_current_one_does_nothing(
     store, job = attempt
     run_as(monkeypatch, raising(AssertionError("it ran")))
     assert main(job.id, 7) == EXIT_STALE
-    assert store.get(job.id) == job
+    assert store.users.get(job.id) == job
     with pytest.raises(JobNotFound):
         main(new_job_id(), 1)

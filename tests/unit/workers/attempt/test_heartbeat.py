@@ -16,8 +16,8 @@ from workers.attempt.heartbeat import Heartbeat
 
 @pytest.fixture
 def job(job_store: Store, job_spec: JobSpec) -> Job:
-    job_store.create(job_spec)
-    claimed = job_store.claim()
+    job_store.users.create(job_spec)
+    claimed = job_store.claims.claim()
     assert claimed is not None
     return claimed
 
@@ -27,7 +27,7 @@ def beating(store: Store, job: Job, stale: threading.Event, seconds: float = 0.0
 
 
 def renewals(store: Store, job: Job) -> int:
-    events = store.events(job.id, heartbeats=True)
+    events = store.users.events(job.id, heartbeats=True)
     return sum(event.type == "attempt.renewed" for event in events)
 
 
@@ -49,9 +49,9 @@ def test_an_attempt_that_is_over_is_told(
 
     stale = threading.Event()
     if ended == "cancelled":
-        job_store.cancel(job.id)
+        job_store.users.cancel(job.id)
     else:
-        monkeypatch.setattr(job_store, "renew", renew)
+        monkeypatch.setattr(job_store.attempts, "renew", renew)
     with beating(job_store, job, stale):
         assert stale.wait(60)
 
@@ -59,7 +59,7 @@ def test_an_attempt_that_is_over_is_told(
 def test_a_database_that_is_away_is_tried_again(
     job_store: Store, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    renew, tries = job_store.renew, []
+    renew, tries = job_store.attempts.renew, []
 
     def unavailable_at_first(job_id: str, attempt: int, lease_seconds: float) -> None:
         tries.append(attempt)
@@ -67,7 +67,7 @@ def test_a_database_that_is_away_is_tried_again(
             raise DatabaseUnavailable
         renew(job_id, attempt, lease_seconds)
 
-    monkeypatch.setattr(job_store, "renew", unavailable_at_first)
+    monkeypatch.setattr(job_store.attempts, "renew", unavailable_at_first)
     stale = threading.Event()
     with beating(job_store, job, stale):
         wait_until(lambda: renewals(job_store, job) >= 1)

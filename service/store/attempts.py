@@ -1,0 +1,167 @@
+"""An attempt's side of the jobs database. Every write is fenced by the attempt's number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import delete, insert, select
+
+from service.domain.job import Artifact, EventType
+from service.domain.retry_policy import Fail, Retry, RetryPolicy, decide
+from service.domain.states import JobState, Step
+from service.errors import (
+    ArtifactConflict,
+    AttemptStale,
+    Failure,
+)
+from service.store import rows, tables
+from service.store.database import Database, clock, insert_if_absent
+from service.store.rows import job_row
+from service.store.transitions import (
+    after,
+    append,
+    end_failed,
+    extend_lease,
+    fence,
+    note_submitted,
+    set_progress,
+    transition,
+)
+
+jobs = tables.jobs
+
+
+class Attempts:
+    """What a running attempt writes. Threads may share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def renew(self, job_id: str, attempt: int, lease_seconds: float) -> None:
+        """A sign of life, which lasts for the lease. Raises AttemptStale.
+
+        Also allowed when the lease was over, as long as nobody has ended the attempt for it. It
+        says that the attempt was submitted, should whoever did that not have heard the answer.
+        """
+        with self._database.writing() as connection:
+            row = fence(connection, job_id, attempt)
+            if row.submitted_at is None:
+                note_submitted(connection, job_id, attempt, lease_seconds)
+            extend_lease(connection, job_id, attempt, lease_seconds, EventType.RENEWED)
+
+    def progress(
+        self, job_id: str, attempt: int, step: Step, done: int, total: int, unit: str
+    ) -> None:
+        """Say how far a step has come; `done == total` finishes it. Raises AttemptStale."""
+        if not 0 <= done <= total:
+            raise ValueError(f"{done} of {total} {unit} cannot be done")
+        with self._database.writing() as connection:
+            fence(connection, job_id, attempt)
+            set_progress(connection, job_id, attempt, step, done, total, unit)
+
+    def record(
+        self,
+        job_id: str,
+        attempt: int,
+        type: str,  # noqa: A002  (the event's own word)
+        message: str,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append an event of the attempt's own. Raises AttemptStale."""
+        with self._database.writing() as connection:
+            fence(connection, job_id, attempt)
+            append(connection, job_id, attempt, type, message, data)
+
+    def published(self, job_id: str, attempt: int, position: int, artifact: Artifact) -> None:
+        """An artifact stands in the bucket; `position` is that of its target. Raises AttemptStale.
+
+        Saying so again changes nothing. Raises ArtifactConflict if another one is known there.
+        """
+        artifacts = tables.artifacts
+        with self._database.writing() as connection:
+            fence(connection, job_id, attempt)
+            row = asdict(artifact) | {"job_id": job_id, "position": position}
+            if insert_if_absent(connection, artifacts, row):
+                data = {"name": artifact.name, "prefix": artifact.prefix}
+                message = f"{artifact.name} is in the bucket."
+                append(connection, job_id, attempt, EventType.PUBLISHED, message, data)
+                return
+            query = select(artifacts).filter_by(job_id=job_id, position=position)
+            known = rows.artifact(connection.execute(query).one())
+            if known != artifact:
+                raise ArtifactConflict(
+                    f"{known.prefix} is already the artifact {position} of {job_id}; "
+                    f"{artifact.prefix} cannot be."
+                )
+
+    def withdraw(self, job_id: str, attempt: int, reason: str) -> None:
+        """What earlier attempts have published counts no more. Raises AttemptStale.
+
+        For an attempt that publishes all artifacts itself. Saying so again changes nothing.
+        """
+        artifacts = tables.artifacts
+        with self._database.writing() as connection:
+            fence(connection, job_id, attempt)
+            mine = artifacts.c.job_id == job_id
+            names = connection.execute(select(artifacts.c.name).where(mine)).scalars().all()
+            if names:
+                connection.execute(delete(artifacts).where(mine))
+                data = {"names": list(names)}
+                append(connection, job_id, attempt, EventType.WITHDRAWN, reason, data)
+
+    def fail(
+        self,
+        job_id: str,
+        attempt: int,
+        failure: Failure,
+        policy: RetryPolicy,
+        *,
+        only_if_lapsed: bool = False,
+    ) -> JobState:
+        """End the attempt: the job fails, or waits for another one, as the policy decides.
+
+        Returns the job's new state; failing again an attempt that has ended so changes nothing.
+        Raises AttemptStale, also for one whose lease is not over, where that is the condition.
+        """
+        with self._database.writing() as connection:
+            row = job_row(connection, job_id, lock=True)
+            if row.attempt == attempt and row.state in (JobState.QUEUED, JobState.FAILED):
+                return JobState(row.state)
+            fence(connection, job_id, attempt)
+            lease = row.lease_until
+            if only_if_lapsed and lease is not None and lease > clock(connection):
+                raise AttemptStale(f"Attempt {attempt} of {job_id} has been heard of again.")
+            match decide(failure, attempt - row.attempts_before, policy):
+                case Retry(after_seconds):
+                    transition(
+                        connection,
+                        row,
+                        JobState.QUEUED,
+                        EventType.RETRIED,
+                        failure.detail,
+                        data=asdict(failure) | {"after_seconds": after_seconds},
+                        failure=asdict(failure),
+                        available_at=after(clock(connection), after_seconds),
+                    )
+                    return JobState.QUEUED
+                case Fail():
+                    end_failed(connection, row, failure)
+                    return JobState.FAILED
+
+    def succeed(self, job_id: str, attempt: int, report: Mapping[str, Any]) -> None:
+        """End the job well, with what it has published. Raises AttemptStale.
+
+        Saying so again changes nothing.
+        """
+        with self._database.writing() as connection:
+            row = job_row(connection, job_id, lock=True)
+            if row.attempt == attempt and row.state == JobState.SUCCEEDED:
+                return
+            fence(connection, job_id, attempt)
+            named = select(tables.artifacts.c.name).where(tables.artifacts.c.job_id == job_id)
+            names = connection.execute(named.order_by(tables.artifacts.c.position)).scalars()
+            message = f"Published {', '.join(names)}."
+            transition(connection, row, JobState.SUCCEEDED, EventType.SUCCEEDED, message)
+            connection.execute(insert(tables.reports).values(job_id=job_id, content=dict(report)))

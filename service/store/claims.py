@@ -1,0 +1,221 @@
+"""The dispatchers' side of the jobs database: claims, lost claims, and what ended jobs leave."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, delete, select, update
+
+from service.domain.job import EventType, Job
+from service.domain.states import IN_FLIGHT, TERMINAL, JobState
+from service.errors import (
+    AttemptStale,
+    QueueTimeExceeded,
+    RunTimeExceeded,
+    UserError,
+)
+from service.store import rows, tables
+from service.store.database import Database, clock, hold
+from service.store.queue import next_waiting
+from service.store.rows import job_row, queued_at, read_job, read_jobs
+from service.store.transitions import (
+    after,
+    end_failed,
+    extend_lease,
+    fence,
+    note_submitted,
+    transition,
+)
+
+CLAIM_SECONDS = 30.0
+"""What a dispatcher has to submit an attempt that it has claimed."""
+
+START_SECONDS = 300.0
+"""What a driver has from its submission to its first sign of life, if nothing else is said."""
+
+jobs = tables.jobs
+
+
+class Claims:
+    """What dispatchers do with jobs. Threads may share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim(
+        self,
+        *,
+        owner: str = "",
+        lease_seconds: float = CLAIM_SECONDS,
+        max_running: int | None = None,
+        max_running_per_tenant: int | None = None,
+    ) -> Job | None:
+        """Take a waiting job and number its next attempt; None when none may run now.
+
+        Of the tenants that have a job to run, the one with the fewest in flight is served, and of
+        those the one not served for longest; of its jobs the one with the highest priority, and of
+        those the oldest. `owner` has to submit the attempt within the lease. Where limits are
+        given they hold across all dispatchers, of which one claims at a time: another one is told
+        None.
+        """
+        limited = max_running is not None or max_running_per_tenant is not None
+        with self._database.writing() as connection:
+            if limited and not hold(connection, "claim"):
+                return None
+            row = next_waiting(connection, max_running, max_running_per_tenant)
+            if row is None:
+                return None
+            now, attempt = clock(connection), row.attempt + 1
+            left = rows.specification(row).limits.run_seconds
+            _note_served(connection, row.tenant, now)
+            claimed = transition(
+                connection,
+                row,
+                JobState.RUNNING,
+                EventType.CLAIMED,
+                f"Attempt {attempt} is handed to the cluster.",
+                data={"owner": owner, "lease_seconds": lease_seconds},
+                attempt=attempt,
+                lease_until=after(now, lease_seconds),
+                deadline=None if left is None else after(now, left - row.ran_seconds),
+            )
+            return read_jobs(connection, [claimed])[0]
+
+    def take_over(self, job_id: str, attempt: int, owner: str, lease_seconds: float) -> None:
+        """Become the one who has to submit an attempt, once who claimed it has been too slow.
+
+        Raises AttemptStale if it was submitted, is not due, or another dispatcher was quicker.
+        """
+        with self._database.writing() as connection:
+            row = fence(connection, job_id, attempt)
+            now = clock(connection)
+            if row.submitted_at is not None or row.lease_until is None or row.lease_until > now:
+                raise AttemptStale(f"Attempt {attempt} of {job_id} is another dispatcher's.")
+            extend_lease(connection, job_id, attempt, lease_seconds, EventType.TAKEN_OVER, owner)
+
+    def submitted(self, job_id: str, attempt: int, lease_seconds: float = START_SECONDS) -> None:
+        """Note that the cluster has taken the attempt, which is to be heard within the lease.
+
+        Raises AttemptStale.
+        """
+        with self._database.writing() as connection:
+            row = fence(connection, job_id, attempt)
+            if row.submitted_at is None:
+                note_submitted(connection, job_id, attempt, lease_seconds)
+
+    def release(self, job_id: str, attempt: int, reason: str) -> None:
+        """Put back a job that the cluster could not take; its attempt's number is used again.
+
+        The number must be: should the submission have reached the cluster after all, then the
+        next one is refused as a duplicate instead of running beside it. Raises AttemptStale, also
+        if the attempt has been submitted (by a dispatcher that took it over).
+        """
+        with self._database.writing() as connection:
+            row = fence(connection, job_id, attempt)
+            if row.submitted_at is not None:
+                raise AttemptStale(f"Attempt {attempt} of {job_id} runs: another submitted it.")
+            steps = tables.steps.c
+            connection.execute(
+                delete(tables.steps).where(steps.job_id == job_id, steps.attempt == attempt)
+            )
+            limits = rows.specification(row).limits
+            never_ran = attempt - 1 == row.attempts_before
+            transition(
+                connection,
+                row,
+                JobState.QUEUED,
+                EventType.RELEASED,
+                reason,
+                attempt=attempt - 1,
+                ran_seconds=row.ran_seconds,
+                deadline=(
+                    after(queued_at(connection, job_id), limits.queue_seconds)
+                    if never_ran
+                    else None
+                ),
+            )
+
+    def in_flight(self) -> list[Job]:
+        """Jobs with an attempt under way, running or cancelling, oldest first."""
+        query = select(jobs).where(jobs.c.state.in_(IN_FLIGHT)).order_by(jobs.c.id)
+        with self._database.reading() as connection:
+            return read_jobs(connection, connection.execute(query).all())
+
+    def end_overdue(self, *, limit: int = 100) -> list[Job]:
+        """Fail jobs that have waited, or run, for longer than their limits allow; how many at most.
+
+        A job that somebody else is writing to is left for the next time.
+        """
+        ended = []
+        with self._database.writing() as connection:
+            overdue = (
+                select(jobs)
+                .where(
+                    jobs.c.state.in_(_LIMITS),
+                    jobs.c.deadline <= clock(connection),
+                )
+                .order_by(jobs.c.deadline)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
+            for row in connection.execute(overdue).all():
+                param, error = _LIMITS[JobState(row.state)]
+                failure = error(param=param).failure()
+                end_failed(connection, row, failure)
+                ended.append(read_job(connection, row.id))
+        return ended
+
+    def end_cancelled(self, job_id: str, attempt: int) -> None:
+        """The attempt has stopped as its user wished. Raises AttemptStale."""
+        with self._database.writing() as connection:
+            row = fence(connection, job_id, attempt, JobState.CANCELLING)
+            transition(
+                connection,
+                row,
+                JobState.CANCELLED,
+                EventType.CANCELLED,
+                "Stopped, as asked.",
+            )
+
+    def to_clean(self, *, grace_seconds: float = 0, limit: int = 100) -> list[Job]:
+        """Ended jobs whose objects in the bucket are to be looked through, those due longest first.
+
+        None before `grace_seconds` after it was due: an attempt's actors end after their job does.
+        """
+        with self._database.reading() as connection:
+            due = clock(connection) - timedelta(seconds=grace_seconds)
+            query = (
+                select(jobs)
+                .where(jobs.c.state.in_(TERMINAL), jobs.c.clean_after <= due)
+                .order_by(jobs.c.clean_after)
+                .limit(limit)
+            )
+            return read_jobs(connection, connection.execute(query).all())
+
+    def cleaned(self, job_id: str, attempt: int, again_after: timedelta | None = None) -> None:
+        """The bucket has been cleaned after the job; look again later, or never.
+
+        Raises AttemptStale if the job has been taken up again meanwhile.
+        """
+        with self._database.writing() as connection:
+            row = job_row(connection, job_id, lock=True)
+            if row.state not in TERMINAL or row.attempt != attempt:
+                raise AttemptStale(f"Job {job_id} has been taken up again.")
+            due = None if again_after is None else clock(connection) + again_after
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(clean_after=due))
+
+
+_LIMITS: dict[JobState, tuple[str, type[UserError]]] = {
+    JobState.QUEUED: ("limits.queue_seconds", QueueTimeExceeded),
+    JobState.RUNNING: ("limits.run_seconds", RunTimeExceeded),
+}
+"""What a job in such a state has exceeded once its deadline is over."""
+
+
+def _note_served(connection: Connection, tenant: str, now: datetime) -> None:
+    tenants = tables.tenants
+    # Of several claims for a tenant at once one is enough, and none waits for the others.
+    free = select(tenants.c.name).where(tenants.c.name == tenant).with_for_update(skip_locked=True)
+    connection.execute(
+        update(tenants).where(tenants.c.name == free.scalar_subquery()).values(served_at=now)
+    )

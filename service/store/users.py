@@ -1,0 +1,215 @@
+"""The users' side of the jobs database: submit, read, cancel, retry."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, insert, select
+
+from service.domain.job import DEFAULT_TENANT, Artifact, Event, EventType, Job, new_job_id
+from service.domain.spec import JobSpec
+from service.domain.states import JobState
+from service.errors import (
+    IdempotencyKeyReused,
+    JobConflict,
+)
+from service.store import rows, tables
+from service.store.database import Database, clock, insert_if_absent
+from service.store.rows import job_row, read_job, read_jobs
+from service.store.transitions import (
+    after,
+    append,
+    transition,
+)
+
+jobs = tables.jobs
+
+
+class Users:
+    """What users ask of their jobs. Threads may share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, spec: JobSpec, *, tenant: str = DEFAULT_TENANT) -> Job:
+        """Accept a job; it is durable once this returns."""
+        with self._database.writing() as connection:
+            return self._create(connection, spec, tenant)
+
+    def create_once(
+        self, spec: JobSpec, key: str, *, tenant: str = DEFAULT_TENANT
+    ) -> tuple[Job, bool]:
+        """The job that the tenant's `key` stands for, and whether this call made it.
+
+        Raises IdempotencyKeyReused if the key stands for a job of another specification.
+        """
+        with self._database.writing() as connection:
+            job_id = new_job_id()
+            row = {
+                "tenant": tenant,
+                "key": key,
+                "body_sha256": _body_sha256(spec),
+                "job_id": job_id,
+                "created_at": clock(connection),
+            }
+            if insert_if_absent(connection, tables.idempotency_keys, row):
+                return self._create(connection, spec, tenant, job_id), True
+            known = connection.execute(_of_key(key, tenant)).one()
+            return _same_job(connection, known, spec), False
+
+    def find_once(self, spec: JobSpec, key: str, *, tenant: str = DEFAULT_TENANT) -> Job | None:
+        """The job that the tenant's `key` stands for already, if it does.
+
+        Raises IdempotencyKeyReused as `create_once` does.
+        """
+        with self._database.reading() as connection:
+            known = connection.execute(_of_key(key, tenant)).one_or_none()
+            return None if known is None else _same_job(connection, known, spec)
+
+    def _create(
+        self, connection: Connection, spec: JobSpec, tenant: str, job_id: str | None = None
+    ) -> Job:
+        now, job_id = clock(connection), job_id or new_job_id()
+        row = {
+            "id": job_id,
+            "state": JobState.QUEUED,
+            "spec": spec.model_dump_json(),
+            "attempt": 0,
+            "created_at": now,
+            "tenant": tenant,
+            "rank": -spec.priority,
+            "deadline": after(now, spec.limits.queue_seconds),
+        }
+        insert_if_absent(connection, tables.tenants, {"name": tenant, "served_at": now})
+        connection.execute(insert(jobs).values(row))
+        append(connection, job_id, None, EventType.QUEUED, "Waits for a dispatcher.")
+        return read_job(connection, job_id)
+
+    def get(self, job_id: str) -> Job:
+        with self._database.reading() as connection:
+            return read_job(connection, job_id)
+
+    def list_jobs(
+        self, *, limit: int, before: str | None = None, states: Collection[JobState] = ()
+    ) -> list[Job]:
+        """At most `limit` jobs, newest first, older than the job `before`, in any of `states`."""
+        query = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(jobs.c.id < before)
+        if states:
+            query = query.where(jobs.c.state.in_(states))
+        with self._database.reading() as connection:
+            return read_jobs(connection, connection.execute(query).all())
+
+    def events(
+        self, job_id: str, *, after: int = 0, limit: int = 1000, heartbeats: bool = False
+    ) -> list[Event]:
+        """At most `limit` events with an id above `after`, in the order they happened.
+
+        The renewals of leases are left out unless `heartbeats` are asked for.
+        """
+        events = tables.events
+        query = (
+            select(events)
+            .where(events.c.job_id == job_id, events.c.id > after)
+            .order_by(events.c.id)
+            .limit(limit)
+        )
+        if not heartbeats:
+            query = query.where(events.c.type != EventType.RENEWED)
+        with self._database.reading() as connection:
+            job_row(connection, job_id)
+            return [rows.event(row) for row in connection.execute(query)]
+
+    def last_event(self, job_id: str, type: str) -> Event | None:  # noqa: A002
+        """The latest event of this type; None where there is none."""
+        events = tables.events
+        query = (
+            select(events)
+            .where(events.c.job_id == job_id, events.c.type == type)
+            .order_by(events.c.id.desc())
+            .limit(1)
+        )
+        with self._database.reading() as connection:
+            job_row(connection, job_id)
+            row = connection.execute(query).one_or_none()
+            return None if row is None else rows.event(row)
+
+    def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
+        """What the job has published so far; it counts once the job has succeeded."""
+        artifacts = tables.artifacts
+        query = select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.position)
+        with self._database.reading() as connection:
+            job_row(connection, job_id)
+            return tuple(rows.artifact(row) for row in connection.execute(query))
+
+    def report(self, job_id: str) -> dict[str, Any] | None:
+        """The job's report.json; None until it has succeeded."""
+        query = select(tables.reports.c.content).where(tables.reports.c.job_id == job_id)
+        with self._database.reading() as connection:
+            job_row(connection, job_id)
+            return connection.execute(query).scalar_one_or_none()
+
+    def cancel(self, job_id: str) -> Job:
+        """End a waiting job, or ask for a running one to be stopped; again is no different.
+
+        Raises JobConflict when the job has succeeded or failed.
+        """
+        with self._database.writing() as connection:
+            row = job_row(connection, job_id, lock=True)
+            match JobState(row.state):
+                case JobState.QUEUED:
+                    cancelled = "Cancelled before it ran."
+                    transition(connection, row, JobState.CANCELLED, EventType.CANCELLED, cancelled)
+                case JobState.RUNNING:
+                    asked = "Cancellation asked for; the attempt is being stopped."
+                    transition(connection, row, JobState.CANCELLING, EventType.CANCELLING, asked)
+                case JobState.SUCCEEDED | JobState.FAILED as ended:
+                    raise JobConflict(f"Job {job_id} has already {ended}; it cannot be cancelled.")
+            return read_job(connection, job_id)
+
+    def retry(self, job_id: str) -> Job:
+        """Queue a failed job again, as its user wishes, with as many attempts as a new one.
+
+        What its attempts have left to resume from is used; again is no different. Raises
+        JobConflict unless it has failed.
+        """
+        with self._database.writing() as connection:
+            row = job_row(connection, job_id, lock=True)
+            again = row.attempt == row.attempts_before and row.failure is not None
+            if row.state == JobState.QUEUED and again:
+                return read_job(connection, job_id)
+            if row.state != JobState.FAILED:
+                raise JobConflict(f"Job {job_id} is {row.state}; only a failed one can be retried.")
+            limits = rows.specification(row).limits
+            transition(
+                connection,
+                row,
+                JobState.QUEUED,
+                EventType.REQUEUED,
+                "To be tried again, as its user asks.",
+                finished_at=None,
+                clean_after=None,
+                available_at=None,
+                attempts_before=row.attempt,
+                ran_seconds=0.0,
+                deadline=after(clock(connection), limits.queue_seconds),
+            )
+            return read_job(connection, job_id)
+
+
+def _body_sha256(spec: JobSpec) -> str:
+    # Without the defaults, so that a version that knows more fields finds the same.
+    return hashlib.sha256(spec.model_dump_json(exclude_defaults=True).encode()).hexdigest()
+
+
+def _of_key(key: str, tenant: str) -> Select[Any]:
+    return select(tables.idempotency_keys).filter_by(tenant=tenant, key=key)
+
+
+def _same_job(connection: Connection, known: Row[Any], spec: JobSpec) -> Job:
+    if known.body_sha256 != _body_sha256(spec):
+        raise IdempotencyKeyReused(param="Idempotency-Key")
+    return read_job(connection, known.job_id)
