@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.cluster.ray_jobs import RayCluster
+from service.inputs.checks import SubmissionChecks
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
 from service.store.store import Store
@@ -23,6 +24,7 @@ class Services:
     store: Store
     storage: ObjectStorage
     cluster: RayCluster
+    checks: SubmissionChecks
 
 
 @contextmanager
@@ -32,12 +34,13 @@ def open_services(settings: Settings) -> Iterator[Services]:
     with (
         closing(Store(settings.database)) as store,
         RayCluster(settings.ray_address, settings.driver_command) as cluster,
+        SubmissionChecks(settings, storage) as checks,
     ):
         store.migrate()
-        yield Services(settings, store, storage, cluster)
+        yield Services(settings, store, storage, cluster, checks)
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.state.services
     return services
 

@@ -31,6 +31,7 @@
         ├── StorageReadOnly      not retried: somebody must grant the right to write
         ├── BucketMissing            not retried: somebody must create it
         ├── StorageCredentialsInvalid  not retried: somebody must mend them
+        ├── SubmissionCheckTimeout
         ├── ClusterUnavailable
         ├── SubmissionRefused        not retried: the cluster answers, and will not run the driver
         ├── DatabaseUnavailable
@@ -275,6 +276,12 @@ class StorageCredentialsInvalid(InfrastructureError):
 
     code = "storage_credentials_invalid"
     retryable = False
+
+
+class SubmissionCheckTimeout(InfrastructureError):
+    """The checks of the submission took too long; no job was made. Submit it again later."""
+
+    code = "submission_check_timeout"
 
 
 class ClusterUnavailable(InfrastructureError):

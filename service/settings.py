@@ -89,6 +89,9 @@ class Settings(BaseSettings):
 
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8400, ge=0, le=65_535)
+    submission_check_seconds: float = Field(
+        default=20.0, gt=0, le=3600, description="For looking at all that a submitted job names."
+    )
     max_running_jobs: int = Field(default=1, ge=1, le=10_000)
     max_running_jobs_per_tenant: int | None = Field(default=None, ge=1, le=10_000)
     max_attempts: int = Field(default=5, ge=1, le=100)

@@ -1,4 +1,6 @@
-"""The routes, one module per subject. All are plain functions: the store is synchronous."""
+"""The routes, one module per subject. What calls the store, which is synchronous, is a plain
+function or calls it in a thread.
+"""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", summary="Is the process alive?")
-def healthz() -> Health:
-    """Touches nothing else."""
+async def healthz() -> Health:
+    """Touches nothing else. Needs no thread: slow requests may hold all of them."""
     return Health()
 
 

@@ -8,6 +8,7 @@ import re
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from api.routes import JobId, problems
 from api.schemas import EventPage, Job, JobPage
@@ -16,8 +17,6 @@ from service.domain import job as jobs
 from service.domain.spec import JobSpec
 from service.domain.states import JobState
 from service.errors import InvalidParameter
-from service.inputs.checks import check_tasks
-from service.inputs.sources import check_data, check_model
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(422, 503))
 
@@ -80,7 +79,7 @@ EXAMPLES = {
     responses=problems(400, 413, 415)
     | {200: {"model": Job, "description": "The job that an earlier request with this key made."}},
 )
-def submit(
+async def submit(
     spec: Annotated[JobSpec, Body(openapi_examples=EXAMPLES)],
     request: Request,
     response: Response,
@@ -95,7 +94,7 @@ def submit(
     With an `Idempotency-Key` a request may be sent again when its answer was lost: the same key
     and body give the same job, with status 200 and the header `Idempotent-Replayed: true`.
     """
-    job, new = _submitted(spec, idempotency_key, services)
+    job, new = await _submitted(spec, idempotency_key, services)
     shown = _shown(job, request, services)
     response.headers["Location"] = shown.links.self
     if not new:
@@ -104,16 +103,18 @@ def submit(
     return shown
 
 
-def _submitted(spec: JobSpec, key: str | None, services: Services) -> tuple[jobs.Job, bool]:
+async def _submitted(spec: JobSpec, key: str | None, services: Services) -> tuple[jobs.Job, bool]:
     """The job, and whether it is a new one."""
-    store = services.store
-    # One that was accepted stays so, even if its inputs have gone since.
-    if key is not None and (earlier := store.users.find_once(spec, key)) is not None:
+    users = services.store.users
+    if key is None:
+        await services.checks.run(spec)
+        return await run_in_threadpool(users.create, spec), True
+    # A job that was accepted stays so, even if its inputs have gone since.
+    earlier = await run_in_threadpool(users.find_once, spec, key)
+    if earlier is not None:
         return earlier, False
-    _check(spec, services)
-    if key is not None:
-        return store.users.create_once(spec, key)
-    return store.users.create(spec), True
+    await services.checks.run(spec)
+    return await run_in_threadpool(users.create_once, spec, key)
 
 
 @router.get("", summary="List jobs")
@@ -177,17 +178,6 @@ def events(
 ) -> EventPage:
     """Everything that has happened to the job, oldest first, over all its attempts."""
     return EventPage.of(services.store.users.events(job_id, after=after, limit=limit), after=after)
-
-
-def _check(spec: JobSpec, services: Services) -> None:
-    """Refuse what could not succeed. Nothing is written before this returns."""
-    settings = services.settings
-    check_model(spec.model, settings)
-    check_data(spec.calibration.data, settings, "calibration.data")
-    for index, dataset in enumerate(spec.evaluation.datasets):
-        check_data(dataset.data, settings, f"evaluation.datasets.{index}.data")
-    check_tasks(spec, settings)
-    services.storage.check()
 
 
 def _shown(job: jobs.Job, request: Request, services: Services) -> Job:

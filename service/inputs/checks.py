@@ -1,22 +1,119 @@
-"""Whether an installation can run the evaluation's tasks, as far as that is cheap to see."""
+"""The checks of a submission: whether a job's inputs can be used, as far as that is cheap to see.
+
+They read folders and list buckets, which may be slow, so they run in threads of their own and have
+`EIGENPRESS_SUBMISSION_CHECK_SECONDS` for all of a job. A slow source delays the jobs that name it,
+and no other request.
+"""
 
 from __future__ import annotations
 
-from service.domain.spec import JobSpec, MultipleChoice, PassAt1
-from service.errors import CodeExecutionForbidden
-from service.inputs.sources import check_data
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Self
+
+from service.domain.spec import DataSource, JobSpec, MultipleChoice, PassAt1
+from service.errors import CodeExecutionForbidden, SubmissionCheckTimeout
+from service.inputs.sources import check_data, check_model
 from service.settings import Settings
+from service.storage.s3 import ObjectStorage
+
+CHECK_THREADS = 32
+"""Submissions that are checked at a time. A thread whose check ran out of time is busy until S3's
+own timeouts end it."""
+
+BUCKET = "the server's bucket"
 
 
-def check_tasks(spec: JobSpec, settings: Settings) -> None:
-    """Raise unless the tasks are allowed and their data is there.
+class SubmissionChecks:
+    """Checks submissions side by side. Close it, or use `with`."""
 
-    Raises CodeExecutionForbidden, and the errors of `service.inputs.sources.check_data`.
-    """
-    check_allowed(spec, settings)
+    def __init__(self, settings: Settings, storage: ObjectStorage) -> None:
+        self._settings = settings
+        self._storage = storage
+        self._executor = ThreadPoolExecutor(CHECK_THREADS, "submission-check")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Start no further check; do not wait for those that run."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, spec: JobSpec) -> None:
+        """Raise unless everything that the job names is there, allowed and readable.
+
+        Nothing is written. Raises what the checks raise, and SubmissionCheckTimeout, which names
+        the check that was under way when the time was over.
+        """
+        run = _Run(spec, self._settings, self._storage)
+        future = asyncio.wrap_future(self._executor.submit(run))
+        # Not wait_for: a TimeoutError of a check's own must not pass for ours.
+        await asyncio.wait([future], timeout=self._settings.submission_check_seconds)
+        if not future.done():
+            run.abandon()
+            future.cancel()  # effective if no thread was free so far
+            raise run.timeout()
+        future.result()
+
+
+class _Run:
+    """The checks of one submission, in order, and which of them is under way."""
+
+    def __init__(self, spec: JobSpec, settings: Settings, storage: ObjectStorage) -> None:
+        self._checks = list(_checks(spec, settings, storage))
+        self._seconds = settings.submission_check_seconds
+        self._under_way: str | None = None
+        self._abandoned = False
+
+    def __call__(self) -> None:
+        for name, check in self._checks:
+            if self._abandoned:
+                return
+            self._under_way = name
+            check()
+
+    def abandon(self) -> None:
+        """Start no further check."""
+        self._abandoned = True
+
+    def timeout(self) -> SubmissionCheckTimeout:
+        if self._under_way is None:
+            first = self._checks[0][0]
+            return SubmissionCheckTimeout(
+                f"{first}: not checked within {self._seconds:g} seconds, because "
+                f"{CHECK_THREADS} other submissions were being checked. Submit the job again later."
+            )
+        return SubmissionCheckTimeout(
+            f"{self._under_way}: the check took longer than {self._seconds:g} seconds. Submit the "
+            "job again later, or name a place that answers faster: fewer files, or nearer ones.",
+            param=None if self._under_way == BUCKET else self._under_way,
+        )
+
+
+def _checks(
+    spec: JobSpec, settings: Settings, storage: ObjectStorage
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Each check of a submission, under the name of what it looks at."""
+    yield "model", partial(check_model, spec.model, settings)
+    yield "evaluation.tasks", partial(check_allowed, spec, settings)
+    for param, source in _texts(spec):
+        yield param, partial(check_data, source, settings, param)
+    yield BUCKET, storage.check
+
+
+def _texts(spec: JobSpec) -> Iterator[tuple[str, DataSource]]:
+    """Every text and set of problems that the job names, and the field that names it."""
+    yield "calibration.data", spec.calibration.data
+    for number, dataset in enumerate(spec.evaluation.datasets):
+        yield f"evaluation.datasets.{number}.data", dataset.data
     for number, task in enumerate(spec.evaluation.tasks):
         if isinstance(task, MultipleChoice | PassAt1):
-            check_data(task.data, settings, f"evaluation.tasks.{number}.data")
+            yield f"evaluation.tasks.{number}.data", task.data
 
 
 def check_allowed(spec: JobSpec, settings: Settings) -> None:

@@ -15,6 +15,7 @@ from api.app import create_app
 from api.services import Services
 from service.cluster.ray_jobs import RayCluster
 from service.errors import ObjectMissing
+from service.inputs.checks import SubmissionChecks
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
 from service.store.store import Store
@@ -92,8 +93,9 @@ def cluster(settings: Settings) -> Iterator[OfflineCluster]:
 @pytest.fixture
 def services(
     settings: Settings, store: Store, storage: OfflineStorage, cluster: OfflineCluster
-) -> Services:
-    return Services(settings, store, storage, cluster)
+) -> Iterator[Services]:
+    with SubmissionChecks(settings, storage) as checks:
+        yield Services(settings, store, storage, cluster, checks)
 
 
 @pytest.fixture

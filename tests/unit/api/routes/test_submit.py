@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from threading import Event, Semaphore
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from api.app import create_app
+from api.services import Services
+from service.domain.spec import JobSpec
+from service.inputs import checks
+from service.inputs.checks import SubmissionChecks
 from service.store.store import Store
+
+SLOW_SUBMITS = 40
+"""As many as starlette has threads for plain functions."""
+
+GUARD_SECONDS = 60
+"""A request that has no answer by then hangs."""
 
 Spoil = Callable[[Path, dict[str, Any]], object]
 """Makes the model's folder or the request's body bad."""
@@ -133,3 +148,49 @@ def test_a_bad_input_is_refused(
 def test_the_hub_is_not_asked_at_submission(client: TestClient, job_body: dict[str, Any]) -> None:
     job_body["model"] = {"source": "hub", "id": "org/model", "revision": "0" * 40}
     assert client.post("/v1/jobs", json=job_body).status_code == 201
+
+
+def test_slow_submissions_hold_up_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, client: TestClient, job_body: dict[str, Any]
+) -> None:
+    submitted, listed = Semaphore(0), Event()
+    run = SubmissionChecks.run
+
+    async def noticed(self: SubmissionChecks, spec: JobSpec) -> None:
+        submitted.release()
+        await run(self, spec)
+
+    monkeypatch.setattr(SubmissionChecks, "run", noticed)
+    monkeypatch.setattr(checks, "check_model", lambda *_: listed.wait())
+    with ThreadPoolExecutor(SLOW_SUBMITS + 1) as pool:
+        try:
+            slow = [
+                pool.submit(client.post, "/v1/jobs", json=job_body) for _ in range(SLOW_SUBMITS)
+            ]
+            for _ in slow:
+                assert submitted.acquire(timeout=GUARD_SECONDS)
+            for path in ("/healthz", "/v1/jobs"):
+                assert pool.submit(client.get, path).result(GUARD_SECONDS).status_code == 200
+            assert not any(submit.done() for submit in slow)
+        finally:
+            listed.set()
+        assert [submit.result().status_code for submit in slow] == SLOW_SUBMITS * [201]
+
+
+def test_a_check_that_takes_too_long_is_named_and_may_be_repeated(
+    monkeypatch: pytest.MonkeyPatch, services: Services, job_body: dict[str, Any]
+) -> None:
+    listed = Event()
+    monkeypatch.setattr(checks, "check_data", lambda *_: listed.wait())
+    hurried = services.settings.model_copy(update={"submission_check_seconds": 0.05})
+    with SubmissionChecks(hurried, services.storage) as slow:
+        app = create_app(hurried, lambda _: nullcontext(replace(services, checks=slow)))
+        with TestClient(app) as client:
+            response = client.post("/v1/jobs", json=job_body)
+        listed.set()
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (503, "submission_check_timeout")
+    assert problem["param"] == "calibration.data"
+    assert problem["detail"].startswith("calibration.data: the check took longer than 0.05 seconds")
+    assert int(response.headers["Retry-After"]) > 0
+    assert services.store.users.list_jobs(limit=1) == []

@@ -1,16 +1,28 @@
-"""Code that models write is run only where the operator allows it."""
+"""Submissions are checked within a time, and code that models write runs only where allowed."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, cast
 
 import pytest
 
 from service.domain.spec import JobSpec
-from service.errors import CodeExecutionForbidden
-from service.inputs.checks import check_allowed, check_tasks
+from service.errors import CodeExecutionForbidden, SubmissionCheckTimeout
+from service.inputs import checks
+from service.inputs.checks import CHECK_THREADS, SubmissionChecks, check_allowed
 from service.settings import Settings
+from service.storage.s3 import ObjectStorage
+
+
+class Bucket:
+    """The server's bucket, of which a submission is only told whether it answers."""
+
+    def __init__(self) -> None:
+        self.check: Callable[[], None] = lambda: None
 
 
 @pytest.fixture
@@ -20,14 +32,136 @@ def spec(job_body: dict[str, Any], text_folder: Path) -> JobSpec:
         {"kind": "lm_eval", "name": "harness", "tasks": ["arc_easy"]},
         {"kind": "pass_at_1", "name": "code", "data": data},
     ]
-    return JobSpec.model_validate(job_body | {"evaluation": {"tasks": tasks}})
+    datasets = [{"name": "prose", "data": data}]
+    return JobSpec.model_validate(job_body | {"evaluation": {"datasets": datasets, "tasks": tasks}})
 
 
-def test_code_is_run_where_it_is_allowed(spec: JobSpec, allowed_root: Path) -> None:
-    check_tasks(spec, Settings(allowed_roots=(allowed_root,), allow_code_execution=True))
+@pytest.fixture
+def allowing(allowed_root: Path) -> Settings:
+    return Settings(allowed_roots=(allowed_root,), allow_code_execution=True)
 
 
-def test_code_is_refused_elsewhere_and_the_setting_named(spec: JobSpec, allowed_root: Path) -> None:
+@pytest.fixture
+def bucket() -> Bucket:
+    return Bucket()
+
+
+@pytest.fixture
+def answers() -> Iterator[Event]:
+    """Set once what was slow answers: at the end of the test."""
+    answers = Event()
+    yield answers
+    answers.set()
+
+
+def run(spec: JobSpec, settings: Settings, bucket: Bucket) -> None:
+    with SubmissionChecks(settings, cast(ObjectStorage, bucket)) as checks:
+        asyncio.run(checks.run(spec))
+
+
+def hurried(settings: Settings) -> Settings:
+    return settings.model_copy(update={"submission_check_seconds": 0.05})
+
+
+def test_what_is_there_and_allowed_passes(
+    spec: JobSpec, allowing: Settings, bucket: Bucket
+) -> None:
+    run(spec, allowing, bucket)
+
+
+@pytest.mark.parametrize(
+    "param",
+    ["calibration.data", "evaluation.datasets.0.data", "evaluation.tasks.1.data"],
+)
+def test_a_slow_text_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    answers: Event,
+    spec: JobSpec,
+    allowing: Settings,
+    bucket: Bucket,
+    param: str,
+) -> None:
+    def check_data(_source: object, _settings: Settings, name: str) -> None:
+        if name == param:
+            answers.wait()
+
+    monkeypatch.setattr(checks, "check_data", check_data)
+    with pytest.raises(SubmissionCheckTimeout, match=rf"^{param}: .* 0\.05 seconds") as caught:
+        run(spec, hurried(allowing), bucket)
+    assert caught.value.param == param
+
+
+def test_a_slow_model_is_named_and_nothing_else_is_looked_at_any_more(
+    monkeypatch: pytest.MonkeyPatch, answers: Event, spec: JobSpec, allowing: Settings
+) -> None:
+    seen: list[str] = []
+    bucket = Bucket()
+    bucket.check = lambda: seen.append("bucket")
+    monkeypatch.setattr(checks, "check_model", lambda *_: answers.wait())
+    monkeypatch.setattr(checks, "check_data", lambda *_: seen.append("data"))
+    slow = SubmissionChecks(hurried(allowing), cast(ObjectStorage, bucket))
+    with pytest.raises(SubmissionCheckTimeout) as caught:
+        asyncio.run(slow.run(spec))
+    assert caught.value.param == "model"
+    answers.set()
+    slow._executor.shutdown()  # waits for the thread
+    assert seen == []
+
+
+def test_a_slow_bucket_is_no_field_of_the_request(
+    answers: Event, spec: JobSpec, allowing: Settings, bucket: Bucket
+) -> None:
+    bucket.check = lambda: cast(None, answers.wait())
+    with pytest.raises(SubmissionCheckTimeout, match=r"^the server's bucket: ") as caught:
+        run(spec, hurried(allowing), bucket)
+    assert caught.value.param is None
+
+
+def test_where_every_thread_is_busy_the_submission_is_told_so_and_never_checked(
+    monkeypatch: pytest.MonkeyPatch,
+    answers: Event,
+    spec: JobSpec,
+    allowing: Settings,
+    bucket: Bucket,
+) -> None:
+    begun: list[object] = []
+
+    def check_model(*_: object) -> None:
+        begun.append(None)
+        answers.wait()
+
+    monkeypatch.setattr(checks, "check_model", check_model)
+    slow = SubmissionChecks(hurried(allowing), cast(ObjectStorage, bucket))
+
+    async def submit() -> list[BaseException | None]:
+        submissions = (slow.run(spec) for _ in range(CHECK_THREADS + 1))
+        return await asyncio.gather(*submissions, return_exceptions=True)
+
+    *_, last = asyncio.run(submit())
+    assert isinstance(last, SubmissionCheckTimeout)
+    assert f"{CHECK_THREADS} other submissions" in last.detail
+    answers.set()
+    slow._executor.shutdown()
+    assert len(begun) == CHECK_THREADS
+
+
+def test_a_timeout_of_a_check_is_not_taken_for_the_deadline(
+    spec: JobSpec, allowing: Settings, bucket: Bucket
+) -> None:
+    def check() -> None:
+        raise TimeoutError("the check's own")
+
+    bucket.check = check
+    with pytest.raises(TimeoutError, match="the check's own"):
+        run(spec, allowing, bucket)
+
+
+def test_code_is_refused_elsewhere_and_the_setting_named(
+    spec: JobSpec, allowed_root: Path, bucket: Bucket
+) -> None:
+    settings = Settings(allowed_roots=(allowed_root,))
     with pytest.raises(CodeExecutionForbidden, match="EIGENPRESS_ALLOW_CODE_EXECUTION") as caught:
-        check_allowed(spec, Settings(allowed_roots=(allowed_root,)))
+        check_allowed(spec, settings)
     assert caught.value.param == "evaluation.tasks.1"
+    with pytest.raises(CodeExecutionForbidden):
+        run(spec, settings, bucket)
