@@ -40,7 +40,7 @@ def complete(folder: Path, prompt: str, new_tokens: int) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     inputs = tokenizer(prompt, return_tensors="pt")
     with torch.inference_mode():

@@ -155,14 +155,12 @@ def _write_configuration(
         config, architecture, config_class, layers
     )
     write_json(folder / "config.json", compressed)
-    write_modeling(folder, architecture, config_class, config["model_type"], unfused=unfused)
+    write_modeling(folder, architecture, config_class, unfused=unfused)
 
 
-def write_modeling(
-    folder: Path, architecture: str, config_class: str, model_type: str, *, unfused: bool
-) -> None:
+def write_modeling(folder: Path, architecture: str, config_class: str, *, unfused: bool) -> None:
     """Write the modelling file; see `workers.compression.checkpoint.modeling_source`."""
-    text = checkpoint.modeling_source(architecture, config_class, model_type, unfused=unfused)
+    text = checkpoint.modeling_source(architecture, config_class, unfused=unfused)
     (folder / f"{checkpoint.MODELING_MODULE}.py").write_text(text, "utf-8")
 
 

@@ -31,7 +31,7 @@ from workers.artifact.checkpoint_writer import (
     write_modeling,
     write_shards,
 )
-from workers.compression.checkpoint import CONFIG_KEY, FORMAT, compressed_config
+from workers.compression.checkpoint import CONFIG_KEY, FORMAT, WEIGHTS_KEY, compressed_config
 from workers.compression.unfuse import fused_parameters, joined, unfuse
 from workers.model.stored_tensors import StoredTensors
 
@@ -84,7 +84,8 @@ def _artifact_config(artifact: Path) -> dict[str, Any]:
 
 def _base_config(config: Mapping[str, Any]) -> dict[str, Any]:
     ours = config[CONFIG_KEY]
-    return {key: value for key, value in config.items() if key not in (CONFIG_KEY, "auto_map")} | {
+    added = (CONFIG_KEY, "auto_map", WEIGHTS_KEY)
+    return {key: value for key, value in config.items() if key not in added} | {
         "model_type": ours["base_model_type"],
         "architectures": [ours["base_architecture"]],
     }
@@ -206,7 +207,6 @@ def _write_biased(folder: Path, base_config: Mapping[str, Any], biased: set[str]
         folder,
         architecture,
         config_class,
-        base_config["model_type"],
         unfused=bool(fused_parameters(model)),
     )
 

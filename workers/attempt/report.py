@@ -118,7 +118,7 @@ weights take {bytes:,} bytes.
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
 `report.json` has every layer's rank and how all of this was measured. Behind ± stand standard

@@ -7,8 +7,10 @@ Every other tensor has its name in the unfused model (see `workers.compression.u
 config.json carries the ranks under one key and an `auto_map` to a small generated modelling file,
 which subclasses the base architecture and needs only transformers.
 
-The configuration has a model type of its own, so that a loader which was not told to trust the
-modelling file stops, instead of loading the base architecture with random weights in the gaps.
+The configuration keeps the base's model type, so that transformers takes the tokenizer for one of
+the base's and neither runs the modelling file nor asks whether it may. Its `transformers_weights`
+names no file but says how to load the model: so a loader that was not told to trust the modelling
+file stops, instead of loading the base architecture with random weights in the gaps.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from workers.compression.unfuse import UNFUSING
 FORMAT = 1
 CONFIG_KEY = "eigenpress"
 MODELING_MODULE = "modeling_eigenpress"
-MODEL_TYPE_PREFIX = "eigenpress_"
+WEIGHTS_KEY = "transformers_weights"
+WEIGHTS_REFUSAL = "load this model with trust_remote_code=True"
+"""transformers refuses a name of weights that is none, and shows it."""
 
 _MODELING_TEMPLATE = '''"""A {base} compressed by Eigenpress.
 
@@ -41,7 +45,11 @@ from transformers import {config}, {base}
 {code}
 
 class Eigenpress{config}({config}):
-    model_type = "{model_type}"
+    # In config.json it is no file's name, so every class but this one refuses to load.
+    {weights_key} = property(lambda self: None, lambda self, value: None)
+
+    def to_dict(self):
+        return super().to_dict() | {{"{weights_key}": "{weights_refusal}"}}
 
 
 class Eigenpress{base}({base}):
@@ -70,9 +78,7 @@ def tensors(name: str, layer: Interpolation) -> Iterator[tuple[str, Tensor]]:
         yield f"{name}.bias", layer.bias
 
 
-def modeling_source(
-    base_architecture: str, config_class: str, model_type: str, *, unfused: bool
-) -> str:
+def modeling_source(base_architecture: str, config_class: str, *, unfused: bool) -> str:
     """The text of the modelling file for a base class of transformers, such as LlamaForCausalLM.
 
     `unfused` says that the checkpoint holds the tensors of the unfused model.
@@ -81,7 +87,8 @@ def modeling_source(
     return _MODELING_TEMPLATE.format(
         base=base_architecture,
         config=config_class,
-        model_type=MODEL_TYPE_PREFIX + model_type,
+        weights_key=WEIGHTS_KEY,
+        weights_refusal=WEIGHTS_REFUSAL,
         key=CONFIG_KEY,
         prepare="        unfuse(self)\n" if unfused else "",
         code="\n\n".join(map(inspect.getsource, code)),
@@ -102,7 +109,7 @@ def compressed_config(
     return {
         **config,
         "architectures": [f"Eigenpress{base_architecture}"],
-        "model_type": MODEL_TYPE_PREFIX + str(config["model_type"]),
+        WEIGHTS_KEY: WEIGHTS_REFUSAL,
         "auto_map": {
             "AutoConfig": f"{module}.Eigenpress{config_class}",
             "AutoModelForCausalLM": f"{module}.Eigenpress{base_architecture}",

@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     GemmaConfig,
     GPTNeoXConfig,
+    LlamaForCausalLM,
     OPTConfig,
     PretrainedConfig,
     Qwen2Config,
@@ -41,7 +42,7 @@ TOKENS = torch.tensor([[3, 14, 15, 92, 65, 35, 89, 79], [2, 71, 82, 81, 82, 84, 
 LOAD_ELSEWHERE = """
 import json, sys
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -50,6 +51,7 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 folder, tokens = sys.argv[1], json.loads(sys.argv[2])
+tokenizer = AutoTokenizer.from_pretrained(folder)  # a question would end up in the output
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
 with torch.no_grad():
     logits = model(input_ids=torch.tensor(tokens)).logits
@@ -57,6 +59,7 @@ generated = model.generate(torch.tensor(tokens[:1]), max_new_tokens=4, do_sample
 print(json.dumps({
     "logits": logits.tolist(),
     "generated": generated.tolist(),
+    "tokenized": tokenizer("to calibrate")["input_ids"],
     "ours": [name for name in sys.modules if name.partition(".")[0] in ("workers", "ray")],
 }))
 """
@@ -182,6 +185,7 @@ def test_it_loads_and_generates_where_nothing_of_ours_is(
         capture_output=True,
         text=True,
         check=False,
+        stdin=subprocess.DEVNULL,
         cwd=tmp_path,
         env={**os.environ, "HF_MODULES_CACHE": str(modules_cache / "elsewhere")},
     )
@@ -190,6 +194,7 @@ def test_it_loads_and_generates_where_nothing_of_ours_is(
     assert torch.allclose(torch.tensor(result["logits"]), logits(case.expected), atol=1e-5)
     expected = case.expected.generate(TOKENS[:1], max_new_tokens=4, do_sample=False)
     assert result["generated"] == expected.tolist()
+    assert result["tokenized"] == byte_tokenizer(adds_bos=False)("to calibrate")["input_ids"]
     assert result["ours"] == []
 
 
@@ -199,6 +204,8 @@ def test_without_trust_it_is_refused_and_never_loaded_with_random_weights(
     case.write(tmp_path / "artifact")
     with pytest.raises(ValueError, match="trust_remote_code"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "artifact", trust_remote_code=False)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        LlamaForCausalLM.from_pretrained(tmp_path / "artifact")
     (tmp_path / "artifact" / "modeling_eigenpress.py").unlink()
     with pytest.raises(OSError, match="modeling_eigenpress"):
         load(tmp_path / "artifact")
@@ -210,6 +217,8 @@ def test_it_can_be_saved_and_loaded_again(case: Case, tmp_path: Path) -> None:
     again = load(tmp_path / "again")
     assert same(again, case.expected)
     assert again.config.eigenpress["layers"].keys() == case.layers.keys()
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=False)
 
 
 def test_the_tokenizer_comes_along(case: Case, tmp_path: Path) -> None:
@@ -219,7 +228,7 @@ def test_the_tokenizer_comes_along(case: Case, tmp_path: Path) -> None:
     (case.source / "trainer_state.json").write_text("{}")
     (case.source / "requirements.txt").write_text("somebody's list")
     case.write(tmp_path / "artifact")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "artifact", trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "artifact")
     text = "to calibrate"
     assert tokenizer(text)["input_ids"] == byte_tokenizer(adds_bos=False)(text)["input_ids"]
     assert sorted(path.name for path in (tmp_path / "artifact").iterdir()) == [
@@ -309,7 +318,7 @@ def test_the_configuration_says_what_was_made_of_what(case: Case, tmp_path: Path
         "layers": {name: {"rank": RANK, "bias": False} for name in case.layers},
     }
     assert (written["dtype"], "torch_dtype" in written) == ("bfloat16", False)
-    assert written["model_type"] == "eigenpress_llama"
+    assert written["model_type"] == "llama"
 
 
 def test_with_nothing_to_replace_the_model_is_written_as_it_is(case: Case, tmp_path: Path) -> None:
