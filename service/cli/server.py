@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from service.cli.defaults import with_default
 from service.settings import Settings
 
 
@@ -25,13 +26,17 @@ def serve(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help=r"Database, bucket and caches. \[default: ~/.eigenpress]"
+            metavar="FOLDER",
+            help=with_default("Database, bucket and caches.", Settings, "data_dir"),
         ),
     ] = None,
     port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65_535, metavar="PORT", help=r"Of the API; 0: any. \[default: 8400]"
+            min=0,
+            max=65_535,
+            metavar="PORT",
+            help=with_default("Of the API; 0: any.", Settings, "api_port"),
         ),
     ] = None,
     dashboard_port: Annotated[
@@ -78,10 +83,14 @@ def serve(
 
 def api(
     host: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help=r"\[default: 127.0.0.1]")
+        str | None,
+        typer.Option(metavar="ADDRESS", help=with_default("", Settings, "api_host")),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, metavar="PORT", help=r"\[default: 8400]")
+        int | None,
+        typer.Option(
+            min=0, max=65_535, metavar="PORT", help=with_default("", Settings, "api_port")
+        ),
     ] = None,
 ) -> None:
     """Run the API alone, as the EIGENPRESS_* settings say."""

@@ -6,16 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_args
 
 import typer
 
+from service.cli.defaults import with_default
 from service.cli.jobs import Url, console, watch_to_end
 from service.client.client import DEFAULT_URL, Client, Json
 from service.client.request import SourceInvalid, evaluation_dataset, job_body, source
-from service.domain.spec import AllocationKind, Dtype, Method, Scope
+from service.domain.spec import AllocationKind, Dtype, JobSpec, Method, Scope
 
 SIZE, TEXT = "What to make", "Text"  # panels of the help
+DTYPES = ", ".join(get_args(Dtype))
 PLACE = "A path, s3://bucket/prefix or hub:org/name@commit."
 
 Value = TypeVar("Value")
@@ -36,7 +38,14 @@ def submit(
     ] = None,
     scope: Annotated[
         Scope | None,
-        typer.Option(help=r"What that is a fraction of. \[default: linear]", rich_help_panel=SIZE),
+        typer.Option(
+            help=with_default(
+                "Whose parameters --keep counts: the compressible layers' or the whole model's.",
+                JobSpec,
+                "targets.scope",
+            ),
+            rich_help_panel=SIZE,
+        ),
     ] = None,
     max_perplexity_increase: Annotated[
         list[float] | None,
@@ -48,12 +57,17 @@ def submit(
         ),
     ] = None,
     method: Annotated[
-        Method | None, typer.Option(help=r"\[default: impact-kron]", rich_help_panel=SIZE)
+        Method | None,
+        typer.Option(help=with_default("", JobSpec, "method"), rich_help_panel=SIZE),
     ] = None,
     allocation: Annotated[
         AllocationKind | None,
         typer.Option(
-            help=r"Ranks chosen over all layers at once, or one share for each. \[default: global]",
+            help=with_default(
+                "Choose the ranks over all layers at once, or keep the same share of each.",
+                JobSpec,
+                "allocation",
+            ),
             rich_help_panel=SIZE,
         ),
     ] = None,
@@ -61,7 +75,7 @@ def submit(
         Dtype | None,
         typer.Option(
             metavar="DTYPE",
-            help=r"Of the result: auto, float32, bfloat16 or float16. \[default: auto]",
+            help=with_default(f"Of the result: {DTYPES}.", JobSpec, "dtype"),
             rich_help_panel=SIZE,
         ),
     ] = None,
@@ -72,31 +86,45 @@ def submit(
     pattern: Annotated[
         str | None,
         typer.Option(
-            metavar="GLOB", help=r"Which of its files. \[default: **/*]", rich_help_panel=TEXT
+            metavar="GLOB",
+            help=with_default("Which of its files.", JobSpec, "calibration.data.pattern"),
+            rich_help_panel=TEXT,
         ),
     ] = None,
     text_field: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help=r"The field of JSONL, the column of Parquet. \[default: text]",
+            help=with_default(
+                "The field of JSONL, the column of Parquet.",
+                JobSpec,
+                "calibration.data.text_field",
+            ),
             rich_help_panel=TEXT,
         ),
     ] = None,
     sequences: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help=r"Sequences to calibrate on. \[default: 128]", rich_help_panel=TEXT
+            metavar="N",
+            help=with_default("Sequences to calibrate on.", JobSpec, "calibration.sequences"),
+            rich_help_panel=TEXT,
         ),
     ] = None,
     sequence_length: Annotated[
         int | None,
-        typer.Option(metavar="N", help=r"Tokens in each. \[default: 512]", rich_help_panel=TEXT),
+        typer.Option(
+            metavar="N",
+            help=with_default("Tokens in each.", JobSpec, "calibration.sequence_length"),
+            rich_help_panel=TEXT,
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help=r"Sequences per forward pass. \[default: 8]", rich_help_panel=TEXT
+            metavar="N",
+            help=with_default("Sequences per forward pass.", JobSpec, "calibration.batch_size"),
+            rich_help_panel=TEXT,
         ),
     ] = None,
     evaluate: Annotated[
@@ -113,7 +141,10 @@ def submit(
     name: Annotated[str | None, typer.Option(metavar="NAME", help="A label for the job.")] = None,
     priority: Annotated[
         int | None,
-        typer.Option(metavar="N", help=r"From -100 to 100; higher runs earlier. \[default: 0]"),
+        typer.Option(
+            metavar="N",
+            help=with_default("From -100 to 100; higher runs earlier.", JobSpec, "priority"),
+        ),
     ] = None,
     queue_limit: Annotated[
         int | None,
