@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,13 @@ from service.cli.rendering import follow, transfer_bar
 from service.client.client import Client, ClientError
 from service.client.download import download_artifact
 from service.errors import EigenpressError
+from service.signals import stop_on_signals
 
 KEEPS = (0.8, 0.6)
 NAMES = [f"keep-{keep:g}" for keep in KEEPS]
 GENERATE = Path(__file__).with_name("generate.py")
 GENERATE_SECONDS = 300
+SIGNAL_SECONDS = 3600.0
 
 
 class DemoFailed(Exception):
@@ -114,7 +117,7 @@ def run(console: Console, folders: Folders, *, hold: bool) -> None:
         show(console, report)
         show_links(console, server.url, job, folders.output)
         if hold:
-            console.input("\nThe service runs until you press Enter. ")
+            wait_for_leave(console)
         if complaints := list(demo_report.complaints(report, NAMES)):
             raise DemoFailed("; ".join(complaints))
 
@@ -199,9 +202,23 @@ def show_links(console: Console, url: str, job: dict[str, Any], output: Path) ->
     console.print(f"Kept in        {output}", soft_wrap=True)
 
 
+def wait_for_leave(console: Console) -> None:
+    """Wait for Enter or, where no terminal can say that, for a signal."""
+    if sys.stdin and sys.stdin.isatty():
+        with suppress(EOFError):  # Ctrl-D
+            console.input("\nThe service runs until you press Enter. ")
+        return
+    with stop_on_signals() as stop:
+        console.print(f"\nThe service runs until you end the demo: kill {os.getpid()}")
+        while not stop.wait(SIGNAL_SECONDS):
+            pass
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compress a small model through the service.")
-    parser.add_argument("--hold", action="store_true", help="at the end, wait for Enter")
+    parser.add_argument(
+        "--hold", action="store_true", help="at the end, wait for Enter, or for a signal"
+    )
     return parser
 
 
