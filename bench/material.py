@@ -17,8 +17,9 @@ from bench import demo_data
 from service.domain.spec import LocalPath
 from service.inputs.documents import Document, read_documents
 from service.settings import Settings
-from workers.compression.layers import InputGroup, compressible_layers, input_groups
+from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import Method
+from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import (
     Calibration,

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.quality_report import curves
 from bench.quality_rows import OURS, PEERS, Row
-from workers.compression.allocation import Storage
+from workers.compression.candidates import Storage
 
 LARGEST_RATIO = 100
 """Perplexities beyond so many times the dense model's are left to the tables."""

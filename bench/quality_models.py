@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from bench.material import batches, calibrated, groups_of, solved
 from bench.quality_rows import Contender, Row
-from workers.compression.allocation import ALLOCATIONS, LayerCandidates, Ranks, total_cost
-from workers.compression.layers import InputGroup
+from workers.compression.allocation import ALLOCATIONS
+from workers.compression.candidates import LayerCandidates, Ranks, total_cost
 from workers.compression.metrics import METHODS
+from workers.compression.shapes import InputGroup
 from workers.compression.solve import Factors, Solution
 from workers.compression.statistics import GroupStatistics
-from workers.evaluation.text import TextLoss, text_loss
+from workers.evaluation.losses import TextLoss
+from workers.evaluation.text import text_loss
 from workers.text.sequences import in_batches
 
 BATCH = 8

@@ -9,7 +9,7 @@ from typing import Any
 from bench.quality_advantage import Advantage, Point, advantage, best
 from bench.quality_notes import ADVANTAGE, HEADER, METHOD
 from bench.quality_rows import HELD_OUT, PEERS, Contender, Row
-from workers.compression.allocation import Storage
+from workers.compression.candidates import Storage
 
 IMPACT_ADVANTAGE = 0.554
 """What IMPACT's authors report, at most, over the best of svd, fwsvd and afm."""

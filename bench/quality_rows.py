@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from workers.compression.allocation import Storage
+from workers.compression.candidates import Storage
 
 PEERS = ("svd", "fwsvd", "asvd", "svd-llm", "afm")
 OURS = ("impact", "impact-kron")

@@ -14,8 +14,8 @@ from bench import speed_plain
 from bench.material import calibrated, groups_of
 from bench.measuring import added_to
 from bench.speed_plain import PlainStatistics
-from workers.compression.layers import InputGroup
 from workers.compression.metrics import METHODS, importance
+from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import (
     Calibration,

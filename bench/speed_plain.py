@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.compression.layers import LinearLayer
+from workers.compression.shapes import LinearLayer
 
 
 @dataclass

@@ -20,8 +20,8 @@ from service.domain.spec import JobSpec
 from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.compression.allocation import allocate_global
 from workers.compression.interpolation import interpolate
-from workers.compression.layers import InputGroup
 from workers.compression.metrics import METHODS
+from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution
 from workers.compression.statistics import GroupStatistics
 from workers.model.loading import load_model, stored_dtype

@@ -20,13 +20,14 @@ from service.domain.spec import JobSpec
 from service.settings import Settings
 from service.storage.publication import publish
 from service.storage.s3 import ObjectStorage
-from workers.artifact.checkpoint_writer import CheckpointSize, write_checkpoint
+from workers.artifact.checkpoint_writer import write_checkpoint
+from workers.artifact.size import CheckpointSize
 from workers.compression.interpolation import Interpolation
 from workers.model.loading import prepare_model
 
 
 class Assembler:
-    """See the module. Made a Ray actor by `workers.actors.group`."""
+    """See the module. `workers.actors.interface` is its Ray actor."""
 
     def __init__(self, spec: JobSpec, attempt: str) -> None:
         torch.set_num_threads(1)  # it copies and casts, on a core that a worker has

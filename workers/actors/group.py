@@ -11,15 +11,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from service.domain.spec import JobSpec
 from service.errors import ClusterUnavailable
-from workers.actors.assembler import Assembler
+from workers.actors.interface import SERVING, Assembler, Worker
 from workers.actors.placement import Placement, Resources, fits
-from workers.actors.worker import SERVING, Worker
 
 WAITING_SECONDS = 30
 """How long resources may be held by others before the job's history says so."""
-
-NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-"""An actor without GPUs would otherwise see every GPU of its node."""
 
 
 def machines() -> list[Resources]:
@@ -76,7 +72,6 @@ class ActorGroup:
             .options(
                 name=f"{self._attempt}/assembler-{beside}",
                 num_cpus=0,
-                runtime_env=NO_GPU,
                 scheduling_strategy=self._strategy(beside),
             )
             .remote(self._spec, self._attempt)
@@ -90,10 +85,9 @@ class ActorGroup:
                 name=f"{self._attempt}/worker-{number}",
                 num_cpus=placement.cpus,
                 num_gpus=placement.gpus,
-                runtime_env=None if placement.gpus else NO_GPU,
                 scheduling_strategy=self._strategy(number),
             )
-            .remote(self._spec, number, placement.cpus)
+            .remote(self._spec, number, placement.cpus, placement.gpus)
         )
 
     def _strategy(self, bundle: int) -> PlacementGroupSchedulingStrategy:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from service.errors import InsufficientResources
-from workers.compression.layers import InputGroup
+from workers.compression.shapes import InputGroup
 
 LOOKING_SECONDS = 2.0
 """Between two looks for machines that are on their way back."""

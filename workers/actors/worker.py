@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,14 @@ from service.domain.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice,
 from service.errors import InvalidParameter
 from service.inputs.checks import check_allowed
 from service.settings import Settings
+from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
 from workers.actors.scratch import attempts_in, remove_attempts
 from workers.artifact.checkpoint_writer import check_writable
-from workers.compression.allocation import LayerCandidates
+from workers.compression.candidates import LayerCandidates
 from workers.compression.interpolation import Interpolation, interpolate
-from workers.compression.layers import InputGroup, LinearLayer, compressible_layers, input_groups
+from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
+from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import (
     Calibration,
@@ -41,71 +42,32 @@ from workers.compression.statistics import (
 from workers.compression.unfuse import router_paths, unfuse
 from workers.evaluation.choices import score_questions
 from workers.evaluation.harness import check_harness, score_harness_task
+from workers.evaluation.losses import TextLoss
 from workers.evaluation.problems import Exercise, read_exercises
 from workers.evaluation.programs import score_functions
 from workers.evaluation.sandbox import check_sandbox
 from workers.evaluation.scores import Scores
 from workers.evaluation.speed import PROMPT_TOKENS, decode_speed
 from workers.evaluation.substitution import Substitution
-from workers.evaluation.text import TextLoss, text_loss
+from workers.evaluation.text import text_loss
 from workers.model.loading import (
     load_model,
     load_tokenizer,
     parameter_count,
     prepare_model,
     stored_dtype,
-    weight_files,
 )
-from workers.resumption.calibration import Calibrated, CalibrationCheckpoints
-from workers.resumption.checkpoints import Checkpoints, Place, Refusal
+from workers.model.weight_files import weight_files
+from workers.resumption.calibrated import Calibrated
+from workers.resumption.calibration import CalibrationCheckpoints
+from workers.resumption.checkpoints import Checkpoints, Place
 from workers.resumption.fingerprint import model_digest
 from workers.resumption.solved import SolvedCheckpoints
 from workers.text.texts import Texts, read_texts
 
-SERVING = "serving"
-"""The concurrency group of the methods that only hand out what is already computed."""
-
-
-@dataclass(frozen=True)
-class WorkerPlace:
-    """Where a worker runs and on what."""
-
-    worker: int
-    host: str
-    pid: int
-    device: str
-    kind: str  # of the device: equal kinds round alike
-    threads: int
-    gpu_ids: list[str]
-    cuda_visible_devices: str | None
-
-
-@dataclass(frozen=True)
-class ModelSummary:
-    """What the driver must know of the model; every worker finds the same."""
-
-    architecture: str
-    parameters: int
-    bytes: int  # of the checkpoint's weights
-    dtype: str  # of the checkpoint, as torch names it
-    groups: tuple[InputGroup, ...]
-    left_dense: Mapping[str, str]  # matrices that no target compresses, and why
-
-    @property
-    def layers(self) -> tuple[LinearLayer, ...]:
-        return tuple(layer for group in self.groups for layer in group.layers)
-
-
-@dataclass(frozen=True)
-class TakenOver:
-    """What a worker need not solve again, and the checkpoints that it refused."""
-
-    solved: Mapping[str, list[LayerCandidates]]  # by group
-    refused: list[Refusal]
-
 
 class Worker:
-    """See the module. `workers.actors.group` makes a Ray actor of it; tests call it directly."""
+    """See the module. `workers.actors.interface` is its Ray actor; tests call it directly."""
 
     def __init__(self, spec: JobSpec, number: int, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -187,7 +149,6 @@ class Worker:
         tokenizer = load_tokenizer(self._source)
         return read_exercises(self._spec, tokenizer, _positions(self._model.config), self._settings)
 
-    @ray.method(concurrency_group=SERVING)
     def digest(self) -> str:
         """The sha256 of the model's files; one worker computes it for all."""
         return model_digest(self._source)
@@ -249,7 +210,6 @@ class Worker:
             each.trouble = None
         return troubles
 
-    @ray.method(concurrency_group=SERVING)
     def statistics(self, group: str) -> GroupStatistics:
         """Hand over this shard's statistics of a group; they are no longer held here."""
         return self._statistics.pop(group).to(torch.device("cpu"))
@@ -275,7 +235,6 @@ class Worker:
             self._kept_solutions.write(group, held)
         return [solution.options() for solution in solutions.values()]
 
-    @ray.method(concurrency_group=SERVING)
     def compressed(self, layer: str, rank: int) -> Interpolation:
         """A layer that this worker has solved, at the given rank and as it is stored."""
         return interpolate(self._solutions[layer].truncate(rank))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from service.errors import ModelInvalid, NotACausalLM
 from service.inputs.model_files import is_companion
+from workers.artifact.size import CheckpointSize
 from workers.compression import checkpoint
 from workers.compression.interpolation import Interpolation
 from workers.model.tensor_names import source_tensors
 
 MAX_SHARD_BYTES = 2 << 30
-
-
-@dataclass(frozen=True)
-class CheckpointSize:
-    """What a checkpoint on disk holds."""
-
-    parameters: int
-    bytes: int  # of its safetensors files
 
 
 def check_writable(source: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import sys
+
 from ray import exceptions as ray
 
 from service.disk_full import is_full_disk
@@ -59,7 +60,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def _of_memory(error: BaseException) -> EigenpressError | None:
-    if isinstance(error, torch.OutOfMemoryError):
+    if _is_of_gpu(error):
         where, workers = "A worker's GPU", "more of them hold as much each"
     elif isinstance(error, MEMORY_ERRORS) or CPU_ALLOCATOR in str(error):
         where, workers = "A worker's machine", "fewer on each machine share its memory"
@@ -71,6 +72,12 @@ def _of_memory(error: BaseException) -> EigenpressError | None:
         f"It said: {_first_line(error)}",
         param="calibration.batch_size",
     )
+
+
+def _is_of_gpu(error: BaseException) -> bool:
+    """Whether it is torch's, which the driver does not import by itself."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _of_disk(error: BaseException) -> EigenpressError | None:

@@ -19,9 +19,9 @@ import ray
 from service.domain.spec import EvaluationTask, LmEval
 from workers.attempt.report import Evaluation
 from workers.attempt.schedule import Call, drive
+from workers.evaluation.losses import TextLoss
 from workers.evaluation.problems import Exercise
 from workers.evaluation.scores import Scores
-from workers.evaluation.text import TextLoss
 from workers.resumption.journal import Journal
 from workers.text.sequences import in_batches
 from workers.text.texts import Texts

@@ -33,8 +33,8 @@ from workers.actors.placement import (
     plan_placement,
     shares,
 )
-from workers.actors.worker import ModelSummary
-from workers.artifact.checkpoint_writer import CheckpointSize
+from workers.actors.replies import ModelSummary
+from workers.artifact.size import CheckpointSize
 from workers.attempt.measurements import Measurements, Subject
 from workers.attempt.probes import Probe, Probes
 from workers.attempt.progress import Progress
@@ -42,10 +42,10 @@ from workers.attempt.report import Evaluation, TargetResult, job_report, model_c
 from workers.attempt.resume import Resumption, resume
 from workers.attempt.schedule import Call, drive
 from workers.attempt.targets import MAX_PROBES, choose_ranks, curve_ranks
-from workers.compression.allocation import LayerCandidates, Ranks
-from workers.compression.layers import InputGroup
+from workers.compression.candidates import LayerCandidates, Ranks
+from workers.compression.shapes import InputGroup
 from workers.evaluation.problems import Exercise
-from workers.resumption.calibration import Calibrated
+from workers.resumption.calibrated import Calibrated
 from workers.resumption.fingerprint import Machines, code_digest, library_versions, take_fingerprint
 from workers.resumption.journal import CALIBRATION_LOSS, ranks_key
 from workers.text.sequences import in_batches

@@ -21,8 +21,8 @@ import ray
 
 from service.errors import ModelInvalid
 from workers.attempt.schedule import Call, drive
-from workers.compression.allocation import Ranks
-from workers.evaluation.text import TextLoss
+from workers.compression.candidates import Ranks
+from workers.evaluation.losses import TextLoss
 from workers.resumption.journal import Journal, ranks_key
 from workers.text.sequences import in_batches
 from workers.text.texts import EvaluationText

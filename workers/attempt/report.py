@@ -13,14 +13,14 @@ from typing import Any
 
 from service.domain.job import Job
 from service.domain.spec import Target
-from workers.actors.worker import ModelSummary
-from workers.artifact.checkpoint_writer import CheckpointSize
+from workers.actors.replies import ModelSummary
+from workers.artifact.size import CheckpointSize
 from workers.attempt.probes import Probe
-from workers.compression.allocation import LayerCandidates, Ranks, total_cost, total_error
-from workers.compression.layers import LinearLayer
+from workers.compression.candidates import LayerCandidates, Ranks, total_cost, total_error
+from workers.compression.shapes import LinearLayer
 from workers.evaluation.estimates import Estimate
+from workers.evaluation.losses import TextLoss
 from workers.evaluation.scores import Scores
-from workers.evaluation.text import TextLoss
 from workers.text.texts import Texts
 
 FORMAT = 1

@@ -15,16 +15,10 @@ from service.domain.manifest import checkpoints_prefix
 from service.errors import EigenpressError
 from service.settings import Settings
 from workers.attempt.progress import Progress
-from workers.compression.allocation import LayerCandidates
-from workers.compression.layers import InputGroup
-from workers.resumption.calibration import Calibrated
-from workers.resumption.checkpoints import (
-    FINGERPRINT_DIGITS,
-    Checkpoints,
-    Place,
-    Refusal,
-    Refused,
-)
+from workers.compression.candidates import LayerCandidates
+from workers.compression.shapes import InputGroup
+from workers.resumption.calibrated import Calibrated
+from workers.resumption.checkpoints import FINGERPRINT_DIGITS, Checkpoints, Place, Refusal, Refused
 from workers.resumption.fingerprint import Fingerprint
 from workers.resumption.journal import CALIBRATION_LOSS, Journal
 

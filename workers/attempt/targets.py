@@ -11,7 +11,7 @@ from functools import partial
 
 from service.domain.spec import JobSpec, QualityTarget, SizeTarget
 from service.errors import TargetUnreachable
-from workers.compression.allocation import ALLOCATIONS, LayerCandidates, Ranks, least_cost
+from workers.compression.candidates import LayerCandidates, Ranks, least_cost
 from workers.compression.errors import BudgetTooSmall
 
 KEEP_STEPS = 200
@@ -32,7 +32,7 @@ def choose_ranks(
 
     Raises TargetUnreachable naming the first target that no ranks meet.
     """
-    sized = partial(ALLOCATIONS[spec.allocation], options)
+    sized = _allocation(spec, options)
     chosen: list[Ranks] = []
     for number, target in enumerate(spec.targets):
         if isinstance(target, SizeTarget):
@@ -46,7 +46,7 @@ def choose_ranks(
 
 def curve_ranks(spec: JobSpec, options: Sequence[LayerCandidates]) -> list[Ranks]:
     """The ranks of every size of `evaluation.curve`. Raises TargetUnreachable."""
-    sized = partial(ALLOCATIONS[spec.allocation], options)
+    sized = _allocation(spec, options)
     return [
         _sized_as(SizeTarget(keep=keep), 0, options, sized, f"evaluation.curve.{number}")
         for number, keep in enumerate(spec.evaluation.curve)
@@ -96,6 +96,14 @@ def candidate_budgets(options: Sequence[LayerCandidates]) -> list[int]:
     linear, least = _linear(options), least_cost(options)
     steps = [linear * step // KEEP_STEPS for step in range(1, KEEP_STEPS)]
     return [least, *(budget for budget in steps if budget > least)] if least < linear else []
+
+
+def _allocation(spec: JobSpec, options: Sequence[LayerCandidates]) -> Callable[[int], Ranks]:
+    """The ranks for a budget of parameters."""
+    # Imports torch, which a driver that starts does not wait for.
+    from workers.compression.allocation import ALLOCATIONS
+
+    return partial(ALLOCATIONS[spec.allocation], options)
 
 
 def _sized_as(

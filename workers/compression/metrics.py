@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from workers.compression.errors import SolveFailed
-from workers.compression.layers import LinearLayer
+from workers.compression.shapes import LinearLayer
 from workers.compression.statistics import GroupStatistics, Observation, Observations
 
 IMPORTANCE_FLOOR = 1e-6

@@ -23,10 +23,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workers.compression.allocation import LayerCandidates, Storage
+from workers.compression.candidates import LayerCandidates, Storage
 from workers.compression.errors import SolveFailed
-from workers.compression.layers import InputGroup, LinearLayer
 from workers.compression.metrics import LeftMetric, Method, RightMetric, input_magnitudes
+from workers.compression.shapes import InputGroup, LinearLayer
 from workers.compression.statistics import GroupStatistics, Moments
 
 NEGATIVE_TOLERANCE = 1e-6

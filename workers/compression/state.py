@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from workers.compression.layers import LinearLayer
 from workers.compression.metrics import LeftMetric
+from workers.compression.shapes import LinearLayer
 from workers.compression.solve import Solution
 from workers.compression.statistics import GroupStatistics, Moments
 

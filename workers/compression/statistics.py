@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workers.compression.errors import SolveFailed
-from workers.compression.layers import InputGroup, LinearLayer, transformer_blocks
+from workers.compression.layers import transformer_blocks
+from workers.compression.shapes import InputGroup, LinearLayer
 
 GRAM_BLOCK = 192
 """Columns that are multiplied at a time; few enough to spare most of the lower triangle."""

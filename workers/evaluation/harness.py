@@ -13,8 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from service.domain.spec import LmEval
 from service.errors import DataNotFound, EigenpressError, HarnessMissing, InvalidParameter
 from service.settings import Settings
@@ -74,6 +72,7 @@ def score_harness_task(
 
     Raises InvalidParameter where lm-eval cannot measure the model on it.
     """
+    import torch
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 

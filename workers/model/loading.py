@@ -5,7 +5,6 @@ A model that transformers would complete with random weights is refused.
 
 from __future__ import annotations
 
-import json
 import struct
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from service.errors import ModelInvalid, NotACausalLM
 from service.inputs.cache import cached
 from service.inputs.sources import fetch_model
 from service.settings import Settings
+from workers.model.weight_files import weight_files
 
 GGUF_ERRORS = (OSError, LookupError, NotImplementedError, RuntimeError, ValueError, struct.error)
 """What transformers raises for a GGUF file that is damaged or of an unknown kind."""
@@ -83,15 +83,6 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
 def parameter_count(model: nn.Module) -> int:
     """All parameters of the model; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the checkpoint, in name order."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = json.loads(index.read_text("utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
-    return sorted(folder.glob("*.safetensors"))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from workers.model.loading import weight_files
+from workers.model.weight_files import weight_files
 
 
 class StoredTensors:

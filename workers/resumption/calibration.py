@@ -8,27 +8,19 @@ themselves there is memory for a few groups.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
 from safetensors.torch import load
 
 from workers.compression.state import clear_statistics, load_statistics, statistics_tensors
 from workers.compression.statistics import GroupStatistics
-from workers.resumption.checkpoints import Checkpoints, Refusal, Refused, tensor_bytes
+from workers.resumption.calibrated import Calibrated
+from workers.resumption.checkpoints import Checkpoints, Refused
+from workers.resumption.tensors import tensor_bytes
 from workers.resumption.write_throttle import Rhythm
 
 ASSUMED_BYTES_PER_SECOND = 100e6
 """Of the bucket, before anything has been written to it."""
-
-
-@dataclass
-class Calibrated:
-    """How far a worker has come with its share."""
-
-    sequences: int = 0
-    losses: list[float] = field(default_factory=list)  # of every batch, summed, in nats
-    refused: list[Refusal] = field(default_factory=list)
 
 
 class CalibrationCheckpoints:

@@ -24,9 +24,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
-from safetensors.torch import save
-from torch import Tensor
-
 from service.domain.job import FileEntry
 from service.domain.manifest import FOLDER_PATTERN, checkpoints_prefix, folder_attempt, new_folder
 from service.errors import EigenpressError, ObjectMissing
@@ -256,11 +253,6 @@ class Checkpoints:
 def _bucket(settings: Settings, patience_seconds: float) -> ObjectStorage:
     """Once per process: to make a client takes longer than to read a checkpoint."""
     return ObjectStorage.from_settings(settings, patience_seconds=patience_seconds)
-
-
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file of these tensors, wherever they are."""
-    return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def _is_manifest(key: str) -> bool:

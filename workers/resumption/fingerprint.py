@@ -22,7 +22,7 @@ from service.domain.manifest import sha256_of
 from service.domain.spec import JobSpec
 from service.inputs.model_files import is_wanted
 from workers.evaluation.problems import Exercise
-from workers.model.loading import weight_files
+from workers.model.weight_files import weight_files
 from workers.text.texts import Texts
 
 LIBRARIES = ("torch", "transformers", "safetensors")

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.errors import EigenpressError
-from workers.compression.allocation import Ranks
+from workers.compression.candidates import Ranks
 from workers.evaluation.estimates import Estimate
+from workers.evaluation.losses import SequenceLoss, TextLoss
 from workers.evaluation.scores import Scores
-from workers.evaluation.text import SequenceLoss, TextLoss
 from workers.resumption.checkpoints import Checkpoints, Refusal
 from workers.resumption.write_throttle import Rhythm
 

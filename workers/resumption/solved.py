@@ -11,10 +11,11 @@ from typing import Any
 from safetensors.torch import load
 from torch import nn
 
-from workers.compression.layers import InputGroup
+from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution
 from workers.compression.state import read_solution, solution_tensors
-from workers.resumption.checkpoints import Checkpoints, Manifest, Refusal, Refused, tensor_bytes
+from workers.resumption.checkpoints import Checkpoints, Manifest, Refusal, Refused
+from workers.resumption.tensors import tensor_bytes
 
 PAUSE_SECONDS = 60
 """After a writing that failed: the bucket that does not take one group makes none of them wait."""

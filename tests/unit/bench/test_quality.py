@@ -14,7 +14,7 @@ from bench.material import groups_of
 from bench.quality_models import Laboratory, Texts, compressed
 from bench.quality_rows import HELD_OUT, Contender, Row
 from tests.fixtures.models import tiny_llama_config, tiny_model
-from workers.compression.allocation import Storage
+from workers.compression.candidates import Storage
 from workers.compression.checkpoint import replace_layers
 from workers.compression.interpolation import interpolate
 from workers.compression.metrics import METHODS

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from bench.quality_rows import HELD_OUT, Contender, Row, RowFile, contenders
-from workers.compression.allocation import Storage
+from workers.compression.candidates import Storage
 
 
 def row(keep: float, perplexity: float = 12.5) -> Row:

@@ -18,7 +18,7 @@ from workers.actors.placement import (
     plan_placement,
     shares,
 )
-from workers.compression.layers import InputGroup, LinearLayer
+from workers.compression.shapes import InputGroup, LinearLayer
 
 
 def group(name: str, size: int) -> InputGroup:

@@ -29,12 +29,14 @@ from transformers import (
 from service.errors import ModelInvalid
 from tests.fixtures.models import byte_tokenizer, save_tiny_model, tiny_llama_config, tiny_model
 from workers.artifact import checkpoint_writer
-from workers.artifact.checkpoint_writer import CheckpointSize, check_writable, write_checkpoint
+from workers.artifact.checkpoint_writer import check_writable, write_checkpoint
+from workers.artifact.size import CheckpointSize
 from workers.compression.checkpoint import replace_layers
 from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.layers import compressible_layers
 from workers.compression.solve import Factors
-from workers.model.loading import parameter_count, weight_files
+from workers.model.loading import parameter_count
+from workers.model.weight_files import weight_files
 
 RANK = 5
 TOKENS = torch.tensor([[3, 14, 15, 92, 65, 35, 89, 79], [2, 71, 82, 81, 82, 84, 59, 4]])

@@ -15,15 +15,15 @@ import torch
 from service.domain.job import Job, new_job_id
 from service.domain.spec import HELD_OUT, JobSpec, QualityTarget, SizeTarget
 from service.domain.states import JobState
-from workers.actors.worker import ModelSummary
-from workers.artifact.checkpoint_writer import CheckpointSize
+from workers.actors.replies import ModelSummary
+from workers.artifact.size import CheckpointSize
 from workers.attempt.probes import Probe
 from workers.attempt.report import Evaluation, TargetResult, job_report, model_card
-from workers.compression.allocation import LayerCandidates
-from workers.compression.layers import InputGroup, LinearLayer
+from workers.compression.candidates import LayerCandidates
+from workers.compression.shapes import InputGroup, LinearLayer
 from workers.evaluation.estimates import Estimate
+from workers.evaluation.losses import SequenceLoss, TextLoss
 from workers.evaluation.scores import Scores
-from workers.evaluation.text import SequenceLoss, TextLoss
 from workers.text.texts import EvaluationText, Texts
 
 LAYERS = (LinearLayer("block.up", 8, 4, False), LinearLayer("block.down", 4, 8, True))

@@ -20,7 +20,7 @@ from workers.attempt.targets import (
     linear_budget,
     smallest_that_meets,
 )
-from workers.compression.allocation import LayerCandidates, Ranks, least_cost, total_cost
+from workers.compression.candidates import LayerCandidates, Ranks, least_cost, total_cost
 
 PARAMETERS = 3000
 """Of the whole model; 2048 of them are the layers'."""

@@ -10,17 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.compression.allocation import (
-    ALLOCATIONS,
-    LayerCandidates,
-    Storage,
-    allocate_global,
-    allocate_uniform,
-    total_cost,
-    total_error,
-)
+from workers.compression.allocation import ALLOCATIONS, allocate_global, allocate_uniform
+from workers.compression.candidates import LayerCandidates, Storage, total_cost, total_error
 from workers.compression.errors import BudgetTooSmall
-from workers.compression.layers import LinearLayer
+from workers.compression.shapes import LinearLayer
 from workers.compression.solve import break_even_rank
 
 Allocate = Callable[[list[LayerCandidates], int], dict[str, int | None]]

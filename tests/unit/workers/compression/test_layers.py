@@ -11,7 +11,8 @@ from transformers import GPT2Config, GPTNeoXConfig, OPTConfig, Qwen2Config
 
 from tests.fixtures.models import tiny_llama_config, tiny_model
 from workers.compression.errors import UnsupportedLayer
-from workers.compression.layers import InputGroup, LinearLayer, compressible_layers, input_groups
+from workers.compression.layers import compressible_layers, input_groups
+from workers.compression.shapes import InputGroup, LinearLayer
 
 
 def llama(**changes: Any) -> Any:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from workers.compression.errors import SolveFailed
-from workers.compression.layers import InputGroup, LinearLayer
 from workers.compression.metrics import METHODS, SHRINKAGE, RightMetric, importance
+from workers.compression.shapes import InputGroup, LinearLayer
 from workers.compression.solve import Factors, Solution, break_even_rank, solve_group
 from workers.compression.statistics import GroupStatistics, Moments
 

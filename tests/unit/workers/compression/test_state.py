@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.fixtures.models import ARCHITECTURES, tiny_llama_config, tiny_model
-from workers.compression.layers import InputGroup, compressible_layers, input_groups
+from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
+from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution, solve_group
 from workers.compression.state import (
     clear_statistics,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tests.fixtures.models import tiny_llama_config, tiny_model
 from workers.evaluation.estimates import Estimate
-from workers.evaluation.text import SequenceLoss, TextLoss, text_loss
+from workers.evaluation.losses import SequenceLoss, TextLoss
+from workers.evaluation.text import text_loss
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10, 11], [200, 3], [17, 90, 250, 4]]
 

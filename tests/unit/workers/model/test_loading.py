@@ -15,13 +15,8 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassifica
 
 from service.errors import ModelInvalid, NotACausalLM
 from tests.fixtures.models import save_tiny_model, tiny_llama_config, tiny_model
-from workers.model.loading import (
-    load_model,
-    load_tokenizer,
-    parameter_count,
-    stored_dtype,
-    weight_files,
-)
+from workers.model.loading import load_model, load_tokenizer, parameter_count, stored_dtype
+from workers.model.weight_files import weight_files
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.unit.workers.resumption.test_checkpoints import Memory, of_attempt
 from workers.evaluation.estimates import Estimate
+from workers.evaluation.losses import SequenceLoss, TextLoss
 from workers.evaluation.scores import Scores
-from workers.evaluation.text import SequenceLoss, TextLoss
 from workers.resumption.journal import Journal, Measured, ranks_key
 
 LOSS = TextLoss((SequenceLoss(0.1 + 0.2, 3, 1), SequenceLoss(math.inf, 2, 0)))

@@ -1,0 +1,85 @@
+"""What a driver may ask of its actors. Each call is passed on to the object that does the work.
+
+That object's module imports torch and transformers, which takes seconds. It is imported where the
+actor runs, while the driver goes on, and never by the driver.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from service.domain.spec import JobSpec
+
+SERVING = "serving"
+"""The concurrency group of the methods that only hand out what is already computed."""
+
+
+def _passed_on(name: str, concurrency_group: str | None = None) -> Callable[..., Any]:
+    def method(self: Any, *arguments: Any) -> Any:
+        return getattr(self.actor, name)(*arguments)
+
+    method.__name__ = name
+    if concurrency_group is None:
+        return method
+    passed_on: Callable[..., Any] = ray.method(concurrency_group=concurrency_group)(method)
+    return passed_on
+
+
+def _hide_gpus() -> None:
+    """CUDA reads the variable when torch first uses it, not when torch is imported.
+
+    An actor without GPUs would otherwise see every GPU of its node. The variable is set here and
+    not by a `runtime_env`, for which Ray would start a new process in place of a waiting one.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+class Worker:
+    """See `workers.actors.worker`."""
+
+    def __init__(self, spec: JobSpec, number: int, threads: int, gpus: int) -> None:
+        if not gpus:
+            _hide_gpus()
+        from workers.actors.worker import Worker
+
+        self.actor = Worker(spec, number, threads)
+
+    place = _passed_on("place")
+    attempts_in_scratch = _passed_on("attempts_in_scratch")
+    sweep_scratch = _passed_on("sweep_scratch")
+    load = _passed_on("load")
+    texts = _passed_on("texts")
+    exercises = _passed_on("exercises")
+    digest = _passed_on("digest", SERVING)
+    resume = _passed_on("resume")
+    resume_calibration = _passed_on("resume_calibration")
+    calibrate = _passed_on("calibrate")
+    forget = _passed_on("forget")
+    settle = _passed_on("settle")
+    statistics = _passed_on("statistics", SERVING)
+    solve = _passed_on("solve")
+    compressed = _passed_on("compressed", SERVING)
+    release = _passed_on("release")
+    substitute = _passed_on("substitute")
+    restore = _passed_on("restore")
+    measure = _passed_on("measure")
+    score = _passed_on("score")
+    decode_speed = _passed_on("decode_speed")
+
+
+class Assembler:
+    """See `workers.actors.assembler`."""
+
+    def __init__(self, spec: JobSpec, attempt: str) -> None:
+        _hide_gpus()
+        from workers.actors.assembler import Assembler
+
+        self.actor = Assembler(spec, attempt)
+
+    assemble = _passed_on("assemble")
+    publish = _passed_on("publish")
+    clean = _passed_on("clean")

@@ -1,0 +1,63 @@
+"""The shapes of compressible layers, and which of them share an input: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """The shape of one compressible layer; `name` is its path in the model."""
+
+    name: str
+    out_features: int
+    in_features: int
+    has_bias: bool
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the dense layer, its bias included."""
+        return self.out_features * (self.in_features + self.has_bias)
+
+    @property
+    def smaller_side(self) -> int:
+        """The layer's full rank."""
+        return min(self.out_features, self.in_features)
+
+    @property
+    def output_is_smaller(self) -> bool:
+        """Whether the layer is solved, and its gradients kept, on the side of its outputs."""
+        return self.out_features <= self.in_features
+
+
+@dataclass(frozen=True)
+class InputGroup:
+    """Layers that are given the very same input (q, k and v; gate and up), in calling order.
+
+    One second moment serves them all, so a group is the unit of statistics and of solving.
+    """
+
+    layers: tuple[LinearLayer, ...]
+
+    @property
+    def name(self) -> str:
+        return self.layers[0].name
+
+    @property
+    def in_features(self) -> int:
+        return self.layers[0].in_features
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether the outputs' second moments are smaller than the input's (down_proj)."""
+        return sum(layer.out_features**2 for layer in self.layers) < self.in_features**2
+
+    @property
+    def solve_operations(self) -> int:
+        """The order of floating-point operations that solving the group takes."""
+        root = 0 if self.keeps_outputs else self.in_features**3
+        return root + sum(
+            min(layer.out_features, layer.in_features) ** 3
+            + layer.out_features * layer.in_features**2
+            for layer in self.layers
+        )
