@@ -26,13 +26,13 @@ and, where a field of the request is at fault, its name in `param`.
 
 TAGS = [
     {"name": "jobs", "description": "Submit, follow and cancel compression jobs."},
-    {"name": "results", "description": "What a job that succeeded has made."},
-    {"name": "health", "description": "For load balancers and for people who wonder."},
+    {"name": "results", "description": "The artifacts and the report of a job that succeeded."},
+    {"name": "health", "description": "For load balancers and operators."},
 ]
 
 
 class State(TypedDict):
-    """What the lifespan gives to every request."""
+    """The state that the lifespan gives to every request."""
 
     services: Services
 
@@ -49,7 +49,7 @@ def create_app(
         with open_services(chosen) as services:
             yield {"services": services}
 
-    # FastAPI's own /docs loads Swagger UI from a CDN: behind a firewall, an empty page.
+    # FastAPI's own /docs loads Swagger UI from a CDN: behind a firewall the page stays empty.
     app = FastAPIOffline(
         title="Eigenpress",
         summary="Compression of large language models as a service",

@@ -4,7 +4,7 @@ service.errors      UserError 422, JobNotFound 404, JobConflict 409,
                         ObjectMissing, ArtifactCorrupt 410, InfrastructureError 503
 pydantic            422 with `param` naming the field; body that is not JSON 400 or 415
 starlette           unknown path 404, wrong method 405, body too large 413
-anything else       500, which says nothing of the cause: that goes to the server's log
+anything else       500, without the cause, which is in the server's log
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_SECONDS = 10
 MAX_LISTED_ERRORS = 20
 MAX_SHOWN_CHARACTERS = 80
-"""How much of a name or a value that the user sent is sent back."""
+"""Longer names and values of the user's are cut in the answer."""
 
 UNION_FIELDS = frozenset({"model", "data", "targets", "tasks"})
 """Fields of one type or another; pydantic puts that type's tag into an error's location, after
@@ -49,7 +49,7 @@ QUOTE = "'"
 """Pydantic puts it around the name of a discriminator."""
 
 PYDANTIC_CODES = frozenset(get_args(core_schema.ErrorType))
-"""What pydantic raises by itself; any other type is the code of a validator of ours."""
+"""Types of pydantic's own errors; any other type is the code that one of our validators raised."""
 
 PLAIN_MESSAGES = {
     "extra_forbidden": "There is no such field",
@@ -57,7 +57,7 @@ PLAIN_MESSAGES = {
     "tuple_type": "Input should be an array",
     "union_tag_not_found": "Field required",
 }
-"""Where pydantic's own message speaks of Python instead of JSON."""
+"""Replacements for messages of pydantic that name types of Python instead of JSON."""
 
 HTTP_CODES = {400: "malformed_json", 413: "body_too_large"}
 
@@ -102,7 +102,7 @@ def install(app: FastAPI) -> None:
 
 
 def status_of(error: type[EigenpressError]) -> HTTPStatus:
-    """The status that an error of this class is answered with."""
+    """The HTTP status for an error of this class."""
     if issubclass(error, UserError):
         return HTTPStatus.UNPROCESSABLE_ENTITY
     if issubclass(error, JobNotFound):
@@ -152,7 +152,7 @@ def _is_json(request: Request) -> bool:
 
 
 def _is_consequence(error: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an error lies within this one: an array is "too short" once its items are invalid."""
+    """Whether an error inside this field caused it: invalid items make an array "too short"."""
     depth = len(error["loc"])
     return any(len(o["loc"]) > depth and o["loc"][:depth] == error["loc"] for o in found)
 
@@ -193,7 +193,7 @@ def _is_tag(parts: Sequence[str | int]) -> bool:
 
 
 def _shown(error: Mapping[str, Any]) -> str:
-    """The offending value, where it is one that fits into a sentence."""
+    """The offending value, if it is a scalar and so fits into a sentence."""
     value = error.get("ctx", {}).get("tag", error["input"])
     if error["type"] == "missing" or not isinstance(value, str | int | float):
         return ""
@@ -227,6 +227,6 @@ async def _on_defect(request: Request, error: Exception) -> ProblemResponse:
     return ProblemResponse(
         500,
         EigenpressError.code,
-        "The server failed in a way that it should not; its log says how",
+        "The server has a defect and could not answer; its log holds the traceback",
         instance=request.url.path,
     )

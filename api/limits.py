@@ -15,7 +15,7 @@ _DETAIL = f"The body is larger than {MAX_BODY_BYTES} bytes"
 
 
 class BodyLimit:
-    """Answer 413 to a body that says it is too large, and to one that turns out to be.
+    """Answer 413 to a body whose declared or actual size exceeds the bound.
 
     FastAPI's own `max_body_size` does the same, but with a plain-text response.
     """
@@ -50,5 +50,5 @@ def _counted(receive: Receive) -> Receive:
 def _declared_bytes(scope: Scope) -> int:
     try:
         return int(Headers(scope=scope).get("content-length", "0"))
-    except ValueError:  # not for us to judge: what arrives is counted all the same
+    except ValueError:  # not a number: the bytes that arrive are counted anyway
         return 0

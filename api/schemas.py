@@ -1,4 +1,4 @@
-"""What the API answers with: jobs, events, artifacts, readiness and problems.
+"""The bodies of responses: jobs, events, artifacts, readiness and problems.
 
 The request body is `service.domain.spec.JobSpec`. Times are RFC 3339 in UTC, sizes are bytes.
 """
@@ -19,13 +19,13 @@ JOB_ID_EXAMPLE = "job-01kah7m0q8v5n2c4x6z9b3d1fg"
 
 
 class Schema(BaseModel):
-    """A response; made once, from what the store returns."""
+    """A response, made from an object of the store and not changed afterwards."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
 class StepProgress(Schema):
-    """How far one step of the current attempt has come."""
+    """The progress of one step of the current attempt."""
 
     step: Step
     done: int = Field(examples=[48])
@@ -44,7 +44,7 @@ class JobError(Schema):
 
 
 class Links(Schema):
-    """Where to go from here: paths on this server, and the attempt's page in Ray's dashboard."""
+    """Paths on this server, and the URL of the attempt in Ray's dashboard."""
 
     self: str
     events: str
@@ -54,7 +54,7 @@ class Links(Schema):
 
 
 class Job(Schema):
-    """A job: what was asked for, and where it stands."""
+    """A job: its specification, its state and its progress."""
 
     id: str = Field(examples=[JOB_ID_EXAMPLE])
     name: str | None = None
@@ -66,17 +66,18 @@ class Job(Schema):
     finished_at: datetime | None = None
     steps: list[StepProgress] = Field(description="Of the current attempt, in order.")
     available_at: datetime | None = Field(
-        default=None, description="While queued: not run before, after an attempt that failed."
+        default=None,
+        description="While the job waits after a failed attempt: when the next attempt may begin.",
     )
     error: JobError | None = Field(default=None, description="Why the job failed.")
     last_error: JobError | None = Field(
-        default=None, description="Until it ends: why its attempt before failed."
+        default=None, description="Until the job ends: why its previous attempt failed."
     )
     links: Links
 
     @classmethod
     def of(cls, job: jobs.Job, *, root_path: str, dashboard_url: str) -> Self:
-        """``root_path`` is where a proxy in front has mounted this server, usually empty."""
+        """``root_path`` is the path under which a proxy mounts this server, usually empty."""
         here = f"{root_path}/v1/jobs/{job.id}"
         return cls(
             id=job.id,
@@ -127,7 +128,7 @@ class EventPage(Schema):
     """Events, oldest first."""
 
     events: list[Event]
-    next_after: int = Field(description="Pass as `after` to read on; also once more have come.")
+    next_after: int = Field(description="Pass as `after` to read later events.")
 
     @classmethod
     def of(cls, events: Sequence[jobs.Event], *, after: int) -> Self:
@@ -143,17 +144,17 @@ class ArtifactFile(Schema):
     path: str = Field(description="Relative to the artifact.", examples=["model.safetensors"])
     size: int = Field(description="Bytes.")
     sha256: str = Field(description="Of the file's bytes, in hexadecimal.")
-    url: str = Field(description="Presigned: anybody who holds it can GET the file.")
+    url: str = Field(description="Presigned: anybody who has it can GET the file.")
 
 
 class Artifact(Schema):
     """A compressed model in the bucket."""
 
     name: str = Field(examples=["keep-0.8"])
-    uri: str = Field(description="For those who hold credentials of the bucket.")
+    uri: str = Field(description="For users who have credentials for the bucket.")
     bytes: int = Field(description="Of all files together.")
     files: list[ArtifactFile] = Field(description="All of them, manifest.json last.")
-    expires_at: datetime = Field(description="Until when the URLs work; ask again for fresh ones.")
+    expires_at: datetime = Field(description="When the URLs expire; ask again for fresh ones.")
 
 
 class ArtifactList(Schema):
@@ -169,14 +170,14 @@ class Health(Schema):
 
 
 class Check(Schema):
-    """Whether one dependency answers, and what it says if it does not."""
+    """Whether one dependency answers, and the error if it does not."""
 
     ok: bool
     detail: str | None = None
 
 
 class Readiness(Schema):
-    """Whether the server has what it depends on."""
+    """Whether every dependency of the server answers."""
 
     ready: bool
     database: Check
@@ -193,7 +194,7 @@ class ProblemItem(Schema):
 
 
 class Problem(Schema):
-    """What went wrong, as RFC 9457 lays it out. `code` is stable; `detail` is for people."""
+    """An error in the format of RFC 9457. `code` is stable; `detail` is for people."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -224,7 +225,7 @@ class Problem(Schema):
     detail: str
     code: str
     param: str | None = Field(default=None, description="The field of the request at fault.")
-    instance: str = Field(description="The path that was asked for.")
+    instance: str = Field(description="The path of the request.")
     errors: list[ProblemItem] = Field(
         default=[], description="Every mistake found in the request; `detail` states the first."
     )

@@ -1,4 +1,4 @@
-"""What the routes work with, opened once per process."""
+"""The services that the routes use, opened once per process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.store.store import Store
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of the service that requests are answered from."""
+    """The services behind the routes."""
 
     settings: Settings
     store: Store
@@ -29,7 +29,7 @@ class Services:
 
 @contextmanager
 def open_services(settings: Settings) -> Iterator[Services]:
-    """Open the database, migrated to this version; S3 and Ray are contacted only when needed."""
+    """Open the database and migrate it; S3 and Ray are contacted only when needed."""
     storage = ObjectStorage.from_settings(settings)
     with (
         closing(Store(settings.database)) as store,

@@ -20,9 +20,9 @@ _DESCRIPTIONS = {
     409: "The job's state does not allow this.",
     410: "The artifact has been removed from the bucket.",
     413: "The body is larger than 1 MiB.",
-    415: "The body was not sent as application/json.",
+    415: "The body's Content-Type is not application/json.",
     422: "A parameter or an input is at fault; `param` names it.",
-    503: "The database or the bucket does not answer, or refuses us; `Retry-After` if it may pass.",
+    503: "The database or the bucket is unavailable; `Retry-After` if it may recover.",
 }
 
 

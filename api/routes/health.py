@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it has what it depends on."""
+"""Liveness and readiness: whether the process runs, and whether its dependencies answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def healthz() -> Health:
 
 @router.get(
     "/readyz",
-    summary="Is everything there?",
+    summary="Do all dependencies answer?",
     responses={503: {"model": Readiness, "description": "At least one check failed."}},
 )
 def readyz(response: Response, services: ServicesDep) -> Readiness:

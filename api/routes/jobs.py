@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(422, 503
 MAX_JOBS = 200
 MAX_EVENTS = 1000
 MAX_EVENT_ID = 2**63 - 1
-"""What the database counts to."""
+"""The largest id that the database can hold."""
 
 IdempotencyKey = Annotated[
     str | None,
@@ -32,7 +32,7 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$",
-        description="Chosen by the client, a UUID say; the same key never makes a second job.",
+        description="Chosen by the client, such as a UUID; the same key never makes a second job.",
     ),
 ]
 REPLAYED = "Idempotent-Replayed"
@@ -88,10 +88,10 @@ async def submit(
 ) -> Job:
     """Check the inputs and queue the job; `Location` says where it is.
 
-    The model's and the texts' places are looked at now, and the bucket; a job that is refused
-    leaves nothing behind. Ray need not be up: the job waits for it.
+    The server looks at the model, the texts and the bucket before it accepts the job; a refused
+    job leaves nothing behind. Ray need not run: the job waits for it.
 
-    With an `Idempotency-Key` a request may be sent again when its answer was lost: the same key
+    With an `Idempotency-Key` a request can be repeated when its answer was lost: the same key
     and body give the same job, with status 200 and the header `Idempotent-Replayed: true`.
     """
     job, new = await _submitted(spec, idempotency_key, services)
@@ -104,12 +104,12 @@ async def submit(
 
 
 async def _submitted(spec: JobSpec, key: str | None, services: Services) -> tuple[jobs.Job, bool]:
-    """The job, and whether it is a new one."""
+    """The job, and whether this request created it."""
     users = services.store.users
     if key is None:
         await services.checks.run(spec)
         return await run_in_threadpool(users.create, spec), True
-    # A job that was accepted stays so, even if its inputs have gone since.
+    # An accepted job stays accepted, even if its inputs have been removed since.
     earlier = await run_in_threadpool(users.find_once, spec, key)
     if earlier is not None:
         return earlier, False
@@ -129,7 +129,7 @@ def list_jobs(
 ) -> JobPage:
     """Newest first."""
     before = None if cursor is None else decode_cursor(cursor)
-    # One more than asked for tells whether there is a next page.
+    # One job more than requested shows whether there is a next page.
     found = services.store.users.list_jobs(limit=limit + 1, before=before, states=state)
     page = found[:limit]
     return JobPage(
@@ -140,7 +140,7 @@ def list_jobs(
 
 @router.get("/{job_id}", summary="Get a job", responses=problems(404))
 def get_job(job_id: JobId, request: Request, services: ServicesDep) -> Job:
-    """Its state, the progress of its steps and, if it failed, why."""
+    """Its state, the progress of its steps and, if it failed, the reason."""
     return _shown(services.store.users.get(job_id), request, services)
 
 
@@ -148,9 +148,9 @@ def get_job(job_id: JobId, request: Request, services: ServicesDep) -> Job:
     "/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=problems(404, 409)
 )
 def cancel(job_id: JobId, request: Request, services: ServicesDep) -> Job:
-    """A queued job is cancelled at once, a running one passes through `cancelling`.
+    """A queued job is cancelled at once; a running job passes through `cancelling`.
 
-    Asking again changes nothing. A job that has succeeded or failed cannot be cancelled.
+    Repeating the request changes nothing. A job that has succeeded or failed cannot be cancelled.
     """
     return _shown(services.store.users.cancel(job_id), request, services)
 
@@ -161,8 +161,8 @@ def cancel(job_id: JobId, request: Request, services: ServicesDep) -> Job:
 def retry(job_id: JobId, request: Request, services: ServicesDep) -> Job:
     """Queue a failed job again, with as many attempts as a new one.
 
-    It goes on from what its attempts have left in the bucket, where that is still there. Asking
-    again changes nothing. A job that has not failed answers 409.
+    It resumes from the checkpoints of its attempts if they are still in the bucket. Repeating the
+    request changes nothing. A job that has not failed answers 409.
     """
     return _shown(services.store.users.retry(job_id), request, services)
 
@@ -176,7 +176,7 @@ def events(
     ] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
 ) -> EventPage:
-    """Everything that has happened to the job, oldest first, over all its attempts."""
+    """All events of the job and its attempts, oldest first."""
     return EventPage.of(services.store.users.events(job_id, after=after, limit=limit), after=after)
 
 
@@ -188,12 +188,12 @@ def _shown(job: jobs.Job, request: Request, services: Services) -> Job:
 
 
 def encode_cursor(job_id: str) -> str:
-    """Opaque on purpose: what it holds may change."""
+    """Opaque on purpose: its content may change."""
     return base64.urlsafe_b64encode(job_id.encode()).decode()
 
 
 def decode_cursor(cursor: str) -> str:
-    """The job id within.
+    """The job id in the cursor.
 
     :raises InvalidParameter: it is not a cursor that `encode_cursor` made
     """

@@ -1,7 +1,7 @@
 """The commands about jobs that exist: list, watch, cancel, retry, download.
 
-Results go to standard output, remarks and progress to standard error, so that both
-``job=$(eigenpress submit ...)`` and a person at a terminal get what they want.
+Results go to standard output, remarks and progress to standard error, so that
+``job=$(eigenpress submit ...)`` captures the result alone.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from service.domain.states import JobState
 from service.errors import ArtifactCorrupt
 
 PIPE_WIDTH = 200
-"""Columns where the output is no terminal: what a script reads should not be folded."""
+"""Columns where the output is not a terminal: lines for a script should not be folded."""
 
-Url = Annotated[str, typer.Option(envvar="EIGENPRESS_URL", metavar="URL", help="Of the server.")]
+Url = Annotated[
+    str, typer.Option(envvar="EIGENPRESS_URL", metavar="URL", help="The server's address.")
+]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
 
 
@@ -55,7 +57,7 @@ def watch(
     ] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Follow a job to its end, step by step. Ctrl-C leaves the job alone.
+    """Follow a job to its end, step by step. Ctrl-C does not stop the job.
 
     The exit status is 0 only if the job succeeds.
     """
@@ -74,7 +76,7 @@ def retry(
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Run a failed job again. It goes on from what its attempts left, if that is still there."""
+    """Run a failed job again. It resumes from its checkpoints if they are still there."""
     with Client(url) as client:
         queued = client.retry(job)
         if watch:
@@ -87,7 +89,7 @@ def download(
     job: JobId,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="One artifact, keep-0.8 say. Unset: all."),
+        typer.Argument(metavar="NAME", help="One artifact, such as keep-0.8. Unset: all."),
     ] = None,
     folder: Annotated[
         Path | None,
@@ -98,7 +100,7 @@ def download(
 ) -> None:
     """Download a job's artifacts, each checked against its manifest.
 
-    A download that was cut off goes on where it stopped when it is started again.
+    Run the command again to resume a download that was interrupted.
     """
     with Client(url) as client:
         names = [name] if name else [artifact["name"] for artifact in client.artifacts(job)]
@@ -110,11 +112,11 @@ def download(
 
 
 def watch_to_end(client: Client, job_id: str) -> None:
-    """Show the job until it ends; end as it does."""
+    """Show the job until it ends. Raises typer.Exit(1) unless it succeeds."""
     try:
         job = rendering.follow(client, job_id, console(sys.stdout))
     except KeyboardInterrupt:
-        console(sys.stderr).print(f"The job goes on. Back to it: eigenpress watch {job_id}")
+        console(sys.stderr).print(f"The job continues. Follow it again: eigenpress watch {job_id}")
         raise
     if job["state"] != JobState.SUCCEEDED:
         raise typer.Exit(1)
@@ -122,15 +124,15 @@ def watch_to_end(client: Client, job_id: str) -> None:
 
 
 def console(stream: TextIO) -> Console:
-    """For standard output or standard error, as wide as a script would like where it is piped."""
+    """A console on this stream, `PIPE_WIDTH` columns wide unless the stream is a terminal."""
     width = None if stream.isatty() else PIPE_WIDTH
     return Console(file=stream, width=width, highlight=False)
 
 
 def _folder_named(artifact: str) -> Path:
-    """In the current directory, whatever the server calls its artifacts."""
+    """A folder in the current directory. Raises ArtifactCorrupt for an invalid name."""
     if not re.fullmatch(NAME_PATTERN, artifact):
-        raise ArtifactCorrupt(f"{artifact!r} is not an artifact's name")
+        raise ArtifactCorrupt(f"{artifact!r} is not a valid name for an artifact")
     return Path(artifact)
 
 

@@ -1,10 +1,10 @@
-"""The command line, `eigenpress`: its commands, and how it says that something went wrong.
+"""The command line, `eigenpress`: its commands and its error messages.
 
 The commands of `service.cli.submit` and `service.cli.jobs` talk to a server and need only the
-light base of this package; those of `service.cli.server` are one. A user's mistake ends with a
-line that says what to do; only a defect shows a traceback.
+light base of this package; those of `service.cli.server` run one. A user's mistake ends with a
+line that tells what to do; only a defect shows a traceback.
 
-Exit status: 0, or 1 for a failure (of the job that was watched, too), 2 for a wrong command line.
+The exit status is 0, 1 for a failure (also of the watched job) or 2 for a wrong command line.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _options(
 
 
 def _where(error: Exception) -> str:
-    """What a program would look at: the error's code, the field at fault and where it was said."""
+    """The error's code and the field at fault, for programs."""
     parts = (getattr(error, "code", None), getattr(error, "param", None))
     return ", ".join(part for part in parts if part)
 

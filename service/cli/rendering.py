@@ -1,7 +1,7 @@
-"""How jobs look at a terminal: progress bars, tables, one line for how a job ended.
+"""Jobs at a terminal: progress bars, tables, and one line for a job's outcome.
 
-Everything is drawn from the API's JSON by pure functions of it and the time. What users named
-(jobs, models) and what errors say is never read as markup.
+Pure functions of the API's JSON and the time draw everything. Names that users chose and messages
+of errors are never read as markup.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def job_view(job: Json, now: datetime) -> RenderableType:
 
 
 def outcome(job: Json) -> Text:
-    """How the job ended, in a line; how and why, if it failed."""
+    """The job's final state in one line, and the error if it failed."""
     text = Text(f"{job['id']} ").append(job["state"], STATE_STYLES[JobState(job["state"])])
     if took := _took(job):
         text.append(f" after {took}")
@@ -90,7 +90,7 @@ def jobs_table(jobs: Sequence[Json], now: datetime) -> Table:
 
 
 def _target(target: Json) -> str:
-    """What is asked for: the fraction to keep, or by how much the perplexity may grow."""
+    """The fraction to keep, or the growth in perplexity that is allowed."""
     if "keep" in target:
         return f"{target['keep']:g}"
     return f"+{100 * target['max_perplexity_increase']:.3g}% perplexity"
@@ -98,7 +98,7 @@ def _target(target: Json) -> str:
 
 @contextmanager
 def transfer_bar(console: Console, label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for bytes; yields what to call with (bytes here, bytes in all)."""
+    """A bar for bytes; yields a function to call with (bytes so far, bytes in all)."""
     columns = (BarColumn(BAR_WIDTH), DownloadColumn(), SpeedColumn(), TimeRemainingColumn())
     with Progress("{task.description}", *columns, console=console) as progress:
         task = progress.add_task(label, total=None)
@@ -125,7 +125,7 @@ class _Lines:
         self._said: set[str] = set()
 
     def __call__(self, job: Json) -> None:
-        if job["state"] not in TERMINAL:  # the outcome will say that
+        if job["state"] not in TERMINAL:  # `outcome` prints a final state
             self._say(_state_line(job))
             if error := job["last_error"]:
                 ended = job["attempt"] - (job["state"] != JobState.QUEUED)
@@ -155,7 +155,7 @@ def _heading(job: Json, now: datetime) -> Text:
 
 
 def _pause(job: Json, now: datetime) -> str:
-    """What a job waits for between two attempts; nothing if it does not."""
+    """When the next attempt begins; empty unless the job waits between two attempts."""
     if job["state"] != JobState.QUEUED or not job["attempt"]:
         return ""
     left = _time(job["available_at"]) - now if job["available_at"] else timedelta()
@@ -181,7 +181,7 @@ def _step_row(name: Step, step: Json | None, now: datetime) -> tuple[RenderableT
 
 
 def _left(step: Json, elapsed: timedelta) -> timedelta | None:
-    """The time to go at the pace so far; None before there is one."""
+    """The remaining time at the pace so far; None before anything is done."""
     if not 0 < step["done"] < step["total"]:
         return None
     share_left = (step["total"] - step["done"]) / step["done"]

@@ -1,6 +1,6 @@
 """The commands that run a part of Eigenpress on this machine, instead of talking to a server.
 
-Each needs an extra (`eigenpress[server]`, `eigenpress[worker]`) and says so where it is missing.
+Each needs an extra (`eigenpress[server]`, `eigenpress[worker]`) and names it if it is missing.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def serve(
             exists=True,
             file_okay=False,
             metavar="FOLDER",
-            help="A folder that jobs may read models and text from, as they may from the "
+            help="Another folder that jobs may read models and text from, beside the "
             "current one. Repeat for several.",
         ),
     ] = None,
 ) -> None:
     """Run everything here: API, dispatcher, Ray and an S3 server, until Ctrl-C.
 
-    All of it listens on loopback only, and stops together.
+    All parts listen on loopback only and stop together.
     """
     _require("ray", extra="server")
     from service.standalone import serve as standalone  # with the server's packages
@@ -93,7 +93,7 @@ def api(
         ),
     ] = None,
 ) -> None:
-    """Run the API alone, as the EIGENPRESS_* settings say."""
+    """Run the API alone, with the EIGENPRESS_* settings."""
     settings = Settings()
     host = host or settings.api_host
     port = settings.api_port if port is None else port
@@ -111,18 +111,18 @@ def api(
 
 
 def dispatcher() -> None:
-    """Run the dispatcher alone, as the EIGENPRESS_* settings say."""
-    Settings()  # a wrong one is better said here than by the process to come
+    """Run the dispatcher alone, with the EIGENPRESS_* settings."""
+    Settings()  # reports a wrong setting here, before the process is replaced
     _become("service.dispatch.dispatcher", needs="sqlalchemy", extra="server")
 
 
 def migrate(
     create_bucket: Annotated[
         bool,
-        typer.Option("--create-bucket", help="Make the bucket, too, on an S3 server of your own."),
+        typer.Option("--create-bucket", help="Also create the bucket, on your own S3 server."),
     ] = False,
 ) -> None:
-    """Bring the database to this version; then start the API and the dispatcher."""
+    """Migrate the database to this version. Run it before the API and the dispatcher start."""
     _require("sqlalchemy", extra="server")
     from service.storage.s3 import ObjectStorage
     from service.store.migrate import migrate as bring_up_to_date  # with the server's packages
@@ -139,16 +139,16 @@ def expand(
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
 ) -> None:
-    """Turn an artifact into a plain dense checkpoint, for engines that know no other."""
+    """Turn an artifact into a plain dense checkpoint, for engines that load nothing else."""
     _become("workers.artifact.expand", str(artifact), str(out), needs="torch", extra="worker")
 
 
 def _become(module: str, *arguments: str, needs: str, extra: str) -> NoReturn:
-    """Go on as ``python -m module``: one process, which gets the signals that are meant for it."""
+    """Replace this process by ``python -m module``, so that signals reach it directly."""
     _require(needs, extra)
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
 
 
 def _require(package: str, extra: str) -> None:
     if find_spec(package) is None:
-        raise ExtraMissing(f"this command needs more: pip install 'eigenpress[{extra}]'")
+        raise ExtraMissing(f"this command needs more packages: pip install 'eigenpress[{extra}]'")

@@ -32,7 +32,7 @@ def submit(
         list[float] | None,
         typer.Option(
             metavar="FRACTION",
-            help="How much of the parameters to keep, 0.8 say. Repeat for several sizes.",
+            help="The fraction of the parameters to keep, such as 0.8. Repeat for several sizes.",
             rich_help_panel=SIZE,
         ),
     ] = None,
@@ -51,8 +51,8 @@ def submit(
         list[float] | None,
         typer.Option(
             metavar="FRACTION",
-            help="The smallest model whose held-out perplexity grows by no more: "
-            "0.1 is 10 percent. Repeat for several.",
+            help="Make the smallest model whose held-out perplexity grows by no "
+            "more; 0.1 is 10 percent. Repeat for several.",
             rich_help_panel=SIZE,
         ),
     ] = None,
@@ -81,7 +81,9 @@ def submit(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="PLACE", help=f"To calibrate on. {PLACE}", rich_help_panel=TEXT),
+        typer.Option(
+            metavar="PLACE", help=f"The text to calibrate on. {PLACE}", rich_help_panel=TEXT
+        ),
     ] = None,
     pattern: Annotated[
         str | None,
@@ -131,7 +133,7 @@ def submit(
         list[str] | None,
         typer.Option(
             metavar="NAME=PLACE",
-            help="A text of its own to report perplexity on. Repeat for several.",
+            help="A further text on which to report perplexity. Repeat for several.",
             rich_help_panel=TEXT,
         ),
     ] = None,
@@ -148,11 +150,13 @@ def submit(
     ] = None,
     queue_limit: Annotated[
         int | None,
-        typer.Option(metavar="SECONDS", help="Give up if it does not begin to run within these."),
+        typer.Option(metavar="SECONDS", help="Fail the job if it has not started after this time."),
     ] = None,
     run_limit: Annotated[
         int | None,
-        typer.Option(metavar="SECONDS", help="Give up after running for these, in all attempts."),
+        typer.Option(
+            metavar="SECONDS", help="Fail the job after running this long, over all attempts."
+        ),
     ] = None,
     file: Annotated[
         Path | None,
@@ -165,7 +169,7 @@ def submit(
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Submit a job. Its id is all that goes to standard output.
+    """Submit a job. Standard output gets its id and nothing else.
 
     A job is a model (--model), text to calibrate on (--data) and one target or more: sizes (--keep)
     or qualities (--max-perplexity-increase). The server checks them before it takes the job.
@@ -203,12 +207,14 @@ def submit(
 
 
 def _read_job(file: Path, context: typer.Context) -> Json:
-    """The job that a file holds; whatever else describes one contradicts it."""
+    """The job in a file. Raises BadParameter if an option describes a job, too."""
     for name in sorted(set(context.params) - {"file", "watch", "url"}):
         source_of = context.get_parameter_source(name)
         if source_of is not None and source_of.name == "COMMANDLINE":
             option = f"--{name.replace('_', '-')}"
-            raise typer.BadParameter("--file holds the whole job already", param_hint=option)
+            raise typer.BadParameter(
+                "--file holds the whole job already; leave this option out", param_hint=option
+            )
     try:
         body = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text("utf-8"))
     except OSError as error:

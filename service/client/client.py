@@ -1,11 +1,11 @@
-"""A client of the REST API: one method for each thing that a user does with a job.
+"""A client of the REST API, with one method for each operation on a job.
 
     ClientError
     ├── ApiProblem        the API answered with a problem (RFC 9457)
     └── ApiUnreachable    nothing answered
 
-These stand apart from `service.errors`, which says what goes wrong with a job: here the job may
-be well and only the way to it be blocked.
+They are separate from `service.errors`, the errors of jobs: the job may be fine when only the
+server cannot be reached.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ApiProblem(ClientError):
 
 
 class ApiUnreachable(ClientError):
-    """Nothing answered at the API's address; `sent` says whether the request may have got there."""
+    """Nothing answered at the API's address; `sent` tells whether the request may have arrived."""
 
     def __init__(self, detail: str, *, sent: bool = False) -> None:
         self.sent = sent
@@ -85,9 +85,9 @@ class Client:
     ) -> Json:
         """Create a job, and no second one if an answer is lost. `spec` is a JobSpec as plain JSON.
 
-        Once it is not known whether a request had its effect, it is repeated until an answer comes
-        or `patience_seconds` are over, each time with the same key (one of its own, if none is
-        given), under which the server makes one job.
+        If a request may have had its effect but no answer came, it is repeated for up to
+        `patience_seconds` under the same key (a new one if none is given), for which the server
+        makes one job.
         """
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         deadline = time.monotonic() + patience_seconds
@@ -122,7 +122,7 @@ class Client:
         return self._object("POST", _path(job_id, "retry"))
 
     def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[Json]:
-        """What happened to the job, oldest first, beginning behind the event `after`."""
+        """The job's events after the one with the id `after`, oldest first."""
         query = {"after": after, "limit": limit}
         return self._list("events", "GET", _path(job_id, "events"), params=query)
 
@@ -143,8 +143,8 @@ class Client:
     ) -> Json:
         """Follow the job to its end, calling `on_update` at every look, and return it.
 
-        A server that is away (restarted, say) is waited for: `ApiUnreachable`, or a problem
-        with status 502, 503 or 504, is raised only once it has lasted for `patience_seconds`.
+        An outage of the server, such as a restart, may last `patience_seconds`; only then is
+        `ApiUnreachable`, or a problem with status 502, 503 or 504, raised.
         """
         last_answer = time.monotonic()
         while True:
@@ -190,12 +190,12 @@ class Client:
         raise self._not_ours(response.status_code)
 
     def _not_ours(self, status: int) -> ApiProblem:
-        detail = f"{self.base_url} answers (HTTP {status}), but not as an Eigenpress server does"
+        detail = f"{self.base_url} answers with HTTP {status}, but is not an Eigenpress server"
         return ApiProblem("unexpected_answer", detail, None, status)
 
 
 def open_http(timeout: float, **options: Any) -> httpx.Client:
-    """An HTTP client that obeys the environment's proxies, except towards this very machine."""
+    """An HTTP client that uses the environment's proxies, except for this machine."""
     direct: dict[str, None] = {f"all://{host}": None for host in LOOPBACK_HOSTS}
     return httpx.Client(timeout=timeout, mounts=direct, **options)
 
@@ -216,7 +216,7 @@ _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.Uns
 
 
 def _is_outage(error: ClientError) -> bool:
-    """Whether it may pass: nothing answered, or the server or a proxy said so."""
+    """Whether it may be temporary: nothing answered, or the status is 502, 503 or 504."""
     return isinstance(error, ApiUnreachable) or getattr(error, "status", None) in {502, 503, 504}
 
 

@@ -1,11 +1,11 @@
-"""Downloads an artifact from the bucket into a folder, and proves that it arrived whole.
+"""Downloads an artifact from the bucket into a folder and checks every file.
 
-What is guaranteed: a file under its own name has the size and sha256 that the manifest states,
-and `manifest.json` is written last, so a folder with a manifest is a whole artifact. A download
-that was cut off, even by a kill, goes on where it stopped when it is started again: bytes wait in
-``<name>.<start of its sha256>.part``, which can never be taken for those of another version.
+Guaranteed: a file under its own name has the size and sha256 that the manifest states,
+and `manifest.json` is written last, so a folder with a manifest is a whole artifact. An
+interrupted download, even a killed one, resumes when it is started again: its bytes are kept in
+``<name>.<start of its sha256>.part``, which cannot be mistaken for those of another version.
 
-What is not: two downloads into one folder at the same time disturb each other. Neither ends with
+Not guaranteed: two downloads into one folder at the same time disturb each other. Neither ends with
 wrong bytes, but either may fail.
 """
 
@@ -33,11 +33,11 @@ from service.errors import ArtifactCorrupt, InvalidParameter, StorageUnavailable
 
 REQUEST_SECONDS = 30.0
 MAX_FRUITLESS_TRIES = 6
-"""Requests in a row that may bring not one byte before a file is given up."""
+"""Requests in a row without a single byte before the download of a file fails."""
 LONGEST_PAUSE_SECONDS = 8.0
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes that are here, bytes in all); from several threads, one at a time."""
+"""Called with (bytes so far, bytes in all), from several threads, one at a time."""
 
 
 def download_artifact(
@@ -55,7 +55,7 @@ def download_artifact(
     InvalidParameter     the job has no such artifact, or `folder` holds another one
     ArtifactCorrupt      a file differs from its manifest even when fetched anew, or the manifest
                          is not the one that was published
-    StorageUnavailable   the bucket stopped answering; started again, the download goes on
+    StorageUnavailable   the bucket stopped answering; start the download again to resume it
     ClientError          the API did not answer, or refused
     OSError              `folder` cannot be written
     """
@@ -115,7 +115,7 @@ class _Listing:
 
 
 class _Tally:
-    """Counts the bytes that are here, for the progress display."""
+    """Counts the downloaded bytes, for the progress display."""
 
     def __init__(self, total: int, on_progress: Progress) -> None:
         self._total = total
@@ -131,7 +131,7 @@ class _Tally:
 
 @dataclass(frozen=True)
 class _Fetch:
-    """One file on its way: where it comes from, where it waits and where it goes."""
+    """The download of one file: its source, partial file and destination."""
 
     http: httpx.Client
     listing: _Listing
@@ -145,7 +145,7 @@ class _Fetch:
         return self.final.with_name(f"{self.final.name}.{self.file.sha256[:12]}.part")
 
     def run(self) -> None:
-        """Bring the file, or stop early because another one failed; a failure stops the others."""
+        """Download the file, unless another one fails first; a failure stops the others."""
         try:
             if not self._is_whole(self.final):
                 self.final.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ class _Fetch:
             raise
 
     def _complete_part(self) -> None:
-        """Fill the part file; once anew, in case an earlier run left wrong bytes in it."""
+        """Fill the part file; start it once more if an earlier run left wrong bytes in it."""
         for _ in range(2):
             self._fill_part()
             if self.stop.is_set() or self._is_whole(self.part):
@@ -182,7 +182,7 @@ class _Fetch:
         return self.part.stat().st_size
 
     def _request_rest(self, offset: int) -> str:
-        """Ask for the bytes from `offset` on and keep what comes; say what the answer was."""
+        """Request and store the bytes from `offset` on; returns a description of the answer."""
         url = self.listing.url(self.file.path)
         headers = {"Range": f"bytes={offset}-", "Accept-Encoding": "identity"}
         try:
@@ -202,7 +202,7 @@ class _Fetch:
         total = _object_bytes(response)
         if total is not None and total != self.file.size:
             raise ArtifactCorrupt(
-                f"{self.file.path} has {total:,} bytes; its manifest says {self.file.size:,}"
+                f"{self.file.path} has {total:,} bytes; its manifest states {self.file.size:,}"
             )
 
     def _keep(self, response: httpx.Response, offset: int) -> None:
@@ -278,7 +278,7 @@ def _checked(manifest: bytes, sha256: str) -> bytes:
 
 
 def _claim(folder: Path, manifest: bytes) -> Path:
-    """Mark the folder as this artifact's, by its manifest under a name that says: not whole yet."""
+    """Reserve the folder for this artifact with its manifest, under the name of a partial file."""
     claim = folder / f"{MANIFEST_NAME}.part"
     for known in (claim, folder / MANIFEST_NAME):
         if known.exists() and known.read_bytes() != manifest:
@@ -286,11 +286,11 @@ def _claim(folder: Path, manifest: bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / f"{MANIFEST_NAME}.new"
     fresh.write_bytes(manifest)
-    return fresh.replace(claim)  # at once, so that a kill leaves no half of a claim behind
+    return fresh.replace(claim)  # atomically, so that a kill leaves no incomplete claim
 
 
 def _object_bytes(response: httpx.Response) -> int | None:
-    """How long the whole object is, where the answer says so."""
+    """The size of the whole object, if the answer states it."""
     if response.status_code == httpx.codes.OK:
         length = response.headers.get("Content-Length", "")
     else:  # 206: "bytes 5-9/10"; 416, where the object ends before the range: "bytes */10"

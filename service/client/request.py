@@ -1,6 +1,7 @@
-"""From what a user types to the body of `POST /v1/jobs`: pure functions, no checks of content.
+"""Turns command-line values into the body of `POST /v1/jobs`, with pure functions.
 
-What is not typed is not sent, so the server's defaults hold, and the server judges the rest.
+Options that the user left out are not sent, so the server's defaults apply. The server checks the
+rest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 class SourceInvalid(ValueError):
-    """A model or text is named in a way that is not understood; the message says which are."""
+    """The place of a model or a text cannot be parsed; the message lists the valid forms."""
 
 
 def source(text: str) -> Json:
@@ -33,7 +34,7 @@ def source(text: str) -> Json:
             raise SourceInvalid(f"{text} lacks a full commit: hub:org/name@<40 hex digits>")
         return {"source": "hub", "id": repository, "revision": commit}
     if not text or _SCHEME.match(text):
-        raise SourceInvalid(f"{text!r} is no path, s3://bucket/prefix or hub:org/name@commit")
+        raise SourceInvalid(f"{text!r} is not a path, s3://bucket/prefix or hub:org/name@commit")
     return {"source": "local", "path": str(Path(text).expanduser().absolute())}
 
 
@@ -56,7 +57,7 @@ def job_body(
     calibration: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Json:
-    """The specification; `settings` are its top-level fields, None where nothing was typed."""
+    """The specification; `settings` are its top-level fields, None for those left out."""
     body: Json = {
         **settings,
         "model": model,
@@ -71,7 +72,7 @@ def job_body(
 
 
 def _typed(value: Any) -> Any:
-    """The value without the fields, at any depth, that nobody typed."""
+    """The value without the fields, at any depth, that are None."""
     if isinstance(value, dict):
         return {key: _typed(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

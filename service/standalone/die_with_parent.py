@@ -1,8 +1,8 @@
-"""``python tied.py PARENT SIGNAL COMMAND ...``: become the command, which does not outlive PARENT.
+"""``python die_with_parent.py PARENT SIGNAL COMMAND ...``: run a command that dies with PARENT.
 
-PARENT is the process that starts this one; when it dies, Linux sends the signal. It does so when
-the *thread* ends that started the process, so a thread that starts one has to outlive it. On other
-systems this is only the command.
+PARENT is the process that starts this one; when it dies, Linux sends the signal. Linux does so when
+the *thread* that started the process ends, so that thread has to outlive it. On other systems the
+command runs without this bond.
 
 Run by its path, not as a module: it imports nothing of the package and costs some milliseconds.
 """
@@ -23,7 +23,7 @@ def tied(command: list[str], number: signal.Signals = signal.SIGKILL) -> list[st
 
 
 def main(parent: str, number: str, *command: str) -> None:
-    """Become the command."""
+    """Replace this process by the command."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, int(number)) != 0:

@@ -10,14 +10,14 @@ from service.errors import InvalidParameter
 LOOPBACK = "127.0.0.1"
 
 _FREE = range(20_000, 32_000)
-"""Where free ports are looked for.
+"""The range from which free ports are chosen.
 
-Below those that systems give to outgoing connections: one of these could take the port in the
-seconds until the server that it was chosen for listens there.
+It lies below the ports of outgoing connections: one of those could take a port in the seconds
+before its server listens there.
 """
 
 _chosen: set[int] = set()
-"""By this process; not chosen a second time, as a server may not listen there yet."""
+"""Ports that this process has chosen. Their servers may not listen yet, so they are not reused."""
 
 
 def choose_port(wanted: int, option: str) -> int:
@@ -28,7 +28,7 @@ def choose_port(wanted: int, option: str) -> int:
     if wanted and (problem := _problem(wanted)):
         raise InvalidParameter(
             f"Port {wanted} cannot be used ({problem}). "
-            f"Choose another with {option}; 0 is any free one."
+            f"Choose another with {option}; 0 chooses any free port."
         )
     port = wanted or _free_port(option)
     _chosen.add(port)
@@ -36,7 +36,7 @@ def choose_port(wanted: int, option: str) -> int:
 
 
 def _free_port(option: str) -> int:
-    for port in random.sample(_FREE, len(_FREE)):  # other processes choose, too
+    for port in random.sample(_FREE, len(_FREE)):  # at random, because other processes choose, too
         if port not in _chosen and not _problem(port):
             return port
     raise InvalidParameter(
@@ -45,7 +45,7 @@ def _free_port(option: str) -> int:
 
 
 def _problem(port: int) -> str | None:
-    """Why no server can listen there."""
+    """Why no server can listen on the port; None if one can."""
     with socket.socket() as probe:
         # As servers do, so that a port on which one has just stopped counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

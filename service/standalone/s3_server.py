@@ -1,9 +1,9 @@
-"""An S3 server of one's own: SeaweedFS on this machine's loopback interface.
+"""A local S3 server: SeaweedFS on this machine's loopback interface.
 
-For `eigenpress serve` and the tests. The data and the generated credentials stay in one
-directory and are found again at the next start. Only loopback addresses are bound, but other
+It serves `eigenpress serve` and the tests. The data and the generated credentials stay in one
+directory and are used again at the next start. Only loopback addresses are bound, but other
 users of the same machine can reach them, and SeaweedFS's inner ports ask for no credentials:
-a shared machine wants a real bucket.
+use a real bucket on a shared machine.
 """
 
 from __future__ import annotations
@@ -76,14 +76,16 @@ class LocalS3:
         """Start the server and wait until it serves the bucket to the credentials.
 
         Raises `InvalidParameter` if the port is taken, and `StorageUnavailable`, with the end of
-        the server's log, if it does not come up, for one because another server already runs in
-        the same directory.
+        the server's log, if it does not start, for example because another server already runs
+        in the same directory.
         """
         self._data_directory.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise StorageUnavailable(f"Another server runs in {self.directory}.") from error
+            raise StorageUnavailable(
+                f"Another S3 server runs in {self.directory}. Stop it first."
+            ) from error
         try:
             self._process = self._launch()
             self._wait_until_ready()
@@ -126,7 +128,7 @@ class LocalS3:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on
+                start_new_session=True,  # Ctrl-C reaches this process alone, which stops the server
             )
 
     def _command(self) -> list[str]:

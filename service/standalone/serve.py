@@ -5,11 +5,11 @@
           ── dispatcher                 a child process
           ── API                        a child process
 
-Each part is started once those above it answer, and stopped before them. All are given the
-settings in force through ``EIGENPRESS_*`` variables, Ray's workers included, and listen on
-loopback only. SIGINT, SIGTERM and SIGHUP stop everything; a part that dies stops the others. What
-is left then is the data folder. After a SIGKILL, Linux kills the parts, and the next `serve` in the
-same data folder removes what Ray has left and goes on with the jobs.
+Each part starts when those above it answer, and stops before them. All parts, and Ray's workers,
+get the settings as ``EIGENPRESS_*`` variables and listen on loopback only. SIGINT, SIGTERM and
+SIGHUP stop everything; if one part dies, the others are stopped. Only the data folder remains.
+After a SIGKILL, Linux kills the parts, and the next `serve` in the same data folder removes Ray's
+remains and continues the jobs.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from service.store.migrate import migrate
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.2
 DRAIN_SECONDS = 5
-"""What requests in progress have left to end when the API stops."""
+"""The time that requests in progress get to finish when the API stops."""
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What the command line said; None where it said nothing. Port 0 is any free one."""
+    """Options of the command line; None for those left out. Port 0 stands for any free port."""
 
     data_dir: Path | None = None
     port: int | None = None
@@ -57,7 +57,7 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions, console: Console) -> None:
-    """Run the service until a signal asks to stop.
+    """Run the service until a signal stops it.
 
     Raises `EigenpressError` if a part does not start, or dies; the others are stopped by then.
     """
@@ -78,7 +78,7 @@ def serve(options: ServeOptions, console: Console) -> None:
 
 
 def data_folder(options: ServeOptions) -> Path:
-    """The folder of everything that lasts."""
+    """The folder of all persistent data."""
     folder = (options.data_dir or Settings().data_dir).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
@@ -86,7 +86,7 @@ def data_folder(options: ServeOptions) -> Path:
 
 @contextmanager
 def occupied(data_dir: Path) -> Iterator[None]:
-    """Keep every other `serve` out of the data folder; end what one that was killed has left.
+    """Lock the data folder against other `serve`s; stop the remains of one that was killed.
 
     Raises `InfrastructureError` if one runs there.
     """
@@ -95,12 +95,14 @@ def occupied(data_dir: Path) -> Iterator[None]:
             LocalRay(data_dir / "ray").remove_leftovers()
             yield
     except Timeout as error:
-        raise InfrastructureError(f"Another server runs in {data_dir}.") from error
+        raise InfrastructureError(
+            f"Another server runs in {data_dir}. Stop it, or choose another --data-dir."
+        ) from error
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the processes that make up the service."""
+    """One process of the service."""
 
     name: str
     is_running: Callable[[], bool]
@@ -108,7 +110,7 @@ class Part:
 
 
 class Installation:
-    """The parts of one `serve`: what each is told, and in which order they start."""
+    """The parts of one `serve`, their settings and their order of start."""
 
     def __init__(self, options: ServeOptions) -> None:
         """Nothing is started yet. Raises `InvalidParameter` if a port is taken, or `OSError`."""
@@ -153,7 +155,7 @@ class Installation:
         return self._s3.directory / "credentials.json"
 
     def start(self, running: ExitStack) -> Iterator[str]:
-        """Start one part after the other, saying before each which; `running` will stop them."""
+        """Start the parts in order and yield a description before each; `running` stops them."""
         yield "Starting the S3 server"
         running.enter_context(self._s3)
         log = self._s3.directory / "server.log"
@@ -171,7 +173,7 @@ class Installation:
         self._start_child(running, "API", "uvicorn", "--factory", "api.app:create_app", *where)
 
     def wait_until_ready(self, stop: StopRequest) -> None:
-        """Until the API says that it has all it needs, or a stop is requested."""
+        """Wait until the API is ready or a stop is requested."""
         deadline = time.monotonic() + READY_SECONDS
         with httpx.Client(base_url=self.api_url, trust_env=False, timeout=10) as http:
             while (missing := _missing(http)) and not stop.wait(POLL_SECONDS):
@@ -194,7 +196,7 @@ class Installation:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables from which `Settings` reads these very values."""
+    """Environment variables from which `Settings` reads these values."""
     return {
         f"EIGENPRESS_{name.upper()}": _as_text(value)
         for name, value in settings
@@ -203,7 +205,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def ready_block(installation: Installation) -> Text:
-    """What a user needs to know of a service that runs."""
+    """The addresses and folders of a running service."""
     settings, url = installation.settings, installation.api_url
     address = (
         "" if settings.api_port == Settings.model_fields["api_port"].default else f"--url {url} "
@@ -225,7 +227,7 @@ def ready_block(installation: Installation) -> Text:
 
 
 def _missing(http: httpx.Client) -> str:
-    """What the API lacks, in its own words; empty once it is ready."""
+    """The API's description of what is missing; empty when it is ready."""
     try:
         response = http.get("/readyz")
     except httpx.TransportError as error:

@@ -24,12 +24,12 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 class Child:
     """A process in a session of its own, so that Ctrl-C at the terminal reaches its parent alone.
 
-    A context manager: started on entry; on exit ended, with all of its process group. If its
-    parent is killed, so is it.
+    A context manager: it starts the process on entry and ends it, with its process group, on exit.
+    If the parent is killed, so is the process.
     """
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log_path: Path) -> None:
-        """`env` is added to the environment; `log_path` is begun anew."""
+        """`env` is added to the environment; `log_path` is overwritten."""
         self._command = list(command)
         self._env = {**os.environ, **env}
         self._log_path = log_path
@@ -49,7 +49,7 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ask it to end, and wait for `STOP_SECONDS`; then kill what is left in its group."""
+        """Terminate it, wait up to `STOP_SECONDS`, then kill the rest of its process group."""
         if self._process is None:
             return
         self._process.terminate()
@@ -64,16 +64,16 @@ class Child:
 
 
 def log_tail(path: Path, lines: int = 20) -> str:
-    """The end of a log, without colours, for a message about the one who wrote it."""
+    """The last lines of a log, without colours, for an error message."""
     with path.open(errors="replace") as log:
         return _COLOUR.sub("", "".join(deque(log, lines))).rstrip()
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Not so of a zombie, which waits for its parent to notice: some containers' init never does.
+    """Whether the process runs. A zombie does not, although some containers' init never reaps it.
 
-    psutil's own `is_running` and `wait` count one as there. The former is also false of what
-    `process_iter` remembers of an id that another process has by now, which runs.
+    psutil's own `is_running` and `wait` count zombies as running. Its `is_running` is also false
+    for a process from `process_iter` whose id now belongs to another process that runs.
     """
     with suppress(psutil.NoSuchProcess):
         return bool(process.status() != psutil.STATUS_ZOMBIE)

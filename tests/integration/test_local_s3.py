@@ -68,7 +68,7 @@ def test_stopping_leaves_neither_process_nor_socket(tmp_path: Path) -> None:
 
 
 def test_a_second_server_in_the_directory_is_refused(local_s3: LocalS3) -> None:
-    with pytest.raises(StorageUnavailable, match="Another server runs"):
+    with pytest.raises(StorageUnavailable, match="Another S3 server runs"):
         LocalS3(local_s3.directory).start()
     assert local_s3.pid
 

@@ -263,7 +263,7 @@ def test_ctrl_c_leaves_a_watched_job_alone(
 
     monkeypatch.setattr("service.cli.rendering.follow", interrupt)
     assert eigenpress("watch", JOB_ID) == 130
-    assert f"The job goes on. Back to it: eigenpress watch {JOB_ID}" in eigenpress.err
+    assert f"The job continues. Follow it again: eigenpress watch {JOB_ID}" in eigenpress.err
     assert api.bodies == []
 
 
@@ -290,7 +290,7 @@ def test_a_download_does_not_leave_the_current_folder(api: Api, eigenpress: Eige
     listing = {"artifacts": [{"name": "../elsewhere", "files": []}]}
     api.answers[f"GET /v1/jobs/{JOB_ID}/artifacts"] = (200, listing)
     assert eigenpress("download", JOB_ID) == 1
-    assert "is not an artifact's name" in eigenpress.err
+    assert "is not a valid name for an artifact" in eigenpress.err
 
 
 @pytest.mark.parametrize("command", ["api", "dispatcher", "serve"])

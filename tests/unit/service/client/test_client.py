@@ -158,14 +158,14 @@ def test_a_problem_is_raised_with_its_code_param_and_status() -> None:
 )
 def test_a_server_that_is_not_eigenpress_is_said_to_be_none(answer: httpx.Response) -> None:
     client, _ = answering(answer)
-    with pytest.raises(ApiProblem, match="not as an Eigenpress server does") as caught:
+    with pytest.raises(ApiProblem, match="is not an Eigenpress server") as caught:
         client.job("job-1")
     assert caught.value.code == "unexpected_answer"
 
 
 def test_a_list_that_is_missing_is_not_taken_for_an_empty_one() -> None:
     client, _ = answering(httpx.Response(200, json={"items": []}))
-    with pytest.raises(ApiProblem, match="not as an Eigenpress server does"):
+    with pytest.raises(ApiProblem, match="is not an Eigenpress server"):
         client.artifacts("job-1")
 
 

@@ -246,7 +246,7 @@ def test_an_object_of_another_length_is_refused(
     bucket: Bucket, client: Client, tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
     bucket.objects[LARGE] = change(bucket.objects[LARGE])
-    with pytest.raises(ArtifactCorrupt, match="its manifest says"):
+    with pytest.raises(ArtifactCorrupt, match="its manifest states"):
         download_artifact(client, JOB, NAME, tmp_path)
 
 
