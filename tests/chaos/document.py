@@ -1,15 +1,17 @@
-"""The tables of docs/reliability.md, from the figures that the scenarios left."""
+"""The results in docs/reliability.md, from the figures that the scenarios left."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 from tests.chaos.scenarios import Outcome
 
 DOCUMENT = Path("docs/reliability.md")
 BEGIN, END = "<!-- begin: make test-chaos -->", "<!-- end: make test-chaos -->"
+WIDTH = 120
 
 
 def write_document(results: Path, names: Sequence[str], document: Path = DOCUMENT) -> None:
@@ -25,27 +27,28 @@ def write_document(results: Path, names: Sequence[str], document: Path = DOCUMEN
 
 
 def tables(outcomes: dict[str, Outcome], names: Sequence[str]) -> str:
-    """One row per scenario, also of those that have not been run, then the matrix of kills."""
-    rows = ["| scenario | seeds | figures | problems | time |", "|---|---|---|---|---|"]
-    for name in names:
-        if name not in outcomes:
-            rows.append(f"| `{name}` | | not yet run in full | | |")
-            continue
-        outcome = outcomes[name]
-        figures = ", ".join(f"{value} {label}" for label, value in outcome["figures"].items())
-        seconds = outcome["seconds"]
-        took = f"{seconds // 60} min {seconds % 60} s"
-        problems = len(outcome["problems"]) or "none"
-        rows.append(f"| `{name}` | {outcome['seeds']} | {figures} | {problems} | {took} |")
+    """One entry per scenario, also for those that have not been run, then the matrix of kills."""
+    scenarios = "\n".join(_scenario(name, outcomes.get(name)) for name in names)
     machines = {(outcome["machine"], outcome["date"]) for outcome in outcomes.values()}
     measured = "; ".join(f"{machine}, {date}" for machine, date in sorted(machines))
-    parts = ["\n".join(rows), f"Measured on: {measured}."]
+    parts = [scenarios, f"Measured on: {measured}."]
     parts += [
         _kills(outcomes[name])
         for name in ("kills", "kills-smollm2")
         if outcomes.get(name, {}).get("rows")
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _scenario(name: str, outcome: Outcome | None) -> str:
+    if outcome is None:
+        return f"- `{name}`: not yet run in full."
+    figures = ", ".join(f"{value} {label}" for label, value in outcome["figures"].items())
+    seeds = "" if outcome["seeds"] == "-" else f", seeds {outcome['seeds']}"
+    took = f"{outcome['seconds'] // 60} min {outcome['seconds'] % 60} s"
+    problems = len(outcome["problems"]) or "none"
+    text = f"- `{name}`{seeds}: {figures}. Problems: {problems}. Time: {took}."
+    return fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _kills(outcome: Outcome) -> str:

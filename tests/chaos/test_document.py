@@ -38,8 +38,10 @@ def test_tables_replace_what_stands_between_the_markers(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "| `kills` | 4 | 62 kills, 3 attempts at most | none | 2 min 5 s |" in text
-    assert "| `claimers` | | not yet run in full | | |" in text
+    assert (
+        "- `kills`, seeds 4: 62 kills, 3 attempts at most. Problems: none. Time: 2 min 5 s." in text
+    )
+    assert "- `claimers`: not yet run in full." in text
     assert text.count("| driver | solve | 2 | 40.1 s | 3.0 s |") == 1
 
 
