@@ -1,4 +1,4 @@
-"""A full disk, told by name: which folder of which machine, and what to do about it."""
+"""Reports a full disk: the folder, the machine, and what to do about it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CAUSES = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def naming_full_disk(folder: Path) -> Iterator[None]:
-    """Turn what a full disk raises while files are written to `folder` into `DiskFull`."""
+    """Raise `DiskFull` in place of errors that a full disk causes in writes to `folder`."""
     try:
         yield
     except Exception as error:
@@ -29,7 +29,7 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a disk without room has caused it; libraries in Rust keep only the system's words."""
+    """Whether a full disk caused the error; libraries in Rust keep only the system's message."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in CAUSES
     return any(os.strerror(cause) in str(error) for cause in CAUSES)

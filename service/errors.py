@@ -20,7 +20,7 @@
     │   └── RunTimeExceeded
     ├── JobNotFound
     ├── JobConflict                  the job's state does not allow what was asked
-    ├── AttemptStale                 a write by an attempt that is no longer the current one
+    ├── AttemptStale                 a write by an attempt that is not the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
     ├── ArtifactConflict             another attempt has already published it
     ├── ObjectMissing                no object in the bucket has this key
@@ -28,21 +28,21 @@
     └── InfrastructureError          a machine or a service is at fault; retried
         ├── StorageUnavailable
         ├── StorageFull
-        ├── StorageReadOnly      not retried: somebody must grant the right to write
-        ├── BucketMissing            not retried: somebody must create it
-        ├── StorageCredentialsInvalid  not retried: somebody must mend them
+        ├── StorageReadOnly      not retried: an administrator must grant write access
+        ├── BucketMissing            not retried: an administrator must create it
+        ├── StorageCredentialsInvalid  not retried: an administrator must correct them
         ├── SubmissionCheckTimeout
         ├── ClusterUnavailable
-        ├── SubmissionRefused        not retried: the cluster answers, and will not run the driver
+        ├── SubmissionRefused        not retried: the cluster answers, but refuses to run the driver
         ├── DatabaseUnavailable
         ├── InsufficientResources    not retried
         ├── WorkerLost
         ├── DiskFull
         ├── NodeLost
         ├── OutOfMemory          not retried: it would run out again
-        ├── SandboxUnavailable   not retried: the machine must get another kernel
-        ├── HarnessMissing       not retried: somebody must install it
-        ├── AttemptLost              the attempt ended and its driver did not say how
+        ├── SandboxUnavailable   not retried: the machine needs another kernel
+        ├── HarnessMissing       not retried: an administrator must install it
+        ├── AttemptLost              the attempt ended and its driver reported no result
         │   ├── ClusterRestarted
         │   ├── DriverKilled
         │   ├── DriverStopped
@@ -63,7 +63,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Failure:
-    """What is kept of an error once it has ended an attempt."""
+    """The record of an error that ended an attempt."""
 
     code: str
     detail: str
@@ -107,7 +107,7 @@ class InvalidParameter(UserError):
 
 
 class PathNotAllowed(UserError):
-    """The path lies outside the folders that this server may read."""
+    """The path is outside the folders that this server may read."""
 
     code = "path_not_allowed"
 
@@ -258,7 +258,7 @@ class StorageFull(InfrastructureError):
 
 
 class StorageReadOnly(InfrastructureError):
-    """The S3 server lets these credentials read the bucket but not write to it."""
+    """The S3 server denies these credentials write access to the bucket."""
 
     code = "storage_read_only"
     retryable = False
@@ -344,25 +344,25 @@ class HarnessMissing(InfrastructureError):
 
 
 class NodeLost(InfrastructureError):
-    """A node of the Ray cluster was lost: see whether its machine still runs."""
+    """A node of the Ray cluster was lost: check whether its machine still runs."""
 
     code = "node_lost"
 
 
 class AttemptLost(InfrastructureError):
-    """The attempt ended without saying how; its driver or cluster was lost."""
+    """The attempt ended without a result: its driver or its cluster was lost."""
 
     code = "attempt_lost"
 
 
 class ClusterRestarted(AttemptLost):
-    """Ray does not know the attempt: its cluster was restarted, and its jobs end with it."""
+    """Ray does not know the attempt: its cluster was restarted, which ends its jobs."""
 
     code = "cluster_restarted"
 
 
 class DriverKilled(AttemptLost):
-    """The attempt's driver was killed: see whether Ray's head node ran out of memory."""
+    """The attempt's driver was killed: check whether Ray's head node ran out of memory."""
 
     code = "driver_killed"
 
@@ -374,13 +374,13 @@ class DriverStopped(AttemptLost):
 
 
 class DriverNotStarted(AttemptLost):
-    """Ray could not start the attempt's driver: see whether its head node has room for it."""
+    """Ray could not start the attempt's driver: check whether its head node has room for it."""
 
     code = "driver_not_started"
 
 
 class LeaseLapsed(AttemptLost):
-    """The attempt was not heard of for too long: it hangs, or cannot reach the database."""
+    """The attempt sent no heartbeat for too long: it hangs, or cannot reach the database."""
 
     code = "lease_lapsed"
 

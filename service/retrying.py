@@ -1,4 +1,4 @@
-"""Riding out an outage: a call that is repeated until it works or the time is over."""
+"""Repeats a call during an outage, until it succeeds or the time is over."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 def retry(
     act: Callable[[], Result], *, on: type[Exception] | tuple[type[Exception], ...], seconds: float
 ) -> Result:
-    """What `act` returns, repeated while it raises `on`, for about so many seconds.
+    """Return the result of `act`; repeat it while it raises `on`, for about `seconds`.
 
-    The last error is raised as it is. `act` must be such that doing it twice does no harm: of a
-    call that raises it is not known whether it had its effect.
+    Raises the last error unchanged. `act` must be idempotent: a call that raises may still have had
+    its effect.
     """
     tries = Retrying(
         retry=retry_if_exception_type(on),

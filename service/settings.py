@@ -3,7 +3,7 @@
 The secret files lie in the folder that ``EIGENPRESS_SECRETS_DIR`` names, one for each setting
 (``eigenpress_database_password``), as Docker and Kubernetes mount them. The TOML file is the one
 that ``EIGENPRESS_CONFIG`` names, else ``eigenpress.toml`` in the working directory if there is one.
-What comes first in this order wins.
+The first source in this order wins.
 """
 
 from __future__ import annotations
@@ -51,27 +51,27 @@ class Settings(BaseSettings):
         description="sqlite:///PATH or postgresql://USER@HOST/NAME; unset: SQLite in `data_dir`.",
     )
     database_password: SecretStr | None = Field(
-        default=None, description="Of the user in `database_url`, where that has none."
+        default=None, description="Password of the user in `database_url`."
     )
     ray_address: str = Field(
         default="http://127.0.0.1:8265", description="The Ray dashboard, which serves the Jobs API."
     )
     ray_public_address: str | None = Field(
-        default=None, description="What links to the dashboard name, where users see another host."
+        default=None, description="The dashboard's address in links, for users."
     )
     driver_command: str = Field(
         default="python -m workers.attempt.driver",
-        description="How a Ray node starts a driver; job id and attempt are appended.",
+        description="Starts a driver on a Ray node; job id and attempt are appended.",
     )
 
     s3_endpoint_url: str | None = Field(default=None, description="Unset: Amazon's.")
     s3_public_endpoint_url: str | None = Field(
-        default=None, description="What presigned URLs name, where clients see another host."
+        default=None, description="The S3 server's address in presigned URLs, for clients."
     )
     s3_region: str = "us-east-1"
     s3_bucket: str = "eigenpress"
     s3_access_key_id: SecretStr | None = Field(
-        default=None, description="Unset: as boto3 finds it."
+        default=None, description="Unset: boto3's own chain."
     )
     s3_secret_access_key: SecretStr | None = None
     presigned_url_seconds: int = Field(default=3600, ge=60, le=604_800)
@@ -80,10 +80,10 @@ class Settings(BaseSettings):
         default=(), description="Folders that jobs may read models and text from."
     )
     allow_code_execution: bool = Field(
-        default=False, description="Let jobs run what models write, in a sandbox on the workers."
+        default=False, description="Allow jobs to run code that models write, in a sandbox."
     )
     lm_eval_tasks: Path | None = Field(
-        default=None, description="Folder of further lm-eval tasks; code in it runs on workers."
+        default=None, description="Folder of further lm-eval tasks; workers run code in it."
     )
     hub_endpoint: str = Field(default="https://huggingface.co")
 
@@ -100,24 +100,24 @@ class Settings(BaseSettings):
     )
     retry_longest_seconds: float = Field(default=600.0, ge=0, le=86_400)
     lease_seconds: float = Field(
-        default=60.0, ge=1, le=86_400, description="How long an attempt may be silent."
+        default=60.0, ge=1, le=86_400, description="An attempt without a heartbeat is lost then."
     )
     start_seconds: float = Field(
-        default=300.0, ge=1, le=86_400, description="From submission to a driver's first sign."
+        default=300.0, ge=1, le=86_400, description="From submission to a driver's first heartbeat."
     )
     retry_timeout_seconds: float = Field(
-        default=900.0, ge=0, le=86_400, description="How long an attempt waits for S3 or database."
+        default=900.0, ge=0, le=86_400, description="How long an attempt retries S3 and database."
     )
     checkpoint_sequences: int = Field(
-        default=32, ge=1, description="Per worker, between two checkpoints of the calibration."
+        default=32, ge=1, description="Sequences per worker between two checkpoints."
     )
     checkpoint_share_of_time: float = Field(
-        default=0.1, gt=0, le=1, description="The most of a calibration that writing them may take."
+        default=0.1, gt=0, le=1, description="Largest share of calibration time for writing."
     )
     checkpoint_retention_seconds: float = Field(
-        default=86_400.0, ge=0, description="For how long a failed job can be resumed by a retry."
+        default=86_400.0, ge=0, description="How long a retry can resume a failed job."
     )
-    poll_seconds: float = Field(default=0.5, gt=0, le=60, description="The dispatcher's rhythm.")
+    poll_seconds: float = Field(default=0.5, gt=0, le=60, description="Pause between passes.")
     dispatcher_heartbeat: Path | None = Field(
         default=None, description="A file that the dispatcher touches after every pass."
     )

@@ -1,4 +1,4 @@
-"""A request to stop, made by a signal and looked at between two pieces of work."""
+"""A request to stop, made by a signal and checked between two pieces of work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """Whether somebody asked to stop.
+    """Records that a signal asked the process to stop.
 
     Not a `threading.Event`: a handler that sets one deadlocks if it interrupts the main thread
     inside `Event.wait`. `SimpleQueue.put` may interrupt anything.
@@ -29,7 +29,7 @@ class StopRequest:
         self._requests.put(number)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a request, at most so long; whether there is one."""
+        """Wait up to `seconds` for a request; return whether there is one."""
         try:
             self._requests.put(self._requests.get(timeout=seconds))
         except queue.Empty:
@@ -39,9 +39,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within it, Ctrl-C, SIGTERM and a closed terminal request a stop and do nothing else.
+    """Inside the context, Ctrl-C, SIGTERM and a closed terminal only request a stop.
 
-    A command under nohup, which ignores SIGHUP, goes on ignoring it.
+    A command under nohup, which ignores SIGHUP, still ignores it.
     """
     stop = StopRequest()
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}

@@ -1,4 +1,4 @@
-"""What the store hands out, as frozen data: a job, its steps, its events, its artifacts."""
+"""The frozen data that the store returns: a job, its steps, its events, its artifacts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RANDOM_BITS = 66  # 26 digits of 5 bits, less 64 bits of time
 
 
 def new_job_id() -> str:
-    """An id that sorts by the time of its making (to the nanosecond) and cannot be guessed."""
+    """An id that sorts by its time of creation (to the nanosecond) and cannot be guessed."""
     number = (time.time_ns() << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
     digits = (_ALPHABET[(number >> 5 * place) & 31] for place in reversed(range(_DIGITS)))
     return "job-" + "".join(digits)
@@ -37,22 +37,22 @@ class EventType(StrEnum):
     """Accepted: the job exists, as `queued`."""
 
     REQUEUED = "job.requeued"
-    """failed -> queued: its user wants it tried again."""
+    """failed -> queued: a user retried it."""
 
     CLAIMED = "job.claimed"
     """queued -> running: a dispatcher took it and numbered a new attempt."""
 
     RELEASED = "job.released"
-    """running -> queued: the cluster could not take the attempt, which does not count."""
+    """running -> queued: the cluster could not start the attempt, which does not count."""
 
     RETRIED = "job.retried"
-    """running -> queued: the attempt failed in a way that another one may survive."""
+    """running -> queued: the attempt failed with an error that a retry may overcome."""
 
     SUCCEEDED = "job.succeeded"
     """running -> succeeded."""
 
     FAILED = "job.failed"
-    """running -> failed, or queued -> failed when its time to wait is over."""
+    """running -> failed, or queued -> failed after it waited too long."""
 
     CANCELLING = "job.cancelling"
     """running -> cancelling: the attempt is told to stop."""
@@ -61,19 +61,19 @@ class EventType(StrEnum):
     """queued -> cancelled, or cancelling -> cancelled once the attempt has stopped."""
 
     SUBMITTED = "attempt.submitted"
-    """The cluster has taken the attempt; the job's state does not change."""
+    """The cluster accepted the attempt; the job's state does not change."""
 
     TAKEN_OVER = "attempt.taken_over"
-    """Who claimed the job was too slow to submit the attempt; another dispatcher will."""
+    """The claimer's lease expired before it submitted the attempt; another dispatcher will."""
 
     RENEWED = "attempt.renewed"
-    """A sign of life: the attempt's lease lasts longer."""
+    """A heartbeat extended the attempt's lease."""
 
     PUBLISHED = "artifact.published"
-    """An artifact of the attempt stands in the bucket; it counts once the job has succeeded."""
+    """An artifact of the attempt is in the bucket; it counts once the job has succeeded."""
 
     WITHDRAWN = "artifact.withdrawn"
-    """What earlier attempts have published is of another computation and does not count."""
+    """The artifacts of earlier attempts come from another computation and do not count."""
 
     STEP_STARTED = "step.started"
     """First progress of a step."""
@@ -84,7 +84,7 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True)
 class StepProgress:
-    """How far a step of an attempt has come: `done` of `total`, counted in `unit`."""
+    """The progress of a step of an attempt: `done` of `total`, counted in `unit`."""
 
     step: Step
     done: int
@@ -105,7 +105,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One published result; `prefix` is where its files lie in the bucket, with a final slash."""
+    """One published result; `prefix` is its folder in the bucket, with a final slash."""
 
     name: str
     prefix: str
@@ -127,27 +127,27 @@ class Job:
     """When the current attempt was claimed; None while the job waits."""
     finished_at: datetime | None
     failure: Failure | None
-    """What ended the job; only a failed one has it."""
+    """The error that ended the job; only a failed one has it."""
     steps: tuple[StepProgress, ...]
     """Of the attempt above, in the order of `Step`."""
     submitted_at: datetime | None = None
-    """When the cluster took the current attempt; None while it is not known to have."""
+    """When the cluster accepted the current attempt; None until that is known."""
     last_failure: Failure | None = None
-    """What ended the last attempt that failed, while the job is tried again."""
+    """The error of the last failed attempt, while the job is retried."""
     tenant: str = DEFAULT_TENANT
     attempts_before: int = 0
-    """Attempts that a retry by its user has written off."""
+    """Attempts before the last retry by its user; these no longer count."""
     available_at: datetime | None = None
-    """While it waits: not claimed before; None: at once."""
+    """The earliest time to claim a waiting job; None: at once."""
     lease_until: datetime | None = None
-    """Until when the current attempt need not be heard."""
+    """When the current attempt's lease expires."""
     lapsed: bool = False
-    """Whether that time was over, by the database's clock, when the job was read."""
+    """Whether the lease had expired, by the database's clock, when the job was read."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One line of a job's history; ids rise, within a job, in the order things happened."""
+    """One line of a job's history; within a job, ids increase in the order of the events."""
 
     id: int
     job_id: str

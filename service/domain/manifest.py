@@ -1,11 +1,11 @@
-"""What an artifact is in the bucket: files in a folder of their publication, and a manifest.
+"""An artifact in the bucket: files in the folder of one publication, and a manifest.
 
     jobs/{job}/artifacts/{name}/manifest.json          every file, its size and sha256
-    jobs/{job}/artifacts/{name}/{attempt}-{token}/...  the files that one publication put there
+    jobs/{job}/artifacts/{name}/{attempt}-{token}/...  the files of one publication
     jobs/{job}/checkpoints/...                         what an attempt resumes from
 
-The manifest names the folder, so an artifact is what its manifest says and nothing else. How one
-comes there, and goes, is told in `service.storage.publication`.
+The manifest names the folder, so the manifest alone defines the artifact.
+`service.storage.publication` describes how one is published and removed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Manifest(BaseModel):
 
     format: Literal[1, 2] = 2
     attempt: int = Field(default=0, ge=0)
-    folder: str = Field(default="", description="Where the files lie, relative to the manifest.")
+    folder: str = Field(default="", description="Folder of the files, relative to the manifest.")
     files: tuple[ManifestFile, ...] = Field(min_length=1)
 
     @field_validator("files")
@@ -107,27 +107,27 @@ class Manifest(BaseModel):
 
 
 def artifacts_prefix(job_id: str) -> str:
-    """Where a job's artifacts lie in the bucket."""
+    """The prefix of a job's artifacts in the bucket."""
     return f"jobs/{job_id}/artifacts/"
 
 
 def checkpoints_prefix(job_id: str) -> str:
-    """Where a job's resumable state lies in the bucket."""
+    """The prefix of a job's checkpoints in the bucket."""
     return f"jobs/{job_id}/checkpoints/"
 
 
 def artifact_prefix(job_id: str, name: str) -> str:
-    """Where one artifact's manifest and the folders of its publications lie."""
+    """The prefix of one artifact's manifest and of the folders of its publications."""
     return f"{artifacts_prefix(job_id)}{name}/"
 
 
 def manifest_key(job_id: str, name: str) -> str:
-    """The one object that makes a publication the artifact."""
+    """The key of the manifest, which makes one publication the artifact."""
     return artifact_prefix(job_id, name) + MANIFEST_NAME
 
 
 def new_folder(attempt: int) -> str:
-    """A folder for a publication, which no other one, of this attempt or another, will use."""
+    """A folder for a publication that no other publication will use."""
     return f"{attempt}-{secrets.token_hex(4)}/"
 
 
@@ -137,12 +137,12 @@ def folder_attempt(folder: str) -> int:
 
 
 def check_manifest(content: bytes, artifact: Artifact, job_id: str) -> None:
-    """Raise `ArtifactCorrupt` unless these bytes are the manifest of this very artifact."""
+    """Raise `ArtifactCorrupt` unless these bytes are the manifest of this artifact."""
     folder = artifact.prefix.removeprefix(artifact_prefix(job_id, artifact.name))
     if content != Manifest.of(artifact.files, folder).to_json():
         raise ArtifactCorrupt(
-            f"The {MANIFEST_NAME} of '{artifact.name}' in the bucket is not the one that was "
-            "published: it was damaged or replaced."
+            f"The {MANIFEST_NAME} of '{artifact.name}' in the bucket differs from the "
+            "published one: it was damaged or replaced."
         )
 
 

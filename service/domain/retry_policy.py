@@ -1,4 +1,4 @@
-"""What follows the failure of an attempt: a pure decision."""
+"""Decides what follows the failure of an attempt; a pure function."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from service.errors import Failure
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a job is tried, and how long it waits between two attempts."""
+    """The number of attempts of a job, and the pauses between them."""
 
     max_attempts: int = 5
     first_pause_seconds: float = 5.0
-    """Before the second attempt; every later pause is twice the one before."""
+    """Before the second attempt; each later pause is twice the previous one."""
     longest_pause_seconds: float = 600.0
 
     def pause_seconds(self, attempts: int) -> float:
@@ -35,9 +35,9 @@ class Fail:
 
 
 def decide(failure: Failure, attempts: int, policy: RetryPolicy) -> Retry | Fail:
-    """Retry what a machine or a service did, never what the user or our own code did.
+    """Retry failures of a machine or a service, never those of the user or of our own code.
 
-    `attempts` are those that the job has had, the one that failed included.
+    `attempts` counts the job's attempts, including the one that failed.
     """
     if failure.retryable and attempts < policy.max_attempts:
         return Retry(policy.pause_seconds(attempts))

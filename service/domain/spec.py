@@ -1,7 +1,7 @@
-"""The specification of a job: what a user asks for, validated once, at the edge.
+"""The specification of a job: the user's request, validated once, at the edge.
 
 These models are the body of ``POST /v1/jobs`` and are stored with the job. A field that is
-unknown, of the wrong type or out of bounds is refused; nothing is coerced from text.
+unknown, of the wrong type or out of bounds is an error; nothing is coerced from text.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Body(BaseModel):
 
 
 def _refuse_repeated(names: Sequence[str], code: LiteralString, message: LiteralString) -> None:
-    """Raise the error for the first name that stands there more than once."""
+    """Raise the error for the first name that occurs more than once."""
     for name in names:
         if names.count(name) > 1:
             raise PydanticCustomError(code, message, {"name": name})
@@ -119,7 +119,7 @@ class SizeTarget(Body):
     keep: float = Field(gt=0.0, lt=1.0, description="Fraction of the parameters to keep.")
     scope: Scope = Field(
         default="linear",
-        description="What `keep` is a fraction of: the compressible layers, or the whole model.",
+        description="Whether `keep` counts the compressible layers or the whole model.",
     )
 
     @property
@@ -130,10 +130,10 @@ class SizeTarget(Body):
 
 
 class QualityTarget(Body):
-    """The smallest size whose perplexity is at most 1 + `max_perplexity_increase` times the dense.
+    """The smallest model whose perplexity is at most 1 + `max_perplexity_increase` times the dense.
 
-    Found by bisection over sizes that are measured; the smallest model to within half a percent
-    of the compressible layers' parameters.
+    Found by bisection over measured sizes, to within half a percent of the compressible layers'
+    parameters.
     """
 
     max_perplexity_increase: float = Field(
@@ -144,7 +144,7 @@ class QualityTarget(Body):
     dataset: str = Field(
         default=HELD_OUT,
         pattern=NAME_PATTERN,
-        description="The text it is measured on: `held-out`, or a dataset of the evaluation.",
+        description="The text to measure: `held-out`, or a dataset of the evaluation.",
     )
 
     @property
@@ -154,13 +154,13 @@ class QualityTarget(Body):
         return f"increase-{self.max_perplexity_increase:g}{suffix}"
 
 
-def _has_one_kind(target: object) -> object:
+def _require_one_kind(target: object) -> object:
     kinds = {"keep", "max_perplexity_increase"}
     if isinstance(target, Mapping) and len(kinds & target.keys()) != 1:
         raise PydanticCustomError(
             "invalid_parameter",
-            "give either 'keep', for a size, or 'max_perplexity_increase', for a quality; "
-            "the fields here are: {fields}",
+            "set either 'keep', for a size, or 'max_perplexity_increase', for a quality; "
+            "the target has the fields: {fields}",
             {"fields": ", ".join(map(ascii, target))[:MAX_SHOWN_CHARACTERS] or "none"},
         )
     return target
@@ -175,7 +175,7 @@ def _kind(target: object) -> str:
 Target = Annotated[
     Annotated[SizeTarget, Tag("size")] | Annotated[QualityTarget, Tag("quality")],
     Discriminator(_kind),
-    BeforeValidator(_has_one_kind),
+    BeforeValidator(_require_one_kind),
 ]
 
 
@@ -197,17 +197,17 @@ class Calibration(Body):
 
 
 class EvaluationDataset(Body):
-    """A text of its own on which perplexity is reported beside the held-out documents."""
+    """A further text to measure perplexity on, besides the held-out documents."""
 
     name: str = Field(pattern=NAME_PATTERN)
     data: DataSource
     sequences: int | None = Field(
-        default=None, ge=1, le=MAX_SEQUENCES, description="At most; unset: the evaluation's."
+        default=None, ge=1, le=MAX_SEQUENCES, description="Maximum; unset: the evaluation's."
     )
 
 
 class Task(Body):
-    """Problems that a model solves or does not."""
+    """A set of problems for the models to solve."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Unique among the tasks.")
     limit: int | None = Field(
@@ -216,9 +216,9 @@ class Task(Body):
 
 
 class MultipleChoice(Task):
-    """Questions whose answer is the choice that the model holds for the most likely.
+    """Questions with a list of choices; the model answers with the choice it finds most likely.
 
-    The model reads the question as it stands, a space, and each choice. JSONL lines or Parquet rows
+    The model reads the unchanged question, a space, and each choice. JSONL lines or Parquet rows
     have a question, a list of choices, and the position of the right one, counted from 0.
     """
 
@@ -232,8 +232,8 @@ class MultipleChoice(Task):
 class PassAt1(Task):
     """Python functions that the model completes, greedily, and that their tests then judge.
 
-    JSONL lines as HumanEval has them: `task_id`, `prompt`, `entry_point`, `test`. What the model
-    wrote is run on the workers, in a sandbox, if the server's `allow_code_execution` is set.
+    JSONL lines in the form of HumanEval: `task_id`, `prompt`, `entry_point`, `test`. The workers
+    run the model's code in a sandbox, if the server's `allow_code_execution` is set.
     """
 
     kind: Literal["pass_at_1"]
@@ -253,7 +253,7 @@ class LmEval(Task):
         min_length=1, max_length=MAX_TASKS
     )
     num_fewshot: int | None = Field(
-        default=None, ge=0, le=64, description="Unset: as each task has it."
+        default=None, ge=0, le=64, description="Unset: each task's own number."
     )
 
     @field_validator("tasks", mode="before")
@@ -272,14 +272,14 @@ EvaluationTask = Annotated[MultipleChoice | PassAt1 | LmEval, Field(discriminato
 
 
 class Evaluation(Body):
-    """What is measured, on the dense model and on every compressed one."""
+    """The measurements of the dense model and of every compressed one."""
 
     enabled: bool = True
     sequences: int = Field(
         default=64,
         ge=1,
         le=MAX_SEQUENCES,
-        description="Per dataset, at most, of held-out text too.",
+        description="Maximum per dataset, the held-out text included.",
     )
     datasets: tuple[EvaluationDataset, ...] = Field(default=(), max_length=MAX_EVALUATION_DATASETS)
     decode_tokens: int = Field(
@@ -289,7 +289,7 @@ class Evaluation(Body):
         default=(),
         max_length=MAX_CURVE_POINTS,
         description="Further sizes, as fractions of the compressible layers' parameters, that are "
-        "measured for the report's curve and not written as artifacts.",
+        "measured for the report's curve but not written as artifacts.",
     )
     tasks: tuple[EvaluationTask, ...] = Field(default=(), max_length=MAX_TASKS)
 
@@ -318,32 +318,35 @@ class Evaluation(Body):
     @classmethod
     def _is_measured(cls, wanted: Wanted, info: ValidationInfo) -> Wanted:
         if wanted and info.data.get("enabled") is False:
-            raise PydanticCustomError("invalid_parameter", "it needs the evaluation to be enabled")
+            raise PydanticCustomError("invalid_parameter", "needs the evaluation to be enabled")
         return wanted
 
 
 class Limits(Body):
-    """How long a job may take; beyond it the job fails."""
+    """Time limits; a job that exceeds one fails."""
 
     queue_seconds: int | None = Field(
-        default=None, ge=1, le=MAX_LIMIT_SECONDS, description="Until it first runs; unset: no end."
+        default=None,
+        ge=1,
+        le=MAX_LIMIT_SECONDS,
+        description="Until its first attempt; unset: no limit.",
     )
     run_seconds: int | None = Field(
-        default=None, ge=1, le=MAX_LIMIT_SECONDS, description="Over all attempts; unset: no end."
+        default=None, ge=1, le=MAX_LIMIT_SECONDS, description="Over all attempts; unset: no limit."
     )
 
 
 class JobSpec(Body):
-    """One compression job: a model, its calibration text, a method and the sizes wanted."""
+    """One compression job: a model, its calibration text, a method and its targets."""
 
-    name: str | None = Field(default=None, pattern=NAME_PATTERN, description="A label, for people.")
+    name: str | None = Field(default=None, pattern=NAME_PATTERN, description="A label for people.")
     model: ModelSource
     calibration: Calibration
     method: Method = "impact-kron"
     allocation: AllocationKind = "global"
     evaluation: Evaluation = Evaluation()
     targets: tuple[Target, ...] = Field(min_length=1, max_length=MAX_TARGETS)
-    dtype: Dtype = Field(default="auto", description="Of the artifacts; `auto` is the model's own.")
+    dtype: Dtype = Field(default="auto", description="Of the artifacts; `auto`: the model's own.")
     workers: int | None = Field(
         default=None,
         ge=1,
@@ -364,7 +367,7 @@ class JobSpec(Body):
     @classmethod
     def _targets_are_distinct(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
         names = [target.name for target in targets]
-        _refuse_repeated(names, "duplicate_target", "the target '{name}' is asked for twice")
+        _refuse_repeated(names, "duplicate_target", "the target '{name}' occurs twice")
         return targets
 
     @field_validator("targets")
@@ -372,7 +375,7 @@ class JobSpec(Body):
     def _qualities_are_measured(
         cls, targets: tuple[Target, ...], info: ValidationInfo
     ) -> tuple[Target, ...]:
-        evaluation: Evaluation | None = info.data.get("evaluation")  # None where it is invalid
+        evaluation: Evaluation | None = info.data.get("evaluation")  # None if it is invalid
         qualities = [target for target in targets if isinstance(target, QualityTarget)]
         if evaluation is None or not qualities:
             return targets
@@ -387,8 +390,8 @@ class JobSpec(Body):
             if isinstance(target, QualityTarget) and target.dataset not in names:
                 raise PydanticCustomError(
                     "invalid_parameter",
-                    "no dataset of the evaluation is called '{dataset}', as targets.{number} "
-                    "has it; there are: {names}",
+                    "targets.{number} names the dataset '{dataset}', which the evaluation does not "
+                    "have; it has: {names}",
                     {
                         "number": number,
                         "dataset": target.dataset,

@@ -1,7 +1,7 @@
 """The life of a job, as one pure table.
 
     queued ──> running ──> succeeded
-     │ │▲         │  ├───> failed ──> queued (again, as its user wishes)
+     │ │▲         │  ├───> failed ──> queued (a user retried it)
      │ │└─────────┘  │        ▲
      │ │  (retried)  ▼        │
      │ │         cancelling ──│──> cancelled
@@ -17,7 +17,7 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     QUEUED = "queued"
     """Accepted and durable; waits for a dispatcher (or was put back by one for another attempt)."""
@@ -32,14 +32,14 @@ class JobState(StrEnum):
     """Every artifact is published; its manifest is in the bucket."""
 
     FAILED = "failed"
-    """Ended by an error, which the job carries. It has no artifacts; its user may retry it."""
+    """Ended by an error, which the job records. It has no artifacts; its user may retry it."""
 
     CANCELLED = "cancelled"
-    """Ended by its user. Nothing of it is left in the bucket."""
+    """Ended by its user. Nothing of it remains in the bucket."""
 
 
 class Step(StrEnum):
-    """What an attempt does, in order."""
+    """The steps of an attempt, in order."""
 
     RESOLVE = "resolve"
     CALIBRATE = "calibrate"
@@ -51,10 +51,10 @@ class Step(StrEnum):
 
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
-"""Where nothing happens any more by itself."""
+"""States that no process leaves by itself."""
 
 IN_FLIGHT = frozenset({JobState.RUNNING, JobState.CANCELLING})
-"""Where an attempt is under way."""
+"""States with an attempt under way."""
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),

@@ -212,8 +212,8 @@ def test_a_target_of_no_kind_is_told_what_there_is(
     job_body["targets"] = [{"max_perplexity_incraese": 0.1, "dataset": "wiki"}]
     detail = client.post("/v1/jobs", json=job_body).json()["detail"]
     assert detail == (
-        "targets.0: give either 'keep', for a size, or 'max_perplexity_increase', for a quality; "
-        "the fields here are: 'max_perplexity_incraese', 'dataset'"
+        "targets.0: set either 'keep', for a size, or 'max_perplexity_increase', for a quality; "
+        "the target has the fields: 'max_perplexity_incraese', 'dataset'"
     )
 
 
@@ -225,8 +225,8 @@ def test_a_quality_without_its_measure_is_refused(
     job_body["evaluation"] = {"enabled": False}
     disabled = client.post("/v1/jobs", json=job_body).json()["detail"]
     assert unknown == (
-        "targets: no dataset of the evaluation is called 'wiki', as targets.0 has it; "
-        "there are: held-out"
+        "targets: targets.0 names the dataset 'wiki', which the evaluation does not have; "
+        "it has: held-out"
     )
     assert disabled == "targets: the target 'increase-0.1-wiki' needs the evaluation to be enabled"
 

@@ -43,7 +43,7 @@ def exited(code: int, printed: str = "loading") -> str:
     ("status", "printed", "kind", "says"),
     [
         (Unknown(), "", ClusterRestarted, "restarted"),
-        (Active(), "", LeaseLapsed, "not heard of"),
+        (Active(), "", LeaseLapsed, "no heartbeat"),
         (SUCCEEDED, exited(137), DriverKilled, r"SIGKILL.*\nloading"),
         (SUCCEEDED, exited(139), DriverKilled, "SIGSEGV"),
         (SUCCEEDED, exited(255), DriverKilled, "signal 127"),
