@@ -1,4 +1,4 @@
-"""What became of an attempt whose driver did not say it: a pure reading of Ray's words.
+"""Finds out why an attempt was lost, from Ray's status and the driver's log; a pure function.
 
 Each case was seen on Ray 2.60, and the tests make each happen there again.
 
@@ -8,7 +8,7 @@ Each case was seen on Ray 2.60, and the tests make each happen there again.
     node lost                 JOB_SUPERVISOR_ACTOR_DIED, "its node has died", after some 15 s
     stopped by somebody       STOPPED
     cluster restarted         404: jobs end with their cluster
-    agent or raylet hangs     RUNNING, for ever; only the lease tells
+    agent or raylet hangs     RUNNING, for ever; only the lease shows it
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _explain_exit(printed: str | None) -> AttemptLost:
     if code > _FIRST_SIGNAL:
         name = _signal_name(code - _FIRST_SIGNAL)
         return DriverKilled(_with_log(f"{DriverKilled().detail} It got {name}.", printed))
-    ended = f"The driver ended with exit code {code} and did not say how to the database."
+    ended = f"The driver ended with exit code {code} without writing a result to the database."
     return AttemptLost(_with_log(ended, printed))
 
 
@@ -88,6 +88,6 @@ def _signal_name(number: int) -> str:
 
 def _with_log(detail: str, printed: str | None) -> str:
     if printed is None:
-        # It lies on the driver's node, which may be what was lost.
+        # It is on the driver's node, which may be lost.
         return f"{detail} Its log cannot be read."
     return f"{detail} It last printed:\n{printed}" if printed else f"{detail} It printed nothing."

@@ -39,10 +39,10 @@ class Active:
 
 @dataclass(frozen=True)
 class Ended:
-    """The attempt's driver has ended; what Ray says of how, in its own words."""
+    """The attempt's driver has ended, for the reason that Ray reports."""
 
     status: str
-    """STOPPED, SUCCEEDED or FAILED. Not to be believed: see `exit_code_in`."""
+    """STOPPED, SUCCEEDED or FAILED. Not reliable: see `exit_code_in`."""
     error_type: str | None = None
     """Of Ray's JobErrorType."""
     message: str = ""
@@ -50,7 +50,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Unknown:
-    """The cluster has never heard of the attempt, or was restarted since."""
+    """The cluster does not know the attempt, or was restarted since."""
 
 
 AttemptStatus = Active | Ended | Unknown
@@ -65,11 +65,11 @@ class Cluster(Protocol):
     def submit(self, job_id: str, attempt: int, name: str | None = None) -> None:
         """Start the driver of an attempt; doing so again changes nothing.
 
-        Raises SubmissionRefused when the cluster answers and will not.
+        Raises SubmissionRefused when the cluster answers but refuses.
         """
 
     def status(self, job_id: str, attempt: int) -> AttemptStatus:
-        """Whether the attempt's driver may still run, and if not, what became of it."""
+        """Whether the attempt's driver may still run, and if not, how it ended."""
 
     def stop(self, job_id: str, attempt: int) -> None:
         """Tell the attempt's driver to stop, without waiting; no effect when it is not active.
@@ -81,7 +81,7 @@ class Cluster(Protocol):
         """The last lines that the driver printed; empty when there are none."""
 
     def forget(self, job_id: str, attempt: int) -> None:
-        """Drop what is kept of an attempt that has ended; no effect on one that is active."""
+        """Delete Ray's records of an attempt that has ended; no effect on one that is active."""
 
 
 class RayCluster:
@@ -223,7 +223,7 @@ def submission_id(job_id: str, attempt: int) -> str:
 def exit_code_in(printed: str) -> int | None:
     """The driver's exit code, from the end of its log; None when the log does not have it.
 
-    Ray's own word is not enough: where its workers reap their children by themselves (its setting
+    Ray's status is not enough: where its workers reap their children by themselves (its setting
     `kill_child_processes_on_worker_exit_with_raylet_subreaper`), it takes every end for a success.
     A signal's number comes as 128 more, as a shell has it.
     """

@@ -1,4 +1,4 @@
-"""What an ended job leaves behind: drivers on Ray, objects in the bucket, Ray's memory of it.
+"""Cleans up after ended jobs: drivers on Ray, objects in the bucket, Ray's records.
 
     succeeded   its checkpoints go, and every publication but those that count
     cancelled   everything goes
@@ -84,7 +84,7 @@ class Cleaner:
         return None
 
     def _is_quiet(self, job: Job) -> bool:
-        """Whether none of its drivers may write any more; one that does is told to stop."""
+        """Whether none of its drivers may still write; stops those that run."""
         try:
             running = [attempt for attempt in _attempts(job) if self._runs(job, attempt)]
             for attempt in running:

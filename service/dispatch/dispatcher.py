@@ -6,8 +6,8 @@ job's row and from what the cluster says of the attempt, any of them may do it, 
 anywhere is replaced by the others, or by starting another, and one that was suspended and goes on
 finds its writes refused where they are no longer true.
 
-An attempt is lost when Ray says that it has ended, or does not know it, while its row still says
-that it runs; or when its driver has not renewed its lease. While Ray does not answer, no attempt is
+An attempt is lost when Ray reports that it has ended, or does not know it, while its row is still
+`running`; or when its driver has not renewed its lease. While Ray does not answer, no attempt is
 lost. While the database does not answer, or the machine sleeps, no driver can renew; so a lease is
 judged only by a dispatcher that has been awake and reached the database for at least the length of
 one, and the driver stopped only once that judgement is committed.
@@ -157,7 +157,7 @@ class Dispatcher:
         log.info("%s: cancelled", job.id)
 
     def _attend_silent(self, job: Job, status: AttemptStatus) -> None:
-        """The driver is gone or unheard: unless it has ended the attempt itself, we do."""
+        """End the attempt of a lost or silent driver, unless the driver has ended it itself."""
         now = self._store.users.get(job.id)
         if (now.state, now.attempt) != (JobState.RUNNING, job.attempt):
             return
@@ -176,7 +176,7 @@ class Dispatcher:
             "%s: attempt %d was lost (%s); the job is %s", job.id, job.attempt, error.code, state
         )
         if active:
-            # Only now: where nobody's commits come through, its renewals do not, and it is alive.
+            # Only now: if no commit succeeds, no renewal does, and the driver may be alive.
             self._stop_if_possible(job)
 
     def _stop(self, job: Job) -> None:
@@ -238,20 +238,20 @@ class Dispatcher:
         self._judging_from = time.monotonic() + self._settings.lease_seconds
 
     def _may_judge(self, job: Job) -> bool:
-        """Whether the job's lease is over, and we would know if its driver had been heard."""
+        """Whether the job's lease expired while its driver could have renewed it."""
         slept = _seconds_asleep()
         if slept > self._slept + SLEEP_SECONDS:
             self._drivers_may_be_unheard()
         self._slept = slept
         return job.lapsed and time.monotonic() >= self._judging_from
 
-    # Trouble.
+    # Errors.
 
     def _errand(self, executor: KeyedExecutor, job: Job, act: Callable[[Job], None]) -> None:
         executor.start(submission_id(job.id, job.attempt), self._try, job.id, act, job)
 
     def _try(self, subject: str, act: Callable[..., None], *args: Job) -> bool:
-        """Act, and say whether it went well; of a trouble only its start and end are logged."""
+        """Return whether the call succeeded; logs the first of repeated errors and their end."""
         try:
             act(*args)
         except AttemptStale as error:

@@ -34,16 +34,16 @@ jobs = tables.jobs
 
 
 class Attempts:
-    """What a running attempt writes. Threads may share it."""
+    """The writes of a running attempt. Threads may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def renew(self, job_id: str, attempt: int, lease_seconds: float) -> None:
-        """A sign of life, which lasts for the lease. Raises AttemptStale.
+        """Renew the lease. Raises AttemptStale.
 
-        Also allowed when the lease was over, as long as nobody has ended the attempt for it. It
-        says that the attempt was submitted, should whoever did that not have heard the answer.
+        Also allowed after the lease expired, as long as nobody has ended the attempt for that. It
+        also proves that the attempt was submitted, in case the submitter lost the answer.
         """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
@@ -54,7 +54,7 @@ class Attempts:
     def progress(
         self, job_id: str, attempt: int, step: Step, done: int, total: int, unit: str
     ) -> None:
-        """Say how far a step has come; `done == total` finishes it. Raises AttemptStale."""
+        """Record the progress of a step; `done == total` finishes it. Raises AttemptStale."""
         if not 0 <= done <= total:
             raise ValueError(f"{done} of {total} {unit} cannot be done")
         with self._database.writing() as connection:
@@ -75,9 +75,9 @@ class Attempts:
             append(connection, job_id, attempt, type, message, data)
 
     def published(self, job_id: str, attempt: int, position: int, artifact: Artifact) -> None:
-        """An artifact stands in the bucket; `position` is that of its target. Raises AttemptStale.
+        """An artifact is in the bucket; `position` is that of its target. Raises AttemptStale.
 
-        Saying so again changes nothing. Raises ArtifactConflict if another one is known there.
+        A repeated call changes nothing. Raises ArtifactConflict if another one is known there.
         """
         artifacts = tables.artifacts
         with self._database.writing() as connection:
@@ -97,9 +97,9 @@ class Attempts:
                 )
 
     def withdraw(self, job_id: str, attempt: int, reason: str) -> None:
-        """What earlier attempts have published counts no more. Raises AttemptStale.
+        """Withdraw the artifacts that earlier attempts published. Raises AttemptStale.
 
-        For an attempt that publishes all artifacts itself. Saying so again changes nothing.
+        For an attempt that publishes all artifacts itself. A repeated call changes nothing.
         """
         artifacts = tables.artifacts
         with self._database.writing() as connection:
@@ -132,7 +132,7 @@ class Attempts:
             fence(connection, job_id, attempt)
             lease = row.lease_until
             if only_if_lapsed and lease is not None and lease > clock(connection):
-                raise AttemptStale(f"Attempt {attempt} of {job_id} has been heard of again.")
+                raise AttemptStale(f"Attempt {attempt} of {job_id} has renewed its lease.")
             match decide(failure, attempt - row.attempts_before, policy):
                 case Retry(after_seconds):
                     transition(
@@ -153,7 +153,7 @@ class Attempts:
     def succeed(self, job_id: str, attempt: int, report: Mapping[str, Any]) -> None:
         """End the job well, with what it has published. Raises AttemptStale.
 
-        Saying so again changes nothing.
+        A repeated call changes nothing.
         """
         with self._database.writing() as connection:
             row = job_row(connection, job_id, lock=True)

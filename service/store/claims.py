@@ -28,10 +28,10 @@ from service.store.transitions import (
 )
 
 CLAIM_SECONDS = 30.0
-"""What a dispatcher has to submit an attempt that it has claimed."""
+"""The time that a dispatcher has to submit an attempt that it claimed."""
 
 START_SECONDS = 300.0
-"""What a driver has from its submission to its first sign of life, if nothing else is said."""
+"""The default for the time from a driver's submission to its first heartbeat."""
 
 jobs = tables.jobs
 
@@ -82,7 +82,7 @@ class Claims:
             return read_jobs(connection, [claimed])[0]
 
     def take_over(self, job_id: str, attempt: int, owner: str, lease_seconds: float) -> None:
-        """Become the one who has to submit an attempt, once who claimed it has been too slow.
+        """Take over the submission of an attempt after the claimer's lease expired.
 
         Raises AttemptStale if it was submitted, is not due, or another dispatcher was quicker.
         """
@@ -94,7 +94,7 @@ class Claims:
             extend_lease(connection, job_id, attempt, lease_seconds, EventType.TAKEN_OVER, owner)
 
     def submitted(self, job_id: str, attempt: int, lease_seconds: float = START_SECONDS) -> None:
-        """Note that the cluster has taken the attempt, which is to be heard within the lease.
+        """Note that the cluster accepted the attempt; its first heartbeat is due within the lease.
 
         Raises AttemptStale.
         """
@@ -174,11 +174,11 @@ class Claims:
                 row,
                 JobState.CANCELLED,
                 EventType.CANCELLED,
-                "Stopped, as asked.",
+                "Stopped by its user.",
             )
 
     def to_clean(self, *, grace_seconds: float = 0, limit: int = 100) -> list[Job]:
-        """Ended jobs whose objects in the bucket are to be looked through, those due longest first.
+        """Ended jobs that are due for cleanup, the longest due first.
 
         None before `grace_seconds` after it was due: an attempt's actors end after their job does.
         """

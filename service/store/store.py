@@ -1,10 +1,10 @@
 """The jobs database: the only truth about what state a job is in.
 
 Every transition is one compare-and-set, ``UPDATE jobs ... WHERE id AND state AND attempt``, in a
-transaction that also appends an event; whoever comes second changes nothing and is told so. Every
-write by an attempt carries its number and is refused (`AttemptStale`) unless the job is running
-with that very attempt. An attempt shows that it lives by renewing its lease;
-all times are those of the database. The API, the dispatchers and the drivers share it.
+transaction that also appends an event; the second of two rivals changes nothing and gets an error.
+Every write by an attempt carries its number and is refused (`AttemptStale`) unless the job is
+running with that attempt. An attempt renews its lease while it runs; all times are those of the
+database. The API, the dispatchers and the drivers share it.
 
 All methods raise DatabaseUnavailable when the database cannot be used, and those that take a job
 id raise JobNotFound when there is no such job.

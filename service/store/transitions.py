@@ -113,7 +113,7 @@ def set_progress(
 
 
 def note_submitted(connection: Connection, job_id: str, attempt: int, lease_seconds: float) -> None:
-    """Note that the cluster has taken the attempt, and what its driver has to be heard in."""
+    """Note that the cluster accepted the attempt; the first heartbeat is due within the lease."""
     now = clock(connection)
     values = {"submitted_at": now, "lease_until": after(now, lease_seconds)}
     connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(values))
@@ -128,13 +128,13 @@ def extend_lease(
     event: EventType,
     owner: str | None = None,
 ) -> None:
-    """Let the attempt be silent for so much longer; the event says by whose word."""
+    """Extend the attempt's lease; the event names the owner."""
     until = after(clock(connection), lease_seconds)
     connection.execute(
         update(tables.jobs).where(tables.jobs.c.id == job_id).values(lease_until=until)
     )
     data = {"lease_seconds": lease_seconds} | ({} if owner is None else {"owner": owner})
-    append(connection, job_id, attempt, event, f"May be silent until {until}.", data)
+    append(connection, job_id, attempt, event, f"The lease expires at {until}.", data)
 
 
 def end_failed(connection: Connection, row: Row[Any], failure: Failure) -> None:

@@ -48,7 +48,7 @@ def main(job_id: str, attempt: int) -> int:
     store = Store(settings.database)
     scratch = settings.scratch_dir / f"{job_id}-{attempt}"
     try:
-        job = _insist(settings, lambda: store.users.get(job_id))
+        job = _retry(settings, lambda: store.users.get(job_id))
         if job.attempt != attempt:
             raise AttemptStale
         end_stale = partial(_end, EXIT_STALE, scratch)
@@ -67,13 +67,13 @@ def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
         _join_cluster(scratch.name)
         _stop_on_sigterm(scratch)
         report = run_attempt(job, progress, settings)
-        _insist(settings, lambda: store.attempts.succeed(job.id, job.attempt, report))
+        _retry(settings, lambda: store.attempts.succeed(job.id, job.attempt, report))
     except AttemptStale:
         raise
     except Exception as error:
         log.exception("%s, attempt %d failed", job.id, job.attempt)
         failure = failure_of(error)
-        _insist(
+        _retry(
             settings,
             lambda: store.attempts.fail(job.id, job.attempt, failure, settings.retry_policy),
         )
@@ -91,8 +91,8 @@ def _join_cluster(namespace: str) -> None:
         raise ClusterUnavailable(f"The driver cannot join the Ray cluster: {error}") from error
 
 
-def _insist(settings: Settings, act: Callable[[], Result]) -> Result:
-    """Repeat what the database could not do while it is away."""
+def _retry(settings: Settings, act: Callable[[], Result]) -> Result:
+    """Repeat a call while the database is unavailable."""
     return retry(act, on=DatabaseUnavailable, seconds=settings.retry_timeout_seconds)
 
 

@@ -1,4 +1,4 @@
-"""What the user of a job is told of an error, wherever in the cluster it arose."""
+"""Turns an error from anywhere in the cluster into the failure that the user sees."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.errors import (
 from workers.compression import errors as compression
 
 NODE_DIED = "its node has died"
-"""What Ray writes of an actor whose machine is gone; its exception keeps nothing but the text."""
+"""Ray's message about an actor whose machine is lost; its exception has only the text."""
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """What torch writes into a plain RuntimeError when a machine's memory is exhausted."""
@@ -38,11 +38,11 @@ CLUSTER_ERRORS = (
     ray.TaskPlacementGroupRemoved,
     ray.RuntimeEnvSetupError,
 )
-"""Ray itself is in trouble, or has taken away what it had reserved."""
+"""Ray itself fails, or has withdrawn a reservation."""
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The failure that ends the attempt; what only a machine or a service did is retryable."""
+    """The failure that ends the attempt; failures of a machine or a service are retryable."""
     if isinstance(error, ray.RayTaskError):
         return failure_of(error.cause)
     if isinstance(error, EigenpressError):

@@ -1,8 +1,8 @@
-"""The signs of life of an attempt, and its end once it is no longer wanted.
+"""Renews the lease of an attempt, and ends the attempt when it is no longer current.
 
-A thread of its own renews the attempt's lease, whatever the driver is doing. An attempt that is not
-the current one any more ends at once: the actors die with their driver's process. While the
-database is away nobody can know, and the attempt goes on.
+A separate thread renews the lease, independent of the driver's work. When the attempt is not the
+current one any more, it ends at once: the actors die with their driver's process. During an outage
+of the database the attempt continues.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How an attempt tells the database where it stands.
+"""Reports the progress of an attempt to the database.
 
-It rides out outages of the database: how far a step has come may go unsaid meanwhile, all else is
-said again and again until it is heard.
+During an outage of the database progress inside a step may be dropped; every other write is
+repeated until it succeeds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Progress:
     def __init__(
         self, store: Store, job_id: str, attempt: int, *, patience_seconds: float = 0
     ) -> None:
-        """`patience_seconds` is how long an outage of the database is ridden out."""
+        """Writes are retried for `patience_seconds` during an outage of the database."""
         self.attempt = attempt
         self.seconds: dict[str, float] = {}
         self._store = store
@@ -54,47 +54,47 @@ class Progress:
 
     def note(self, type_: str, message: str, data: Mapping[str, object]) -> None:
         """Append an event to the job's history."""
-        self._insist(
+        self._retry(
             lambda: self._store.attempts.record(self._job_id, self.attempt, type_, message, data)
         )
 
     def last_noted(self, type_: str) -> Mapping[str, Any] | None:
-        """What this or an earlier attempt noted last of that type."""
-        event = self._insist(lambda: self._store.users.last_event(self._job_id, type_))
+        """The data of the last event of that type, by this or an earlier attempt."""
+        event = self._retry(lambda: self._store.users.last_event(self._job_id, type_))
         return None if event is None else event.data
 
     def published(self, position: int, artifact: Artifact) -> None:
         """The artifact of the target at this position is in the bucket."""
-        self._insist(
+        self._retry(
             lambda: self._store.attempts.published(self._job_id, self.attempt, position, artifact)
         )
 
     def withdraw(self, reason: str) -> None:
-        """What earlier attempts have published counts no more."""
-        self._insist(lambda: self._store.attempts.withdraw(self._job_id, self.attempt, reason))
+        """Withdraw the artifacts that earlier attempts have published."""
+        self._retry(lambda: self._store.attempts.withdraw(self._job_id, self.attempt, reason))
 
     def artifacts(self) -> tuple[Artifact, ...]:
-        """What this and earlier attempts have published."""
-        return self._insist(lambda: self._store.users.artifacts(self._job_id))
+        """The artifacts that this and earlier attempts have published."""
+        return self._retry(lambda: self._store.users.artifacts(self._job_id))
 
     def in_flight(self) -> set[str]:
         """The names of all attempts, of any job, that are under way."""
-        return {f"{job.id}-{job.attempt}" for job in self._insist(self._store.claims.in_flight)}
+        return {f"{job.id}-{job.attempt}" for job in self._retry(self._store.claims.in_flight)}
 
     def tell(self, step: Step, done: int, total: int, unit: str) -> None:
-        """How far a step has come; insists on being heard."""
-        self._insist(lambda: self.mention(step, done, total, unit))
+        """Write the progress of a step; retries during an outage."""
+        self._retry(lambda: self.mention(step, done, total, unit))
 
     def mention(self, step: Step, done: int, total: int, unit: str) -> None:
-        """How far a step has come. Raises DatabaseUnavailable."""
+        """Write the progress of a step. Raises DatabaseUnavailable."""
         self._store.attempts.progress(self._job_id, self.attempt, step, done, total, unit)
 
-    def _insist(self, act: Callable[[], Result]) -> Result:
+    def _retry(self, act: Callable[[], Result]) -> Result:
         return retry(act, on=DatabaseUnavailable, seconds=self._patience_seconds)
 
 
 class StepMeter:
-    """Counts the work of one step; the database is told now and then, and at the end."""
+    """Counts the work of one step; writes it to the database now and then, and at the end."""
 
     def __init__(self, progress: Progress, step: Step, unit: str) -> None:
         self._progress = progress
@@ -105,14 +105,14 @@ class StepMeter:
         self._written = float("-inf")
 
     def expect(self, total: int, *, done: int = 0) -> None:
-        """Say how many units the step has, and how many an earlier attempt has done."""
+        """Set the number of units of the step, and how many an earlier attempt has done."""
         self._total = total
         self._done = done
         # The last unit is reported by `finish`: a step is over when its results are kept.
         self._tell(min(done, max(0, total - 1)))
 
     def advance(self, units: int = 1) -> None:
-        """Say that so many more units are done."""
+        """Count `units` more as done."""
         self._done += units
         due = time.monotonic() - self._written >= MIN_SECONDS_BETWEEN_WRITES
         if due and self._done < self._total:

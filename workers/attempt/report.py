@@ -1,4 +1,4 @@
-"""What a job says of its results: the JSON report, and the model card of each artifact.
+"""The results of a job: the JSON report, and the model card of each artifact.
 
 Size is always said three ways: the fraction of the compressible linear parameters kept, the
 fraction of the whole model's parameters, and bytes on disk. Pure functions on plain data.
@@ -35,7 +35,7 @@ UNREACHED = "no token of the calibration reached it"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on one model."""
+    """The measurements of one model."""
 
     losses: Mapping[str, TextLoss]  # by dataset
     scores: Mapping[str, Scores]  # by task
@@ -44,7 +44,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """One artifact: what was asked for and what came of it."""
+    """One artifact: the target, and its result."""
 
     target: Target
     ranks: Ranks
@@ -121,15 +121,15 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
-`report.json` has every layer's rank and how all of this was measured. Behind ± stand standard
-errors; accuracy is the share of tokens that the model held for the most likely.
+`report.json` has the rank of every layer and the details of each measurement. Numbers after ± are
+standard errors. Accuracy is the fraction of tokens that were the model's most likely prediction.
 
-The licence and the terms of use are those of the model that it was made from.
+The licence and the terms of use of the original model apply.
 """
 
 
 def model_card(report: Mapping[str, Any], name: str) -> str:
-    """The artifact's README.md: what it is, what it keeps, what that costs, how to load it."""
+    """The artifact's README.md: its size, its quality, and how to load it."""
     target = next(target for target in report["targets"] if target["name"] == name)
     return _CARD.format(
         architecture=report["model"]["architecture"],
@@ -163,7 +163,7 @@ def _measurement_table(dense: Mapping[str, Any] | None, target: Mapping[str, Any
 def _number(measured: Mapping[str, Any], name: str) -> str:
     value, error = measured[name], measured["standard_error"]
     if value is None:
-        return "beyond measure"
+        return "overflow"
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
@@ -284,7 +284,7 @@ def _layer(shape: LinearLayer, options: LayerCandidates, ranks: Ranks) -> dict[s
 def _measured(
     evaluation: Evaluation, dense: Evaluation | None, documents: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Beside the dense model, if that is another: pairs on the same text are surer than each."""
+    """With the differences from the dense model, if given; pairing makes these more precise."""
     perplexity, accuracy = {}, {}
     for name, loss in evaluation.losses.items():
         perplexity[name] = {
@@ -326,7 +326,7 @@ def _estimate(name: str, estimate: Estimate, prefix: str = "") -> dict[str, floa
 
 
 def _finite(number: float) -> float | None:
-    """JSON has no infinity: null says that the model is lost beyond measure."""
+    """JSON has no infinity, so null stands for a number that overflows."""
     return number if math.isfinite(number) else None
 
 

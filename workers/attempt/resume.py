@@ -23,7 +23,7 @@ from workers.resumption.fingerprint import Fingerprint
 from workers.resumption.journal import CALIBRATION_LOSS, Journal
 
 PARTS = "parts"
-"""The document that says what a fingerprint was made of."""
+"""The document with the parts of a fingerprint."""
 
 log = logging.getLogger("eigenpress.checkpoints")
 
@@ -52,7 +52,7 @@ def resume(
 ) -> Resumption:
     """Look for checkpoints with this fingerprint; `owned` are the groups that each worker solves.
 
-    Events say what is taken over and what is refused. Raises the storage's errors.
+    Events record what is reused and what is refused. Raises the storage's errors.
     """
     place = Place(job_id, progress.attempt, fingerprint.digest)
     checkpoints = Checkpoints.in_bucket(place, settings)
@@ -69,7 +69,7 @@ def resume(
         refused += [refusal for each in calibrated for refusal in each.refused]
     for refusal in refused:
         _refuse(progress, refusal)
-    _tidy(lambda: journal.remove(refused))
+    _remove_unused(lambda: journal.remove(refused))
     resumption = Resumption(journal, solved, calibrated)
     _announce(progress, resumption, fingerprint)
     return resumption
@@ -102,35 +102,35 @@ def _announce(progress: Progress, resumption: Resumption, fingerprint: Fingerpri
 
 
 def _refuse_others(checkpoints: Checkpoints, fingerprint: Fingerprint, progress: Progress) -> None:
-    """Remove what is of other fingerprints, and leave word of what ours is made of."""
+    """Remove checkpoints of other fingerprints, and write the parts of ours."""
     root = checkpoints_prefix(checkpoints.place.job_id)
     keys = checkpoints.keys(root)
     folders = {
         name: list(found)
         for name, found in groupby(keys, lambda key: key.removeprefix(root).partition("/")[0])
     }
-    _leave_word(
+    _write_parts(
         checkpoints, folders.pop(fingerprint.digest[:FINGERPRINT_DIGITS], []), fingerprint, progress
     )
     for name, found in folders.items():
         _refuse(progress, Refusal(f"{root}{name}/", _difference(checkpoints, found, fingerprint)))
-        _tidy(partial(checkpoints.delete, f"{root}{name}/"))
+        _remove_unused(partial(checkpoints.delete, f"{root}{name}/"))
     if folders:
         progress.withdraw("Published by another computation; all artifacts are made anew.")
 
 
-def _tidy(remove: Callable[[], None]) -> None:
-    """Remove what is not used, if that is possible now; the cleaning after the job does it, too."""
+def _remove_unused(remove: Callable[[], None]) -> None:
+    """Remove unused objects, if possible now; the cleanup after the job removes them otherwise."""
     try:
         remove()
     except EigenpressError as error:
-        log.warning("what is refused was not removed: %s", error)
+        log.warning("refused checkpoints were not removed: %s", error)
 
 
-def _leave_word(
+def _write_parts(
     checkpoints: Checkpoints, keys: Sequence[str], fingerprint: Fingerprint, progress: Progress
 ) -> None:
-    """Write what our fingerprint is made of, unless that stands there unharmed."""
+    """Write the parts of our fingerprint, unless an undamaged document has them."""
     key = _parts_key(keys)
     try:
         if key is not None:

@@ -1,1 +1,1 @@
-"""What a model is worth, measured the same way before and after compression."""
+"""Measures a model in the same way before and after compression."""

@@ -1,4 +1,4 @@
-"""Multiple choice: the answer is the choice that the model holds for the most likely."""
+"""Multiple choice: the model answers with the choice that it finds most likely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run one untrusted program in this very process, after giving up what it must not have.
+"""Run one untrusted program in this process, after giving up all rights that it must not have.
 
 Started by `workers.evaluation.sandbox` as ``python -I -S -B confined.py``: the standard library is
 all there is. Standard input is the request, standard output takes the verdict:

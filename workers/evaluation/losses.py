@@ -18,7 +18,7 @@ class SequenceLoss:
 
     negative_log_likelihood: float  # nats, summed over the predicted tokens
     tokens: int  # predicted
-    correct: int  # of them, those that the model held for the most likely
+    correct: int  # of them, those that were the model's most likely prediction
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TextLoss:
         return ratio([s.negative_log_likelihood for s in self.each], self._weights).exp()
 
     def estimated_accuracy(self) -> Estimate:
-        """The share of tokens that were predicted as the most likely one."""
+        """The fraction of tokens that were the model's most likely prediction."""
         return ratio([s.correct for s in self.each], self._weights)
 
     def perplexity_ratio(self, dense: TextLoss) -> Estimate:

@@ -1,10 +1,10 @@
-"""Where programs that a model wrote are run: a process that can compute, and do nothing else.
+"""Runs programs that a model wrote in a process that can compute and do nothing else.
 
 The process has an empty environment, no input, no output, a session of its own, and limits on
 processor time, memory and open files. It reads Python and the system's libraries and no other
 file; it cannot write files, open sockets, start processes or threads, or signal others:
-`workers.evaluation.confined` gives all of that up before the program is looked at. Where the
-kernel lacks what this takes (Linux 5.13 with Landlock, seccomp; x86_64 or aarch64) nothing is run.
+`workers.evaluation.confined` gives up these rights before it reads the program. If the kernel lacks
+the means (Linux 5.13 with Landlock, seccomp; x86_64 or aarch64) no program runs.
 
 It does not stop a program from using the processor until its time is over, from seeing names and
 sizes of files, from exploiting a defect of the kernel, or from forging its own verdict by reaching

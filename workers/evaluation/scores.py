@@ -1,4 +1,4 @@
-"""What a model scored on a task, problem by problem, so that models can be compared in pairs."""
+"""The scores of a model on a task, by problem, so that two models can be compared in pairs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Scores:
 
     problems: int
     each: Mapping[str, tuple[float, ...]]
-    """By metric that is a mean over problems: the value of every problem."""
+    """The value of every problem, by metric; for metrics that are means over problems."""
     summaries: Mapping[str, Estimate] = field(default_factory=dict)
-    """Metrics that something else has summed up, with its own standard error."""
+    """Metrics that a library aggregated, with its own standard errors."""
 
     @classmethod
     def total(cls, batches: Sequence[Scores]) -> Scores:
@@ -43,7 +43,7 @@ class Scores:
         for label, count in labels.items():
             if count > 1:
                 raise InvalidParameter(
-                    f"'{label}' is measured by {count} of lm-eval's tasks that are named.",
+                    f"'{label}' is measured by {count} of the lm-eval tasks in the request.",
                     param="evaluation.tasks",
                 )
         return cls.total(tasks)

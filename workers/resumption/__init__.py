@@ -1,4 +1,4 @@
-"""What an attempt takes over from the earlier ones of its job: checkpoints, and whether they fit.
+"""The checkpoints that an attempt resumes from, and whether they match its computation.
 
 resume ──> fingerprint    of everything that decides a bit of the result
    ├─────> calibration    the statistics of each worker, every so often

@@ -1,4 +1,4 @@
-"""What an attempt keeps in the bucket, so that a later one need not compute it again.
+"""Checkpoints in the bucket, so that a later attempt need not repeat the computation.
 
     jobs/{job}/checkpoints/{fingerprint[:16]}/
         parts-{sha256}.json                                    what the fingerprint was made of
@@ -8,8 +8,8 @@
 
 A checkpoint is never changed: each is written to a folder of its own, and exists once its manifest
 does. The manifest states size and sha256 of every file and carries its own sha256 in its name, so
-that nothing is taken for whole which is not. A checkpoint is an optimisation: what is damaged is
-refused by name and computed again.
+that no incomplete checkpoint is used. A checkpoint is an optimisation: a damaged one is refused by
+name, and its part is computed again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRANSFERS = 4
 """Files of one checkpoint that are written or read at a time, each whole in memory."""
 
 WRITING_PATIENCE_SECONDS = 10
-"""How long a checkpoint is worth waiting for a bucket that does not take it."""
+"""How long to retry writing a checkpoint when the bucket is unavailable."""
 
 log = logging.getLogger("eigenpress.checkpoints")
 
@@ -94,10 +94,10 @@ class Manifest:
 
 
 class Checkpoints:
-    """The checkpoints at one place. Two attempts that write at once are not in each other's way."""
+    """The checkpoints at one place. Two attempts may write at the same time."""
 
     def __init__(self, place: Place, reading: Objects, writing: Objects) -> None:
-        """`reading` waits for a bucket that is away, `writing` does not wait long."""
+        """`reading` retries during an outage of the bucket; `writing` gives up soon."""
         self.place = place
         self._reading = reading
         self._writing = writing
@@ -136,7 +136,7 @@ class Checkpoints:
     def replace(
         self, name: str, files: Mapping[str, Callable[[], bytes]], content: Mapping[str, Any]
     ) -> str | None:
-        """Write a checkpoint in place of the earlier ones of that name; why not, if that fails."""
+        """Replace the earlier checkpoints of that name; return why, if that fails."""
         try:
             self.delete_earlier(self.write(name, files, content))
         except EigenpressError as error:
@@ -147,9 +147,9 @@ class Checkpoints:
     def find(
         self, name: str, only: Container[str] | None = None
     ) -> tuple[list[Manifest], list[Refusal]]:
-        """The checkpoints below `name`, and what is damaged of them.
+        """The whole and the damaged checkpoints below `name`, or only those that `only` names.
 
-        Of those that `only` names, if given. What was never finished is neither.
+        Unfinished checkpoints are in neither list.
         """
         keys = [
             key
@@ -164,13 +164,14 @@ class Checkpoints:
         )
 
     def name_of(self, key: str) -> str:
-        """What the checkpoint is called that an object belongs to."""
+        """The name of the checkpoint that the object belongs to."""
         return key.removeprefix(self.place.prefix).rsplit("/", 2)[0]
 
     def read(self, manifest: Manifest, use: Callable[[str, bytes], None]) -> None:
         """Hand every file of a checkpoint to `use`, a few at a time from threads of their own.
 
-        Raises Refused at the first that is not as the manifest says; others may have been used.
+        Raises Refused at the first file that does not match the manifest; others may have
+        been used.
         """
 
         def get(entry: FileEntry) -> None:
@@ -179,7 +180,7 @@ class Checkpoints:
             if len(data) != entry.size:
                 raise Refused(key, f"it has {len(data)} bytes, not {entry.size}")
             if hashlib.sha256(data).hexdigest() != entry.sha256:
-                raise Refused(key, "its sha256 is not the one in the manifest")
+                raise Refused(key, "its sha256 differs from the manifest's")
             use(entry.path, data)
 
         with ThreadPoolExecutor(TRANSFERS) as pool:
@@ -203,7 +204,7 @@ class Checkpoints:
         sealed = _SEALED.search(key)
         data = self._get(key)
         if sealed is None or hashlib.sha256(data).hexdigest() != sealed["sha256"]:
-            raise Refused(key, "its sha256 is not the one in its name")
+            raise Refused(key, "its sha256 differs from the one in its name")
         return json.loads(data)
 
     def keys(self, prefix: str) -> list[str]:
@@ -221,9 +222,9 @@ class Checkpoints:
         self._writing.delete(keys)
 
     def delete_earlier(self, kept: Manifest) -> None:
-        """Remove what this and earlier attempts have written of a checkpoint, but for this one.
+        """Remove all versions of a checkpoint by this and earlier attempts, except this one.
 
-        What a later attempt writes is left alone: this one may no longer be the current one.
+        Those of a later attempt stay: this attempt may no longer be the current one.
         """
         parent = _parent(kept.folder)
         keys = [stored.key for stored in self._writing.list_objects(parent)]

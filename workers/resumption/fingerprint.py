@@ -1,4 +1,4 @@
-"""Whether what another attempt computed may be taken over: only if nothing that matters differs.
+"""Decides whether an attempt may reuse the results of another: only for the same computation.
 
 Everything that could change a bit of the result is a part of the fingerprint: the model's files,
 the token sequences, the request, the machines, our own code and the libraries. Each part is hashed
@@ -29,7 +29,7 @@ LIBRARIES = ("torch", "transformers", "safetensors")
 """Those that compute or read what the result is made of."""
 
 IRRELEVANT = {"name", "priority", "limits", "workers", "model"}
-"""Fields of a request that change no bit of its result, or are a part of their own."""
+"""Fields of a request that do not affect the result, or that have their own part."""
 
 HASHING_THREADS = 4
 

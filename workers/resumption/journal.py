@@ -1,4 +1,4 @@
-"""What an attempt has measured, kept so that a later one measures only what is missing.
+"""The measurements of an attempt, kept so that a later one measures only the missing ones.
 
 Losses and scores are kept exactly: JSON carries a float64 without loss, infinities and all.
 """

@@ -4,8 +4,8 @@
   the same side, so the two never overlap.
 * Every sequence begins as the tokenizer begins one, with BOS where it adds one. Models that were
   trained so measure several times their true perplexity on windows cut without it.
-* Sequences are drawn document by document in turn, so that many documents are heard before any
-  is heard twice. The same documents and seed give the same sequences.
+* Sequences are drawn from the documents in turn, so that many documents are used before any
+  is used twice. The same documents and seed give the same sequences.
 """
 
 from __future__ import annotations

@@ -50,7 +50,12 @@ def exited(code: int, printed: str = "loading") -> str:
         (SUCCEEDED, "loading", DriverKilled, "out of memory.*\nloading"),
         (SUCCEEDED, "", DriverKilled, "It printed nothing"),
         (SUCCEEDED, exited(0), AttemptLost, "exit code 0"),
-        (failed("JOB_ENTRYPOINT_COMMAND_ERROR"), exited(1), AttemptLost, "exit code 1 and did not"),
+        (
+            failed("JOB_ENTRYPOINT_COMMAND_ERROR"),
+            exited(1),
+            AttemptLost,
+            "exit code 1 without writing",
+        ),
         (failed("JOB_ENTRYPOINT_COMMAND_ERROR"), None, AttemptLost, "log cannot be read"),
         (failed("JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE"), None, AttemptLost, "log cannot be read"),
         (Ended("STOPPED"), exited(143), DriverStopped, "cancel it here"),

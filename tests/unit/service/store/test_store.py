@@ -528,7 +528,7 @@ def test_an_attempt_that_is_heard_was_submitted(job_store: Store) -> None:
 def test_an_attempt_may_be_ended_only_if_its_lease_is_over(job_store: Store) -> None:
     job = claimed(job_store)
     job_store.attempts.renew(job.id, 1, 60)
-    with pytest.raises(AttemptStale, match="heard of again"):
+    with pytest.raises(AttemptStale, match="has renewed its lease"):
         job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
     assert job_store.users.get(job.id).state is JobState.RUNNING
     job_store.attempts.renew(job.id, 1, -1)

@@ -290,7 +290,7 @@ def test_it_is_strict_json_and_every_card_can_be_drawn(job: Job, lost: bool, ena
     for name in ("keep-0.8", "keep-0.5-of-model"):
         card = model_card(report, name)
         assert ("perplexity" in card) is enabled
-        assert ("beyond measure" in card) is (lost and enabled)
+        assert ("overflow" in card) is (lost and enabled)
 
 
 def test_a_perplexity_beyond_any_number_is_null(job: Job) -> None:

@@ -105,7 +105,7 @@ def test_a_write_that_fails_makes_no_more_files(bucket: Memory) -> None:
     [
         (lambda data: data + b"!", "it has 6 bytes, not 5"),
         (lambda data: data[:-1], "it has 4 bytes, not 5"),
-        (lambda data: b"worse"[: len(data)], "its sha256 is not the one in the manifest"),
+        (lambda data: b"worse"[: len(data)], "its sha256 differs from the manifest's"),
         (None, "it is missing"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_damaged_manifest_is_refused_by_name(bucket: Memory) -> None:
     checkpoints.write("solved/1", FILES, {"sequences": 4})
     (key,) = [key for key in bucket.objects if "manifest" in key]
     bucket.objects[key] = bucket.objects[key].replace(b'"sequences": 4', b'"sequences": 8')
-    reason = "its sha256 is not the one in its name"
+    reason = "its sha256 differs from the one in its name"
     assert checkpoints.find("solved") == ([], [Refusal(key, reason)])
 
 
