@@ -78,16 +78,16 @@ def measure(console: Console, scratch: Path) -> list[dict[str, Any]]:
 
 
 def specification(model: Path, texts: Path) -> dict[str, Any]:
-    """A job of two workers and one batch for each."""
+    """A job of two workers and one sequence for each."""
     return {
         "model": {"source": "local", "path": str(model)},
         "targets": [{"keep": 0.8}],
         "workers": 2,
         "calibration": {
             "data": {"source": "local", "path": str(texts), "pattern": "**/*.py"},
-            "sequences": 8,
+            "sequences": 2,
             "sequence_length": 128,
-            "batch_size": 4,
+            "batch_size": 1,
         },
     }
 

@@ -122,8 +122,9 @@ def _parsing_once() -> Iterator[None]:
     transformers parses the file for the configuration, the weights and the tokenizer each, and
     makes the table for every module of the model: most of the time that a conversion takes.
     """
-    import gguf
+    import gguf as module
 
+    gguf: Any = module
     parse, name_tensors = gguf.GGUFReader, gguf.get_tensor_name_map
     gguf.GGUFReader, gguf.get_tensor_name_map = cache(parse), cache(name_tensors)
     try:
