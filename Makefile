@@ -36,7 +36,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Compress a small model through the real service, into demo-output/
 	@$(BIN)/python -m bench.demo $(DEMO_ARGS)
 
-bench: $(STAMP)  ## Time and memory of every step, and beside a plain script
+bench: $(STAMP)  ## Time from submit to first token; of every step, and beside a plain script
+	@$(BIN)/python -m bench.startup
 	@$(BIN)/python -m bench.speed $(BENCH_ARGS)
 
 bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md (half an hour or more)

@@ -6,7 +6,9 @@ A model that transformers would complete with random weights is refused.
 from __future__ import annotations
 
 import struct
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +101,9 @@ def stored_dtype(folder: Path) -> torch.dtype:
 def _convert(gguf: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        with _parsing_once():
+            model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**source)
     except GGUF_ERRORS as error:
         raise ModelInvalid(f"{gguf.name} cannot be read: {error}", param="model.path") from error
     # What was loaded is dequantized; saying otherwise would make transformers refuse to save it.
@@ -110,3 +113,21 @@ def _convert(gguf: Path, folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _parsing_once() -> Iterator[None]:
+    """Parse a GGUF file once and make its table of tensor names once.
+
+    transformers parses the file for the configuration, the weights and the tokenizer each, and
+    makes the table for every module of the model: most of the time that a conversion takes.
+    """
+    import gguf as module
+
+    gguf: Any = module
+    parse, name_tensors = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = cache(parse), cache(name_tensors)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = parse, name_tensors

@@ -1,0 +1,154 @@
+"""From submit to first token: how long a small job waits on a running service until it calibrates.
+
+    make bench
+
+It starts `eigenpress serve` as the demo does and submits jobs one after the other, each cancelled
+once it has calibrated on its first batch: the tests' tiny model and the demo's model, both twice.
+The first job of a fresh Ray pays for more than those after it, and the demo's model is converted
+from GGUF once per machine. The times are those of the job's own history.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import demo_data
+from bench.demo_server import serving
+from service.client.client import Client
+from tests.fixtures.models import save_tiny_model, tiny_llama_config
+
+PHASES = {
+    "queue": "attempt.submitted",
+    "driver": "resolve started",
+    "actors": "workers.placed",
+    "model, texts": "resolve finished",
+    "first batch": "calibrated",
+}
+"""What each phase ends with."""
+
+TARGET_SECONDS = {"tiny": 6.0, "SmolLM2-135M": 10.0}
+"""On two idle cores."""
+
+WAITING_SECONDS = 300
+POLL_SECONDS = 0.05
+
+
+class StartFailed(Exception):
+    """The job did not come as far as calibrating."""
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = measure(console, Path(scratch))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    return 0
+
+
+def measure(console: Console, scratch: Path) -> list[dict[str, Any]]:
+    """Start a service, run and print everything. Raises StartFailed and ServerFailed."""
+    inputs, server = scratch / "inputs", scratch / "server"
+    server.mkdir()
+    demo_data.copy_standard_library(inputs / "texts")
+    save_tiny_model(inputs / "tiny", tiny_llama_config())
+    models = {"tiny": inputs / "tiny", "SmolLM2-135M": demo_data.model_file()}
+    command = [str(Path(sys.executable).with_name("eigenpress")), "serve"]
+    allowed = [inputs, models["SmolLM2-135M"].parent]
+    found = []
+    with serving(command, server, allowed) as running, Client(running.url) as client:
+        for name, model in models.items():
+            for turn in ("first", "again"):
+                seconds = phases(first_batch(client, specification(model, inputs / "texts")))
+                found.append({"model": name, "turn": turn, "seconds": seconds})
+    console.print(table(found))
+    return found
+
+
+def specification(model: Path, texts: Path) -> dict[str, Any]:
+    """A job of two workers and one sequence for each."""
+    return {
+        "model": {"source": "local", "path": str(model)},
+        "targets": [{"keep": 0.8}],
+        "workers": 2,
+        "calibration": {
+            "data": {"source": "local", "path": str(texts), "pattern": "**/*.py"},
+            "sequences": 2,
+            "sequence_length": 128,
+            "batch_size": 1,
+        },
+    }
+
+
+def first_batch(client: Client, spec: dict[str, Any]) -> dict[str, datetime]:
+    """Run a job as far as its first batch; when it was created and came to each `PHASES`."""
+    job = client.submit(spec)
+    deadline = time.monotonic() + WAITING_SECONDS
+    while (calibrated := _calibrated_at(job)) is None:
+        if job["state"] not in ("queued", "running") or time.monotonic() > deadline:
+            raise StartFailed(f"the job is {job['state']}: {job.get('error')}")
+        time.sleep(POLL_SECONDS)
+        job = client.job(job["id"])
+    events = client.events(job["id"])
+    client.cancel(job["id"])
+    client.wait(job["id"])
+    reached = {event["message"] if event["type"].startswith("step.") else event["type"]: event["at"]
+               for event in reversed(events)}  # fmt: skip
+    times = {"created": job["created_at"], **reached}
+    return {name: datetime.fromisoformat(at) for name, at in times.items()} | {
+        "calibrated": calibrated
+    }
+
+
+def phases(reached: Mapping[str, datetime]) -> dict[str, float]:
+    """How long each phase took, in seconds."""
+    times = [reached[name] for name in ("created", *PHASES.values())]
+    return {
+        phase: (end - start).total_seconds()
+        for phase, start, end in zip(PHASES, times, times[1:], strict=False)
+    }
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> Table:
+    result = Table(title="From submit to first token, in seconds")
+    result.add_column("model")
+    for heading in (*PHASES, "all", "target"):
+        result.add_column(heading, justify="right")
+    for each in found:
+        seconds, target = each["seconds"], TARGET_SECONDS[each["model"]]
+        numbers = (*seconds.values(), sum(seconds.values()))
+        result.add_row(
+            f"{each['model']}, {each['turn']}", *(f"{n:.1f}" for n in numbers), f"{target:g}"
+        )
+    return result
+
+
+def _calibrated_at(job: Mapping[str, Any]) -> datetime | None:
+    """When the first batch was calibrated on; None while it was not."""
+    for step in job["steps"]:
+        if step["step"] == "calibrate" and step["done"]:
+            finished = step["finished_at"]
+            return datetime.fromisoformat(finished) if finished else datetime.now().astimezone()
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="How long a small job takes to its first batch.")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
