@@ -22,7 +22,6 @@ import os
 import secrets
 import socket
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -30,6 +29,7 @@ from service.cluster.diagnosis import explain
 from service.cluster.ray_jobs import Active, AttemptStatus, Cluster, RayCluster, submission_id
 from service.dispatch.cleanup import GRACE_SECONDS, Cleaner
 from service.dispatch.keyed_executor import KeyedExecutor
+from service.dispatch.lease_watch import LeaseWatch, Pause
 from service.domain.job import Job
 from service.domain.states import JobState
 from service.errors import (
@@ -52,9 +52,6 @@ PAUSE_TICKS = 10
 
 ERRAND_SECONDS = 1.0
 """How long a pass waits for its executor of a kind; the next ones do not wait for what hangs."""
-
-SLEEP_SECONDS = 1.0
-"""A machine that has slept for longer may have slept through the renewals of its drivers."""
 
 ATTENDING_THREADS = 8
 SUBMITTING_THREADS = 4
@@ -81,10 +78,9 @@ class Dispatcher:
         self._attending = KeyedExecutor(ATTENDING_THREADS)
         self._submitting = KeyedExecutor(SUBMITTING_THREADS)
         self._cleaning = KeyedExecutor(CLEANING_THREADS)
-        self._pause = 0
+        self._pause = Pause()
+        self._watch = LeaseWatch(settings.lease_seconds)
         self._complaints: dict[str, type[Exception]] = {}
-        self._slept = _seconds_asleep()
-        self._drivers_may_be_unheard()
 
     def run(self, stop: StopRequest) -> None:
         """Pass after pass until a stop is requested."""
@@ -198,11 +194,10 @@ class Dispatcher:
 
     def _fill(self) -> None:
         """Claim and submit while there is room, and a thread to submit in."""
-        if self._pause:
-            self._pause -= 1
+        if self._pause.leave_out_one():
             return
         for _ in range(self._settings.max_running_jobs):
-            if self._pause or not self._submitting.has_room(ERRAND_SECONDS):
+            if self._pause.under_way or not self._submitting.has_room(ERRAND_SECONDS):
                 return
             job = self._store.claims.claim(
                 owner=self.owner,
@@ -225,25 +220,16 @@ class Dispatcher:
             self._store.attempts.fail(job.id, job.attempt, error.failure(), policy)
             log.warning("%s: %s", job.id, error)
         except ClusterUnavailable as error:
-            self._pause = PAUSE_TICKS
+            self._pause.begin(PAUSE_TICKS)
             self._store.claims.release(job.id, job.attempt, error.detail)
             raise
         else:
             self._store.claims.submitted(job.id, job.attempt, self._settings.start_seconds)
             log.info("%s: attempt %d submitted", job.id, job.attempt)
 
-    # Leases.
-
-    def _drivers_may_be_unheard(self) -> None:
-        self._judging_from = time.monotonic() + self._settings.lease_seconds
-
     def _may_judge(self, job: Job) -> bool:
-        """Whether the job's lease is over, and we would know if its driver had been heard."""
-        slept = _seconds_asleep()
-        if slept > self._slept + SLEEP_SECONDS:
-            self._drivers_may_be_unheard()
-        self._slept = slept
-        return job.lapsed and time.monotonic() >= self._judging_from
+        """Whether the job's lease is over although its driver could have renewed it."""
+        return self._watch.may_judge() and job.lapsed
 
     # Trouble.
 
@@ -259,7 +245,7 @@ class Dispatcher:
             log.debug("%s: %s", subject, error)
         except Exception as error:
             if isinstance(error, DatabaseUnavailable):
-                self._drivers_may_be_unheard()
+                self._watch.restart()
             self._complain(subject, error)
             return False
         if self._complaints.pop(subject, None) is not None:
@@ -272,11 +258,6 @@ class Dispatcher:
             self._complaints[subject] = type(error)
             defect = None if isinstance(error, EigenpressError) else error
             log.warning("%s: %s", subject, error, exc_info=defect)
-
-
-def _seconds_asleep() -> float:
-    """Grows by what a machine sleeps, for only one of its clocks goes on meanwhile."""
-    return time.time() - time.monotonic()
 
 
 def main() -> None:
