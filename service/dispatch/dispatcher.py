@@ -24,13 +24,14 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from service.cluster.diagnosis import explain
 from service.cluster.ray_jobs import Active, AttemptStatus, Cluster, RayCluster, submission_id
 from service.dispatch.cleanup import GRACE_SECONDS, Cleaner
 from service.dispatch.keyed_executor import KeyedExecutor
 from service.dispatch.lease_watch import LeaseWatch, Pause
-from service.domain.job import Job
+from service.domain.job import Job, JobHead
 from service.domain.states import JobState
 from service.errors import (
     AttemptStale,
@@ -56,6 +57,9 @@ ERRAND_SECONDS = 1.0
 ATTENDING_THREADS = 8
 SUBMITTING_THREADS = 4
 CLEANING_THREADS = 4
+
+
+_Job = TypeVar("_Job", Job, JobHead)
 
 
 class Dispatcher:
@@ -120,13 +124,13 @@ class Dispatcher:
 
     # Attempts under way.
 
-    def _attend(self, job: Job) -> None:
+    def _attend(self, job: JobHead) -> None:
         """Bring an attempt under way one step nearer to its end, if that is for us to do."""
         if job.state is JobState.RUNNING and job.submitted_at is None:
             if job.lapsed:
-                self._store.claims.take_over(job.id, job.attempt, self.owner, CLAIM_SECONDS)
+                mine = self._store.claims.take_over(job.id, job.attempt, self.owner, CLAIM_SECONDS)
                 log.warning("%s: attempt %d taken over", job.id, job.attempt)
-                self._submit(job)
+                self._submit(mine)
             return
         status = self._cluster.status(job.id, job.attempt)
         if job.state is JobState.CANCELLING:
@@ -134,12 +138,12 @@ class Dispatcher:
         elif not isinstance(status, Active) or job.lapsed:
             self._attend_silent(job, status)
 
-    def _attend_blindly(self, job: Job) -> None:
+    def _attend_blindly(self, job: JobHead) -> None:
         """While Ray does not answer, only what a user has given up is ended."""
         if job.state is JobState.CANCELLING and self._may_judge(job):
             self._end_cancelled(job)
 
-    def _attend_cancelled(self, job: Job, status: AttemptStatus) -> None:
+    def _attend_cancelled(self, job: JobHead, status: AttemptStatus) -> None:
         if not isinstance(status, Active):
             self._end_cancelled(job)
         elif self._may_judge(job):
@@ -148,13 +152,13 @@ class Dispatcher:
         else:
             self._stop(job)
 
-    def _end_cancelled(self, job: Job) -> None:
+    def _end_cancelled(self, job: JobHead) -> None:
         self._store.claims.end_cancelled(job.id, job.attempt)
         log.info("%s: cancelled", job.id)
 
-    def _attend_silent(self, job: Job, status: AttemptStatus) -> None:
+    def _attend_silent(self, job: JobHead, status: AttemptStatus) -> None:
         """The driver is gone or unheard: unless it has ended the attempt itself, we do."""
-        now = self._store.users.get(job.id)
+        now = self._store.claims.head(job.id)
         if (now.state, now.attempt) != (JobState.RUNNING, job.attempt):
             return
         active = isinstance(status, Active)
@@ -175,15 +179,15 @@ class Dispatcher:
             # Only now: where nobody's commits come through, its renewals do not, and it is alive.
             self._stop_if_possible(job)
 
-    def _stop(self, job: Job) -> None:
+    def _stop(self, job: JobHead) -> None:
         self._cluster.stop(job.id, job.attempt)
 
-    def _stop_if_possible(self, job: Job) -> None:
+    def _stop_if_possible(self, job: JobHead) -> None:
         # The next attempt's submission stops it, too, and the cleaning after the job.
         with suppress(ClusterUnavailable):
             self._stop(job)
 
-    def _log_tail(self, job: Job) -> str | None:
+    def _log_tail(self, job: JobHead) -> str | None:
         """The end of the driver's log; None where it cannot be read."""
         try:
             return self._cluster.log_tail(job.id, job.attempt)
@@ -227,16 +231,16 @@ class Dispatcher:
             self._store.claims.submitted(job.id, job.attempt, self._settings.start_seconds)
             log.info("%s: attempt %d submitted", job.id, job.attempt)
 
-    def _may_judge(self, job: Job) -> bool:
+    def _may_judge(self, job: JobHead) -> bool:
         """Whether the job's lease is over although its driver could have renewed it."""
         return self._watch.may_judge() and job.lapsed
 
     # Trouble.
 
-    def _errand(self, executor: KeyedExecutor, job: Job, act: Callable[[Job], None]) -> None:
+    def _errand(self, executor: KeyedExecutor, job: _Job, act: Callable[[_Job], None]) -> None:
         executor.start(submission_id(job.id, job.attempt), self._try, job.id, act, job)
 
-    def _try(self, subject: str, act: Callable[..., None], *args: Job) -> bool:
+    def _try(self, subject: str, act: Callable[..., None], *args: Job | JobHead) -> bool:
         """Act, and say whether it went well; of a trouble only its start and end are logged."""
         try:
             act(*args)
