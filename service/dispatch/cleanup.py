@@ -16,7 +16,7 @@ import logging
 from datetime import UTC, datetime, timedelta
 
 from service.cluster.ray_jobs import Active, Cluster
-from service.domain.job import Job
+from service.domain.job import JobHead
 from service.domain.manifest import checkpoints_prefix
 from service.domain.states import JobState
 from service.errors import AttemptStale, ClusterUnavailable
@@ -53,11 +53,11 @@ class Cleaner:
         self._retention = timedelta(seconds=settings.checkpoint_retention_seconds)
         self._grace_seconds = grace_seconds
 
-    def due(self, limit: int) -> list[Job]:
+    def due(self, limit: int) -> list[JobHead]:
         """The jobs to clean up after now, those due longest first."""
         return self._store.claims.to_clean(grace_seconds=self._grace_seconds, limit=limit)
 
-    def clean(self, job: Job) -> None:
+    def clean(self, job: JobHead) -> None:
         """Clean up after the job, as far as that is possible now; it is due again if not wholly.
 
         Raises AttemptStale if it has been taken up again, and the storage's errors.
@@ -69,7 +69,7 @@ class Cleaner:
             # So that a job that cannot be cleaned up after holds up no other.
             self._store.claims.cleaned(job.id, job.attempt, again)
 
-    def _clean(self, job: Job) -> timedelta | None:
+    def _clean(self, job: JobHead) -> timedelta | None:
         """When to look again; None: never, all is clean."""
         quiet = self._is_quiet(job)
         self._remove_publications(job)
@@ -83,7 +83,7 @@ class Cleaner:
         log.info("%s: cleaned up", job.id)
         return None
 
-    def _is_quiet(self, job: Job) -> bool:
+    def _is_quiet(self, job: JobHead) -> bool:
         """Whether none of its drivers may still write; stops those that run."""
         try:
             running = [attempt for attempt in _attempts(job) if self._runs(job, attempt)]
@@ -94,29 +94,29 @@ class Cleaner:
             return False
         return not running
 
-    def _runs(self, job: Job, attempt: int) -> bool:
+    def _runs(self, job: JobHead, attempt: int) -> bool:
         return isinstance(self._cluster.status(job.id, attempt), Active)
 
-    def _remove_publications(self, job: Job) -> None:
+    def _remove_publications(self, job: JobHead) -> None:
         keep: set[str] = set()
         if job.state is JobState.SUCCEEDED:
             keep = {artifact.prefix for artifact in self._store.users.artifacts(job.id)}
         remove_publications(self._storage, job.id, through=job.attempt, keep=keep)
 
-    def _retention_left(self, job: Job) -> timedelta | None:
+    def _retention_left(self, job: JobHead) -> timedelta | None:
         """For how much longer the checkpoints are kept; None: not at all."""
         if job.state is not JobState.FAILED or job.finished_at is None:
             return None
         left = job.finished_at + self._retention - datetime.now(UTC)
         return left if left > timedelta(0) else None
 
-    def _remove_checkpoints(self, job: Job) -> None:
+    def _remove_checkpoints(self, job: JobHead) -> None:
         keys = [stored.key for stored in self._storage.list_objects(checkpoints_prefix(job.id))]
-        now = self._store.users.get(job.id)
+        now = self._store.claims.head(job.id)
         if (now.state, now.attempt, now.finished_at) != (job.state, job.attempt, job.finished_at):
             raise AttemptStale(f"Job {job.id} has been taken up again.")
         self._storage.delete(keys)
 
 
-def _attempts(job: Job) -> range:
+def _attempts(job: JobHead) -> range:
     return range(1, job.attempt + 1)

@@ -22,15 +22,16 @@ import os
 import secrets
 import socket
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from service.cluster.diagnosis import explain
 from service.cluster.ray_jobs import Active, AttemptStatus, Cluster, RayCluster, submission_id
 from service.dispatch.cleanup import GRACE_SECONDS, Cleaner
 from service.dispatch.keyed_executor import KeyedExecutor
-from service.domain.job import Job
+from service.dispatch.lease_watch import LeaseWatch, Pause
+from service.domain.job import Job, JobHead
 from service.domain.states import JobState
 from service.errors import (
     AttemptStale,
@@ -53,12 +54,12 @@ PAUSE_TICKS = 10
 ERRAND_SECONDS = 1.0
 """How long a pass waits for its executor of a kind; the next ones do not wait for what hangs."""
 
-SLEEP_SECONDS = 1.0
-"""A machine that has slept for longer may have slept through the renewals of its drivers."""
-
 ATTENDING_THREADS = 8
 SUBMITTING_THREADS = 4
 CLEANING_THREADS = 4
+
+
+_Job = TypeVar("_Job", Job, JobHead)
 
 
 class Dispatcher:
@@ -81,10 +82,9 @@ class Dispatcher:
         self._attending = KeyedExecutor(ATTENDING_THREADS)
         self._submitting = KeyedExecutor(SUBMITTING_THREADS)
         self._cleaning = KeyedExecutor(CLEANING_THREADS)
-        self._pause = 0
+        self._pause = Pause()
+        self._watch = LeaseWatch(settings.lease_seconds)
         self._complaints: dict[str, type[Exception]] = {}
-        self._slept = _seconds_asleep()
-        self._drivers_may_be_unheard()
 
     def run(self, stop: StopRequest) -> None:
         """Pass after pass until a stop is requested."""
@@ -124,13 +124,13 @@ class Dispatcher:
 
     # Attempts under way.
 
-    def _attend(self, job: Job) -> None:
+    def _attend(self, job: JobHead) -> None:
         """Bring an attempt under way one step nearer to its end, if that is for us to do."""
         if job.state is JobState.RUNNING and job.submitted_at is None:
             if job.lapsed:
-                self._store.claims.take_over(job.id, job.attempt, self.owner, CLAIM_SECONDS)
+                mine = self._store.claims.take_over(job.id, job.attempt, self.owner, CLAIM_SECONDS)
                 log.warning("%s: attempt %d taken over", job.id, job.attempt)
-                self._submit(job)
+                self._submit(mine)
             return
         status = self._cluster.status(job.id, job.attempt)
         if job.state is JobState.CANCELLING:
@@ -138,12 +138,12 @@ class Dispatcher:
         elif not isinstance(status, Active) or job.lapsed:
             self._attend_silent(job, status)
 
-    def _attend_blindly(self, job: Job) -> None:
+    def _attend_blindly(self, job: JobHead) -> None:
         """While Ray does not answer, only what a user has given up is ended."""
         if job.state is JobState.CANCELLING and self._may_judge(job):
             self._end_cancelled(job)
 
-    def _attend_cancelled(self, job: Job, status: AttemptStatus) -> None:
+    def _attend_cancelled(self, job: JobHead, status: AttemptStatus) -> None:
         if not isinstance(status, Active):
             self._end_cancelled(job)
         elif self._may_judge(job):
@@ -152,13 +152,13 @@ class Dispatcher:
         else:
             self._stop(job)
 
-    def _end_cancelled(self, job: Job) -> None:
+    def _end_cancelled(self, job: JobHead) -> None:
         self._store.claims.end_cancelled(job.id, job.attempt)
         log.info("%s: cancelled", job.id)
 
-    def _attend_silent(self, job: Job, status: AttemptStatus) -> None:
+    def _attend_silent(self, job: JobHead, status: AttemptStatus) -> None:
         """End the attempt of a lost or silent driver, unless the driver has ended it itself."""
-        now = self._store.users.get(job.id)
+        now = self._store.claims.head(job.id)
         if (now.state, now.attempt) != (JobState.RUNNING, job.attempt):
             return
         active = isinstance(status, Active)
@@ -179,15 +179,15 @@ class Dispatcher:
             # Only now: if no commit succeeds, no renewal does, and the driver may be alive.
             self._stop_if_possible(job)
 
-    def _stop(self, job: Job) -> None:
+    def _stop(self, job: JobHead) -> None:
         self._cluster.stop(job.id, job.attempt)
 
-    def _stop_if_possible(self, job: Job) -> None:
+    def _stop_if_possible(self, job: JobHead) -> None:
         # The next attempt's submission stops it, too, and the cleaning after the job.
         with suppress(ClusterUnavailable):
             self._stop(job)
 
-    def _log_tail(self, job: Job) -> str | None:
+    def _log_tail(self, job: JobHead) -> str | None:
         """The end of the driver's log; None where it cannot be read."""
         try:
             return self._cluster.log_tail(job.id, job.attempt)
@@ -198,11 +198,10 @@ class Dispatcher:
 
     def _fill(self) -> None:
         """Claim and submit while there is room, and a thread to submit in."""
-        if self._pause:
-            self._pause -= 1
+        if self._pause.leave_out_one():
             return
         for _ in range(self._settings.max_running_jobs):
-            if self._pause or not self._submitting.has_room(ERRAND_SECONDS):
+            if self._pause.under_way or not self._submitting.has_room(ERRAND_SECONDS):
                 return
             job = self._store.claims.claim(
                 owner=self.owner,
@@ -225,32 +224,23 @@ class Dispatcher:
             self._store.attempts.fail(job.id, job.attempt, error.failure(), policy)
             log.warning("%s: %s", job.id, error)
         except ClusterUnavailable as error:
-            self._pause = PAUSE_TICKS
+            self._pause.begin(PAUSE_TICKS)
             self._store.claims.release(job.id, job.attempt, error.detail)
             raise
         else:
             self._store.claims.submitted(job.id, job.attempt, self._settings.start_seconds)
             log.info("%s: attempt %d submitted", job.id, job.attempt)
 
-    # Leases.
-
-    def _drivers_may_be_unheard(self) -> None:
-        self._judging_from = time.monotonic() + self._settings.lease_seconds
-
-    def _may_judge(self, job: Job) -> bool:
+    def _may_judge(self, job: JobHead) -> bool:
         """Whether the job's lease expired while its driver could have renewed it."""
-        slept = _seconds_asleep()
-        if slept > self._slept + SLEEP_SECONDS:
-            self._drivers_may_be_unheard()
-        self._slept = slept
-        return job.lapsed and time.monotonic() >= self._judging_from
+        return self._watch.may_judge() and job.lapsed
 
     # Errors.
 
-    def _errand(self, executor: KeyedExecutor, job: Job, act: Callable[[Job], None]) -> None:
+    def _errand(self, executor: KeyedExecutor, job: _Job, act: Callable[[_Job], None]) -> None:
         executor.start(submission_id(job.id, job.attempt), self._try, job.id, act, job)
 
-    def _try(self, subject: str, act: Callable[..., None], *args: Job) -> bool:
+    def _try(self, subject: str, act: Callable[..., None], *args: Job | JobHead) -> bool:
         """Return whether the call succeeded; logs the first of repeated errors and their end."""
         try:
             act(*args)
@@ -259,7 +249,7 @@ class Dispatcher:
             log.debug("%s: %s", subject, error)
         except Exception as error:
             if isinstance(error, DatabaseUnavailable):
-                self._drivers_may_be_unheard()
+                self._watch.restart()
             self._complain(subject, error)
             return False
         if self._complaints.pop(subject, None) is not None:
@@ -272,11 +262,6 @@ class Dispatcher:
             self._complaints[subject] = type(error)
             defect = None if isinstance(error, EigenpressError) else error
             log.warning("%s: %s", subject, error, exc_info=defect)
-
-
-def _seconds_asleep() -> float:
-    """Grows by what a machine sleeps, for only one of its clocks goes on meanwhile."""
-    return time.time() - time.monotonic()
 
 
 def main() -> None:

@@ -146,6 +146,21 @@ class Job:
 
 
 @dataclass(frozen=True)
+class JobHead:
+    """A job as it stood when it was read, without its specification and its steps."""
+
+    id: str
+    tenant: str
+    state: JobState
+    attempt: int
+    submitted_at: datetime | None
+    finished_at: datetime | None
+    failure: Failure | None
+    """The last one, also while the job is tried again."""
+    lapsed: bool
+
+
+@dataclass(frozen=True)
 class Event:
     """One line of a job's history; within a job, ids increase in the order of the events."""
 

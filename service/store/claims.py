@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, delete, select, update
 
-from service.domain.job import EventType, Job
+from service.domain.job import EventType, Job, JobHead
 from service.domain.states import IN_FLIGHT, TERMINAL, JobState
 from service.errors import (
     AttemptStale,
@@ -17,7 +17,7 @@ from service.errors import (
 from service.store import rows, tables
 from service.store.database import Database, clock, hold
 from service.store.queue import next_waiting
-from service.store.rows import job_row, queued_at, read_job, read_jobs
+from service.store.rows import job_row, queued_at, read_heads, read_job, read_jobs
 from service.store.transitions import (
     after,
     end_failed,
@@ -34,6 +34,8 @@ START_SECONDS = 300.0
 """The default for the time from a driver's submission to its first heartbeat."""
 
 jobs = tables.jobs
+
+_HEAD = [column for column in jobs.c if column is not jobs.c.spec]
 
 
 class Claims:
@@ -81,7 +83,7 @@ class Claims:
             )
             return read_jobs(connection, [claimed])[0]
 
-    def take_over(self, job_id: str, attempt: int, owner: str, lease_seconds: float) -> None:
+    def take_over(self, job_id: str, attempt: int, owner: str, lease_seconds: float) -> Job:
         """Take over the submission of an attempt after the claimer's lease expired.
 
         Raises AttemptStale if it was submitted, is not due, or another dispatcher was quicker.
@@ -92,6 +94,7 @@ class Claims:
             if row.submitted_at is not None or row.lease_until is None or row.lease_until > now:
                 raise AttemptStale(f"Attempt {attempt} of {job_id} is another dispatcher's.")
             extend_lease(connection, job_id, attempt, lease_seconds, EventType.TAKEN_OVER, owner)
+            return read_job(connection, job_id)
 
     def submitted(self, job_id: str, attempt: int, lease_seconds: float = START_SECONDS) -> None:
         """Note that the cluster accepted the attempt; its first heartbeat is due within the lease.
@@ -135,13 +138,18 @@ class Claims:
                 ),
             )
 
-    def in_flight(self) -> list[Job]:
-        """Jobs with an attempt under way, running or cancelling, oldest first."""
-        query = select(jobs).where(jobs.c.state.in_(IN_FLIGHT)).order_by(jobs.c.id)
+    def head(self, job_id: str) -> JobHead:
+        """The job as it stands now. Raises JobNotFound."""
         with self._database.reading() as connection:
-            return read_jobs(connection, connection.execute(query).all())
+            return read_heads(connection, [job_row(connection, job_id)])[0]
 
-    def end_overdue(self, *, limit: int = 100) -> list[Job]:
+    def in_flight(self) -> list[JobHead]:
+        """Jobs with an attempt under way, running or cancelling, oldest first."""
+        query = select(*_HEAD).where(jobs.c.state.in_(IN_FLIGHT)).order_by(jobs.c.id)
+        with self._database.reading() as connection:
+            return read_heads(connection, connection.execute(query).all())
+
+    def end_overdue(self, *, limit: int = 100) -> list[JobHead]:
         """Fail jobs that have waited, or run, for longer than their limits allow; how many at most.
 
         A job that somebody else is writing to is left for the next time.
@@ -162,8 +170,8 @@ class Claims:
                 param, error = _LIMITS[JobState(row.state)]
                 failure = error(param=param).failure()
                 end_failed(connection, row, failure)
-                ended.append(read_job(connection, row.id))
-        return ended
+                ended.append(job_row(connection, row.id))
+            return read_heads(connection, ended)
 
     def end_cancelled(self, job_id: str, attempt: int) -> None:
         """The attempt has stopped as its user wished. Raises AttemptStale."""
@@ -177,7 +185,7 @@ class Claims:
                 "Stopped by its user.",
             )
 
-    def to_clean(self, *, grace_seconds: float = 0, limit: int = 100) -> list[Job]:
+    def to_clean(self, *, grace_seconds: float = 0, limit: int = 100) -> list[JobHead]:
         """Ended jobs that are due for cleanup, the longest due first.
 
         None before `grace_seconds` after it was due: an attempt's actors end after their job does.
@@ -185,12 +193,12 @@ class Claims:
         with self._database.reading() as connection:
             due = clock(connection) - timedelta(seconds=grace_seconds)
             query = (
-                select(jobs)
+                select(*_HEAD)
                 .where(jobs.c.state.in_(TERMINAL), jobs.c.clean_after <= due)
                 .order_by(jobs.c.clean_after)
                 .limit(limit)
             )
-            return read_jobs(connection, connection.execute(query).all())
+            return read_heads(connection, connection.execute(query).all())
 
     def cleaned(self, job_id: str, attempt: int, again_after: timedelta | None = None) -> None:
         """The bucket has been cleaned after the job; look again later, or never.

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, func, select
 
-from service.domain.job import Artifact, Event, EventType, FileEntry, Job, StepProgress
+from service.domain.job import Artifact, Event, EventType, FileEntry, Job, JobHead, StepProgress
 from service.domain.spec import JobSpec
 from service.domain.states import TERMINAL, JobState, Step
 from service.errors import Failure, JobNotFound
@@ -43,9 +43,34 @@ def read_jobs(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
     by_job: dict[str, list[StepProgress]] = {row.id: [] for row in rows}
     for step in connection.execute(query):
         by_job[step.job_id].append(_step(step))
-    leased = any(row.lease_until is not None for row in rows)
-    now = clock(connection) if leased else None
+    now = _clock_for_leases(connection, rows)
     return [_job(row, by_job[row.id], now) for row in rows]
+
+
+def read_heads(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobHead]:
+    """What the dispatchers read of these rows; the specifications are not parsed."""
+    now = _clock_for_leases(connection, rows)
+    return [
+        JobHead(
+            id=row.id,
+            tenant=row.tenant,
+            state=JobState(row.state),
+            attempt=row.attempt,
+            submitted_at=row.submitted_at,
+            finished_at=row.finished_at,
+            failure=None if row.failure is None else Failure(**row.failure),
+            lapsed=_lapsed(row, now),
+        )
+        for row in rows
+    ]
+
+
+def _clock_for_leases(connection: Connection, rows: Sequence[Row[Any]]) -> datetime | None:
+    return clock(connection) if any(row.lease_until is not None for row in rows) else None
+
+
+def _lapsed(row: Row[Any], now: datetime | None) -> bool:
+    return now is not None and row.lease_until is not None and bool(row.lease_until <= now)
 
 
 def queued_at(connection: Connection, job_id: str) -> datetime:
@@ -98,5 +123,5 @@ def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime | None) -> 
         attempts_before=row.attempts_before,
         available_at=row.available_at,
         lease_until=row.lease_until,
-        lapsed=None not in (row.lease_until, now) and row.lease_until <= now,
+        lapsed=_lapsed(row, now),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -258,3 +259,14 @@ def test_what_dead_attempts_left_on_a_machine_is_swept_and_nothing_else(
         (scratch / name).mkdir(parents=True, exist_ok=True)
     local_installation.attempt()
     assert [left.name for left in scratch.iterdir()] == [f"{other.id}-1"]
+
+
+def test_the_report_is_the_one_that_was_published(local_installation: LocalInstallation) -> None:
+    job = local_installation.create()
+    local_installation.attempt()
+    storage = ObjectStorage.from_settings(local_installation.settings)
+    report = local_installation.store.users.report(job.id)
+    artifacts = local_installation.store.users.artifacts(job.id)
+    assert len(artifacts) == 2
+    for artifact in artifacts:
+        assert json.loads(storage.get_bytes(f"{artifact.prefix}report.json")) == report

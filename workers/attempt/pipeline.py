@@ -125,8 +125,7 @@ class Attempt:
                 TargetResult(artifact.target, artifact.ranks, artifact.size, evaluation)
                 for artifact, evaluation in zip(assembled, evaluations, strict=True)
             ]
-            report = partial(
-                job_report,
+            report = job_report(
                 self.job,
                 model,
                 options,
@@ -137,8 +136,8 @@ class Attempt:
                 probes,
                 self.progress.seconds,
             )
-            self.publish(assembled, report())
-            return report()  # which now knows how long publishing took
+            self.publish(assembled, report)
+            return report
         finally:
             self._clean()
 

@@ -11,7 +11,7 @@ import pytest
 from service.cluster.ray_jobs import Unknown
 from service.dispatch.cleanup import AGAIN_SECONDS, Cleaner
 from service.dispatch.dispatcher import Dispatcher
-from service.domain.job import Artifact, Job
+from service.domain.job import Artifact, JobHead
 from service.domain.manifest import checkpoints_prefix
 from service.domain.retry_policy import RetryPolicy
 from service.domain.states import JobState
@@ -50,7 +50,7 @@ def clean(
 ) -> Callable[..., None]:
     """Clean up after a job; with the retention of a failed one's checkpoints, in seconds."""
 
-    def clean(job: Job, retention: float = 0) -> None:
+    def clean(job: JobHead, retention: float = 0) -> None:
         settings = Settings(data_dir=tmp_path, checkpoint_retention_seconds=retention)
         Cleaner(job_store, cluster, bucket, settings, grace_seconds=0).clean(job)
 
@@ -83,10 +83,10 @@ class Attempts:
         self._storage.put_bytes(key, b"half")
         return key
 
-    def lose(self, attempt: int, policy: RetryPolicy = TWICE) -> Job:
+    def lose(self, attempt: int, policy: RetryPolicy = TWICE) -> JobHead:
         self._cluster.end(self.job.id, attempt)
         self._store.attempts.fail(self.job.id, attempt, LOST, policy)
-        return self._store.users.get(self.job.id)
+        return self._store.claims.head(self.job.id)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_what_counts_stays_after_success(
     job_store.attempts.published(attempts.job.id, 2, 0, artifact)
     job_store.attempts.succeed(attempts.job.id, 2, {})
     cluster.end(attempts.job.id, 2)
-    clean(job_store.users.get(attempts.job.id))
+    clean(job_store.claims.head(attempts.job.id))
     assert sorted(bucket.objects) == [
         artifact.prefix + "weights",
         f"jobs/{attempts.job.id}/artifacts/{NAME}/manifest.json",
@@ -133,7 +133,7 @@ def test_nothing_stays_of_a_cancelled_job(
     job_store.users.cancel(attempts.job.id)
     cluster.end(attempts.job.id, 1)
     job_store.claims.end_cancelled(attempts.job.id, 1)
-    clean(job_store.users.get(attempts.job.id))
+    clean(job_store.claims.head(attempts.job.id))
     assert bucket.objects == {}
     assert job_store.claims.to_clean() == []
 
@@ -162,7 +162,7 @@ def test_a_driver_that_is_still_active_is_stopped_and_the_job_looked_at_again(
 ) -> None:
     attempts.start()
     job_store.attempts.fail(attempts.job.id, 1, MISTAKE, ONCE)
-    job = job_store.users.get(attempts.job.id)
+    job = job_store.claims.head(attempts.job.id)
     clean(job)
     assert cluster.stopped == [f"{job.id}-1"]
     assert cluster.known == [f"{job.id}-1"]
@@ -175,7 +175,7 @@ def test_a_failed_jobs_driver_is_not_left_to_run_for_as_long_as_its_checkpoints_
 ) -> None:
     attempts.start()
     job_store.attempts.fail(attempts.job.id, 1, MISTAKE, ONCE)
-    job = job_store.users.get(attempts.job.id)
+    job = job_store.claims.head(attempts.job.id)
     cluster.deaf = True
     clean(job, retention=3600)
     assert [due.id for due in job_store.claims.to_clean(grace_seconds=-AGAIN_SECONDS)] == [job.id]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import service.dispatch.dispatcher
+import service.dispatch.lease_watch
 from service.cluster.ray_jobs import AttemptStatus, Ended
 from service.dispatch.dispatcher import PAUSE_TICKS, Dispatcher
 from service.domain.job import EventType, Job
@@ -80,21 +82,28 @@ def dispatcher(make: Callable[..., Dispatcher]) -> Dispatcher:
 class Clock:
     """The dispatcher's own, which stands until a test moves it, or lets its machine sleep."""
 
+    CLOCK_BOOTTIME = time.CLOCK_BOOTTIME
+
     def __init__(self) -> None:
         self.now = 1000.0
         self.asleep = 0.0
+        self.stepped = 0.0
 
     def monotonic(self) -> float:
         return self.now
 
-    def time(self) -> float:
+    def clock_gettime(self, clock: int) -> float:
+        assert clock == self.CLOCK_BOOTTIME
         return self.now + self.asleep
+
+    def time(self) -> float:
+        return self.now + self.asleep + self.stepped
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(service.dispatch.dispatcher, "time", clock)
+    monkeypatch.setattr(service.dispatch.lease_watch, "time", clock)
     return clock
 
 
@@ -530,6 +539,13 @@ class TestLeases:
         dispatcher.tick()
         assert job_store.users.get(silent.id).attempt == 1
         clock.now += 1
+        dispatcher.tick()
+        assert job_store.users.get(silent.id).attempt == 2
+
+    def test_a_step_of_the_wall_clock_is_no_sleep(
+        self, job_store: Store, dispatcher: Dispatcher, silent: Job, clock: Clock
+    ) -> None:
+        clock.stepped += 3600
         dispatcher.tick()
         assert job_store.users.get(silent.id).attempt == 2
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
 
 import service.store.attempts
 import service.store.claims
@@ -30,6 +30,7 @@ from service.errors import (
     JobNotFound,
     StorageUnavailable,
 )
+from service.store import tables
 from service.store.database import clock
 from service.store.store import Store
 from tests.fixtures.jobs import at_once, small_spec
@@ -458,6 +459,24 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(service.store.transitions, "clock_value", now)
 
 
+def test_dispatchers_read_no_specification(job_store: Store) -> None:
+    ended, cancelled, overdue = (claimed(job_store) for _ in range(3))
+    job_store.attempts.fail(ended.id, 1, FATAL, at_once(1))
+    job_store.users.cancel(cancelled.id)
+    with job_store._database.writing() as connection:
+        now = clock(connection)
+        jobs = tables.jobs
+        connection.execute(update(jobs).values(spec="{", lease_until=now))
+        connection.execute(update(jobs).where(jobs.c.id == overdue.id).values(deadline=now))
+    assert [job.id for job in job_store.claims.in_flight()] == [cancelled.id, overdue.id]
+    assert all(job.lapsed for job in job_store.claims.in_flight())
+    assert [job.id for job in job_store.claims.to_clean()] == [ended.id]
+    assert job_store.claims.head(ended.id).failure == FATAL
+    (ran_out,) = job_store.claims.end_overdue()
+    assert ran_out.failure is not None
+    assert (ran_out.id, ran_out.failure.code) == (overdue.id, "run_time_exceeded")
+
+
 class TestCancellation:
     def test_of_a_waiting_job_is_at_once(self, job_store: Store, job_spec: JobSpec) -> None:
         job = job_store.users.create(job_spec)
@@ -468,7 +487,7 @@ class TestCancellation:
     def test_of_a_running_job_waits_for_its_attempt(self, job_store: Store) -> None:
         job = claimed(job_store)
         assert job_store.users.cancel(job.id).state is JobState.CANCELLING
-        assert job_store.claims.in_flight() == [job_store.users.get(job.id)]
+        assert job_store.claims.in_flight() == [job_store.claims.head(job.id)]
         job_store.claims.end_cancelled(job.id, 1)
         assert job_store.users.get(job.id).state is JobState.CANCELLED
         assert [dirty.id for dirty in job_store.claims.to_clean()] == [job.id]
