@@ -57,7 +57,7 @@ class Laboratory:
         solutions = self.solutions(contender.method)
         options = [solution.options(contender.storage) for solution in solutions.values()]
         linear = sum(layer.dense_cost for layer in options)
-        ranks = ALLOCATIONS[contender.allocation](options, math.floor(keep * linear))
+        ranks = ALLOCATIONS[contender.allocation](options)(math.floor(keep * linear))
         with compressed(self._model, solutions, ranks):
             perplexity = self.dense()
         return Row(contender.name, keep, _kept(options, ranks), _dense_layers(ranks), perplexity)

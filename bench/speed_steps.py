@@ -18,7 +18,7 @@ from bench.material import calibrated, groups_of, load, solved
 from bench.measuring import Cost, Meter
 from service.domain.spec import JobSpec
 from workers.artifact.checkpoint_writer import write_checkpoint
-from workers.compression.allocation import allocate_global
+from workers.compression.allocation import global_allocation
 from workers.compression.interpolation import interpolate
 from workers.compression.metrics import METHODS
 from workers.compression.shapes import InputGroup
@@ -75,7 +75,7 @@ def run_steps(source: Path, batches: list[Tensor], scratch: Path) -> Steps:
     with step("allocate"):
         options = [solution.options() for solution in solutions.values()]
         budget = math.floor(KEEP * sum(layer.dense_cost for layer in options))
-        chosen = allocate_global(options, budget)
+        chosen = global_allocation(options)(budget)
         ranks = {name: rank for name, rank in chosen.items() if rank is not None}
     with step("truncate"):
         stored = {name: interpolate(solutions[name].truncate(rank)) for name, rank in ranks.items()}

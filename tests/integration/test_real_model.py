@@ -90,7 +90,7 @@ def test_methods_rank_as_they_should_on_a_real_model(folder: Path, tmp_path: Pat
             )
         options = [solution.options() for solution in solutions.values()]
         budget = int(0.8 * sum(layer.dense_cost for layer in options))
-        ranks = ALLOCATIONS[allocation](options, budget)
+        ranks = ALLOCATIONS[allocation](options)(budget)
         compressed = {
             name: interpolate(solutions[name].truncate(rank))
             for name, rank in ranks.items()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from service.domain.spec import JobSpec, QualityTarget, SizeTarget
 from service.errors import TargetUnreachable
@@ -103,7 +102,7 @@ def _allocation(spec: JobSpec, options: Sequence[LayerCandidates]) -> Callable[[
     # Imports torch, which a driver that starts does not wait for.
     from workers.compression.allocation import ALLOCATIONS
 
-    return partial(ALLOCATIONS[spec.allocation], options)
+    return ALLOCATIONS[spec.allocation](options)
 
 
 def _sized_as(

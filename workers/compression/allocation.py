@@ -2,17 +2,25 @@
 
 The spectra of all layers are in the same unit, the loss's square, so their eigenvalues compare.
 Given a budget, minimise the sum of dropped eigenvalues subject to the sum of costs: for a
-multiplier λ each layer on its own picks the rank, or stays dense, at the least error + λ · cost;
-bisection finds the smallest λ that meets the budget, and what is left of the budget is spent
-greedily. Pure functions on plain data.
+multiplier λ each layer on its own picks the rank, or stays dense, at the least error + λ · cost.
+Those picks are the corners of the layers' lower convex hulls, so the smallest λ that meets a
+budget is found among their slopes, and what is left of the budget is spent greedily. Pure
+functions on plain data.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from heapq import heapify, heappop, heappush
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from workers.compression.candidates import (
     LayerCandidates,
@@ -22,7 +30,11 @@ from workers.compression.candidates import (
 )
 from workers.compression.errors import BudgetTooSmall
 
-BISECTIONS = 100
+LAYERS_AT_ONCE = 256
+"""Few enough for the options of so many layers to fit into memory and, mostly, into cache."""
+
+Allocate = Callable[[int], dict[str, int | None]]
+"""From a budget in parameters to the ranks of all layers. Raises BudgetTooSmall."""
 
 
 def allocate_uniform(layers: Sequence[LayerCandidates], budget: int) -> dict[str, int | None]:
@@ -49,52 +61,105 @@ def allocate_uniform(layers: Sequence[LayerCandidates], budget: int) -> dict[str
     return ranks
 
 
-def allocate_global(layers: Sequence[LayerCandidates], budget: int) -> dict[str, int | None]:
-    """The ranks that drop the least energy within `budget` parameters, by a Lagrange multiplier.
+class ConvexHulls:
+    """The lower convex hulls of all layers' errors over their costs, which serve every budget.
 
-    Never worse than `allocate_uniform`, whose result is taken where rounding favours it.
-    Raises BudgetTooSmall if rank 1 everywhere costs more than `budget` parameters.
+    A corner of a layer's hull is a rank, or dense, that some multiplier picks. A step leads from
+    one corner to the next. The steps of all layers are sorted once, by the error that each saves
+    per parameter; a budget takes as many of the first as it pays for.
     """
-    _check_budget(layers, budget)
-    curves = [_Curve(layer) for layer in layers]
 
-    def pick(multiplier: float) -> dict[str, int | None]:
-        return {curve.layer.name: curve.best(multiplier) for curve in curves}
+    def __init__(self, layers: Sequence[LayerCandidates]) -> None:
+        self._layers = layers
+        steps = [
+            _hull_steps(layers[first : first + LAYERS_AT_ONCE], first)
+            for first in range(0, len(layers), LAYERS_AT_ONCE)
+        ]
+        saved = torch.cat([each.saved for each in steps])
+        # Positive floats sort as their bits do, which is faster; stable within a layer.
+        order = saved.view(torch.int64).neg().argsort(stable=True)
+        self._layer = torch.cat([each.layer for each in steps])[order]
+        self._option = torch.cat([each.option for each in steps])[order]
+        self._costs = torch.cat([each.cost for each in steps])[order].cumsum(0)
 
-    affordable, scarce = 0.0, 1.0
-    while total_cost(layers, pick(scarce)) > budget:
-        affordable, scarce = scarce, scarce * 16
-    for _ in range(BISECTIONS):
-        middle = (affordable + scarce) / 2
-        if total_cost(layers, pick(middle)) > budget:
-            affordable = middle
-        else:
-            scarce = middle
-    chosen = _spend(layers, pick(scarce), budget)
-    return min(
-        (chosen, allocate_uniform(layers, budget)), key=lambda ranks: total_error(layers, ranks)
+    def allocate(self, budget: int) -> dict[str, int | None]:
+        """The ranks that drop the least energy within `budget` parameters.
+
+        Never worse than `allocate_uniform`, whose result is taken where rounding favours it.
+        Raises BudgetTooSmall if rank 1 everywhere costs more than `budget` parameters.
+        """
+        _check_budget(self._layers, budget)
+        taken = int(torch.searchsorted(self._costs, budget - least_cost(self._layers), right=True))
+        options = torch.zeros(len(self._layers), dtype=torch.int64).scatter_reduce(
+            0, self._layer[:taken], self._option[:taken], "amax"
+        )
+        ranks = {
+            layer.name: option + 1 if option < layer.max_rank else None
+            for layer, option in zip(self._layers, options.tolist(), strict=True)
+        }
+        return min(
+            (_spend(self._layers, ranks, budget), allocate_uniform(self._layers, budget)),
+            key=lambda ranks: total_error(self._layers, ranks),
+        )
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Steps between neighbouring corners of hulls, (steps,) each, in order within a layer."""
+
+    layer: Tensor  # int64: its position among all layers
+    option: Tensor  # int64, where the step ends: rank − 1, or the layer's max_rank for dense
+    cost: Tensor  # int64, in parameters
+    saved: Tensor  # float64: error saved per parameter
+
+
+def _hull_steps(layers: Sequence[LayerCandidates], first: int) -> _Steps:
+    """All steps that save anything; `first` is the position of the first of the layers.
+
+    A layer's options are its ranks from 1 to max_rank, then dense. Costs grow along them.
+    """
+    last = torch.tensor([[layer.max_rank] for layer in layers])  # (layers, 1)
+    width = int(last.max()) + 1
+    option = torch.arange(width)
+    shapes: dict[tuple[object, ...], Tensor] = {}
+    costs = torch.stack([_costs(layer, width, shapes) for layer in layers])
+    spectra = pad_sequence([layer.spectrum.cpu() for layer in layers], batch_first=True)
+    dropped = spectra.flip(1).cumsum(1).flip(1)  # [:, r]: the sum from r on, the error of rank r
+    errors = pad(dropped, (0, width))[:, 1 : width + 1].masked_fill(option >= last, 0)
+    # The hull's last step leads to dense, from where that step is least steep.
+    steepness = (errors / (costs.gather(1, last) - costs)).masked_fill(option >= last, math.inf)
+    left = steepness.argmin(1, keepdim=True)
+    ends = (option == 0) | (option == last)
+    where = ((option <= left) | ends).flatten().nonzero()[:, 0]
+    options = (where, *(each.flatten().take(where) for each in (costs, errors, ends)))
+    while True:
+        where, costs, errors, ends = options
+        saved = errors.diff() / costs.diff()  # negated; from layer to layer without a meaning
+        corner = ends.clone()
+        corner[1:-1] |= saved[:-1] < saved[1:]
+        if corner.all():
+            break
+        # An option on or above the line between two others is no corner: all such go at once.
+        left_over = corner.nonzero()[:, 0]
+        options = tuple(each.index_select(0, left_over) for each in options)
+    useful = 1 + ((where[1:] % width > 0) & (saved < 0)).nonzero()[:, 0]
+    return _Steps(
+        where[useful] // width + first,
+        where[useful] % width,
+        (costs[useful] - costs[useful - 1]).long(),
+        -saved[useful - 1],
     )
 
 
-class _Curve:
-    """Error and cost of every option of a layer, as tensors: ranks 1 to max_rank, then dense."""
-
-    def __init__(self, layer: LayerCandidates) -> None:
-        self.layer = layer
-        kept = layer.spectrum.cumsum(0)[: layer.max_rank]
-        dropped = (layer.spectrum.sum() - kept).clamp_min(0)
-        ranks = torch.arange(1, layer.max_rank + 1, dtype=torch.float64)
-        self.errors = torch.cat([dropped.cpu(), torch.zeros(1, dtype=torch.float64)])
-        self.costs = torch.cat(
-            [
-                layer.fixed_cost + layer.storage.parameters(ranks, layer.sides),
-                torch.tensor([layer.dense_cost], dtype=torch.float64),
-            ]
-        )
-
-    def best(self, multiplier: float) -> int | None:
-        option = int(torch.argmin(self.errors + multiplier * self.costs))
-        return None if option == self.layer.max_rank else option + 1
+def _costs(layer: LayerCandidates, width: int, shapes: dict[tuple[object, ...], Tensor]) -> Tensor:
+    """The costs of ranks 1 to max_rank, then of dense, (width,) float64; those of a shape once."""
+    shape = (layer.max_rank, layer.dense_cost, layer.sides, layer.fixed_cost, layer.storage)
+    if shape not in shapes:
+        ranks = torch.arange(1, width + 1, dtype=torch.float64)
+        costs = layer.fixed_cost + layer.storage.parameters(ranks, layer.sides)
+        costs[layer.max_rank :] = layer.dense_cost
+        shapes[shape] = costs
+    return shapes[shape]
 
 
 def _spend(
@@ -102,19 +167,27 @@ def _spend(
 ) -> dict[str, int | None]:
     """Spend what is left of the budget, one rank at a time, where it saves most per parameter."""
     left = budget - total_cost(layers, ranks)
-    while True:
-        gains = [
-            (float(layer.spectrum[rank]) / price, price, layer)
-            for layer in layers
-            if (rank := ranks[layer.name]) is not None
-            and rank < layer.max_rank
-            and (price := layer.cost(rank + 1) - layer.cost(rank)) <= left
-        ]
-        if not gains:
-            return ranks
-        _, price, layer = max(gains, key=lambda gain: gain[0])
-        ranks[layer.name] = (ranks[layer.name] or 0) + 1
-        left -= price
+
+    def gain(position: int) -> tuple[float, int, int] | None:
+        """Of one more rank: minus the error saved per parameter, the layer, the price."""
+        layer = layers[position]
+        rank = ranks[layer.name]
+        if rank is None or rank >= layer.max_rank:
+            return None
+        price = layer.cost(rank + 1) - layer.cost(rank)
+        return -float(layer.spectrum[rank]) / price, position, price
+
+    gains = [found for position in range(len(layers)) if (found := gain(position))]
+    heapify(gains)
+    while gains:
+        _, position, price = heappop(gains)
+        if price <= left:  # what is too dear now stays so
+            name = layers[position].name
+            ranks[name] = (ranks[name] or 0) + 1
+            left -= price
+            if found := gain(position):
+                heappush(gains, found)
+    return ranks
 
 
 def _shrunk(
@@ -135,4 +208,14 @@ def _check_budget(layers: Sequence[LayerCandidates], budget: int) -> None:
         )
 
 
-ALLOCATIONS = {"global": allocate_global, "uniform": allocate_uniform}
+def global_allocation(layers: Sequence[LayerCandidates]) -> Allocate:
+    """Ranks over all layers together: see `ConvexHulls`."""
+    return ConvexHulls(layers).allocate
+
+
+def uniform_allocation(layers: Sequence[LayerCandidates]) -> Allocate:
+    """The same fraction of every layer: see `allocate_uniform`."""
+    return partial(allocate_uniform, layers)
+
+
+ALLOCATIONS = {"global": global_allocation, "uniform": uniform_allocation}

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.compression.allocation import ALLOCATIONS, allocate_global, allocate_uniform
-from workers.compression.candidates import LayerCandidates, Storage, total_cost, total_error
+from workers.compression.allocation import (
+    ALLOCATIONS,
+    LAYERS_AT_ONCE,
+    Allocate,
+    allocate_uniform,
+    global_allocation,
+)
+from workers.compression.candidates import (
+    LayerCandidates,
+    Storage,
+    least_cost,
+    total_cost,
+    total_error,
+)
 from workers.compression.errors import BudgetTooSmall
 from workers.compression.shapes import LinearLayer
 from workers.compression.solve import break_even_rank
 
-Allocate = Callable[[list[LayerCandidates], int], dict[str, int | None]]
+Allocation = Callable[[Sequence[LayerCandidates]], Allocate]
 
 
 def options(
@@ -53,11 +65,11 @@ def test_the_budget_is_kept_and_uniform_never_beaten(
 ) -> None:
     budget = int(keep * sum(layer.dense_cost for layer in layers))
     if budget < sum(layer.cost(1) for layer in layers):
-        for allocate in ALLOCATIONS.values():
+        for allocation in ALLOCATIONS.values():
             with pytest.raises(BudgetTooSmall):
-                allocate(layers, budget)
+                allocation(layers)(budget)
         return
-    chosen = {name: allocate(layers, budget) for name, allocate in ALLOCATIONS.items()}
+    chosen = {name: allocation(layers)(budget) for name, allocation in ALLOCATIONS.items()}
     for ranks in chosen.values():
         assert total_cost(layers, ranks) <= budget
         for layer in layers:
@@ -75,7 +87,7 @@ def test_what_is_left_of_the_budget_buys_no_further_rank(
     budget = int(keep * sum(layer.dense_cost for layer in layers))
     if budget < sum(layer.cost(1) for layer in layers):
         return
-    ranks = allocate_global(layers, budget)
+    ranks = global_allocation(layers)(budget)
     left = budget - total_cost(layers, ranks)
     for layer in layers:
         rank = ranks[layer.name]
@@ -94,7 +106,7 @@ def test_at_the_multipliers_budgets_nothing_is_better(keep: float) -> None:
         for n in range(3)
     ]
     budget = int(keep * sum(layer.dense_cost for layer in layers))
-    ranks = allocate_global(layers, budget)
+    ranks = global_allocation(layers)(budget)
     spent = total_cost(layers, ranks)
     choices = [[None, *range(1, layer.max_rank + 1)] for layer in layers]
     names = [layer.name for layer in layers]
@@ -109,10 +121,59 @@ def test_at_the_multipliers_budgets_nothing_is_better(keep: float) -> None:
     assert best <= total_error(layers, ranks) <= best + gap
 
 
+def lagrangian(layers: Sequence[LayerCandidates], budget: int) -> dict[str, int | None]:
+    """The picks at the least multiplier that meets the budget, by bisection over all options."""
+
+    def pick(multiplier: float) -> dict[str, int | None]:
+        return {
+            layer.name: min(
+                [*range(1, layer.max_rank + 1), None],
+                key=lambda rank: layer.error(rank) + multiplier * layer.cost(rank),
+            )
+            for layer in layers
+        }
+
+    affordable, scarce = 0.0, 1e9
+    for _ in range(200):
+        middle = (affordable + scarce) / 2
+        if total_cost(layers, pick(middle)) > budget:
+            affordable = middle
+        else:
+            scarce = middle
+    return pick(scarce)
+
+
+@given(layers=random_layers(), keeps=st.lists(st.floats(0.1, 0.99), min_size=2, max_size=2))
+@settings(deadline=None, max_examples=20)
+def test_the_hulls_serve_every_budget_at_least_as_well_as_a_bisection_for_each(
+    layers: list[LayerCandidates], keeps: list[float]
+) -> None:
+    allocate = global_allocation(layers)
+    for keep in keeps:
+        budget = int(keep * sum(layer.dense_cost for layer in layers))
+        if budget >= least_cost(layers):
+            bisected = total_error(layers, lagrangian(layers, budget))
+            assert total_error(layers, allocate(budget)) <= bisected * (1 + 1e-12)
+
+
+def test_more_layers_than_are_reduced_at_once_are_allotted_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = [
+        options(str(n), 6 + n % 3, 5, (torch.rand(5, generator=generator) * (1 + n % 7)).tolist())
+        for n in range(2 * LAYERS_AT_ONCE + 3)
+    ]
+    budget = int(0.6 * sum(layer.dense_cost for layer in layers))
+    bisected = lagrangian(layers, budget)
+    ranks = global_allocation(layers)(budget)
+    assert total_error(layers, ranks) <= total_error(layers, bisected)
+    # What is left of the budget, less than one step, makes all the difference.
+    assert sum(ranks[layer.name] != bisected[layer.name] for layer in layers) <= 3
+
+
 def test_a_layer_whose_directions_all_matter_stays_dense() -> None:
     flat = options("flat", 16, 16, [1.0] * 16)
     steep = options("steep", 16, 16, [2.0**-index for index in range(16)])
-    ranks = allocate_global([flat, steep], int(0.7 * 512))
+    ranks = global_allocation([flat, steep])(int(0.7 * 512))
     assert ranks["flat"] is None
     assert ranks["steep"] is not None
 
@@ -123,17 +184,17 @@ def test_uniform_gives_every_layer_its_share() -> None:
     assert ranks == {"a": 11, "b": 16}
 
 
-@pytest.mark.parametrize("allocate", ALLOCATIONS.values(), ids=ALLOCATIONS.keys())
-def test_a_budget_below_rank_one_everywhere_is_refused(allocate: Allocate) -> None:
+@pytest.mark.parametrize("allocation", ALLOCATIONS.values(), ids=ALLOCATIONS.keys())
+def test_a_budget_below_rank_one_everywhere_is_refused(allocation: Allocation) -> None:
     layers = [options("a", 8, 8, [1.0] * 8)]
     with pytest.raises(BudgetTooSmall, match="22 parameters is less than the 23"):
-        allocate(layers, 22)
-    assert allocate(layers, 23) == {"a": 1}
+        allocation(layers)(22)
+    assert allocation(layers)(23) == {"a": 1}
 
 
 def test_layers_without_any_energy_are_no_obstacle() -> None:
     layers = [options("silent", 8, 8, [0.0] * 8), options("heard", 8, 8, [1.0] * 8)]
-    ranks = allocate_global(layers, 90)
+    ranks = global_allocation(layers)(90)
     assert total_cost(layers, ranks) <= 90
     assert ranks["heard"] is None
 
@@ -147,16 +208,16 @@ def test_tiny_layers_that_need_more_than_their_share_take_it_from_large_ones() -
     assert min(rank or 0 for rank in ranks.values()) == 1
 
 
-@pytest.mark.parametrize("allocate", ALLOCATIONS.values(), ids=ALLOCATIONS.keys())
-def test_a_layer_that_can_only_stay_dense_stays_so(allocate: Allocate) -> None:
+@pytest.mark.parametrize("allocation", ALLOCATIONS.values(), ids=ALLOCATIONS.keys())
+def test_a_layer_that_can_only_stay_dense_stays_so(allocation: Allocation) -> None:
     unreached = LayerCandidates("unreached", torch.zeros(8, dtype=torch.float64), 0, 64, 16, 8)
     layers = [unreached, options("reached", 40, 40, [1.0] * 40)]
-    ranks = allocate(layers, 64 + 800)
+    ranks = allocation(layers)(64 + 800)
     assert ranks["unreached"] is None
     assert ranks["reached"] is not None
     assert total_cost(layers, ranks) <= 64 + 800
     with pytest.raises(BudgetTooSmall):
-        allocate(layers, 64 + 100)
+        allocation(layers)(64 + 100)
 
 
 def test_two_factors_cost_more_than_an_interpolation_of_the_same_rank() -> None:
