@@ -1,4 +1,4 @@
-"""What was fetched to this machine, once for all its processes."""
+"""A cache of downloads that all processes of a machine share."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from service.disk_full import naming_full_disk
 
 
 def cached(directory: Path, identity: str, fill: Callable[[Path], None]) -> Path:
-    """The folder that `fill` filled for this identity, now or some time before.
+    """Return the folder that `fill` filled for this identity, now or earlier.
 
-    It appears by a rename once `fill` has returned, so it is complete whenever it is there.
-    Processes that ask at the same time wait for the one that fetches. Raises DiskFull.
+    The folder appears by a rename after `fill` has returned, so it is never incomplete. Of the
+    processes that ask at the same time, one fetches and the others wait. Raises DiskFull.
     """
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     target, partial = directory / name, directory / f"{name}.partial"

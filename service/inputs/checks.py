@@ -20,8 +20,8 @@ from service.settings import Settings
 from service.storage.s3 import ObjectStorage
 
 CHECK_THREADS = 32
-"""Submissions that are checked at a time. A thread whose check ran out of time is busy until S3's
-own timeouts end it."""
+"""How many submissions are checked at a time. A thread whose check timed out stays busy until
+S3's own timeouts end it."""
 
 BUCKET = "the server's bucket"
 
@@ -48,15 +48,15 @@ class SubmissionChecks:
         """Raise unless everything that the job names is there, allowed and readable.
 
         Nothing is written. Raises what the checks raise, and SubmissionCheckTimeout, which names
-        the check that was under way when the time was over.
+        the check that was running when the time ran out.
         """
         run = _Run(spec, self._settings, self._storage)
         future = asyncio.wrap_future(self._executor.submit(run))
-        # Not wait_for: a TimeoutError of a check's own must not pass for ours.
+        # wait_for would confuse a check's own TimeoutError with this timeout.
         await asyncio.wait([future], timeout=self._settings.submission_check_seconds)
         if not future.done():
             run.abandon()
-            future.cancel()  # effective if no thread was free so far
+            future.cancel()  # takes effect if no thread has started it
             raise run.timeout()
         future.result()
 
@@ -98,7 +98,7 @@ class _Run:
 def _checks(
     spec: JobSpec, settings: Settings, storage: ObjectStorage
 ) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Each check of a submission, under the name of what it looks at."""
+    """Each check of a submission, with the name of the field or bucket that it checks."""
     yield "model", partial(check_model, spec.model, settings)
     yield "evaluation.tasks", partial(check_allowed, spec, settings)
     for param, source in _texts(spec):

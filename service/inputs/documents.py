@@ -1,9 +1,9 @@
-"""Documents out of files: each text file, JSONL line or Parquet row is one. Records out of them:
-each JSONL line or Parquet row, with the fields that are asked for.
+"""Reads documents and records from files. Each text file, JSONL line or Parquet row is a document.
+Each JSONL line or Parquet row is a record, with the fields that the caller requests.
 
-A file that is not UTF-8 text, or is a link that leads out of the folder, ends the reading when it
-was named, and is skipped, counted and reported when a wildcard took it: a picture beside the texts
-or one file in an old encoding is no reason to fail. A JSONL or Parquet file must always be
+A file that is not UTF-8 text, or is a link that leads out of the folder, is an error if the pattern
+names it. If a wildcard selects it, the file is skipped, counted and reported: a picture beside the
+texts or one file in an old encoding is no reason to fail. A JSONL or Parquet file must always be
 readable. Documents without any text are left out.
 """
 
@@ -54,7 +54,7 @@ class Record:
     """A JSONL line or Parquet row: ``file:row``, rows counted from 1, and its fields."""
 
     id: str
-    fields: Mapping[str, Any]  # those that were asked for
+    fields: Mapping[str, Any]  # only the requested ones
 
 
 def read_records(
@@ -62,10 +62,10 @@ def read_records(
 ) -> Iterator[Record]:
     """Every JSONL line and Parquet row of one file, or of the files below a folder.
 
-    `params` has, for each field that is read, the field of the request that names it. Raises
+    `params` maps each field to read to the field of the request that names it. Raises
     `DataNotFound` if the pattern selects nothing, `PathNotAllowed` for a link that leads out of
-    `root`, `DataInvalid` for other files, and for rows that cannot be read, lack a field or are
-    beyond a bound, by their fields' bytes as JSON.
+    `root`, and `DataInvalid` for files of another kind and for rows that cannot be read, lack a
+    field or exceed a bound. The size of a row is that of its fields as JSON.
     """
     folder, paths = _files(root, pattern, param)
     count = size = 0
@@ -91,9 +91,9 @@ def read_documents(
 ) -> Iterator[Document]:
     """Every document of one file, or of the files below a folder in the order of their paths.
 
-    `on_skip` is told the path of each skipped file and why. Raises `DataNotFound` if the pattern
-    selects nothing, `PathNotAllowed` if it names a link that leads out of `root`, `DataInvalid` for
-    text that cannot be read, is beyond a bound, or is not there at all.
+    Calls `on_skip` with the path of each skipped file and the reason. Raises `DataNotFound` if the
+    pattern selects nothing, `PathNotAllowed` if it names a link that leads out of `root`, and
+    `DataInvalid` for text that cannot be read, exceeds a bound or is missing.
     """
     folder, paths = _files(root, pattern, param)
     tolerant = has_wildcard(pattern) and root.is_dir()
@@ -118,7 +118,7 @@ def read_documents(
 
 
 class _NotText(Exception):
-    """The file is no text; says why."""
+    """The file is not text; the message says why."""
 
 
 def _refusal(reason: _NotText | PathNotAllowed, path: str, param: str) -> Exception:
@@ -204,7 +204,7 @@ def _whole_file(file: Path, path: str, param: str) -> str:
     except UnicodeDecodeError as error:
         raise _NotText("it is not UTF-8") from error
     if "\0" in text:
-        raise _NotText("it holds zero bytes")
+        raise _NotText("it contains null bytes")
     if not whole:
         raise _too_large(path, param)
     return text
@@ -240,7 +240,7 @@ def _parquet_rows(
     file: Path,
     path: str,
     params: Mapping[str, str],
-    param: str,  # noqa: ARG001 - as _json_lines has it
+    param: str,  # noqa: ARG001 - the signature of _json_lines
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with parquet.ParquetFile(file) as table:
         _check_fields(path, params, table.schema_arrow.names)
@@ -260,18 +260,18 @@ def _checked(value: object, where: str, text_field: str, param: str) -> str:
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:
-        raise DataInvalid(f"'{where}' holds half a character: {error}", param=param) from error
+        raise DataInvalid(f"'{where}' contains half a character: {error}", param=param) from error
     if size > MAX_DOCUMENT_BYTES:
         raise _too_large(where, param)
     return value
 
 
 def _checked_size(fields: Mapping[str, Any], where: str, param: str) -> int:
-    """The bytes of a record's fields as JSON; what has no place in JSON counts as its text."""
+    """The bytes of a record's fields as JSON; a value that JSON cannot hold counts as its text."""
     try:
         size = len(json.dumps(fields, ensure_ascii=False, default=str).encode())
     except UnicodeEncodeError as error:
-        raise DataInvalid(f"'{where}' holds half a character: {error}", param=param) from error
+        raise DataInvalid(f"'{where}' contains half a character: {error}", param=param) from error
     except RecursionError as error:
         raise DataInvalid(f"'{where}' is nested too deeply.", param=param) from error
     if size > MAX_DOCUMENT_BYTES:

@@ -1,8 +1,8 @@
 """Which files below a folder, a prefix or a repository a glob pattern selects.
 
-One meaning everywhere, on paths that use ``/``: ``*`` and ``?`` stay within one name, ``**`` is any
-number of folders (none included), ``[...]`` a class of characters. Hidden files, and files below
-hidden folders, are never selected.
+A pattern means the same for every source. Paths use ``/``. ``*`` and ``?`` match within one name,
+``**`` matches any number of folders (none included), and ``[...]`` matches a class of characters.
+Hidden files, and files below hidden folders, are never selected.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def selects(pattern: str, path: str) -> bool:
 
 
 def selected_files(root: Path, pattern: str) -> Iterator[str]:
-    """Relative paths of the selected files below `root`, in no order.
+    """Relative paths of the selected files below `root`, in no particular order.
 
     Links to folders are not entered. Raises OSError for a folder that cannot be read.
     """
@@ -69,7 +69,7 @@ def _advance(state: int, name: str, steps: tuple[re.Pattern[str] | None, ...]) -
 
 
 def _with_skips(states: set[int], steps: tuple[re.Pattern[str] | None, ...]) -> set[int]:
-    """Also the states reached by letting ``**`` stand for no folder at all."""
+    """These states, and those reached when ``**`` matches no folder."""
     reached = set(states)
     for state in sorted(states):
         while state < len(steps) and steps[state] is None:

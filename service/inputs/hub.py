@@ -1,4 +1,4 @@
-"""Files of the model hub, at a pinned commit and with every hash checked.
+"""Fetches files of the model hub at a pinned commit and checks every hash.
 
 Only named files are fetched, so a repository's code and pickles never reach the machine. Private
 and gated repositories are read with the token that `huggingface_hub` finds (``HF_TOKEN``).
@@ -40,7 +40,7 @@ Kind = Literal["model", "dataset"]
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a commit: git's hash of it, and its sha256 if it is kept apart from git."""
+    """One file of a commit, with its git hash, and its SHA-256 if it is stored outside git."""
 
     path: str
     size: int
@@ -50,7 +50,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A repository at one commit. Errors about it are `not_found`, naming `param`."""
+    """A repository at one commit. Errors about it are raised as `not_found`, naming `param`."""
 
     endpoint: str
     kind: Kind
@@ -75,7 +75,7 @@ class HubRepository:
         ]
         for file in files:
             if not is_plain(file.path):
-                raise HubUnavailable(f"{self.identity} lists '{file.path}', which is no file path.")
+                raise HubUnavailable(f"{self.identity} lists '{file.path}', not a file path.")
         return {file.path: file for file in files}
 
     def download(self, files: Iterable[HubFile], folder: Path) -> None:
@@ -118,7 +118,7 @@ class HubRepository:
         except OSError as error:
             if error.errno is not None:  # this machine's disk
                 raise
-            raise self._unavailable(error) from error  # a download that stopped short
+            raise self._unavailable(error) from error  # the download was cut short
 
     def _refusal(self, error: Exception) -> Exception:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 404

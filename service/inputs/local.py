@@ -1,4 +1,4 @@
-"""Local paths of a request, kept to the folders that the installation allows."""
+"""Local paths of a request, which must lie in folders that the installation allows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.settings import Settings
 def allowed_path(path: str, settings: Settings, not_found: type[UserError], param: str) -> Path:
     """The path with every link resolved.
 
-    Whether it is allowed is decided first, so that nothing is told about other paths. Raises
+    Checks first that the path is allowed, so that errors reveal nothing about other paths. Raises
     `InvalidParameter`, `PathNotAllowed` or `not_found`, about `param`.
     """
     if not Path(path).is_absolute() or "\0" in path:
@@ -35,6 +35,6 @@ def refuse_outside(resolved: Path, settings: Settings, param: str) -> None:
     raise PathNotAllowed(
         f"{resolved} lies outside the folders that this server may read: {roots}."
         if roots
-        else "This server reads no local paths; EIGENPRESS_ALLOWED_ROOTS would name them.",
+        else "This server reads no local paths. Its operator can set EIGENPRESS_ALLOWED_ROOTS.",
         param=param,
     )

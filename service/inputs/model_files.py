@@ -1,7 +1,7 @@
-"""Whether files are a causal language model that can be loaded without running anybody's code.
+"""Checks that files are a causal language model that loads without running anybody's code.
 
-Reads names, JSON and the headers of weight files, never a tensor. What passes may still be refused
-by transformers; what fails here would surely be.
+Reads names, JSON and the headers of weight files, never a tensor. transformers may still refuse a
+model that passes; it would refuse any that fails.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ COMPANIONS = (
     "LICENSE*",
     "NOTICE*",
 )
-"""What is taken along from a model's folder beside configuration and weights; nothing else is."""
+"""The only files that go with a model beside its configuration and weights."""
 GGUF_SUFFIX = ".gguf"
 GGUF_VERSIONS = (2, 3)
 
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_INDEX_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 100_000_000
-"""What the safetensors library itself accepts."""
+"""The limit of the safetensors library itself."""
 MAX_GGUF_ENTRIES = 1_000_000
 
 _BYTES = {
@@ -59,7 +59,7 @@ _BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
-"""Of one element, by dtype; the sizes of other dtypes are not checked."""
+"""The size of one element, by dtype; tensors of other dtypes are not checked."""
 
 _NonNegative = Annotated[int, Field(ge=0)]
 
@@ -108,7 +108,7 @@ def check_listing(
     """Check a model's files by name and size, reading only its JSON through `read`.
 
     Returns the weight files that transformers would load, each with the tensors that the index
-    promises of it (none known when there is no index).
+    lists for it (none if there is no index).
     """
     if CONFIG_NAME not in sizes:
         hint = " Name the .gguf file itself." if _having(sizes, (GGUF_SUFFIX,)) else ""
@@ -193,14 +193,14 @@ def _check_index(data: bytes, names: Collection[str], param: str) -> dict[str, s
         weights.setdefault(name, set()).add(tensor)
     for name in weights:
         if "/" in name or "\\" in name or not name.endswith(".safetensors"):
-            raise ModelInvalid(f"{INDEX_NAME} names '{name}', no safetensors file.", param=param)
+            raise ModelInvalid(f"{INDEX_NAME} names '{name}': not a safetensors file.", param=param)
         if name not in names:
             raise ModelInvalid(f"{INDEX_NAME} names '{name}', which is missing.", param=param)
     return weights
 
 
 def _check_offsets(name: str, tensors: Mapping[str, _Tensor], size: int, param: str) -> None:
-    """The tensors' bytes follow one another from the first to the last."""
+    """Raise `ModelInvalid` unless the tensors' bytes fill the file without gaps."""
     end = 0
     for key, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         begin, after = tensor.data_offsets

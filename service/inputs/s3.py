@@ -1,4 +1,4 @@
-"""What an ``s3://`` URI of a request names: one object, or everything below a prefix."""
+"""The objects that an ``s3://`` URI of a request names: one, or all below a prefix."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MAX_LISTED_OBJECTS = 100_000
 
 @dataclass(frozen=True)
 class S3Listing:
-    """The objects that were asked for, by their paths below the URI."""
+    """The requested objects, by their paths below the URI."""
 
     uri: str
     storage: ObjectStorage
     objects: Mapping[str, StoredObject]
     is_one_object: bool
-    """The URI is an object's own; its path is then its last name."""
+    """The URI names a single object, whose path is then the last part of its key."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -48,7 +48,7 @@ class S3Listing:
 
 @contextmanager
 def missing_as(not_found: type[UserError], param: str) -> Iterator[None]:
-    """A bucket or object that a user named and that is not there is the user's mistake."""
+    """Raise `not_found` for a missing bucket or object: the mistake of the user who named it."""
     try:
         yield
     except (BucketMissing, ObjectMissing) as error:
@@ -64,8 +64,8 @@ def list_source(
 ) -> S3Listing:
     """List the one object at the URI, or the wanted ones below it.
 
-    An outage of so many seconds is ridden out, now and when the objects are fetched.
-    Raises `InvalidParameter` for keys that are no file paths and for more objects than
+    Retries for `patience_seconds` while S3 is unavailable, here and when objects are fetched.
+    Raises `InvalidParameter` for keys that are not file paths and for more objects than
     `MAX_LISTED_OBJECTS`, and the storage's errors.
     """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
@@ -82,7 +82,7 @@ def list_source(
                 uri, storage, {_file_path(key.rpartition("/")[2], param): stored}, True
             )
         path = stored.key.removeprefix(base)
-        # Neither ``data-old/`` when ``data`` was asked for, nor the empty marks of folders.
+        # Skips ``data-old/`` when ``data`` was requested, and the empty markers of folders.
         if stored.key.startswith(base) and path and not path.endswith("/") and wanted(path):
             objects[_file_path(path, param)] = stored
     return S3Listing(uri, storage, objects, False)

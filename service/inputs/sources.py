@@ -1,8 +1,8 @@
 """Where models and texts come from: local paths, S3 and the hub.
 
 Each source is checked when a job is submitted, cheaply, and fetched on every node that needs it:
-a local path is used in place, anything else is downloaded once per machine and contents. The hub
-is not asked at submission, because it may be slow; its problems show when the job runs.
+a local path is used in place, anything else is downloaded once per machine and contents. A
+submission does not contact the hub, which may be slow; its problems show when the job runs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def check_model(source: ModelSource, settings: Settings) -> None:
     """Raise unless there is a causal language model in safetensors or GGUF at the source.
 
     Raises `PathNotAllowed`, `ModelNotFound`, `ModelConfigMissing`, `ModelInvalid`, `NotACausalLM`,
-    `UnsafeWeights`, and for S3 the storage's errors. Of the hub nothing is asked.
+    `UnsafeWeights`, and for S3 the storage's errors. Does not contact the hub.
     """
     match source:
         case LocalPath():
@@ -59,9 +59,9 @@ def check_model(source: ModelSource, settings: Settings) -> None:
 
 
 def fetch_model(source: ModelSource, settings: Settings) -> Path:
-    """The model's folder, or its .gguf file, on this machine; checked as `check_model` does.
+    """The model's folder, or its .gguf file, on this machine, checked as by `check_model`.
 
-    An outage of S3 is waited out for `settings.retry_timeout_seconds`. Raises what `check_model`
+    Retries for `settings.retry_timeout_seconds` while S3 is unavailable. Raises what `check_model`
     raises, and `HubUnavailable`.
     """
     match source:
@@ -77,7 +77,7 @@ def check_data(source: DataSource, settings: Settings, param: str) -> None:
     """Raise unless the source has at least one file that its pattern selects.
 
     Raises `PathNotAllowed`, `DataNotFound`, `DataInvalid`, and for S3 the storage's errors, about
-    fields of `param`. Of the hub nothing is asked.
+    fields of `param`. Does not contact the hub.
     """
     match source:
         case LocalData():
@@ -91,7 +91,7 @@ def check_data(source: DataSource, settings: Settings, param: str) -> None:
 def fetch_data(source: DataSource, settings: Settings, param: str) -> Path:
     """The text's folder, or its one file, on this machine.
 
-    An outage of S3 is waited out for `settings.retry_timeout_seconds`. Raises what `check_data`
+    Retries for `settings.retry_timeout_seconds` while S3 is unavailable. Raises what `check_data`
     raises, and `HubUnavailable`.
     """
     match source:
@@ -135,7 +135,7 @@ def _list_s3_model(source: S3Prefix, settings: Settings, patience_seconds: float
 
 
 def _check_s3_model(listing: S3Listing) -> list[str]:
-    """Check by name, size and JSON; returns the paths to fetch."""
+    """Check by name, size and JSON; return the paths to fetch."""
     param = "model.uri"
     if listing.is_one_object:
         return list(listing.objects)

@@ -296,8 +296,8 @@ def test_what_is_not_asked_for_does_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ('"\\ud800"', "'a.jsonl:1' holds half a character"),
-        ('{"\\udfff": 1}', "'a.jsonl:1' holds half a character"),
+        ('"\\ud800"', "'a.jsonl:1' contains half a character"),
+        ('{"\\udfff": 1}', "'a.jsonl:1' contains half a character"),
         ("[" * 100_000 + "]" * 100_000, "'a.jsonl:1' is"),
     ],
     ids=["text", "key", "depth"],

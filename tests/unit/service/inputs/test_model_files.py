@@ -174,8 +174,8 @@ def test_safetensors_under_a_name_that_transformers_does_not_read(model_folder: 
     [
         ({"w": "part-2.safetensors"}, "'part-2.safetensors', which is missing"),
         ({"w": "part-1.safetensors"}, "lacks the tensor 'w'"),
-        ({"w": "../part-1.safetensors"}, "no safetensors file"),
-        ({"w": "pytorch_model.bin"}, "no safetensors file"),
+        ({"w": "../part-1.safetensors"}, "not a safetensors file"),
+        ({"w": "pytorch_model.bin"}, "not a safetensors file"),
         ({}, "index.json is wrong"),
         ({"w": 1}, "index.json is wrong"),
         ([], "index.json is wrong"),
