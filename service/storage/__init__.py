@@ -1,1 +1,1 @@
-"""The S3 bucket, and how an artifact comes to lie in it."""
+"""The S3 bucket, and how an artifact is published there."""

@@ -1,12 +1,12 @@
 """Publishing: a folder becomes an artifact in the bucket, and its manifest makes it one.
 
-Every publication puts its files into a folder of its own, so none can touch what another wrote;
-the manifest is written last, and only in the place of nothing or of an earlier attempt's. So a
-reader that finds a manifest finds every file that it names, of several publishers of one attempt
-one wins, and an attempt that lost its job and does not know it changes nothing that counts.
+Every publication writes its files to a folder of its own, so no publisher touches another's files.
+The manifest is written last, and only if there is none yet or an earlier attempt wrote it. So a
+reader that finds a manifest finds every file that it names, one of several publishers of the same
+attempt wins, and a stale attempt cannot replace a later attempt's artifact.
 
-What counts is decided by the store: of an attempt that it no longer knows as the current one it
-takes no artifact, and what such an attempt has put here is removed after the job's end.
+The store decides which artifacts are valid. It accepts none from an attempt that is no longer the
+job's current one, and the files of such an attempt are removed after the job has ended.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _CurrentManifest:
-    """The manifest that stands in the bucket; one that cannot be read is no attempt's."""
+    """The manifest in the bucket. One that cannot be read belongs to no attempt."""
 
     manifest: Manifest | None
     etag: str
@@ -60,7 +60,7 @@ def publish(storage: ObjectStorage, job_id: str, attempt: int, name: str, folder
     has the artifact already. Publishing the same files again, as the same attempt, changes nothing.
 
     Raises `AttemptStale` if a later attempt has published the artifact, `ArtifactConflict` if this
-    one has, with other files, and the storage's errors.
+    one has published other files, and the storage's errors.
     """
     entries = tuple(_describe(folder, path) for path in _regular_files(folder))
     manifest = Manifest.of(entries, new_folder(attempt))
@@ -76,12 +76,12 @@ def publish(storage: ObjectStorage, job_id: str, attempt: int, name: str, folder
 def remove_publications(
     storage: ObjectStorage, job_id: str, *, through: int, keep: Collection[str]
 ) -> int:
-    """Remove what attempts up to `through` have published or begun to; the number of objects.
+    """Remove the objects that attempts up to `through` have uploaded; return their number.
 
-    Artifacts whose `prefix` is in `keep` stay, but for uploads that never ended. Only for attempts
-    that have: a later one's are never touched, also if it publishes while this runs or was
-    suspended. Manifests go first, so that none outlives a file that it names, wherever this breaks
-    off.
+    These attempts must have ended. Artifacts whose `prefix` is in `keep` stay, but for unfinished
+    uploads. The objects of later attempts are never touched, even if one publishes while this
+    function runs. Manifests go first, so that no manifest outlives a file that it names, even if
+    this function fails midway.
     """
 
     def has_ended(key: str) -> bool:
@@ -107,7 +107,7 @@ class _Place:
 
     name: str
     prefix: str
-    """Of the publication that it belongs to, unless it is a manifest."""
+    """The prefix of its publication, unless it is a manifest."""
     attempt: int
     is_manifest: bool
 
@@ -116,7 +116,7 @@ class _Place:
         name, _, path = key.removeprefix(artifacts_prefix(job_id)).partition("/")
         folder = path[: path.find("/") + 1]
         if not re.fullmatch(FOLDER_PATTERN, folder):
-            folder = ""  # the first format's files, beside their manifest
+            folder = ""  # the first format keeps files beside their manifest
         prefix = artifact_prefix(job_id, name) + folder
         return cls(name, prefix, folder_attempt(folder), path == MANIFEST_NAME)
 
@@ -125,7 +125,7 @@ def _regular_files(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     for path in paths:
         if path.is_symlink() or not path.is_file():
-            raise ValueError(f"{path} is no regular file and cannot be published")
+            raise ValueError(f"{path} is not a regular file and cannot be published")
     return paths
 
 
@@ -177,7 +177,7 @@ def _check_uploaded(storage: ObjectStorage, artifact: Artifact) -> None:
 
 
 def _seal(storage: ObjectStorage, job_id: str, artifact: Artifact, manifest: Manifest) -> Artifact:
-    """Write the manifest unless another publisher, meanwhile, leaves no place for it."""
+    """Write the manifest unless another publisher has written one that must stay."""
     while True:
         current = _current_manifest(storage, job_id, artifact.name)
         if published := _published(current, artifact, manifest):
@@ -194,14 +194,14 @@ def _seal(storage: ObjectStorage, job_id: str, artifact: Artifact, manifest: Man
 def _remove_manifest(
     storage: ObjectStorage, job_id: str, name: str, through: int, keep: Collection[str]
 ) -> bool:
-    """Remove the manifest if it is of a dead publication; whether it was."""
+    """Remove the manifest of a dead publication; return whether there was one."""
     prefix = artifact_prefix(job_id, name)
     kept = {each.removeprefix(prefix) for each in keep if each.startswith(prefix)}
     while True:
         current = _current_manifest(storage, job_id, name)
         if current is None or current.attempt > through:
             return False
-        # One that is damaged is not told from the one to keep; readers will say what it is.
+        # A damaged manifest may be the one to keep, so it stays; readers will report it.
         if kept and (current.manifest is None or current.manifest.folder in kept):
             return False
         if storage.delete_version(manifest_key(job_id, name), current.etag):

@@ -1,11 +1,11 @@
-"""Objects in an S3 bucket: the one place that speaks to boto3.
+"""Objects in an S3 bucket. Only this module calls boto3.
 
-Whatever goes wrong on the way to the bucket leaves this module as `StorageUnavailable`,
-`StorageFull`, `StorageReadOnly`, `BucketMissing`, `StorageCredentialsInvalid` or `ObjectMissing`,
-and after a bounded time: a server that is down costs seconds, one that accepts a connection and
-then says nothing `READ_SECONDS` per try. A storage made with patience rides out an outage: what
-ends as `StorageUnavailable` is tried again for `patience_seconds`. Every operation may be repeated,
-for a conditional write knows its own bytes. Trouble with the local disk stays an `OSError`.
+Every failure of a call to the bucket leaves this module as `StorageUnavailable`, `StorageFull`,
+`StorageReadOnly`, `BucketMissing`, `StorageCredentialsInvalid` or `ObjectMissing`, and after a
+bounded time: a server that is down costs seconds, and one that accepts a connection but never
+answers costs `READ_SECONDS` per try. An operation that fails as `StorageUnavailable` is retried for
+`patience_seconds`. Every operation may be repeated, because a conditional write recognises its own
+bytes. An error of the local disk stays an `OSError`.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ UPLOAD_MARKERS = ("KeyMarker", "UploadIdMarker")
 DENIED = "AccessDenied"
 
 FULL_CODES = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})
-"""How servers name a full bucket or full disks, whatever the status."""
+"""The codes with which servers report a full bucket or full disks, whatever the status."""
 
 READING = frozenset({"GetObject", "HeadBucket", "HeadObject", "ListObjectsV2"})
-"""Operations that need no right to write."""
+"""Operations that need no write permission."""
 
 Result = TypeVar("Result")
 
@@ -97,12 +97,12 @@ class ObjectStorage:
         return cls(settings, bucket or settings.s3_bucket, patience_seconds=patience_seconds)
 
     def check(self) -> None:
-        """Raise, without patience, unless the server answers, lets us in and has the bucket."""
+        """Raise, without retrying, unless the server accepts the credentials and has the bucket."""
         with self._errors():
             self._probe.head_bucket(Bucket=self.bucket)
 
     def create_bucket(self) -> None:
-        """Make the bucket, unless it is there already."""
+        """Create the bucket unless it exists."""
         with self._errors(), suppress(self._client.exceptions.BucketAlreadyOwnedByYou):
             self._client.create_bucket(Bucket=self.bucket)
 
@@ -113,20 +113,20 @@ class ObjectStorage:
             with path.open("rb") as file:
                 self._client.upload_fileobj(file, self.bucket, key, Config=_TRANSFER)
 
-        self._patiently(upload, key)
+        self._retry(upload, key)
 
     def put_bytes(
         self, key: str, data: bytes, *, only_if_absent: bool = False, replacing: str | None = None
     ) -> bool:
-        """Write a small object, on condition if asked to: that there is none, or one of this etag.
+        """Write a small object: always, only if there is none, or only if it has this etag.
 
-        False if the condition does not hold. If these very bytes stand there it counts as written:
-        the answer to an earlier try may have been lost.
+        Returns False if the condition does not hold. An object that already has these bytes counts
+        as written, because the answer to an earlier try may have been lost.
         """
         condition = {"IfMatch": replacing} if replacing else {}
         if only_if_absent:
             condition = {"IfNoneMatch": "*"}
-        return self._patiently(lambda: self._put(key, data, condition), key)
+        return self._retry(lambda: self._put(key, data, condition), key)
 
     def _put(self, key: str, data: bytes, condition: dict[str, str]) -> bool:
         for _ in range(ATTEMPTS):
@@ -153,16 +153,16 @@ class ObjectStorage:
         return self.get_version(key)[0]
 
     def get_version(self, key: str) -> tuple[bytes, str]:
-        """The whole object and the etag of these very bytes. Raises `ObjectMissing`."""
-        return self._patiently(lambda: self._get(key), key)
+        """The whole object and its etag, read together. Raises `ObjectMissing`."""
+        return self._retry(lambda: self._get(key), key)
 
     def _get(self, key: str) -> tuple[bytes, str]:
         answer = self._client.get_object(Bucket=self.bucket, Key=key)
         return answer["Body"].read(), _etag(answer)
 
     def get_file(self, key: str, path: Path) -> None:
-        """Download to `path`, which appears only once complete. Raises `ObjectMissing`."""
-        self._patiently(
+        """Download to `path`, which appears when it is complete. Raises `ObjectMissing`."""
+        self._retry(
             lambda: self._client.download_file(self.bucket, key, str(path), Config=_TRANSFER), key
         )
 
@@ -176,7 +176,7 @@ class ObjectStorage:
         """Delete these objects; those already gone are no error."""
         for start in range(0, len(keys), DELETE_BATCH):
             batch = keys[start : start + DELETE_BATCH]
-            self._patiently(partial(self._delete, batch))
+            self._retry(partial(self._delete, batch))
 
     def _delete(self, keys: Sequence[str]) -> None:
         objects = [{"Key": key} for key in keys]
@@ -199,10 +199,10 @@ class ObjectStorage:
                 raise
             return True
 
-        return self._patiently(delete)
+        return self._retry(delete)
 
     def abort_uploads(self, prefix: str, which: Callable[[str], bool] = lambda _key: True) -> None:
-        """Abort the unfinished uploads of the keys below `prefix`, of `which` alone if given."""
+        """Abort the unfinished uploads of the keys below `prefix` that `which` selects."""
         uploads = [
             (upload["Key"], upload["UploadId"])
             for page in self._pages(self._client.list_multipart_uploads, prefix, *UPLOAD_MARKERS)
@@ -210,7 +210,7 @@ class ObjectStorage:
             if which(upload["Key"])
         ]
         for key, upload_id in uploads:
-            self._patiently(partial(self._abort, key, upload_id))
+            self._retry(partial(self._abort, key, upload_id))
 
     def presign(self, key: str, seconds: int) -> str:
         """A URL that anybody may GET the object from until it expires."""
@@ -223,10 +223,10 @@ class ObjectStorage:
     def _pages(
         self, list_page: Callable[..., dict[str, Any]], prefix: str, *markers: str
     ) -> Iterator[dict[str, Any]]:
-        """Every page of a listing; `markers` name the arguments that say where the next begins."""
+        """Every page of a listing; `markers` name the arguments for the start of the next."""
         start: dict[str, str] = {}
         while True:
-            page = self._patiently(partial(list_page, Bucket=self.bucket, Prefix=prefix, **start))
+            page = self._retry(partial(list_page, Bucket=self.bucket, Prefix=prefix, **start))
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -237,10 +237,10 @@ class ObjectStorage:
         try:
             self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
         except ClientError as error:
-            if _status(error) != 404 or _code(error) == "NoSuchBucket":  # it ended meanwhile
+            if _status(error) != 404 or _code(error) == "NoSuchBucket":  # it has ended
                 raise
 
-    def _patiently(self, act: Callable[[], Result], key: str | None = None) -> Result:
+    def _retry(self, act: Callable[[], Result], key: str | None = None) -> Result:
         def once() -> Result:
             with self._errors(key):
                 return act()
@@ -271,8 +271,8 @@ class ObjectStorage:
         writes = error.operation_name not in READING
         if code == DENIED and writes:
             return StorageReadOnly(
-                f"{self._where} lets these credentials not write to bucket '{self.bucket}': grant "
-                f"them the right to ({error})"
+                f"{self._where} denies these credentials write access to bucket "
+                f"'{self.bucket}': grant it to them ({error})"
             )
         if status in (401, 403):
             return StorageCredentialsInvalid(
@@ -282,13 +282,13 @@ class ObjectStorage:
             return ObjectMissing(f"There is no object '{key}' in bucket '{self.bucket}'.")
         if status == 404:
             return BucketMissing(f"{self._where} has no bucket '{self.bucket}'.")
-        # SeaweedFS, for one, does not say so.
+        # SeaweedFS, for example, does not report full disks as such.
         hint = "; if it can be read but not written, its disks or its quota are full"
         return StorageUnavailable(f"{self._where} answers with an error: {error}{hint * writes}")
 
 
 class _Connector:
-    """Makes clients that share credentials and differ in endpoint and patience."""
+    """Makes clients that share credentials and differ in endpoint and timeout."""
 
     def __init__(self, settings: Settings) -> None:
         key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
@@ -305,7 +305,7 @@ class _Connector:
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             signature_version="s3v4",
             s3={"addressing_style": "path" if endpoint_url else "auto"},
-            # boto's own default sends trailing checksums, which many S3 servers do not know.
+            # boto's own default sends trailing checksums, which many S3 servers do not support.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             # A server on this machine is never reached through the environment's proxy.
@@ -314,7 +314,7 @@ class _Connector:
         try:
             return self._session.client("s3", endpoint_url=endpoint_url, config=config)
         except ValueError as error:
-            raise StorageUnavailable(f"{endpoint_url!r} is no S3 endpoint: {error}") from error
+            raise StorageUnavailable(f"{endpoint_url!r} is not an S3 endpoint: {error}") from error
 
 
 def _status(error: ClientError) -> int:

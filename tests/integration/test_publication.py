@@ -154,7 +154,7 @@ def test_a_file_that_is_not_whole_in_the_bucket_leaves_no_manifest(
 
 def test_links_are_not_published(storage: ObjectStorage, job_id: str, folder: Path) -> None:
     (folder / "link").symlink_to("/etc/hostname")
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         publish(storage, job_id, 1, NAME, folder)
 
 

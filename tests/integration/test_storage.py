@@ -343,7 +343,7 @@ def test_a_conflict_that_never_ends_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_is_no_url_is_unavailable(with_settings: Callable[..., Settings]) -> None:
-    with pytest.raises(StorageUnavailable, match="no S3 endpoint"):
+    with pytest.raises(StorageUnavailable, match="not an S3 endpoint"):
         ObjectStorage.from_settings(with_settings(s3_endpoint_url="not a url"))
 
 
