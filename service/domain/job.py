@@ -66,9 +66,6 @@ class EventType(StrEnum):
     TAKEN_OVER = "attempt.taken_over"
     """The claimer's lease expired before it submitted the attempt; another dispatcher will."""
 
-    RENEWED = "attempt.renewed"
-    """A heartbeat extended the attempt's lease."""
-
     PUBLISHED = "artifact.published"
     """An artifact of the attempt is in the bucket; it counts once the job has succeeded."""
 

@@ -20,6 +20,7 @@ from service.store.queue import next_waiting
 from service.store.rows import job_row, queued_at, read_heads, read_job, read_jobs
 from service.store.transitions import (
     after,
+    append,
     end_failed,
     extend_lease,
     fence,
@@ -93,7 +94,10 @@ class Claims:
             now = clock(connection)
             if row.submitted_at is not None or row.lease_until is None or row.lease_until > now:
                 raise AttemptStale(f"Attempt {attempt} of {job_id} is another dispatcher's.")
-            extend_lease(connection, job_id, attempt, lease_seconds, EventType.TAKEN_OVER, owner)
+            until = extend_lease(connection, job_id, lease_seconds)
+            message = f"The lease expires at {until}."
+            data = {"owner": owner, "lease_seconds": lease_seconds}
+            append(connection, job_id, attempt, EventType.TAKEN_OVER, message, data)
             return read_job(connection, job_id)
 
     def submitted(self, job_id: str, attempt: int, lease_seconds: float = START_SECONDS) -> None:

@@ -120,25 +120,22 @@ def note_submitted(connection: Connection, job_id: str, attempt: int, lease_seco
     append(connection, job_id, attempt, EventType.SUBMITTED, "Runs on the cluster.")
 
 
-def extend_lease(
-    connection: Connection,
-    job_id: str,
-    attempt: int,
-    lease_seconds: float,
-    event: EventType,
-    owner: str | None = None,
-) -> None:
-    """Extend the attempt's lease; the event names the owner."""
-    until = after(clock(connection), lease_seconds)
+def extend_lease(connection: Connection, job_id: str, lease_seconds: float) -> datetime:
+    """Extend the lease of the job's attempt; the time when it expires."""
+    until = clock(connection) + timedelta(seconds=lease_seconds)
     connection.execute(
         update(tables.jobs).where(tables.jobs.c.id == job_id).values(lease_until=until)
     )
-    data = {"lease_seconds": lease_seconds} | ({} if owner is None else {"owner": owner})
-    append(connection, job_id, attempt, event, f"The lease expires at {until}.", data)
+    return until
 
 
-def end_failed(connection: Connection, row: Row[Any], failure: Failure) -> None:
-    """Fail the job of `row`."""
+def end_failed(
+    connection: Connection,
+    row: Row[Any],
+    failure: Failure,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Fail the job of `row`; the event has the failure, and `data` besides."""
     kept = asdict(failure)
     transition(
         connection,
@@ -146,7 +143,7 @@ def end_failed(connection: Connection, row: Row[Any], failure: Failure) -> None:
         JobState.FAILED,
         EventType.FAILED,
         failure.detail,
-        data=kept,
+        data=kept | dict(data or {}),
         failure=kept,
     )
 

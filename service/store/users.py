@@ -103,13 +103,8 @@ class Users:
         with self._database.reading() as connection:
             return read_jobs(connection, connection.execute(query).all())
 
-    def events(
-        self, job_id: str, *, after: int = 0, limit: int = 1000, heartbeats: bool = False
-    ) -> list[Event]:
-        """At most `limit` events with an id above `after`, in the order they happened.
-
-        The renewals of leases are left out unless `heartbeats` are asked for.
-        """
+    def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        """At most `limit` events with an id above `after`, in the order they happened."""
         events = tables.events
         query = (
             select(events)
@@ -117,8 +112,6 @@ class Users:
             .order_by(events.c.id)
             .limit(limit)
         )
-        if not heartbeats:
-            query = query.where(events.c.type != EventType.RENEWED)
         with self._database.reading() as connection:
             job_row(connection, job_id)
             return [rows.event(row) for row in connection.execute(query)]

@@ -327,13 +327,15 @@ class TestLeases:
         assert job_store.users.get(job.id).lapsed
         job_store.attempts.renew(job.id, 1, 60)
         assert not job_store.users.get(job.id).lapsed
-        assert EventType.RENEWED not in types(job_store, job.id)
-        beats = [
-            e
-            for e in job_store.users.events(job.id, heartbeats=True)
-            if e.type == "attempt.renewed"
-        ]
-        assert [(beat.attempt, beat.data["lease_seconds"]) for beat in beats] == [(1, 0), (1, 60)]
+
+    def test_history_does_not_grow_with_renewals(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        job_store.attempts.renew(job.id, 1, 60)
+        history = job_store.users.events(job.id)
+        assert history[-1].type == EventType.SUBMITTED
+        for _ in range(3):
+            job_store.attempts.renew(job.id, 1, 60)
+        assert job_store.users.events(job.id) == history
 
     def test_a_silent_claim_is_taken_over_once(self, job_store: Store) -> None:
         job_store.users.create(small_spec())
@@ -544,15 +546,21 @@ def test_an_attempt_that_is_heard_was_submitted(job_store: Store) -> None:
         job_store.claims.release(job.id, 1, "its answer was lost")
 
 
-def test_an_attempt_may_be_ended_only_if_its_lease_is_over(job_store: Store) -> None:
+@pytest.mark.parametrize(("attempts", "end"), [(2, JobState.QUEUED), (1, JobState.FAILED)])
+def test_an_attempt_may_be_ended_only_if_its_lease_is_over(
+    job_store: Store, attempts: int, end: JobState
+) -> None:
     job = claimed(job_store)
     job_store.attempts.renew(job.id, 1, 60)
     with pytest.raises(AttemptStale, match="has renewed its lease"):
         job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
     assert job_store.users.get(job.id).state is JobState.RUNNING
     job_store.attempts.renew(job.id, 1, -1)
-    job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
-    assert job_store.users.get(job.id).state is JobState.QUEUED
+    lapsed = job_store.users.get(job.id).lease_until
+    assert lapsed is not None
+    job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(attempts), only_if_lapsed=True)
+    assert job_store.users.get(job.id).state is end
+    assert job_store.users.events(job.id)[-1].data["lease_until"] == lapsed.isoformat()
 
 
 def test_what_was_published_may_be_withdrawn_and_published_anew(job_store: Store) -> None:
