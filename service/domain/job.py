@@ -155,6 +155,8 @@ class JobHead:
     failure: Failure | None
     """The last one, also while the job is tried again."""
     lapsed: bool
+    deleted: bool = False
+    """Whether users see it no more, and a cleaner is to remove all of it."""
 
 
 @dataclass(frozen=True)

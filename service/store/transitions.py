@@ -5,7 +5,7 @@ Each works inside a transaction that its caller has begun.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
@@ -146,6 +146,17 @@ def end_failed(
         data=kept | dict(data or {}),
         failure=kept,
     )
+
+
+def mark_deleted(connection: Connection, job_ids: Sequence[str]) -> None:
+    """Hide these ended jobs from users, free their keys, and make them due for cleanup."""
+    jobs, keys = tables.jobs, tables.idempotency_keys
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(job_ids))
+        .values(deleted_at=clock(connection), clean_after=jobs.c.finished_at)
+    )
+    connection.execute(delete(keys).where(keys.c.job_id.in_(job_ids)))
 
 
 def after(start: datetime, seconds: float | None) -> datetime | None:

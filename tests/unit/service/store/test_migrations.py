@@ -34,6 +34,7 @@ def test_migrations_agree_with_the_tables(database_url: str) -> None:
         "ix_jobs_state_tenant_rank_id",
         "ix_jobs_clean_after",
         "ix_jobs_deadline",
+        "ix_jobs_deleted_at_finished_at",
     }
 
 

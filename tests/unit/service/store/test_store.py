@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, create_engine, select, update
 
 import service.store.attempts
 import service.store.claims
@@ -725,3 +725,61 @@ def test_cancel_in_every_state(job_store: Store, state: JobState) -> None:
             assert job_store.users.cancel(job.id).state is JobState.CANCELLING
         case _:
             assert job_store.users.cancel(job.id) == job
+
+
+ENDED = [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
+
+
+class TestDelete:
+    @pytest.mark.parametrize("state", ENDED)
+    def test_users_see_the_job_no_more_and_a_cleaner_removes_it(
+        self, job_store: Store, database_url: str, state: JobState
+    ) -> None:
+        job = brought_to(job_store, state)
+        job_store.users.delete(job.id)
+        users = job_store.users
+        for ask in (users.get, users.events, users.artifacts, users.report, users.cancel):
+            with pytest.raises(JobNotFound):
+                ask(job.id)
+        for ask_again in (users.retry, users.delete):
+            with pytest.raises(JobNotFound):
+                ask_again(job.id)
+        assert users.list_jobs(limit=9) == []
+        (due,) = job_store.claims.to_clean()
+        assert (due.id, due.deleted) == (job.id, True)
+        job_store.claims.remove(job.id)
+        engine = create_engine(database_url)
+        with engine.connect() as connection:
+            for table in tables.metadata.tables.values():
+                if table is not tables.tenants:
+                    assert connection.execute(select(table)).all() == []
+        engine.dispose()
+
+    @pytest.mark.parametrize("state", [state for state in JobState if state not in ENDED])
+    def test_a_job_that_waits_or_runs_stays(self, job_store: Store, state: JobState) -> None:
+        job = brought_to(job_store, state)
+        with pytest.raises(JobConflict, match=state):
+            job_store.users.delete(job.id)
+        assert job_store.users.get(job.id) == job
+
+    def test_its_key_may_be_used_again(self, job_store: Store) -> None:
+        first, _ = job_store.users.create_once(small_spec(), "key")
+        job_store.users.cancel(first.id)
+        job_store.users.delete(first.id)
+        assert job_store.users.find_once(small_spec(), "key") is None
+        second, new = job_store.users.create_once(small_spec(), "key")
+        assert new
+        assert second.id != first.id
+
+    def test_a_cleaner_that_does_not_know_of_it_leaves_it_due(self, job_store: Store) -> None:
+        job = brought_to(job_store, JobState.FAILED)
+        job_store.users.delete(job.id)
+        with pytest.raises(AttemptStale, match="deleted"):
+            job_store.claims.cleaned(job.id, 1, timedelta(days=1))
+        assert [due.id for due in job_store.claims.to_clean()] == [job.id]
+
+    def test_only_a_deleted_job_is_removed(self, job_store: Store) -> None:
+        job = brought_to(job_store, JobState.SUCCEEDED)
+        with pytest.raises(ValueError, match="not been deleted"):
+            job_store.claims.remove(job.id)
+        assert job_store.users.get(job.id) == job
