@@ -1,4 +1,4 @@
-"""Submit, list, follow, cancel and retry jobs."""
+"""Submit, list, follow, cancel, retry and delete jobs."""
 
 from __future__ import annotations
 
@@ -165,6 +165,18 @@ def retry(job_id: JobId, request: Request, services: ServicesDep) -> Job:
     request changes nothing. A job that has not failed answers 409.
     """
     return _shown(services.store.users.retry(job_id), request, services)
+
+
+@router.delete(
+    "/{job_id}", status_code=204, summary="Delete an ended job", responses=problems(404, 409)
+)
+def delete(job_id: JobId, services: ServicesDep) -> None:
+    """Its artifacts, checkpoints, events and report go with it, and cannot be restored.
+
+    From then on the job is unknown (404), also to a repeated request. The bucket follows soon
+    after. A job that waits or runs answers 409.
+    """
+    services.store.users.delete(job_id)
 
 
 @router.get("/{job_id}/events", summary="Read a job's events", responses=problems(404))

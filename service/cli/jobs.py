@@ -1,4 +1,4 @@
-"""The commands about jobs that exist: list, watch, cancel, retry, download.
+"""The commands about jobs that exist: list, watch, cancel, retry, delete, download.
 
 Results go to standard output, remarks and progress to standard error, so that
 ``job=$(eigenpress submit ...)`` captures the result alone.
@@ -83,6 +83,13 @@ def retry(
             watch_to_end(client, job)
         else:
             console(sys.stdout).print(rendering.outcome(queued))
+
+
+def delete(job: JobId, url: Url = DEFAULT_URL) -> None:
+    """Delete an ended job, with its artifacts, events and report. This cannot be undone."""
+    with Client(url) as client:
+        client.delete(job)
+    console(sys.stdout).print(f"{job} deleted")
 
 
 def download(

@@ -40,6 +40,7 @@ JOBS: tuple[Callable[..., None], ...] = (
     jobs.watch,
     jobs.cancel,
     jobs.retry,
+    jobs.delete,
     jobs.download,
 )
 HERE: tuple[Callable[..., None], ...] = (

@@ -121,6 +121,10 @@ class Client:
         """Queue a failed job again."""
         return self._object("POST", _path(job_id, "retry"))
 
+    def delete(self, job_id: str) -> None:
+        """Delete an ended job, with its artifacts."""
+        self._request("DELETE", _path(job_id))
+
     def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[Json]:
         """The job's events after the one with the id `after`, oldest first."""
         query = {"after": after, "limit": limit}
@@ -181,6 +185,8 @@ class Client:
             raise ApiUnreachable(
                 f"no answer from {self.base_url}: {reason}", sent=not isinstance(error, _UNSENT)
             ) from error
+        if response.status_code == 204:
+            return None
         body = _json(response)
         if response.is_success and body is not None:
             return body

@@ -3,6 +3,7 @@
     succeeded   its checkpoints go, and every publication but those that count
     cancelled   everything goes
     failed      its publications go; its checkpoints are kept for a while, for a retry
+    deleted     everything goes, and then the job itself from the database
 
 Everything here may be done twice, and by several at once. Nothing is removed that a later attempt
 has written, even by a cleaner that was suspended and goes on long after: publications carry their
@@ -13,13 +14,14 @@ seen to have ended.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from service.cluster.ray_jobs import Active, Cluster
 from service.domain.job import JobHead
 from service.domain.manifest import checkpoints_prefix
 from service.domain.states import JobState
-from service.errors import AttemptStale, ClusterUnavailable
+from service.errors import AttemptStale, ClusterUnavailable, JobNotFound
 from service.settings import Settings
 from service.storage.publication import remove_publications
 from service.storage.s3 import ObjectStorage
@@ -60,14 +62,19 @@ class Cleaner:
     def clean(self, job: JobHead) -> None:
         """Clean up after the job, as far as that is possible now; it is due again if not wholly.
 
-        Raises AttemptStale if it has been taken up again, and the storage's errors.
+        Raises AttemptStale if it has been taken up again, or been deleted since it was read, and
+        the storage's errors.
         """
         again: timedelta | None = timedelta(seconds=AGAIN_SECONDS)
-        try:
-            again = self._clean(job)
-        finally:
-            # So that a job that cannot be cleaned up after holds up no other.
-            self._store.claims.cleaned(job.id, job.attempt, again)
+        with suppress(JobNotFound):  # another cleaner has removed the job
+            try:
+                again = self._clean(job)
+            finally:
+                if job.deleted and again is None:
+                    self._store.claims.remove(job.id)
+                else:
+                    # So that a job that cannot be cleaned up after holds up no other.
+                    self._store.claims.cleaned(job.id, job.attempt, again, deleted=job.deleted)
 
     def _clean(self, job: JobHead) -> timedelta | None:
         """When to look again; None: never, all is clean."""
@@ -99,13 +106,13 @@ class Cleaner:
 
     def _remove_publications(self, job: JobHead) -> None:
         keep: set[str] = set()
-        if job.state is JobState.SUCCEEDED:
+        if job.state is JobState.SUCCEEDED and not job.deleted:
             keep = {artifact.prefix for artifact in self._store.users.artifacts(job.id)}
         remove_publications(self._storage, job.id, through=job.attempt, keep=keep)
 
     def _retention_left(self, job: JobHead) -> timedelta | None:
         """For how much longer the checkpoints are kept; None: not at all."""
-        if job.state is not JobState.FAILED or job.finished_at is None:
+        if job.deleted or job.state is not JobState.FAILED or job.finished_at is None:
             return None
         left = job.finished_at + self._retention - datetime.now(UTC)
         return left if left > timedelta(0) else None

@@ -66,9 +66,6 @@ class EventType(StrEnum):
     TAKEN_OVER = "attempt.taken_over"
     """The claimer's lease expired before it submitted the attempt; another dispatcher will."""
 
-    RENEWED = "attempt.renewed"
-    """A heartbeat extended the attempt's lease."""
-
     PUBLISHED = "artifact.published"
     """An artifact of the attempt is in the bucket; it counts once the job has succeeded."""
 
@@ -158,6 +155,8 @@ class JobHead:
     failure: Failure | None
     """The last one, also while the job is tried again."""
     lapsed: bool
+    deleted: bool = False
+    """Whether users see it no more, and a cleaner is to remove all of it."""
 
 
 @dataclass(frozen=True)

@@ -43,13 +43,14 @@ class Attempts:
         """Renew the lease. Raises AttemptStale.
 
         Also allowed after the lease expired, as long as nobody has ended the attempt for that. It
-        also proves that the attempt was submitted, in case the submitter lost the answer.
+        also proves that the attempt was submitted, in case the submitter lost the answer. Appends
+        no event besides: the history does not grow with the time that an attempt takes.
         """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
             if row.submitted_at is None:
                 note_submitted(connection, job_id, attempt, lease_seconds)
-            extend_lease(connection, job_id, attempt, lease_seconds, EventType.RENEWED)
+            extend_lease(connection, job_id, lease_seconds)
 
     def progress(
         self, job_id: str, attempt: int, step: Step, done: int, total: int, unit: str
@@ -123,7 +124,8 @@ class Attempts:
         """End the attempt: the job fails, or waits for another one, as the policy decides.
 
         Returns the job's new state; failing again an attempt that has ended so changes nothing.
-        Raises AttemptStale, also for one whose lease is not over, where that is the condition.
+        Raises AttemptStale, also for one whose lease is not over, where that is the condition. The
+        event then has the time when the lease expired, `lease_until`, beside the failure.
         """
         with self._database.writing() as connection:
             row = job_row(connection, job_id, lock=True)
@@ -131,8 +133,11 @@ class Attempts:
                 return JobState(row.state)
             fence(connection, job_id, attempt)
             lease = row.lease_until
-            if only_if_lapsed and lease is not None and lease > clock(connection):
-                raise AttemptStale(f"Attempt {attempt} of {job_id} has renewed its lease.")
+            lapse = {}
+            if only_if_lapsed and lease is not None:
+                if lease > clock(connection):
+                    raise AttemptStale(f"Attempt {attempt} of {job_id} has renewed its lease.")
+                lapse = {"lease_until": lease.isoformat()}
             match decide(failure, attempt - row.attempts_before, policy):
                 case Retry(after_seconds):
                     transition(
@@ -141,13 +146,13 @@ class Attempts:
                         JobState.QUEUED,
                         EventType.RETRIED,
                         failure.detail,
-                        data=asdict(failure) | {"after_seconds": after_seconds},
+                        data=asdict(failure) | lapse | {"after_seconds": after_seconds},
                         failure=asdict(failure),
                         available_at=after(clock(connection), after_seconds),
                     )
                     return JobState.QUEUED
                 case Fail():
-                    end_failed(connection, row, failure)
+                    end_failed(connection, row, failure, lapse)
                     return JobState.FAILED
 
     def succeed(self, job_id: str, attempt: int, report: Mapping[str, Any]) -> None:

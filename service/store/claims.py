@@ -20,6 +20,7 @@ from service.store.queue import next_waiting
 from service.store.rows import job_row, queued_at, read_heads, read_job, read_jobs
 from service.store.transitions import (
     after,
+    append,
     end_failed,
     extend_lease,
     fence,
@@ -93,7 +94,10 @@ class Claims:
             now = clock(connection)
             if row.submitted_at is not None or row.lease_until is None or row.lease_until > now:
                 raise AttemptStale(f"Attempt {attempt} of {job_id} is another dispatcher's.")
-            extend_lease(connection, job_id, attempt, lease_seconds, EventType.TAKEN_OVER, owner)
+            until = extend_lease(connection, job_id, lease_seconds)
+            message = f"The lease expires at {until}."
+            data = {"owner": owner, "lease_seconds": lease_seconds}
+            append(connection, job_id, attempt, EventType.TAKEN_OVER, message, data)
             return read_job(connection, job_id)
 
     def submitted(self, job_id: str, attempt: int, lease_seconds: float = START_SECONDS) -> None:
@@ -200,17 +204,36 @@ class Claims:
             )
             return read_heads(connection, connection.execute(query).all())
 
-    def cleaned(self, job_id: str, attempt: int, again_after: timedelta | None = None) -> None:
+    def cleaned(
+        self,
+        job_id: str,
+        attempt: int,
+        again_after: timedelta | None = None,
+        *,
+        deleted: bool = False,
+    ) -> None:
         """The bucket has been cleaned after the job; look again later, or never.
 
-        Raises AttemptStale if the job has been taken up again meanwhile.
+        Raises AttemptStale if the job has been taken up again meanwhile, or been deleted unless
+        the cleaner knows it as `deleted`.
         """
         with self._database.writing() as connection:
             row = job_row(connection, job_id, lock=True)
             if row.state not in TERMINAL or row.attempt != attempt:
                 raise AttemptStale(f"Job {job_id} has been taken up again.")
+            if row.deleted_at is not None and not deleted:
+                raise AttemptStale(f"Job {job_id} has been deleted.")
             due = None if again_after is None else clock(connection) + again_after
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(clean_after=due))
+
+    def remove(self, job_id: str) -> None:
+        """Remove a deleted job, and all rows that hang on it. Raises ValueError for another one."""
+        with self._database.writing() as connection:
+            if job_row(connection, job_id, lock=True).deleted_at is None:
+                raise ValueError(f"job {job_id} has not been deleted by its user")
+            for table in (tables.steps, tables.events, tables.artifacts, tables.reports):
+                connection.execute(delete(table).where(table.c.job_id == job_id))
+            connection.execute(delete(jobs).where(jobs.c.id == job_id))
 
 
 _LIMITS: dict[JobState, tuple[str, type[UserError]]] = {

@@ -60,6 +60,7 @@ def read_heads(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobHead
             finished_at=row.finished_at,
             failure=None if row.failure is None else Failure(**row.failure),
             lapsed=_lapsed(row, now),
+            deleted=row.deleted_at is not None,
         )
         for row in rows
     ]

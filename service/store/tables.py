@@ -95,10 +95,12 @@ jobs = Table(
     Column(
         "clean_after", UtcDateTime, comment="When the bucket may be cleaned; null: it is clean."
     ),
+    Column("deleted_at", UtcDateTime, comment="When its user deleted it; a cleaner removes it."),
     Index(None, "state", "id"),
     Index(None, "state", "tenant", "rank", "id"),
     Index(None, "clean_after"),
     Index(None, "deadline"),
+    Index(None, "deleted_at", "finished_at"),
 )
 
 tenants = Table(
@@ -116,6 +118,7 @@ idempotency_keys = Table(
     Column("body_sha256", String(64), nullable=False),
     Column("job_id", String(32), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "job_id"),
 )
 
 steps = Table(

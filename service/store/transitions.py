@@ -5,7 +5,7 @@ Each works inside a transaction that its caller has begun.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
@@ -120,25 +120,22 @@ def note_submitted(connection: Connection, job_id: str, attempt: int, lease_seco
     append(connection, job_id, attempt, EventType.SUBMITTED, "Runs on the cluster.")
 
 
-def extend_lease(
-    connection: Connection,
-    job_id: str,
-    attempt: int,
-    lease_seconds: float,
-    event: EventType,
-    owner: str | None = None,
-) -> None:
-    """Extend the attempt's lease; the event names the owner."""
-    until = after(clock(connection), lease_seconds)
+def extend_lease(connection: Connection, job_id: str, lease_seconds: float) -> datetime:
+    """Extend the lease of the job's attempt; the time when it expires."""
+    until = clock(connection) + timedelta(seconds=lease_seconds)
     connection.execute(
         update(tables.jobs).where(tables.jobs.c.id == job_id).values(lease_until=until)
     )
-    data = {"lease_seconds": lease_seconds} | ({} if owner is None else {"owner": owner})
-    append(connection, job_id, attempt, event, f"The lease expires at {until}.", data)
+    return until
 
 
-def end_failed(connection: Connection, row: Row[Any], failure: Failure) -> None:
-    """Fail the job of `row`."""
+def end_failed(
+    connection: Connection,
+    row: Row[Any],
+    failure: Failure,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Fail the job of `row`; the event has the failure, and `data` besides."""
     kept = asdict(failure)
     transition(
         connection,
@@ -146,9 +143,20 @@ def end_failed(connection: Connection, row: Row[Any], failure: Failure) -> None:
         JobState.FAILED,
         EventType.FAILED,
         failure.detail,
-        data=kept,
+        data=kept | dict(data or {}),
         failure=kept,
     )
+
+
+def mark_deleted(connection: Connection, job_ids: Sequence[str]) -> None:
+    """Hide these ended jobs from users, free their keys, and make them due for cleanup."""
+    jobs, keys = tables.jobs, tables.idempotency_keys
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(job_ids))
+        .values(deleted_at=clock(connection), clean_after=jobs.c.finished_at)
+    )
+    connection.execute(delete(keys).where(keys.c.job_id.in_(job_ids)))
 
 
 def after(start: datetime, seconds: float | None) -> datetime | None:

@@ -10,10 +10,11 @@ from sqlalchemy import Connection, Row, Select, insert, select
 
 from service.domain.job import DEFAULT_TENANT, Artifact, Event, EventType, Job, new_job_id
 from service.domain.spec import JobSpec
-from service.domain.states import JobState
+from service.domain.states import TERMINAL, JobState
 from service.errors import (
     IdempotencyKeyReused,
     JobConflict,
+    JobNotFound,
 )
 from service.store import rows, tables
 from service.store.database import Database, clock, insert_if_absent
@@ -21,6 +22,7 @@ from service.store.rows import job_row, read_job, read_jobs
 from service.store.transitions import (
     after,
     append,
+    mark_deleted,
     transition,
 )
 
@@ -54,10 +56,11 @@ class Users:
                 "job_id": job_id,
                 "created_at": clock(connection),
             }
-            if insert_if_absent(connection, tables.idempotency_keys, row):
-                return self._create(connection, spec, tenant, job_id), True
-            known = connection.execute(_of_key(key, tenant)).one()
-            return _same_job(connection, known, spec), False
+            while not insert_if_absent(connection, tables.idempotency_keys, row):
+                known = connection.execute(_of_key(key, tenant)).one_or_none()
+                if known is not None:  # else its job was deleted between the two statements
+                    return _same_job(connection, known, spec), False
+            return self._create(connection, spec, tenant, job_id), True
 
     def find_once(self, spec: JobSpec, key: str, *, tenant: str = DEFAULT_TENANT) -> Job | None:
         """The job that the tenant's `key` stands for already, if it does.
@@ -89,13 +92,14 @@ class Users:
 
     def get(self, job_id: str) -> Job:
         with self._database.reading() as connection:
-            return read_job(connection, job_id)
+            return read_jobs(connection, [_visible(connection, job_id)])[0]
 
     def list_jobs(
         self, *, limit: int, before: str | None = None, states: Collection[JobState] = ()
     ) -> list[Job]:
         """At most `limit` jobs, newest first, older than the job `before`, in any of `states`."""
-        query = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
+        query = select(jobs).where(jobs.c.deleted_at.is_(None))
+        query = query.order_by(jobs.c.id.desc()).limit(limit)
         if before is not None:
             query = query.where(jobs.c.id < before)
         if states:
@@ -103,13 +107,8 @@ class Users:
         with self._database.reading() as connection:
             return read_jobs(connection, connection.execute(query).all())
 
-    def events(
-        self, job_id: str, *, after: int = 0, limit: int = 1000, heartbeats: bool = False
-    ) -> list[Event]:
-        """At most `limit` events with an id above `after`, in the order they happened.
-
-        The renewals of leases are left out unless `heartbeats` are asked for.
-        """
+    def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        """At most `limit` events with an id above `after`, in the order they happened."""
         events = tables.events
         query = (
             select(events)
@@ -117,10 +116,8 @@ class Users:
             .order_by(events.c.id)
             .limit(limit)
         )
-        if not heartbeats:
-            query = query.where(events.c.type != EventType.RENEWED)
         with self._database.reading() as connection:
-            job_row(connection, job_id)
+            _visible(connection, job_id)
             return [rows.event(row) for row in connection.execute(query)]
 
     def last_event(self, job_id: str, type: str) -> Event | None:  # noqa: A002
@@ -133,7 +130,7 @@ class Users:
             .limit(1)
         )
         with self._database.reading() as connection:
-            job_row(connection, job_id)
+            _visible(connection, job_id)
             row = connection.execute(query).one_or_none()
             return None if row is None else rows.event(row)
 
@@ -142,14 +139,14 @@ class Users:
         artifacts = tables.artifacts
         query = select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.position)
         with self._database.reading() as connection:
-            job_row(connection, job_id)
+            _visible(connection, job_id)
             return tuple(rows.artifact(row) for row in connection.execute(query))
 
     def report(self, job_id: str) -> dict[str, Any] | None:
         """The job's report.json; None until it has succeeded."""
         query = select(tables.reports.c.content).where(tables.reports.c.job_id == job_id)
         with self._database.reading() as connection:
-            job_row(connection, job_id)
+            _visible(connection, job_id)
             return connection.execute(query).scalar_one_or_none()
 
     def cancel(self, job_id: str) -> Job:
@@ -158,7 +155,7 @@ class Users:
         Raises JobConflict when the job has succeeded or failed.
         """
         with self._database.writing() as connection:
-            row = job_row(connection, job_id, lock=True)
+            row = _visible(connection, job_id, lock=True)
             match JobState(row.state):
                 case JobState.QUEUED:
                     cancelled = "Cancelled before it ran."
@@ -170,6 +167,19 @@ class Users:
                     raise JobConflict(f"Job {job_id} has already {ended}; it cannot be cancelled.")
             return read_job(connection, job_id)
 
+    def delete(self, job_id: str) -> None:
+        """Delete an ended job: users see it no more, and a cleaner removes all of it.
+
+        Raises JobConflict while it waits or runs, and JobNotFound if it is deleted already.
+        """
+        with self._database.writing() as connection:
+            row = _visible(connection, job_id, lock=True)
+            if row.state not in TERMINAL:
+                raise JobConflict(
+                    f"Job {job_id} is {row.state}; cancel it, and delete it once it has ended."
+                )
+            mark_deleted(connection, [job_id])
+
     def retry(self, job_id: str) -> Job:
         """Queue a failed job again, as its user wishes, with as many attempts as a new one.
 
@@ -177,7 +187,7 @@ class Users:
         JobConflict unless it has failed.
         """
         with self._database.writing() as connection:
-            row = job_row(connection, job_id, lock=True)
+            row = _visible(connection, job_id, lock=True)
             again = row.attempt == row.attempts_before and row.failure is not None
             if row.state == JobState.QUEUED and again:
                 return read_job(connection, job_id)
@@ -198,6 +208,14 @@ class Users:
                 deadline=after(clock(connection), limits.queue_seconds),
             )
             return read_job(connection, job_id)
+
+
+def _visible(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any]:
+    """The job's row as `job_row` has it. Raises JobNotFound also for a deleted job."""
+    row = job_row(connection, job_id, lock=lock)
+    if row.deleted_at is not None:
+        raise JobNotFound(f"There is no job {job_id}.")
+    return row
 
 
 def _body_sha256(spec: JobSpec) -> str:

@@ -7,9 +7,9 @@ nothing of how the store writes it. What it proves of a history without violatio
   (again only after its user's retry);
 - attempts are numbered from 1 without a gap; the number of a released claim is used again;
 - one attempt at a time: nothing is claimed while another attempt has not ended;
-- an attempt's events (submission, renewals, progress, publications, its own notes) lie between
-  its claim and its end or its cancellation: none is by a stale attempt;
-- no attempt was ended for its lapsed lease while that lease still ran;
+- an attempt's events (submission, progress, publications, its own notes) lie between its claim
+  and its end or its cancellation: none is by a stale attempt;
+- no attempt was ended for its lapsed lease while that lease, as its row had it, still ran;
 - every artifact of a job that succeeded was published once, by one attempt, and its row is that
   publication; a job that ended otherwise has none;
 - the job's row says what its log says.
@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from service.domain.job import Artifact, Event, EventType, Job
 from service.domain.manifest import MANIFEST_NAME
@@ -52,9 +52,6 @@ _DEPARTS_FROM = {
 }
 """Where several events lead to one state: the states that each may leave."""
 
-_BETWEEN_CLOCK_READINGS = timedelta(seconds=1)
-"""A lease is reckoned from a moment before its event's own, in the same transaction."""
-
 _EVENTS_AT_ONCE = 1000
 
 
@@ -68,11 +65,11 @@ class History:
 
 
 def read_history(store: Store, job_id: str) -> History:
-    """The history as the store tells it, heartbeats included."""
+    """The history as the store tells it."""
     events: list[Event] = []
     while True:
         after = events[-1].id if events else 0
-        more = store.users.events(job_id, after=after, limit=_EVENTS_AT_ONCE, heartbeats=True)
+        more = store.users.events(job_id, after=after, limit=_EVENTS_AT_ONCE)
         events += more
         if len(more) < _EVENTS_AT_ONCE:
             return History(store.users.get(job_id), events, store.users.artifacts(job_id))
@@ -96,7 +93,6 @@ class _Replay:
         self._state: JobState | None = None
         self._attempt = 0
         self._owned = 0  # the attempt whose claim has not ended; 0 between attempts
-        self._lease_until: datetime | None = None
         self._published: dict[str, str] = {}  # artifact -> its prefix
         self._last: Event | None = None
 
@@ -157,19 +153,24 @@ class _Replay:
         if event.attempt != self._attempt + 1:
             self._complain(f"does not follow attempt {self._attempt}", event)
         self._attempt = self._owned = event.attempt or 0
-        self._lease(event)
 
     def _leave(self, event: Event, target: JobState) -> None:
         """The end of an attempt; a cancellation that was asked for is not yet one."""
         if event.attempt != self._owned:
             self._complain(f"ends attempt {self._owned} in the name of another", event)
-        too_early = self._lease_until is not None and event.at < self._lease_until
-        if event.data.get("code") == LEASE_LAPSED and too_early:
-            self._complain(f"ends an attempt whose lease ran until {self._lease_until}", event)
+        if event.data.get("code") == LEASE_LAPSED:
+            self._check_lapse(event)
         if event.type == EventType.RELEASED:
             self._attempt -= 1
         if target is not JobState.CANCELLING:
             self._owned = 0
+
+    def _check_lapse(self, event: Event) -> None:
+        until = event.data.get("lease_until")
+        if until is None:
+            self._complain("does not say when the lapsed lease expired", event)
+        elif event.at < datetime.fromisoformat(until):
+            self._complain(f"ends an attempt whose lease ran until {until}", event)
 
     def _act(self, event: Event) -> None:
         """What an attempt does while it lasts."""
@@ -177,7 +178,6 @@ class _Replay:
             return  # a note about the job, by nobody
         if self._state is not JobState.RUNNING or event.attempt != self._owned:
             self._complain(f"is by a stale attempt: {self._state}, attempt {self._owned}", event)
-        self._lease(event)
         if event.type == EventType.PUBLISHED:
             name = str(event.data["name"])
             if name in self._published:
@@ -185,11 +185,6 @@ class _Replay:
             self._published[name] = str(event.data["prefix"])
         if event.type == EventType.WITHDRAWN:
             self._published.clear()
-
-    def _lease(self, event: Event) -> None:
-        seconds = event.data.get("lease_seconds")
-        if seconds is not None:
-            self._lease_until = event.at + timedelta(seconds=seconds) - _BETWEEN_CLOCK_READINGS
 
     def _complain(self, words: str, event: Event | None = None) -> None:
         which = f" {event.type} (event {event.id}, attempt {event.attempt})" if event else ""

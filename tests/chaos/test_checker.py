@@ -12,7 +12,7 @@ from service.domain.job import Artifact, Event, EventType, FileEntry, Job
 from service.domain.retry_policy import RetryPolicy
 from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
-from service.errors import AttemptLost, Failure, LeaseLapsed
+from service.errors import AttemptLost, LeaseLapsed
 from service.store.store import Store
 from tests.chaos.checker import History, read_history, violations
 
@@ -133,12 +133,12 @@ SPOILED: dict[str, tuple[Callable[[History], History], str]] = {
     "a number left out": (lambda h: with_attempt(h, "job.claimed", 3, nth=2), "does not follow"),
     "a number used twice": (lambda h: with_attempt(h, "job.claimed", 1, nth=2), "does not follow"),
     "released yet counted": (lambda h: without(h, "job.released"), "has not ended"),
-    "a stale renewal": (
-        lambda h: again(h, "attempt.renewed", after="job.claimed", nth=2),
+    "a stale note": (
+        lambda h: again(h, "workers.placed", after="job.claimed", nth=2),
         "stale attempt",
     ),
-    "a renewal between attempts": (
-        lambda h: again(h, "attempt.renewed", after="job.retried"),
+    "a note between attempts": (
+        lambda h: again(h, "workers.placed", after="job.retried"),
         "stale attempt",
     ),
     "stale progress": (
@@ -219,15 +219,25 @@ def test_it_finds(name: str, succeeded: History) -> None:
     assert any(words in line for line in found), found
 
 
-def lapsed_after(store: Store, spec: JobSpec, failure: Failure) -> History:
+def lapsed(store: Store, spec: JobSpec) -> History:
+    def lapse(job: Job) -> None:
+        store.attempts.renew(job.id, job.attempt, -1)
+        failure = LeaseLapsed().failure()
+        store.attempts.fail(job.id, job.attempt, failure, NO_PAUSE, only_if_lapsed=True)
+
     made = store.users.create(spec)
-    run_attempt(store, end=lambda job: store.attempts.fail(job.id, job.attempt, failure, NO_PAUSE))
+    run_attempt(store, end=lapse)
     return read_history(store, made.id)
 
 
 def test_it_finds_an_attempt_ended_before_its_lease(job_store: Store, job_spec: JobSpec) -> None:
-    early = lapsed_after(job_store, job_spec, LeaseLapsed().failure())
-    assert any("whose lease ran until" in line for line in violations(early))
-    end = early.events[-1]
-    late = replace(early, events=[*early.events[:-1], replace(end, at=end.at + timedelta(hours=1))])
+    late = lapsed(job_store, job_spec)
     assert violations(late) == []
+    end = late.events[-1]
+    until = (end.at + timedelta(seconds=1)).isoformat()
+    for spoiled, words in (
+        (end.data | {"lease_until": until}, "whose lease ran until"),
+        ({"code": end.data["code"]}, "does not say when"),
+    ):
+        early = replace(late, events=[*late.events[:-1], replace(end, data=spoiled)])
+        assert any(words in line for line in violations(early))

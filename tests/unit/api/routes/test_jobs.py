@@ -238,6 +238,20 @@ def test_retry_of_a_failed_job(client: TestClient, store: Store, job_body: dict[
     assert (late.status_code, late.json()["code"]) == (409, "job_conflict")
 
 
+def test_an_ended_job_is_deleted(
+    client: TestClient, store: Store, job_body: dict[str, Any]
+) -> None:
+    job_id = _submit(client, job_body)["id"]
+    refused = client.delete(f"/v1/jobs/{job_id}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "job_conflict")
+    store.users.cancel(job_id)
+    deleted = client.delete(f"/v1/jobs/{job_id}")
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 404
+    assert client.get(f"/v1/jobs/{job_id}").status_code == 404
+    assert client.get("/v1/jobs").json()["jobs"] == []
+
+
 def test_a_job_between_two_attempts_shows_what_it_waits_for(
     client: TestClient, store: Store, job_body: dict[str, Any]
 ) -> None:
@@ -347,6 +361,7 @@ def test_invalid_events_query(
     ("method", "suffix"),
     [
         ("GET", ""),
+        ("DELETE", ""),
         ("POST", "/cancel"),
         ("POST", "/retry"),
         ("GET", "/events"),

@@ -121,6 +121,7 @@ def test_jobs_asks_for_a_page_of_the_wanted_states() -> None:
         (lambda c: c.job("job-1"), "GET", "/v1/jobs/job-1", {}),
         (lambda c: c.cancel("job-1"), "POST", "/v1/jobs/job-1/cancel", {}),
         (lambda c: c.retry("job-1"), "POST", "/v1/jobs/job-1/retry", {}),
+        (lambda c: c.delete("job-1"), "DELETE", "/v1/jobs/job-1", {}),
         (lambda c: c.report("job-1"), "GET", "/v1/jobs/job-1/report", {}),
         (lambda c: c.events("job-1", 7), "GET", "/v1/jobs/job-1/events", {"events": []}),
         (lambda c: c.artifacts("job-1"), "GET", "/v1/jobs/job-1/artifacts", {"artifacts": []}),
@@ -134,6 +135,11 @@ def test_each_method_has_its_route(
     call(client)
     assert requests[0].method == method
     assert requests[0].url.raw_path.decode().split("?")[0] == path
+
+
+def test_a_deletion_has_no_answer() -> None:
+    client, _ = answering(httpx.Response(204))
+    client.delete("job-1")
 
 
 def test_a_problem_is_raised_with_its_code_param_and_status() -> None:

@@ -15,7 +15,13 @@ from service.domain.job import Artifact, JobHead
 from service.domain.manifest import checkpoints_prefix
 from service.domain.retry_policy import RetryPolicy
 from service.domain.states import JobState
-from service.errors import AttemptStale, ClusterUnavailable, InvalidParameter, StorageUnavailable
+from service.errors import (
+    AttemptStale,
+    ClusterUnavailable,
+    InvalidParameter,
+    JobNotFound,
+    StorageUnavailable,
+)
 from service.settings import Settings
 from service.storage.publication import publish
 from service.store.store import Store
@@ -283,3 +289,42 @@ def test_a_cluster_that_goes_away_meanwhile_is_trouble_and_the_job_due_again(
             clean(failed)
     clean(failed)
     assert cluster.known == []
+
+
+def test_nothing_stays_of_a_deleted_job(
+    attempts: Attempts,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    clean: Callable[..., None],
+) -> None:
+    artifact = attempts.publish(attempts.start())
+    attempts.checkpoint(1)
+    job_store.attempts.published(attempts.job.id, 1, 0, artifact)
+    job_store.attempts.succeed(attempts.job.id, 1, {})
+    cluster.end(attempts.job.id, 1)
+    job_store.users.delete(attempts.job.id)
+    cluster.down = True
+    clean(job_store.claims.head(attempts.job.id))
+    assert bucket.objects == {}
+    assert job_store.claims.head(attempts.job.id).deleted  # until Ray has forgotten it, too
+    cluster.down = False
+    deleted = job_store.claims.head(attempts.job.id)
+    clean(deleted)
+    assert cluster.known == []
+    with pytest.raises(JobNotFound):
+        job_store.claims.head(attempts.job.id)
+    clean(deleted)  # as another cleaner may
+
+
+def test_a_deleted_failed_job_keeps_no_checkpoints(
+    attempts: Attempts, job_store: Store, bucket: MemoryStorage, clean: Callable[..., None]
+) -> None:
+    attempts.start()
+    attempts.checkpoint(1)
+    failed = attempts.lose(1, ONCE)
+    job_store.users.delete(failed.id)
+    with pytest.raises(AttemptStale):
+        clean(failed, retention=3600)  # by a cleaner that read it before
+    clean(job_store.claims.head(failed.id), retention=3600)
+    assert bucket.objects == {}

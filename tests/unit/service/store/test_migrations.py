@@ -8,11 +8,15 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
 
+from service.domain.spec import JobSpec
 from service.errors import DatabaseUnavailable
+from service.store.database import MIGRATIONS
 from service.store.store import Store
 from service.store.tables import metadata
 
@@ -30,12 +34,31 @@ def test_migrations_agree_with_the_tables(database_url: str) -> None:
         "ix_jobs_state_tenant_rank_id",
         "ix_jobs_clean_after",
         "ix_jobs_deadline",
+        "ix_jobs_deleted_at_finished_at",
     }
 
 
 def test_migrating_again_keeps_what_is_there(job_store: Store) -> None:
     job_store.migrate()
     job_store.check()
+
+
+def test_old_heartbeats_leave_the_history(
+    job_store: Store, job_spec: JobSpec, database_url: str
+) -> None:
+    job = job_store.users.create(job_spec)
+    job_store.claims.claim()
+    kept = job_store.users.events(job.id)
+    job_store.attempts.record(job.id, 1, "attempt.renewed", "The lease expires later.")
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0002")
+    engine.dispose()
+    job_store.migrate()
+    assert job_store.users.events(job.id) == kept
 
 
 def test_a_database_of_a_newer_version_is_refused(job_store: Store, database_url: str) -> None:

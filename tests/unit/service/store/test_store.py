@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, create_engine, select, update
 
 import service.store.attempts
 import service.store.claims
@@ -327,13 +327,15 @@ class TestLeases:
         assert job_store.users.get(job.id).lapsed
         job_store.attempts.renew(job.id, 1, 60)
         assert not job_store.users.get(job.id).lapsed
-        assert EventType.RENEWED not in types(job_store, job.id)
-        beats = [
-            e
-            for e in job_store.users.events(job.id, heartbeats=True)
-            if e.type == "attempt.renewed"
-        ]
-        assert [(beat.attempt, beat.data["lease_seconds"]) for beat in beats] == [(1, 0), (1, 60)]
+
+    def test_history_does_not_grow_with_renewals(self, job_store: Store) -> None:
+        job = claimed(job_store)
+        job_store.attempts.renew(job.id, 1, 60)
+        history = job_store.users.events(job.id)
+        assert history[-1].type == EventType.SUBMITTED
+        for _ in range(3):
+            job_store.attempts.renew(job.id, 1, 60)
+        assert job_store.users.events(job.id) == history
 
     def test_a_silent_claim_is_taken_over_once(self, job_store: Store) -> None:
         job_store.users.create(small_spec())
@@ -544,15 +546,21 @@ def test_an_attempt_that_is_heard_was_submitted(job_store: Store) -> None:
         job_store.claims.release(job.id, 1, "its answer was lost")
 
 
-def test_an_attempt_may_be_ended_only_if_its_lease_is_over(job_store: Store) -> None:
+@pytest.mark.parametrize(("attempts", "end"), [(2, JobState.QUEUED), (1, JobState.FAILED)])
+def test_an_attempt_may_be_ended_only_if_its_lease_is_over(
+    job_store: Store, attempts: int, end: JobState
+) -> None:
     job = claimed(job_store)
     job_store.attempts.renew(job.id, 1, 60)
     with pytest.raises(AttemptStale, match="has renewed its lease"):
         job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
     assert job_store.users.get(job.id).state is JobState.RUNNING
     job_store.attempts.renew(job.id, 1, -1)
-    job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
-    assert job_store.users.get(job.id).state is JobState.QUEUED
+    lapsed = job_store.users.get(job.id).lease_until
+    assert lapsed is not None
+    job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(attempts), only_if_lapsed=True)
+    assert job_store.users.get(job.id).state is end
+    assert job_store.users.events(job.id)[-1].data["lease_until"] == lapsed.isoformat()
 
 
 def test_what_was_published_may_be_withdrawn_and_published_anew(job_store: Store) -> None:
@@ -717,3 +725,61 @@ def test_cancel_in_every_state(job_store: Store, state: JobState) -> None:
             assert job_store.users.cancel(job.id).state is JobState.CANCELLING
         case _:
             assert job_store.users.cancel(job.id) == job
+
+
+ENDED = [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
+
+
+class TestDelete:
+    @pytest.mark.parametrize("state", ENDED)
+    def test_users_see_the_job_no_more_and_a_cleaner_removes_it(
+        self, job_store: Store, database_url: str, state: JobState
+    ) -> None:
+        job = brought_to(job_store, state)
+        job_store.users.delete(job.id)
+        users = job_store.users
+        for ask in (users.get, users.events, users.artifacts, users.report, users.cancel):
+            with pytest.raises(JobNotFound):
+                ask(job.id)
+        for ask_again in (users.retry, users.delete):
+            with pytest.raises(JobNotFound):
+                ask_again(job.id)
+        assert users.list_jobs(limit=9) == []
+        (due,) = job_store.claims.to_clean()
+        assert (due.id, due.deleted) == (job.id, True)
+        job_store.claims.remove(job.id)
+        engine = create_engine(database_url)
+        with engine.connect() as connection:
+            for table in tables.metadata.tables.values():
+                if table is not tables.tenants:
+                    assert connection.execute(select(table)).all() == []
+        engine.dispose()
+
+    @pytest.mark.parametrize("state", [state for state in JobState if state not in ENDED])
+    def test_a_job_that_waits_or_runs_stays(self, job_store: Store, state: JobState) -> None:
+        job = brought_to(job_store, state)
+        with pytest.raises(JobConflict, match=state):
+            job_store.users.delete(job.id)
+        assert job_store.users.get(job.id) == job
+
+    def test_its_key_may_be_used_again(self, job_store: Store) -> None:
+        first, _ = job_store.users.create_once(small_spec(), "key")
+        job_store.users.cancel(first.id)
+        job_store.users.delete(first.id)
+        assert job_store.users.find_once(small_spec(), "key") is None
+        second, new = job_store.users.create_once(small_spec(), "key")
+        assert new
+        assert second.id != first.id
+
+    def test_a_cleaner_that_does_not_know_of_it_leaves_it_due(self, job_store: Store) -> None:
+        job = brought_to(job_store, JobState.FAILED)
+        job_store.users.delete(job.id)
+        with pytest.raises(AttemptStale, match="deleted"):
+            job_store.claims.cleaned(job.id, 1, timedelta(days=1))
+        assert [due.id for due in job_store.claims.to_clean()] == [job.id]
+
+    def test_only_a_deleted_job_is_removed(self, job_store: Store) -> None:
+        job = brought_to(job_store, JobState.SUCCEEDED)
+        with pytest.raises(ValueError, match="not been deleted"):
+            job_store.claims.remove(job.id)
+        assert job_store.users.get(job.id) == job
