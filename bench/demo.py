@@ -114,7 +114,7 @@ def run(console: Console, folders: Folders, *, hold: bool) -> None:
         for name in NAMES:
             folder = download(console, client, job["id"], name, folders.output)
             write_code(console, folder)
-        show(console, report)
+        show(console, job, report)
         show_links(console, server.url, job, folders.output)
         if hold:
             wait_for_leave(console)
@@ -189,9 +189,9 @@ def write_code(console: Console, folder: Path) -> None:
     console.print(Panel(code, title=f"{folder.name} writes", title_align="left"))
 
 
-def show(console: Console, report: dict[str, Any]) -> None:
+def show(console: Console, job: dict[str, Any], report: dict[str, Any]) -> None:
     console.print(demo_report.comparison(report))
-    console.print(demo_report.durations(report))
+    console.print(demo_report.durations(job))
 
 
 def show_links(console: Console, url: str, job: dict[str, Any], output: Path) -> None:

@@ -1,13 +1,15 @@
-"""What the demo shows of a job's report: tables for people, and a list of what is wrong."""
+"""What the demo shows of a job and its report: tables for people, and a list of what is wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from rich.table import Table
 
 Report = dict[str, Any]
+Job = dict[str, Any]  # as the API shows it
 
 KEEP_TOLERANCE = 1e-9
 
@@ -54,9 +56,12 @@ def comparison(report: Report) -> Table:
     return table
 
 
-def durations(report: Report) -> Table:
-    """How long each step took."""
-    seconds = report["seconds"]
+def durations(job: Job) -> Table:
+    """How long each step of an ended job took, publishing included."""
+    seconds = {
+        step["step"]: (_time(step["finished_at"]) - _time(step["started_at"])).total_seconds()
+        for step in job["steps"]
+    }
     table = Table(title="Seconds per step", title_style="bold", show_footer=True)
     table.add_column("step", footer="sum")
     table.add_column("seconds", justify="right", footer=f"{sum(seconds.values()):.1f}")
@@ -98,6 +103,10 @@ def _losses(target: Report, dense: Report) -> Iterator[str]:
 def _accuracy(measured: Report) -> str:
     value, error = measured["accuracy"], measured["standard_error"]
     return _shown(value, "-", 3) + ("" if error is None else f" ± {error:.3f}")
+
+
+def _time(stamp: str) -> datetime:
+    return datetime.fromisoformat(stamp)
 
 
 def _megabytes(size: int) -> str:
