@@ -12,7 +12,11 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 PIP     := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
            --only-binary :all: --constraint constraints.txt $(PIP_ARGS)
-PYTEST  := $(BIN)/python -m pytest --quiet
+# One thread of arithmetic per process: the processes share the cores already. One process more than
+# two cores have, for many tests wait for servers.
+PROCESSES ?= 3
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --progress --numprocesses $(PROCESSES) \
+           --dist loadgroup $(if $(CI),--durations=30) $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -46,11 +50,11 @@ bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md 
 serve: $(STAMP)  ## Run the service here: API, dispatcher, Ray and a bucket, until Ctrl-C
 	@$(BIN)/eigenpress serve $(SERVE_ARGS)
 
-test: test-unit test-integration test-acceptance test-chaos-short  ## Run every test, the quick ones first
+test: $(STAMP)  ## Run every test: unit, integration, acceptance, a few faults
+	$(PYTEST) tests
 
-# One thread of arithmetic per process: the processes share the cores already.
-test-unit: $(STAMP)  ## Run the unit tests, in parallel
-	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses auto --dist worksteal tests/unit
+test-unit: $(STAMP)  ## Run the unit tests
+	$(PYTEST) tests/unit
 
 test-integration: $(STAMP)  ## Run the tests against a real Ray, S3 server and PostgreSQL
 	$(PYTEST) tests/integration
@@ -59,7 +63,7 @@ test-acceptance: $(STAMP)  ## Run the tests that use the product as a user does
 	$(PYTEST) tests/acceptance
 
 test-chaos-short: $(STAMP)  ## Kill, cut off and fill up parts of the service, a few times
-	OMP_NUM_THREADS=1 $(PYTEST) tests/chaos
+	$(PYTEST) tests/chaos
 
 test-chaos: $(STAMP)  ## The same in full, into docs/reliability.md (an hour or more)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)

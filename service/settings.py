@@ -105,6 +105,13 @@ class Settings(BaseSettings):
     start_seconds: float = Field(
         default=300.0, ge=1, le=86_400, description="From submission to a driver's first heartbeat."
     )
+    cleanup_grace_seconds: float = Field(
+        default=20.0,
+        ge=0,
+        le=86_400,
+        description="How long an ended job is left alone: Ray ends an attempt's actors a little "
+        "later, and one of them may be uploading.",
+    )
     retry_timeout_seconds: float = Field(
         default=900.0, ge=0, le=86_400, description="How long an attempt retries S3 and database."
     )

@@ -29,10 +29,6 @@ from service.store.store import Store
 
 log = logging.getLogger(__name__)
 
-GRACE_SECONDS = 20.0
-"""How long an ended job is left alone first: Ray ends the actors of an attempt that it calls
-stopped a little later, and one of them may be uploading."""
-
 AGAIN_SECONDS = 10.0
 """When, after the grace, a job is tried again that could not be cleaned up after."""
 
@@ -46,14 +42,12 @@ class Cleaner:
         cluster: Cluster,
         storage: ObjectStorage,
         settings: Settings,
-        *,
-        grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._store = store
         self._cluster = cluster
         self._storage = storage
         self._retention = timedelta(seconds=settings.checkpoint_retention_seconds)
-        self._grace_seconds = grace_seconds
+        self._grace_seconds = settings.cleanup_grace_seconds
 
     def due(self, limit: int) -> list[JobHead]:
         """The jobs to clean up after now, those due longest first."""

@@ -28,7 +28,7 @@ from typing import TypeVar
 
 from service.cluster.diagnosis import explain
 from service.cluster.ray_jobs import Active, AttemptStatus, Cluster, RayCluster, submission_id
-from service.dispatch.cleanup import GRACE_SECONDS, Cleaner
+from service.dispatch.cleanup import Cleaner
 from service.dispatch.keyed_executor import KeyedExecutor
 from service.dispatch.lease_watch import LeaseWatch, Pause
 from service.domain.job import Job, JobHead
@@ -71,13 +71,11 @@ class Dispatcher:
         cluster: Cluster,
         storage: ObjectStorage,
         settings: Settings,
-        *,
-        cleaning_grace: float = GRACE_SECONDS,
     ) -> None:
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._store = store
         self._cluster = cluster
-        self._cleaner = Cleaner(store, cluster, storage, settings, grace_seconds=cleaning_grace)
+        self._cleaner = Cleaner(store, cluster, storage, settings)
         self._settings = settings
         self._attending = KeyedExecutor(ATTENDING_THREADS)
         self._submitting = KeyedExecutor(SUBMITTING_THREADS)

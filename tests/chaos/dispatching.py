@@ -38,15 +38,13 @@ class Connections:
 
 @contextmanager
 def dispatching(
-    cluster: Cluster, settings: Settings, each: Sequence[Connections], *, cleaning_grace: float
+    cluster: Cluster, settings: Settings, each: Sequence[Connections]
 ) -> Iterator[None]:
     """One dispatcher on each of the connections, until the block ends."""
     stop = StopRequest()
     with ExitStack() as running:
         for own in each:
-            dispatcher = Dispatcher(
-                own.store, cluster, own.storage, settings, cleaning_grace=cleaning_grace
-            )
+            dispatcher = Dispatcher(own.store, cluster, own.storage, settings)
             thread = threading.Thread(target=dispatcher.run, args=(stop,))
             thread.start()
             running.callback(thread.join)

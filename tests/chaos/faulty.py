@@ -67,7 +67,8 @@ def run_faulty(settings: Settings, seed: int, jobs: int, rate: float = 0.1) -> F
     )
     job_ids = [_submit(attempts.store, seed, number) for number in range(jobs)]
     with Reader(sound, job_ids) as reader:
-        with dispatching(cluster, settings, dispatchers, cleaning_grace=0):
+        eager = settings.model_copy(update={"cleanup_grace_seconds": 0})
+        with dispatching(cluster, eager, dispatchers):
             wait_until(partial(all_ended, sound.store, job_ids), END_SECONDS)
             cluster.join()
             wait_until(lambda: not sound.store.claims.to_clean(), END_SECONDS)

@@ -44,6 +44,7 @@ QUICK: dict[str, Any] = {
     "retry_first_seconds": 0.5,
     "retry_longest_seconds": 4,
     "retry_timeout_seconds": 120,
+    "cleanup_grace_seconds": 2,
     "poll_seconds": 0.2,
     "checkpoint_sequences": 8,
     "checkpoint_share_of_time": 1.0,

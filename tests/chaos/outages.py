@@ -129,7 +129,7 @@ def run_outages(
     for number in range(real.count if real else 0):  # before a dispatcher could see them
         job_id = _submit(ours.store, real.spec, f"real-{seed}-{number}", "real")  # type: ignore[union-attr]
         cluster.real_ids.add(job_id)
-    with dispatching(cluster, settings, dispatchers, cleaning_grace=2):
+    with dispatching(cluster, settings, dispatchers):
         with Restarter(server, seed, *pauses) as restarter:
             job_ids = [
                 _submit(ours.store, numbered_spec(number), f"{seed}-{number}", "threads")

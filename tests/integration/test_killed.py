@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -10,31 +10,17 @@ import pytest
 
 from service.domain.job import Job
 from service.domain.states import JobState, Step
-from service.standalone.ports import choose_port
-from service.standalone.s3_server import LocalS3
 from service.standalone.subprocesses import is_running
-from tests.fixtures.installation import Installation, ended
+from tests.fixtures.installation import SHARED_INTERVAL, Installation, ended
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until
 
-WORKERS, INTERVAL, BATCH = 2, 16, 2
+WORKERS, INTERVAL, BATCH = 2, SHARED_INTERVAL, 2
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """With Ray and a dispatcher under way."""
-    folder = tmp_path_factory.mktemp("installation")
-    chosen = {
-        "max_attempts": 3,
-        "retry_first_seconds": 0,
-        "checkpoint_sequences": INTERVAL,
-        "checkpoint_share_of_time": 1.0,
-    }
-    with LocalS3(folder / "s3", port=choose_port(0, "test")) as s3:
-        made = Installation(folder, s3, **chosen)
-        with made.ray(num_cpus=WORKERS), made.dispatching():
-            yield made
-        made.store.close()
+def installation(running_installation: Installation) -> Installation:
+    return running_installation
 
 
 def create(installation: Installation) -> Job:
@@ -133,5 +119,5 @@ def test_cancelling_stops_driver_and_workers_within_seconds(
     processes = [driver(installation, job), worker(installation, job)]
     installation.store.users.cancel(job.id)
     wait_until(lambda: not any(map(is_running, processes)), 30)
-    installation.wait_for(job, ended)
-    assert installation.store.users.get(job.id).state is JobState.CANCELLED
+    assert installation.wait_for(job, ended).state is JobState.CANCELLED
+    wait_until(lambda: installation.objects_of(job) == [])

@@ -16,9 +16,10 @@ from workers.artifact.expand import expand
 
 
 def test_a_mixture_of_experts_goes_the_whole_way(
-    installation: Installation, tmp_path: Path
+    running_installation: Installation, tmp_path: Path
 ) -> None:
-    installation.inputs.mkdir()
+    installation = running_installation
+    installation.inputs.mkdir(exist_ok=True)
     source = save_tiny_model(installation.inputs / "mixtral", ARCHITECTURES["mixtral"])
     spec = installation.spec(
         model={"source": "local", "path": str(source)},
@@ -27,8 +28,7 @@ def test_a_mixture_of_experts_goes_the_whole_way(
         workers=2,
     )
     job = installation.store.users.create(spec)
-    with installation.ray(num_cpus=2), installation.dispatching():
-        job = installation.wait_for(job, ended)
+    job = installation.wait_for(job, ended)
     assert job.state is JobState.SUCCEEDED, job.failure
     report = installation.store.users.report(job.id)
     assert report is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.domain.job import Job
 from service.domain.states import JobState
-from service.standalone.ports import choose_port
-from service.standalone.s3_server import LocalS3
 from service.storage.s3 import ObjectStorage
 from tests.fixtures.installation import Installation, ended
 from tests.fixtures.models import byte_tokenizer, tiny_llama_config, tiny_model
@@ -24,7 +22,7 @@ from workers.text.texts import read_texts
 INCREASE = 0.2
 TARGETS = [{"keep": 0.7}, {"max_perplexity_increase": INCREASE}]
 CURVE = [0.4, 0.55]
-RUNS = {"one": 1, "one again": 1, "two": 2, "two again": 2}
+RUNS = {"one": 1, "two": 2, "two again": 2}
 """The same job with so many workers."""
 
 
@@ -46,18 +44,14 @@ def train_on_numbers(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    folder = tmp_path_factory.mktemp("installation")
-    with LocalS3(folder / "s3", port=choose_port(0, "test")) as s3:
-        made = Installation(folder, s3)
-        yield made
-        made.store.close()
+def installation(running_installation: Installation) -> Installation:
+    return running_installation
 
 
 @pytest.fixture(scope="module")
 def jobs(installation: Installation) -> Mapping[str, Job]:
     """The job, run several times."""
-    installation.inputs.mkdir()
+    installation.inputs.mkdir(exist_ok=True)
     train_on_numbers(installation.inputs / "trained")
     body = {
         "model": {"source": "local", "path": str(installation.inputs / "trained")},
@@ -68,8 +62,7 @@ def jobs(installation: Installation) -> Mapping[str, Job]:
         name: installation.store.users.create(installation.spec(**body, workers=workers))
         for name, workers in RUNS.items()
     }
-    with installation.ray(num_cpus=2), installation.dispatching():
-        return {name: installation.wait_for(job, ended) for name, job in created.items()}
+    return {name: installation.wait_for(job, ended) for name, job in created.items()}
 
 
 def download(installation: Installation, job: Job, name: str, folder: Path) -> Path:
@@ -140,9 +133,8 @@ def test_the_curve_has_the_sizes_asked_for(
     assert {point["kind"] for point in report["curve"]} == {"dense", "target", "probe"}
 
 
-@pytest.mark.parametrize("run", ["one", "two"])
 def test_two_runs_of_one_job_write_the_same_bytes(
-    installation: Installation, jobs: Mapping[str, Job], run: str
+    installation: Installation, jobs: Mapping[str, Job]
 ) -> None:
     def weights(job: Job) -> dict[tuple[str, str], str]:
         return {
@@ -152,7 +144,7 @@ def test_two_runs_of_one_job_write_the_same_bytes(
             if file.path.endswith(".safetensors")
         }
 
-    first, again = weights(jobs[run]), weights(jobs[f"{run} again"])
+    first, again = weights(jobs["two"]), weights(jobs["two again"])
     assert len(first) == len(TARGETS)
     assert first == again
 

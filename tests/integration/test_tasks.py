@@ -12,6 +12,8 @@ import pytest
 
 from bench import demo_data
 from service.domain.states import JobState
+from service.errors import CodeExecutionForbidden
+from tests.fixtures.in_process import LocalInstallation
 from tests.fixtures.installation import Installation, ended
 from workers.evaluation.sandbox import Limits, passes
 
@@ -46,14 +48,12 @@ def tasks(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_tasks_are_given_to_every_model(
-    installation: Installation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EIGENPRESS_ALLOW_CODE_EXECUTION", "true")
+def test_tasks_are_given_to_every_model(running_installation: Installation) -> None:
+    installation = running_installation
+    installation.inputs.mkdir(exist_ok=True)
     evaluation = {"sequences": 4, "decode_tokens": 0, "tasks": tasks(installation.inputs)}
     spec = installation.spec(evaluation=evaluation, workers=2)
-    with installation.ray(num_cpus=2), installation.dispatching():
-        job = installation.wait_for(installation.store.users.create(spec), ended)
+    job = installation.wait_for(installation.store.users.create(spec), ended)
     assert job.state == JobState.SUCCEEDED, job.failure
     report = installation.store.users.report(job.id)
     assert report is not None
@@ -68,15 +68,12 @@ def test_tasks_are_given_to_every_model(
     assert evaluate.done == evaluate.total
 
 
-def test_code_is_not_run_where_a_node_forbids_it(installation: Installation) -> None:
-    evaluation = {"sequences": 4, "decode_tokens": 0, "tasks": tasks(installation.inputs)}
-    spec = installation.spec(evaluation=evaluation)
-    with installation.ray(num_cpus=1), installation.dispatching():
-        job = installation.wait_for(installation.store.users.create(spec), ended)
-    assert job.failure is not None
-    assert job.failure.code == "code_execution_forbidden"
-    assert job.failure.param == "evaluation.tasks.1"
-    assert "EIGENPRESS_ALLOW_CODE_EXECUTION" in job.failure.detail
+def test_code_is_not_run_where_a_node_forbids_it(local_installation: LocalInstallation) -> None:
+    evaluation = {"sequences": 4, "decode_tokens": 0, "tasks": tasks(local_installation.inputs)}
+    local_installation.create(evaluation=evaluation)
+    with pytest.raises(CodeExecutionForbidden, match="EIGENPRESS_ALLOW_CODE_EXECUTION") as caught:
+        local_installation.attempt()
+    assert caught.value.param == "evaluation.tasks.1"
 
 
 def test_every_canonical_solution_of_humaneval_passes_in_the_sandbox() -> None:

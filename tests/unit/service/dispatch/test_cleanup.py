@@ -58,7 +58,7 @@ def clean(
 
     def clean(job: JobHead, retention: float = 0) -> None:
         settings = Settings(data_dir=tmp_path, checkpoint_retention_seconds=retention)
-        Cleaner(job_store, cluster, bucket, settings, grace_seconds=0).clean(job)
+        Cleaner(job_store, cluster, bucket, settings).clean(job)
 
     return clean
 
@@ -245,8 +245,8 @@ def test_a_job_that_cannot_be_cleaned_up_after_holds_up_no_other(
         attempts.start()
         jobs.append(attempts.lose(1, ONCE))
     bucket.trouble, bucket.refused = trouble, f"jobs/{jobs[0].id}/"
-    settings = Settings(data_dir=tmp_path, checkpoint_retention_seconds=0)
-    dispatcher = Dispatcher(job_store, cluster, bucket, settings, cleaning_grace=0)
+    settings = Settings(data_dir=tmp_path, checkpoint_retention_seconds=0, cleanup_grace_seconds=0)
+    dispatcher = Dispatcher(job_store, cluster, bucket, settings)
     for _ in range(5):
         dispatcher.tick()
     dispatcher.close()
@@ -266,7 +266,8 @@ def test_an_ended_job_is_left_alone_until_its_last_actor_is_gone(
     attempts.lose(1, ONCE)
     cleaner = Cleaner(job_store, cluster, bucket, Settings(data_dir=tmp_path))
     assert cleaner.due(limit=10) == []
-    eager = Cleaner(job_store, cluster, bucket, Settings(data_dir=tmp_path), grace_seconds=0)
+    at_once = Settings(data_dir=tmp_path, cleanup_grace_seconds=0)
+    eager = Cleaner(job_store, cluster, bucket, at_once)
     assert [job.id for job in eager.due(limit=10)] == [attempts.job.id]
 
 

@@ -40,7 +40,13 @@ AT_ONCE = RetryPolicy(max_attempts=2, first_pause_seconds=0)
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path, max_running_jobs=1, max_attempts=2, retry_first_seconds=0)
+    return Settings(
+        data_dir=tmp_path,
+        max_running_jobs=1,
+        max_attempts=2,
+        retry_first_seconds=0,
+        cleanup_grace_seconds=0,
+    )
 
 
 @pytest.fixture
@@ -66,7 +72,7 @@ def make(
 
     def make(**changes: object) -> Dispatcher:
         changed = settings.model_copy(update=changes)
-        made.append(Dispatcher(job_store, cluster, bucket, changed, cleaning_grace=0))
+        made.append(Dispatcher(job_store, cluster, bucket, changed))
         return made[-1]
 
     yield make

@@ -65,9 +65,8 @@ class World:
             cast(Cluster, Suspending(self.cluster, self._before)),
             self.bucket,
             settings,
-            cleaning_grace=0,
         )
-        self.other = Dispatcher(store, self.cluster, self.bucket, settings, cleaning_grace=0)
+        self.other = Dispatcher(store, self.cluster, self.bucket, settings)
 
     def _before(self) -> None:
         with self._counting:
@@ -102,6 +101,7 @@ class World:
 @pytest.fixture(params=CALLS)
 def world(request: pytest.FixtureRequest, job_store: Store, tmp_path: Path) -> World:
     settings = Settings(
+        cleanup_grace_seconds=0,
         data_dir=tmp_path,
         max_attempts=3,
         retry_first_seconds=0,
