@@ -24,6 +24,7 @@ TESTS = Path(__file__).parent
 PROGRESS_SECONDS = 10.0
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep on one process the tests that share what is expensive to start.
 
