@@ -16,7 +16,7 @@ PIP     := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 # two cores have, for many tests wait for servers.
 PROCESSES ?= 3
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --progress --numprocesses $(PROCESSES) \
-           --dist loadgroup $(if $(CI),--durations=30) $(PYTEST_ARGS)
+           --dist loadscope --no-loadscope-reorder $(if $(CI),--durations=30) $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = [
     "tests.fixtures.hub",
@@ -20,24 +21,34 @@ pytest_plugins = [
     "tests.fixtures.in_process",
 ]
 
-TESTS = Path(__file__).parent
+SHARING = "tests/integration/ray"
+"""Whose tests share the session's Ray, which takes a while to start, and so one process."""
+
 PROGRESS_SECONDS = 10.0
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one process the tests that share what is expensive to start.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the longest queue of tests, and end with the short ones."""
 
-    That is the session's Ray, or what a module's fixture starts for its module.
-    """
-    for item in items:
-        if not isinstance(item, pytest.Function):
-            continue
-        definitions = [each[-1] for each in item._fixtureinfo.name2fixturedefs.values()]
-        if "local_ray" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif any(fixture.scope == "module" for fixture in definitions):
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(config.rootpath).as_posix()
+        return 0 if path.startswith(SHARING) else 2 if path.startswith("tests/unit") else 1
+
+    items.sort(key=rank)
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives each file, and all of `SHARING` together, to one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return SHARING if file.startswith(SHARING) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """Schedule what `--dist loadscope` is asked for. (xdist's groups need an older pytest.)"""
+    return Scheduling(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,6 +1,6 @@
 """kill -9 of a part of a real installation, and a disk without room.
 
-Drivers and workers are killed in tests/integration/test_killed.py.
+Drivers and workers are killed in tests/integration/ray/test_killed.py.
 """
 
 from __future__ import annotations

@@ -228,13 +228,6 @@ def test_migrations_agree_with_the_tables(postgres_url: str) -> None:
     engine.dispose()
 
 
-def test_without_a_server_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda _: None)
-    monkeypatch.setattr("pathlib.Path.glob", lambda *_: iter(()))
-    with pytest.raises(pytest.fail.Exception, match="apt-get install postgresql"):
-        PostgresServer()
-
-
 def test_sessions_end_with_their_store(postgres_server: PostgresServer, postgres_url: str) -> None:
     store = Store(postgres_url)
     store.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -28,11 +29,16 @@ def wait_until_up(log: Path, processes: int = 1) -> None:
     wait_until(lambda: log.read_text().count("up") == processes)
 
 
-def descendants() -> list[psutil.Process]:
-    return list(psutil.Process().children(recursive=True))
+@pytest.fixture
+def descendants() -> Callable[[], list[psutil.Process]]:
+    """The processes that the test has started; this process may have others, for other tests."""
+    others = set(psutil.Process().children(recursive=True))
+    return lambda: list(set(psutil.Process().children(recursive=True)) - others)
 
 
-def test_it_runs_until_the_block_is_left(tmp_path: Path) -> None:
+def test_it_runs_until_the_block_is_left(
+    tmp_path: Path, descendants: Callable[[], list[psutil.Process]]
+) -> None:
     log = tmp_path / "logs" / "child.log"
     with python(OBEDIENT, log) as child:
         wait_until_up(log)
@@ -52,7 +58,10 @@ def test_it_sees_the_environment_with_additions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [STUBBORN, PARENT + STUBBORN, PARENT + OBEDIENT])
 def test_what_does_not_end_by_itself_is_killed_children_included(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    descendants: Callable[[], list[psutil.Process]],
+    code: str,
 ) -> None:
     monkeypatch.setattr(service.standalone.subprocesses, "STOP_SECONDS", 0.2)
     log = tmp_path / "log"
@@ -63,7 +72,9 @@ def test_what_does_not_end_by_itself_is_killed_children_included(
     wait_until(lambda: not any(map(is_running, processes)), 10)
 
 
-def test_one_that_has_died_is_not_running_and_its_last_words_are_kept(tmp_path: Path) -> None:
+def test_one_that_has_died_is_not_running_and_its_last_words_are_kept(
+    tmp_path: Path, descendants: Callable[[], list[psutil.Process]]
+) -> None:
     with python("print('before'); raise SystemExit('why')", tmp_path / "log") as child:
         for process in descendants():
             process.wait(30)

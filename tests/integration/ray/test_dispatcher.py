@@ -77,6 +77,7 @@ def env(local_s3: LocalS3, tmp_path: Path, dashboard_port: int) -> dict[str, str
         "EIGENPRESS_RETRY_FIRST_SECONDS": "0",
         "EIGENPRESS_CHECKPOINT_RETENTION_SECONDS": "0",
         "EIGENPRESS_POLL_SECONDS": "0.1",
+        "EIGENPRESS_CLEANUP_GRACE_SECONDS": "1",
     }
 
 
