@@ -236,7 +236,7 @@ def test_it_finds_an_attempt_ended_before_its_lease(job_store: Store, job_spec: 
     end = late.events[-1]
     until = (end.at + timedelta(seconds=1)).isoformat()
     for spoiled, words in (
-        (end.data | {"lease_until": until}, "whose lease ran until"),
+        ({**end.data, "lease_until": until}, "whose lease ran until"),
         ({"code": end.data["code"]}, "does not say when"),
     ):
         early = replace(late, events=[*late.events[:-1], replace(end, data=spoiled)])

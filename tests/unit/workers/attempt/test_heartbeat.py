@@ -30,11 +30,14 @@ def beating(store: Store, job: Job, stale: threading.Event, seconds: float = 0.0
 @pytest.fixture
 def renewals(job_store: Store, monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
     """The lease after each renewal that was committed."""
-    renew, leases = job_store.attempts.renew, []
+    renew = job_store.attempts.renew
+    leases: list[datetime] = []
 
     def counted(job_id: str, attempt: int, lease_seconds: float) -> None:
         renew(job_id, attempt, lease_seconds)
-        leases.append(job_store.users.get(job_id).lease_until)
+        lease_until = job_store.users.get(job_id).lease_until
+        assert lease_until is not None
+        leases.append(lease_until)
 
     monkeypatch.setattr(job_store.attempts, "renew", counted)
     return leases
