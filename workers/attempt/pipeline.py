@@ -1,4 +1,4 @@
-"""One attempt from beginning to end: the seven steps, over the actors of a actors.
+"""One attempt from beginning to end: the seven steps, on one group of actors.
 
     resolve ─> calibrate ─> solve ─> allocate ─> assemble ─> evaluate ─> publish
 
