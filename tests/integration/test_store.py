@@ -26,15 +26,20 @@ def engine(new_postgres_url: Callable[[], str]) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def shared_store(engine: Engine) -> Iterator[Store]:
+def database_url(engine: Engine) -> str:
+    """In place of the SQLite file of the unit tests."""
+    return engine.url.render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="module")
+def shared_store(database_url: str) -> Iterator[Store]:
     """One for all tests: to make a database for each takes longer than most of them."""
-    with closing(Store(engine.url.render_as_string(hide_password=False))) as store:
+    with closing(Store(database_url)) as store:
         yield store
 
 
 @pytest.fixture
 def job_store(engine: Engine, shared_store: Store) -> Store:
-    """In place of the SQLite file of the unit tests."""
     with engine.begin() as connection:
         for table in reversed(metadata.sorted_tables):
             connection.execute(delete(table))

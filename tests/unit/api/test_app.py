@@ -32,6 +32,7 @@ def test_the_routes(document: dict[str, Any]) -> None:
         "POST /v1/jobs",
         "GET /v1/jobs",
         "GET /v1/jobs/{job_id}",
+        "DELETE /v1/jobs/{job_id}",
         "POST /v1/jobs/{job_id}/cancel",
         "POST /v1/jobs/{job_id}/retry",
         "GET /v1/jobs/{job_id}/events",
