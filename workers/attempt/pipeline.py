@@ -260,6 +260,7 @@ class Attempt:
         resumed: Resumption,
     ) -> tuple[list[Ranks], list[Probe]]:
         """The ranks of every target, from the one set of spectra, and what was measured for it."""
+        self._start_assemblers()
         qualities = [t for t in self.spec.targets if isinstance(t, QualityTarget)]
         curve = self.spec.evaluation.curve
         with self.progress.step(Step.ALLOCATE, "sizes") as meter:
@@ -283,6 +284,11 @@ class Attempt:
             resumed.journal.flush()
             return choices, probes.done
 
+    def _start_assemblers(self) -> None:
+        """They import torch and transformers while ranks are allotted."""
+        count = min(len(self.workers), len(self.spec.targets))
+        self.assemblers = [self.actors.assembler(beside) for beside in range(count)]
+
     def _dtype(self, model: ModelSummary) -> str:
         return model.dtype if self.spec.dtype == "auto" else self.spec.dtype
 
@@ -291,8 +297,7 @@ class Attempt:
         dtype = self._dtype(model)
         with self.progress.step(Step.ASSEMBLE, "targets") as meter:
             meter.expect(len(choices))
-            count = min(len(self.workers), len(choices))
-            self.assemblers = [self.actors.assembler(beside) for beside in range(count)]
+            count = len(self.assemblers)
             queues: list[list[Call]] = [[] for _ in self.assemblers]
             for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True)):
                 ranks = {name: rank for name, rank in choice.items() if rank is not None}
