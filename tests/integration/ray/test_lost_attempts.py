@@ -119,13 +119,8 @@ def test_a_driver_that_ignores_being_stopped_is_killed_within_seconds(lost: Lost
         wait_until(lambda: not is_running(driver))
 
 
-def test_a_cluster_that_was_restarted_knows_nothing(tmp_path: Path) -> None:
-    with LocalRay(tmp_path / "ray", num_cpus=1) as ray:
-        lost = Lost(ray, tmp_path)
-        with lost.cluster("obedient") as cluster:
-            driver = lost.submit(cluster)
-            ray.stop()
-            assert not is_running(driver)
-            ray.start()
-            assert cluster.status(lost.job_id, 1) == Unknown()
-            assert type(lost.explain(cluster)) is ClusterRestarted
+def test_a_cluster_that_does_not_know_the_attempt_was_restarted(
+    lost: Lost, cluster: RayCluster
+) -> None:
+    assert cluster.status(lost.job_id, 1) == Unknown()
+    assert type(lost.explain(cluster)) is ClusterRestarted
