@@ -99,11 +99,12 @@ def _step(row: Row[Any]) -> StepProgress:
 
 
 def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime | None) -> Job:
+    name = json.loads(row.spec).get("name")
     state = JobState(row.state)
     failure = None if row.failure is None else Failure(**row.failure)
     return Job(
         id=row.id,
-        name=json.loads(row.spec).get("name"),
+        name=name if isinstance(name, str) else None,
         state=state,
         stored_spec=row.spec,
         attempt=row.attempt,

@@ -20,6 +20,7 @@ from service.domain.spec import JobSpec
 from service.settings import Settings
 from service.storage.publication import publish
 from service.storage.s3 import ObjectStorage
+from workers.actors.versions import Versions, own_versions
 from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.artifact.size import CheckpointSize
 from workers.compression.interpolation import Interpolation
@@ -34,6 +35,11 @@ class Assembler:
         self._spec = spec
         self._settings = Settings()
         self._scratch = self._settings.scratch_dir / attempt
+        self._versions = own_versions()
+
+    def versions(self) -> Versions:
+        """Those that it has started with."""
+        return self._versions
 
     def assemble(
         self, target: str, ranks: Mapping[str, int], owners: Mapping[str, Any], dtype: str

@@ -80,6 +80,7 @@ class Assembler:
 
         self.actor = Assembler(spec, attempt)
 
+    versions = _passed_on("versions")
     assemble = _passed_on("assemble")
     publish = _passed_on("publish")
     clean = _passed_on("clean")

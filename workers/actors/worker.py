@@ -26,6 +26,7 @@ from service.inputs.checks import check_allowed
 from service.settings import Settings
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
 from workers.actors.scratch import attempts_in, remove_attempts
+from workers.actors.versions import own_versions
 from workers.artifact.checkpoint_writer import check_writable
 from workers.compression.candidates import LayerCandidates
 from workers.compression.interpolation import Interpolation, interpolate
@@ -75,6 +76,7 @@ class Worker:
         self._number = number
         self._method = METHODS[spec.method]
         self._settings = Settings()
+        self._versions = own_versions()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._groups: dict[str, InputGroup] = {}
         self._statistics: dict[str, GroupStatistics] = {}
@@ -97,6 +99,7 @@ class Worker:
             torch.get_num_threads(),
             gpu_ids,
             os.environ.get("CUDA_VISIBLE_DEVICES"),
+            self._versions,
         )
 
     def attempts_in_scratch(self) -> list[str]:

@@ -11,7 +11,7 @@ same to the last bit. An error of any step ends the attempt: nothing here retrie
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from workers.actors.placement import (
     shares,
 )
 from workers.actors.replies import ModelSummary
+from workers.actors.versions import Versions, check_versions, own_versions
 from workers.artifact.size import CheckpointSize
 from workers.attempt.measurements import Measurements, Subject
 from workers.attempt.probes import Probe, Probes
@@ -111,6 +112,8 @@ class Attempt:
         self.owned: list[list[InputGroup]] = []  # by worker: the groups that it solves
         self.owners: dict[str, Any] = {}  # layer name -> the worker that solves it
         self.assemblers: list[Any] = []
+        self.versions = own_versions()
+        self.stated: dict[str, Versions] = {}  # the actors' own, by what each is called
 
     def run(self) -> dict[str, Any]:
         """The seven steps; returns the report."""
@@ -154,6 +157,9 @@ class Attempt:
                     "placement": asdict(self.actors.placement),
                 },
             )
+            self._check_versions(
+                {f"worker {place.worker} on {place.host}": place.versions for place in places}
+            )
             sweep_scratch(self.workers, self.progress)
             texts_reference = self.workers[0].texts.remote()
             digest_reference = self.workers[0].digest.remote()  # while the others load
@@ -175,7 +181,7 @@ class Attempt:
                 exercises=exercises,
                 spec=self.spec,
                 machines=Machines(tuple(place.kind for place in places), places[0].threads),
-                code=code_digest(),
+                code=code_digest("workers"),
                 libraries=library_versions(),
             )
             self._assign(summaries[0])
@@ -183,6 +189,11 @@ class Attempt:
                 self.job.id, fingerprint, self.workers, self.owned, self.progress, self.settings
             )
             return summaries[0], texts, exercises, resumed
+
+    def _check_versions(self, started: Mapping[str, Versions]) -> None:
+        """Compare the versions of actors that have started with all others of the attempt."""
+        self.stated |= started
+        check_versions(self.versions, self.stated)
 
     def _assign(self, model: ModelSummary) -> None:
         self.owned = assign_owners(model.groups, len(self.workers))
@@ -293,6 +304,11 @@ class Attempt:
             meter.expect(len(choices))
             count = min(len(self.workers), len(choices))
             self.assemblers = [self.actors.assembler(beside) for beside in range(count)]
+            stated = ray.get([assembler.versions.remote() for assembler in self.assemblers])
+            workers = list(self.stated)[:count]
+            self._check_versions(
+                {f"the assembler of {w}": each for w, each in zip(workers, stated, strict=True)}
+            )
             queues: list[list[Call]] = [[] for _ in self.assemblers]
             for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True)):
                 ranks = {name: rank for name, rank in choice.items() if rank is not None}
