@@ -81,10 +81,11 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
 
     Raises the errors of `service.errors` and of the steps.
     """
+    spec = job.spec  # before anything is waited for: this version may not know it
     noted = progress.last_noted(PLACED) or {}
     placement = choose_placement(
         Placement(**noted["placement"]) if "placement" in noted else None,
-        lambda nodes: plan_placement(job.spec.workers, nodes, settings.max_running_jobs),
+        lambda nodes: plan_placement(spec.workers, nodes, settings.max_running_jobs),
         machines,
         settings.retry_timeout_seconds,
     )
@@ -93,7 +94,7 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
         count = f"{placement.workers} GPUs" if placement.gpus else f"{placement.workers} workers"
         progress.note("workers.waiting", f"Waits for {count} that others use.", asdict(placement))
 
-    with ActorGroup(f"{job.id}-{job.attempt}", job.spec, placement, say_waiting) as actors:
+    with ActorGroup(f"{job.id}-{job.attempt}", spec, placement, say_waiting) as actors:
         return Attempt(job, progress, settings, actors).run()
 
 

@@ -144,7 +144,7 @@ def test_a_specification_of_a_newer_version_fails_the_job_by_name(
 ) -> None:
     store, job = attempt
     rewrite_spec(store, job, evaluation={"not_yet": 1})
-    monkeypatch.setattr("workers.attempt.pipeline.machines", lambda: [{"CPU": 2.0}])
+    monkeypatch.setattr("workers.attempt.pipeline.machines", lambda: pytest.fail("it waited"))
     assert main(job.id, 1) == EXIT_FAILED
     ended = store.users.get(job.id)
     assert ended.state is JobState.FAILED  # at the first of two attempts
