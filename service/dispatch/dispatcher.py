@@ -58,6 +58,8 @@ ATTENDING_THREADS = 8
 SUBMITTING_THREADS = 4
 CLEANING_THREADS = 4
 
+CLEANED_PER_PASS = 2 * CLEANING_THREADS
+
 
 _Job = TypeVar("_Job", Job, JobHead)
 
@@ -115,8 +117,7 @@ class Dispatcher:
         self._attending.wait(ERRAND_SECONDS)
         if reachable:
             self._fill()
-        for job in self._cleaner.due(limit=2 * CLEANING_THREADS):
-            self._errand(self._cleaning, job, self._cleaner.clean)
+        self._clean_up()
         self._submitting.wait(ERRAND_SECONDS)
         self._cleaning.wait(ERRAND_SECONDS)
 
@@ -232,6 +233,22 @@ class Dispatcher:
     def _may_judge(self, job: JobHead) -> bool:
         """Whether the job's lease expired while its driver could have renewed it."""
         return self._watch.may_judge() and job.lapsed
+
+    # Ended jobs.
+
+    def _clean_up(self) -> None:
+        """Clean up after ended jobs, and delete those that have been kept for long enough."""
+        due = self._cleaner.due(limit=CLEANED_PER_PASS)
+        for job in due:
+            self._errand(self._cleaning, job, self._cleaner.clean)
+        if len(due) < CLEANED_PER_PASS:
+            # Else the jobs that end now would wait until all old ones are removed.
+            self._delete_old()
+
+    def _delete_old(self) -> None:
+        retention = self._settings.job_retention_seconds
+        if retention is not None and (count := self._store.claims.delete_old(retention)):
+            log.info("Deleted ended jobs older than %.0f seconds: %d", retention, count)
 
     # Errors.
 

@@ -26,6 +26,7 @@ from service.store.transitions import (
     end_failed,
     extend_lease,
     fence,
+    mark_deleted,
     note_submitted,
     transition,
 )
@@ -240,11 +241,32 @@ class Claims:
             due = None if again_after is None else clock(connection) + again_after
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(clean_after=due))
 
+    def delete_old(self, seconds: float, *, limit: int = 100) -> int:
+        """Delete jobs that ended at least so many seconds ago, as their users may; how many.
+
+        At most `limit`, those that ended first. A job that somebody else is writing to, such as
+        the user who retries it, is left for the next time.
+        """
+        with self._database.writing() as connection:
+            old = (
+                select(jobs.c.id)
+                .where(
+                    jobs.c.deleted_at.is_(None),
+                    jobs.c.finished_at <= clock(connection) - timedelta(seconds=seconds),
+                )
+                # In the order of the index: PostgreSQL does not see that deleted_at is constant.
+                .order_by(jobs.c.deleted_at, jobs.c.finished_at)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
+            job_ids = connection.execute(old).scalars().all()
+            return len(mark_deleted(connection, job_ids)) if job_ids else 0
+
     def remove(self, job_id: str) -> None:
         """Remove a deleted job, and all rows that hang on it. Raises ValueError for another one."""
         with self._database.writing() as connection:
             if job_row(connection, job_id, lock=True).deleted_at is None:
-                raise ValueError(f"job {job_id} has not been deleted by its user")
+                raise ValueError(f"job {job_id} has not been deleted")
             for table in (tables.steps, tables.events, tables.artifacts, tables.reports):
                 connection.execute(delete(table).where(table.c.job_id == job_id))
             connection.execute(delete(jobs).where(jobs.c.id == job_id))

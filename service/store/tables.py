@@ -95,7 +95,7 @@ jobs = Table(
     Column(
         "clean_after", UtcDateTime, comment="When the bucket may be cleaned; null: it is clean."
     ),
-    Column("deleted_at", UtcDateTime, comment="When its user deleted it; a cleaner removes it."),
+    Column("deleted_at", UtcDateTime, comment="When it was deleted; a cleaner removes it."),
     Index(None, "state", "id"),
     Index(None, "state", "tenant", "rank", "id"),
     Index(None, "clean_after"),

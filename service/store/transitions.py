@@ -148,15 +148,25 @@ def end_failed(
     )
 
 
-def mark_deleted(connection: Connection, job_ids: Sequence[str]) -> None:
-    """Hide these ended jobs from users, free their keys, and make them due for cleanup."""
+def mark_deleted(connection: Connection, job_ids: Sequence[str]) -> Sequence[str]:
+    """Hide these jobs from users, free their keys, and make them due for cleanup.
+
+    Passes over jobs that have not ended; returns the others.
+    """
     jobs, keys = tables.jobs, tables.idempotency_keys
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id.in_(job_ids))
-        .values(deleted_at=clock(connection), clean_after=jobs.c.finished_at)
+    # No condition on deleted_at: SQLite would take its index, and read every job there is.
+    deleted = (
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id.in_(job_ids), jobs.c.state.in_(TERMINAL))
+            .values(deleted_at=clock(connection), clean_after=jobs.c.finished_at)
+            .returning(jobs.c.id)
+        )
+        .scalars()
+        .all()
     )
-    connection.execute(delete(keys).where(keys.c.job_id.in_(job_ids)))
+    connection.execute(delete(keys).where(keys.c.job_id.in_(deleted)))
+    return deleted
 
 
 def after(start: datetime, seconds: float | None) -> datetime | None:

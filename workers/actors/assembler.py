@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.artifact.size import CheckpointSize
 from workers.compression.interpolation import Interpolation
 from workers.model.loading import prepare_model
+
+PREFETCHED_LAYERS = 4
+"""Layers that are factorised and sent while those before them are written."""
 
 
 class Assembler:
@@ -50,9 +54,14 @@ class Assembler:
         """
         source = prepare_model(self._spec.model, self._settings)
 
-        def compressed(layer: str) -> Interpolation:
-            fetched: Interpolation = ray.get(owners[layer].compressed.remote(layer, ranks[layer]))
-            return fetched
+        def compressed(layers: Sequence[str]) -> Iterator[Interpolation]:
+            requested: deque[Any] = deque()
+            for layer in layers:
+                requested.append(owners[layer].compressed.remote(layer, ranks[layer]))
+                if len(requested) > PREFETCHED_LAYERS:
+                    yield ray.get(requested.popleft())
+            while requested:
+                yield ray.get(requested.popleft())
 
         folder = self._scratch / target
         with naming_full_disk(folder):

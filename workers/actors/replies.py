@@ -21,6 +21,7 @@ class WorkerPlace:
     device: str
     kind: str  # of the device: equal kinds round alike
     threads: int
+    mixed_precision: bool  # whether it calibrates and measures perplexity in bfloat16
     gpu_ids: list[str]
     cuda_visible_devices: str | None
     versions: Versions

@@ -272,6 +272,7 @@ class Attempt:
         resumed: Resumption,
     ) -> tuple[list[Ranks], list[Probe]]:
         """The ranks of every target, from the one set of spectra, and what was measured for it."""
+        self._start_assemblers()
         qualities = [t for t in self.spec.targets if isinstance(t, QualityTarget)]
         curve = self.spec.evaluation.curve
         with self.progress.step(Step.ALLOCATE, "sizes") as meter:
@@ -295,6 +296,19 @@ class Attempt:
             resumed.journal.flush()
             return choices, probes.done
 
+    def _start_assemblers(self) -> None:
+        """They import torch and transformers while ranks are allotted."""
+        count = min(len(self.workers), len(self.spec.targets))
+        self.assemblers = [self.actors.assembler(beside) for beside in range(count)]
+
+    def _check_assemblers(self) -> None:
+        """Their nodes may have been upgraded since the workers started."""
+        stated = ray.get([assembler.versions.remote() for assembler in self.assemblers])
+        workers = list(self.stated)[: len(stated)]
+        self._check_versions(
+            {f"the assembler of {w}": each for w, each in zip(workers, stated, strict=True)}
+        )
+
     def _dtype(self, model: ModelSummary) -> str:
         return model.dtype if self.spec.dtype == "auto" else self.spec.dtype
 
@@ -303,13 +317,8 @@ class Attempt:
         dtype = self._dtype(model)
         with self.progress.step(Step.ASSEMBLE, "targets") as meter:
             meter.expect(len(choices))
-            count = min(len(self.workers), len(choices))
-            self.assemblers = [self.actors.assembler(beside) for beside in range(count)]
-            stated = ray.get([assembler.versions.remote() for assembler in self.assemblers])
-            workers = list(self.stated)[:count]
-            self._check_versions(
-                {f"the assembler of {w}": each for w, each in zip(workers, stated, strict=True)}
-            )
+            self._check_assemblers()
+            count = len(self.assemblers)
             queues: list[list[Call]] = [[] for _ in self.assemblers]
             for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True)):
                 ranks = {name: rank for name, rank in choice.items() if rank is not None}
