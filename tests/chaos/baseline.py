@@ -22,7 +22,7 @@ MEMORY_TOLERANCE = 0.15
 _IDLE_WORKER = "ray::IDLE"
 """Ray's own reserve of processes, which it fills and empties as it likes."""
 
-_OF_ATTEMPTS = ("workers.attempt.driver", "ray::JobSupervisor", "ray::Worker", "ray::Assembler")
+_OF_ATTEMPTS = ("workers.attempt.driver", "ray::JobSupervisor", "ray::Worker")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from service.standalone.s3_server import LocalS3
 from service.storage.s3 import ObjectStorage
 from tests.fixtures.damage import damage_checkpoints
 from tests.fixtures.in_process import Killed, LocalInstallation, Moment, answer_for_ray
-from workers.actors import assembler, worker
+from workers.actors import worker
 from workers.actors.versions import own_versions
 from workers.attempt import pipeline
 
@@ -275,27 +274,13 @@ def test_the_report_is_the_one_that_was_published(local_installation: LocalInsta
         assert json.loads(storage.get_bytes(f"{artifact.prefix}report.json")) == report
 
 
-@pytest.mark.parametrize(
-    ("actor", "named", "before"),
-    [
-        (worker, "worker 0 on", Moment("load")),
-        (assembler, "the assembler of worker 0 on", Moment("assemble")),
-    ],
-    ids=["worker", "assembler"],
-)
-def test_an_actor_of_another_version_does_no_work(
-    local_installation: LocalInstallation,
-    monkeypatch: pytest.MonkeyPatch,
-    actor: ModuleType,
-    named: str,
-    before: Moment,
+def test_a_worker_of_another_version_does_no_work(
+    local_installation: LocalInstallation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = own_versions() | {"code": "b" * 64, "torch": "1.0"}
+    monkeypatch.setattr(worker, "own_versions", lambda: other)
     job = local_installation.create()
-    with monkeypatch.context() as patch:
-        patch.setattr(actor, "own_versions", lambda: other)
-        with pytest.raises(VersionMismatch, match=f"{named} .* has code bbb.*Ray's head node"):
-            local_installation.attempt(before)
-    placed = local_installation.events(job, pipeline.PLACED)[-1]
-    stated = other if actor is worker else own_versions()
-    assert [each["versions"] for each in placed["workers"]] == [stated] * WORKERS
+    with pytest.raises(VersionMismatch, match=r"worker 0 on .* has code bbb.*Ray's head node"):
+        local_installation.attempt(Moment("sweep_scratch"))
+    (placed,) = local_installation.events(job, pipeline.PLACED)
+    assert [each["versions"] for each in placed["workers"]] == [other] * WORKERS

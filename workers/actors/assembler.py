@@ -1,6 +1,7 @@
-"""The actor that writes artifacts: checkpoint, report and card, and their publication.
+"""Writes artifacts: checkpoint, report and card, and their publication.
 
-It stands on the node of the worker that will measure them, so that both see the same folders.
+It shares a process with the worker that will measure them, but not its thread: it waits for layers
+that this worker, too, hands out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from service.domain.spec import JobSpec
 from service.settings import Settings
 from service.storage.publication import publish
 from service.storage.s3 import ObjectStorage
-from workers.actors.versions import Versions, own_versions
 from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.artifact.size import CheckpointSize
 from workers.compression.interpolation import Interpolation
@@ -32,18 +32,12 @@ PREFETCHED_LAYERS = 4
 
 
 class Assembler:
-    """See the module. `workers.actors.interface` is its Ray actor."""
+    """See the module. Its Ray actor is the worker's, in `workers.actors.interface`."""
 
     def __init__(self, spec: JobSpec, attempt: str) -> None:
-        torch.set_num_threads(1)  # it copies and casts, on a core that a worker has
         self._spec = spec
         self._settings = Settings()
         self._scratch = self._settings.scratch_dir / attempt
-        self._versions = own_versions()
-
-    def versions(self) -> Versions:
-        """Those that it has started with."""
-        return self._versions
 
     def assemble(
         self, target: str, ranks: Mapping[str, int], owners: Mapping[str, Any], dtype: str

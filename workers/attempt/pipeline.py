@@ -11,8 +11,7 @@ same to the last bit. An error of any step ends the attempt: nothing here retrie
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from workers.actors.placement import (
     shares,
 )
 from workers.actors.replies import ModelSummary
-from workers.actors.versions import Versions, check_versions, own_versions
+from workers.actors.versions import check_versions, own_versions
 from workers.artifact.size import CheckpointSize
 from workers.attempt.measurements import Measurements, Subject
 from workers.attempt.probes import Probe, Probes
@@ -59,7 +58,7 @@ CLEANING_SECONDS = 10
 
 @dataclass(frozen=True)
 class Assembled:
-    """An artifact on the disk of the node of a worker, which has an assembler beside it."""
+    """An artifact on the disk of a worker's node."""
 
     target: Target
     ranks: Ranks
@@ -112,9 +111,7 @@ class Attempt:
         self.actors = actors
         self.owned: list[list[InputGroup]] = []  # by worker: the groups that it solves
         self.owners: dict[str, Any] = {}  # layer name -> the worker that solves it
-        self.assemblers: list[Any] = []
         self.versions = own_versions()
-        self.stated: dict[str, Versions] = {}  # the actors' own, by what each is called
 
     def run(self) -> dict[str, Any]:
         """The seven steps; returns the report."""
@@ -158,8 +155,9 @@ class Attempt:
                     "placement": asdict(self.actors.placement),
                 },
             )
-            self._check_versions(
-                {f"worker {place.worker} on {place.host}": place.versions for place in places}
+            check_versions(
+                self.versions,
+                {f"worker {place.worker} on {place.host}": place.versions for place in places},
             )
             sweep_scratch(self.workers, self.progress)
             texts_reference = self.workers[0].texts.remote()
@@ -190,11 +188,6 @@ class Attempt:
                 self.job.id, fingerprint, self.workers, self.owned, self.progress, self.settings
             )
             return summaries[0], texts, exercises, resumed
-
-    def _check_versions(self, started: Mapping[str, Versions]) -> None:
-        """Compare the versions of actors that have started with all others of the attempt."""
-        self.stated |= started
-        check_versions(self.versions, self.stated)
 
     def _assign(self, model: ModelSummary) -> None:
         self.owned = assign_owners(model.groups, len(self.workers))
@@ -272,7 +265,6 @@ class Attempt:
         resumed: Resumption,
     ) -> tuple[list[Ranks], list[Probe]]:
         """The ranks of every target, from the one set of spectra, and what was measured for it."""
-        self._start_assemblers()
         qualities = [t for t in self.spec.targets if isinstance(t, QualityTarget)]
         curve = self.spec.evaluation.curve
         with self.progress.step(Step.ALLOCATE, "sizes") as meter:
@@ -296,35 +288,21 @@ class Attempt:
             resumed.journal.flush()
             return choices, probes.done
 
-    def _start_assemblers(self) -> None:
-        """They import torch and transformers while ranks are allotted."""
-        count = min(len(self.workers), len(self.spec.targets))
-        self.assemblers = [self.actors.assembler(beside) for beside in range(count)]
-
-    def _check_assemblers(self) -> None:
-        """Their nodes may have been upgraded since the workers started."""
-        stated = ray.get([assembler.versions.remote() for assembler in self.assemblers])
-        workers = list(self.stated)[: len(stated)]
-        self._check_versions(
-            {f"the assembler of {w}": each for w, each in zip(workers, stated, strict=True)}
-        )
-
     def _dtype(self, model: ModelSummary) -> str:
         return model.dtype if self.spec.dtype == "auto" else self.spec.dtype
 
     def assemble(self, model: ModelSummary, choices: Sequence[Ranks]) -> list[Assembled]:
-        """Write every target's checkpoint, beside the worker that will measure it."""
+        """Have every target's checkpoint written by the worker that will measure it."""
         dtype = self._dtype(model)
         with self.progress.step(Step.ASSEMBLE, "targets") as meter:
             meter.expect(len(choices))
-            self._check_assemblers()
-            count = len(self.assemblers)
-            queues: list[list[Call]] = [[] for _ in self.assemblers]
+            count = len(self.workers)
+            queues: list[list[Call]] = [[] for _ in self.workers]
             for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True)):
                 ranks = {name: rank for name, rank in choice.items() if rank is not None}
                 owners = {name: self.owners[name] for name in ranks}
-                assembler = self.assemblers[number % count]
-                write = partial(assembler.assemble.remote, target.name, ranks, owners, dtype)
+                worker = self.workers[number % count]
+                write = partial(worker.assemble.remote, target.name, ranks, owners, dtype)
                 queues[number % count].append(Call(number, write))
             written = {}
             for number, result in drive(queues):
@@ -368,11 +346,11 @@ class Attempt:
         with self.progress.step(Step.PUBLISH, "artifacts") as meter:
             published = {artifact.name for artifact in self.progress.artifacts()}
             meter.expect(len(assembled), done=len(published))
-            queues: list[list[Call]] = [[] for _ in self.assemblers]
+            queues: list[list[Call]] = [[] for _ in self.workers]
             for position, artifact in enumerate(assembled):
                 name = artifact.target.name
                 upload = partial(
-                    self.assemblers[artifact.worker].publish.remote,
+                    self.workers[artifact.worker].publish.remote,
                     self.job.id,
                     self.job.attempt,
                     name,
@@ -387,8 +365,8 @@ class Attempt:
 
     def _clean(self) -> None:
         # One that is dead or still writes is not waited for: what it leaves, a later driver sweeps.
-        with suppress(ray.exceptions.RayError):
-            ray.get([a.clean.remote() for a in self.assemblers], timeout=CLEANING_SECONDS)
+        cleaning = [worker.clean.remote() for worker in self.workers]
+        ray.wait(cleaning, num_returns=len(cleaning), timeout=CLEANING_SECONDS)
 
 
 def sweep_scratch(workers: Sequence[Any], progress: Progress) -> None:

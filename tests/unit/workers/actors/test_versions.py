@@ -8,9 +8,7 @@ from importlib.metadata import version
 
 import pytest
 
-from service.domain.spec import JobSpec
 from service.errors import VersionMismatch
-from workers.actors.interface import Assembler
 from workers.actors.versions import MAX_LISTED, check_versions, own_versions
 
 DRIVER = {"code": "a" * 64, "python": "3.12.1", "torch": "2.9.1+cpu", "transformers": "5.23.0"}
@@ -82,7 +80,3 @@ def test_a_process_states_what_is_installed() -> None:
         assert versions[library] == version(library)
     assert len(versions["code"]) == 64
     assert json.loads(json.dumps(versions)) == versions  # the job's history has them
-
-
-def test_an_assembler_states_its_versions(job_spec: JobSpec) -> None:
-    assert Assembler(job_spec, "job-1").versions() == own_versions()
