@@ -7,14 +7,16 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, delete, select, update
 
 from service.domain.job import EventType, Job, JobHead
+from service.domain.spec import read_stored_limits
 from service.domain.states import IN_FLIGHT, TERMINAL, JobState
 from service.errors import (
     AttemptStale,
     QueueTimeExceeded,
     RunTimeExceeded,
+    SpecificationUnknown,
     UserError,
 )
-from service.store import rows, tables
+from service.store import tables
 from service.store.database import Database, clock, hold
 from service.store.queue import next_waiting
 from service.store.rows import job_row, queued_at, read_heads, read_job, read_jobs
@@ -61,16 +63,27 @@ class Claims:
         those the oldest. `owner` has to submit the attempt within the lease. Where limits are
         given they hold across all dispatchers, of which one claims at a time: another one is told
         None.
+
+        Of the specification only the limits are read; whether the job's driver knows all of it is
+        for that driver to say. A job with limits that this version does not know fails: it would
+        run without them.
         """
         limited = max_running is not None or max_running_per_tenant is not None
         with self._database.writing() as connection:
             if limited and not hold(connection, "claim"):
                 return None
-            row = next_waiting(connection, max_running, max_running_per_tenant)
+            while (
+                row := next_waiting(connection, max_running, max_running_per_tenant)
+            ) is not None:
+                try:
+                    left = read_stored_limits(row.id, row.spec).run_seconds
+                except SpecificationUnknown as error:
+                    end_failed(connection, row, error.failure())
+                else:
+                    break
             if row is None:
                 return None
             now, attempt = clock(connection), row.attempt + 1
-            left = rows.specification(row).limits.run_seconds
             _note_served(connection, row.tenant, now)
             claimed = transition(
                 connection,
@@ -116,7 +129,8 @@ class Claims:
 
         The number must be: should the submission have reached the cluster after all, then the
         next one is refused as a duplicate instead of running beside it. Raises AttemptStale, also
-        if the attempt has been submitted (by a dispatcher that took it over).
+        if the attempt has been submitted (by a dispatcher that took it over), and
+        SpecificationUnknown if its limits cannot be read.
         """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
@@ -126,7 +140,7 @@ class Claims:
             connection.execute(
                 delete(tables.steps).where(steps.job_id == job_id, steps.attempt == attempt)
             )
-            limits = rows.specification(row).limits
+            limits = read_stored_limits(row.id, row.spec)
             never_ran = attempt - 1 == row.attempts_before
             transition(
                 connection,
