@@ -80,7 +80,8 @@ def test_methods_rank_as_they_should_on_a_real_model(folder: Path, tmp_path: Pat
     ours, held_out = split_documents(documents, 0.1, seed=0)
     calibration = calibration_sequences(ours, tokenizer, length=128, count=16, seed=0)
     evaluation = evaluation_sequences(held_out, tokenizer, length=128, count=8, seed=0)
-    third = [layer for layer in compressible_layers(model) if block_number(layer.name) % 3 == 0]
+    layers = compressible_layers(model)
+    third = tuple(layer for layer in layers if block_number(layer.name) % 3 == 0)
     groups = input_groups(model, third)
     observations = METHODS["impact"].observations  # of all three methods
     statistics = Calibration.zeros(model, groups, observations, torch.float32)
