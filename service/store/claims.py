@@ -1,4 +1,4 @@
-"""The dispatchers' side of the jobs database: claims, lost claims, and what ended jobs leave."""
+"""The dispatchers' side of the jobs database: claims, takeovers, deadlines and cleanup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.errors import (
     UserError,
 )
 from service.store import rows, tables
-from service.store.database import Database, clock, hold
+from service.store.database import Database, clock, try_lock
 from service.store.queue import next_waiting
 from service.store.rows import job_row, queued_at, read_heads, read_job, read_jobs
 from service.store.transitions import (
@@ -40,7 +40,7 @@ _HEAD = [column for column in jobs.c if column is not jobs.c.spec]
 
 
 class Claims:
-    """What dispatchers do with jobs. Threads may share it."""
+    """The reads and writes of dispatchers. Threads may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -53,17 +53,17 @@ class Claims:
         max_running: int | None = None,
         max_running_per_tenant: int | None = None,
     ) -> Job | None:
-        """Take a waiting job and number its next attempt; None when none may run now.
+        """Claim a waiting job and number its next attempt; None if no job may run now.
 
-        Of the tenants that have a job to run, the one with the fewest in flight is served, and of
-        those the one not served for longest; of its jobs the one with the highest priority, and of
-        those the oldest. `owner` has to submit the attempt within the lease. Where limits are
-        given they hold across all dispatchers, of which one claims at a time: another one is told
-        None.
+        Among the tenants with a waiting job, the one with the fewest jobs in flight comes first,
+        then the one that was served longest ago. Among a tenant's jobs, the one with the highest
+        priority comes first, then the oldest. `owner` must submit the attempt within the lease.
+        The limits hold across all dispatchers: if one is given, only one dispatcher claims at a
+        time, and the others get None meanwhile.
         """
         limited = max_running is not None or max_running_per_tenant is not None
         with self._database.writing() as connection:
-            if limited and not hold(connection, "claim"):
+            if limited and not try_lock(connection, "claim"):
                 return None
             row = next_waiting(connection, max_running, max_running_per_tenant)
             if row is None:
@@ -76,7 +76,7 @@ class Claims:
                 row,
                 JobState.RUNNING,
                 EventType.CLAIMED,
-                f"Attempt {attempt} is handed to the cluster.",
+                f"A dispatcher claimed the job for attempt {attempt}.",
                 data={"owner": owner, "lease_seconds": lease_seconds},
                 attempt=attempt,
                 lease_until=after(now, lease_seconds),
@@ -87,13 +87,14 @@ class Claims:
     def take_over(self, job_id: str, attempt: int, owner: str, lease_seconds: float) -> Job:
         """Take over the submission of an attempt after the claimer's lease expired.
 
-        Raises AttemptStale if it was submitted, is not due, or another dispatcher was quicker.
+        Raises AttemptStale if the attempt was submitted, its lease is valid, or another dispatcher
+        was quicker.
         """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
             now = clock(connection)
             if row.submitted_at is not None or row.lease_until is None or row.lease_until > now:
-                raise AttemptStale(f"Attempt {attempt} of {job_id} is another dispatcher's.")
+                raise AttemptStale(f"Attempt {attempt} of {job_id} belongs to another dispatcher.")
             until = extend_lease(connection, job_id, lease_seconds)
             message = f"The lease expires at {until}."
             data = {"owner": owner, "lease_seconds": lease_seconds}
@@ -101,7 +102,7 @@ class Claims:
             return read_job(connection, job_id)
 
     def submitted(self, job_id: str, attempt: int, lease_seconds: float = START_SECONDS) -> None:
-        """Note that the cluster accepted the attempt; its first heartbeat is due within the lease.
+        """Record that the cluster accepted the attempt; its first heartbeat is due in the lease.
 
         Raises AttemptStale.
         """
@@ -111,16 +112,18 @@ class Claims:
                 note_submitted(connection, job_id, attempt, lease_seconds)
 
     def release(self, job_id: str, attempt: int, reason: str) -> None:
-        """Put back a job that the cluster could not take; its attempt's number is used again.
+        """Return a job to the queue if the cluster did not accept it; reuse the attempt's number.
 
-        The number must be: should the submission have reached the cluster after all, then the
-        next one is refused as a duplicate instead of running beside it. Raises AttemptStale, also
-        if the attempt has been submitted (by a dispatcher that took it over).
+        If the submission reached the cluster after all, the same number makes Ray refuse the next
+        one as a duplicate. Raises AttemptStale, also if another dispatcher has taken the attempt
+        over and submitted it.
         """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
             if row.submitted_at is not None:
-                raise AttemptStale(f"Attempt {attempt} of {job_id} runs: another submitted it.")
+                raise AttemptStale(
+                    f"Another dispatcher has submitted attempt {attempt} of {job_id}."
+                )
             steps = tables.steps.c
             connection.execute(
                 delete(tables.steps).where(steps.job_id == job_id, steps.attempt == attempt)
@@ -154,9 +157,9 @@ class Claims:
             return read_heads(connection, connection.execute(query).all())
 
     def end_overdue(self, *, limit: int = 100) -> list[JobHead]:
-        """Fail jobs that have waited, or run, for longer than their limits allow; how many at most.
+        """Fail at most `limit` jobs that have waited or run for longer than their limits allow.
 
-        A job that somebody else is writing to is left for the next time.
+        A job that another transaction has locked is left for the next call.
         """
         ended = []
         with self._database.writing() as connection:
@@ -178,7 +181,7 @@ class Claims:
             return read_heads(connection, ended)
 
     def end_cancelled(self, job_id: str, attempt: int) -> None:
-        """The attempt has stopped as its user wished. Raises AttemptStale."""
+        """End a cancelled job after its attempt has stopped. Raises AttemptStale."""
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt, JobState.CANCELLING)
             transition(
@@ -186,13 +189,14 @@ class Claims:
                 row,
                 JobState.CANCELLED,
                 EventType.CANCELLED,
-                "Stopped by its user.",
+                "The attempt was stopped after its user cancelled the job.",
             )
 
     def to_clean(self, *, grace_seconds: float = 0, limit: int = 100) -> list[JobHead]:
         """Ended jobs that are due for cleanup, the longest due first.
 
-        None before `grace_seconds` after it was due: an attempt's actors end after their job does.
+        A job is listed `grace_seconds` after it became due, because an attempt's actors may
+        outlive its job.
         """
         with self._database.reading() as connection:
             due = clock(connection) - timedelta(seconds=grace_seconds)
@@ -212,22 +216,22 @@ class Claims:
         *,
         deleted: bool = False,
     ) -> None:
-        """The bucket has been cleaned after the job; look again later, or never.
+        """Record a cleanup after the job; the next one is due after `again_after`, or never.
 
-        Raises AttemptStale if the job has been taken up again meanwhile, or been deleted unless
-        the cleaner knows it as `deleted`.
+        Raises AttemptStale if the job has been retried meanwhile, or deleted without the cleaner's
+        knowledge (`deleted`).
         """
         with self._database.writing() as connection:
             row = job_row(connection, job_id, lock=True)
             if row.state not in TERMINAL or row.attempt != attempt:
-                raise AttemptStale(f"Job {job_id} has been taken up again.")
+                raise AttemptStale(f"Job {job_id} has been retried.")
             if row.deleted_at is not None and not deleted:
                 raise AttemptStale(f"Job {job_id} has been deleted.")
             due = None if again_after is None else clock(connection) + again_after
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(clean_after=due))
 
     def remove(self, job_id: str) -> None:
-        """Remove a deleted job, and all rows that hang on it. Raises ValueError for another one."""
+        """Remove a deleted job and all its rows. Raises ValueError unless it was deleted."""
         with self._database.writing() as connection:
             if job_row(connection, job_id, lock=True).deleted_at is None:
                 raise ValueError(f"job {job_id} has not been deleted by its user")
@@ -240,12 +244,12 @@ _LIMITS: dict[JobState, tuple[str, type[UserError]]] = {
     JobState.QUEUED: ("limits.queue_seconds", QueueTimeExceeded),
     JobState.RUNNING: ("limits.run_seconds", RunTimeExceeded),
 }
-"""What a job in such a state has exceeded once its deadline is over."""
+"""The limit that a job in this state has exceeded after its deadline, and the error for it."""
 
 
 def _note_served(connection: Connection, tenant: str, now: datetime) -> None:
     tenants = tables.tenants
-    # Of several claims for a tenant at once one is enough, and none waits for the others.
+    # If several claims serve a tenant at once, one update is enough; none waits for another.
     free = select(tenants.c.name).where(tenants.c.name == tenant).with_for_update(skip_locked=True)
     connection.execute(
         update(tenants).where(tenants.c.name == free.scalar_subquery()).values(served_at=now)
