@@ -667,7 +667,7 @@ class TestTrouble:
         queued: Callable[[], Job],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(service.dispatch.dispatcher, "ERRAND_SECONDS", 0.01)
+        monkeypatch.setattr(service.dispatch.dispatcher, "CALL_WAIT_SECONDS", 0.01)
         dispatcher, hanging = make(max_running_jobs=3), threading.Event()
         jobs = [queued() for _ in range(2)]
         dispatcher.tick()
