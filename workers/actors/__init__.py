@@ -1,1 +1,1 @@
-"""The Ray actors of an attempt: the workers, the assemblers beside them, and where they run."""
+"""The Ray actors of an attempt: the workers, the assemblers beside them, and their placement."""

@@ -1,7 +1,7 @@
-"""What a driver may ask of its actors. Each call is passed on to the object that does the work.
+"""The interface of the actors. Each call is passed on to the object that does the work.
 
-That object's module imports torch and transformers, which takes seconds. It is imported where the
-actor runs, while the driver goes on, and never by the driver.
+That object's module imports torch and transformers, which takes seconds. The actor's process
+imports it, while the driver goes on; the driver never does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ray
 from service.domain.spec import JobSpec
 
 SERVING = "serving"
-"""The concurrency group of the methods that only hand out what is already computed."""
+"""The concurrency group of the methods that only return finished results."""
 
 
 def _passed_on(name: str, concurrency_group: str | None = None) -> Callable[..., Any]:
@@ -30,10 +30,10 @@ def _passed_on(name: str, concurrency_group: str | None = None) -> Callable[...,
 
 
 def _hide_gpus() -> None:
-    """CUDA reads the variable when torch first uses it, not when torch is imported.
+    """Hide the node's GPUs, all of which an actor without GPUs would otherwise see.
 
-    An actor without GPUs would otherwise see every GPU of its node. The variable is set here and
-    not by a `runtime_env`, for which Ray would start a new process in place of a waiting one.
+    CUDA reads the variable when torch first uses it, not when torch is imported. With a
+    `runtime_env` Ray would start a new process instead of using an idle one.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -162,7 +162,7 @@ FOUR, EIGHT = Placement(4, 2, 1), Placement(8, 2, 1)
 
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "LOOKING_SECONDS", 0.01)
+    monkeypatch.setattr(placement, "POLL_SECONDS", 0.01)
 
 
 @pytest.mark.parametrize(
