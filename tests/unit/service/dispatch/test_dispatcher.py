@@ -492,7 +492,7 @@ class TestLeases:
         cluster: FakeCluster,
         silent: Job,
     ) -> None:
-        cluster.deaf = True
+        cluster.agent_hangs = True
         dispatcher.tick()
         assert job_store.users.get(silent.id).state is JobState.QUEUED
 

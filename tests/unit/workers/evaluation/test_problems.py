@@ -152,7 +152,7 @@ def test_a_function_is_read_with_its_tests(tmp_path: Path, job_spec: JobSpec) ->
         ({"prompt": ""}, "'prompt' is not text"),
         ({"test": None}, "'test' is not text"),
         ({"entry_point": "f()"}, "'entry_point' is not a name"),
-        ({"prompt": "x" * 90}, "takes 140 tokens"),
+        ({"prompt": "x" * 90}, "it has 140 tokens"),
         ({"test": "'\ud83d'"}, "half a character"),
     ],
     ids=["prompt", "test", "entry point", "length", "surrogate"],
