@@ -1,4 +1,4 @@
-"""The product as its user has it: `eigenpress serve`, REST and the command line, on real parts."""
+"""The product as users run it: `eigenpress serve`, REST and the command line, on real parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real lm-eval, where it is installed, on a local task: it and `multiple_choice` agree."""
+"""The real lm-eval, if installed, agrees with `multiple_choice` on a local task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes and qualities from one calibration, the same whoever computes them: real Ray, real S3."""
+"""Sizes and qualities from one calibration do not depend on the number of workers: real Ray, S3."""
 
 from __future__ import annotations
 
