@@ -1,4 +1,4 @@
-"""Sizes and qualities from one calibration do not depend on the number of workers: real Ray, S3."""
+"""Sizes and qualities from one calibration do not depend on the workers: real Ray, real S3."""
 
 from __future__ import annotations
 
