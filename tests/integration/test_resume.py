@@ -1,4 +1,4 @@
-"""Attempts that are killed, and others that take over: real workers and bucket, the same bytes."""
+"""Attempts that resume killed ones publish the same bytes: real workers and a real bucket."""
 
 from __future__ import annotations
 

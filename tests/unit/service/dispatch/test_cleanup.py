@@ -1,4 +1,4 @@
-"""What is removed after a job, and what never: real publications in a bucket in memory."""
+"""The cleanup after a job removes the right objects: real publications, a bucket in memory."""
 
 from __future__ import annotations
 

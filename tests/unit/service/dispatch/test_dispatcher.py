@@ -1,4 +1,4 @@
-"""The dispatcher, pass by pass, on a real database, a cluster and a bucket in memory."""
+"""The dispatcher, one pass at a time, with a real database, and cluster and bucket in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every item goes to exactly one worker, and no worker is left with much more than its share."""
+"""Every item goes to exactly one worker, and the shares are nearly equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three sizes for every target, JSON that any reader takes, and a card that says the same."""
+"""Three measures of size for every target, valid JSON, and a model card that agrees with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes asked for, and the ranks that meet them."""
+"""Targets lead to ranks that meet them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows become problems, cut to tokens; every row that is none is refused by its name."""
+"""Rows become tokenized problems; every invalid row is refused with its name."""
 
 from __future__ import annotations
 

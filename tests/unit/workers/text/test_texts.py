@@ -1,4 +1,4 @@
-"""What a job calibrates on and what it is measured on, read from its files and kept apart."""
+"""The texts for calibration and for evaluation are read from files and kept separate."""
 
 from __future__ import annotations
 
