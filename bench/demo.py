@@ -131,6 +131,7 @@ def specification(console: Console, folder: Path) -> dict[str, Any]:
         "model": {"source": "local", "path": str(demo_data.model_file())},
         "targets": [{"keep": keep} for keep in KEEPS],
         "workers": 2,
+        "mixed_precision": "auto",
         "calibration": {
             "data": {"source": "local", "path": str(library), "pattern": "**/*.py"},
             "sequences": 96,

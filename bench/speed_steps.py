@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def run_steps(source: Path, batches: list[Tensor], scratch: Path) -> Steps:
         stored = {name: interpolate(solutions[name].truncate(rank)) for name, rank in ranks.items()}
     folder = scratch / "compressed"
     with step("save"):
-        write_checkpoint(source, folder, ranks, stored.__getitem__, stored_dtype(source))
+        write_checkpoint(
+            source, folder, ranks, partial(map, stored.__getitem__), stored_dtype(source)
+        )
     layers = len(solutions)
     del statistics, solutions, stored
     with step("load the result"):

@@ -124,6 +124,12 @@ class Settings(BaseSettings):
     checkpoint_retention_seconds: float = Field(
         default=86_400.0, ge=0, description="How long a retry can resume a failed job."
     )
+    job_retention_seconds: float | None = Field(
+        default=None,
+        ge=60,
+        le=315_360_000,  # ten years
+        description="How long an ended job is kept, with its artifacts; unset: for ever.",
+    )
     poll_seconds: float = Field(default=0.5, gt=0, le=60, description="Pause between passes.")
     dispatcher_heartbeat: Path | None = Field(
         default=None, description="A file that the dispatcher touches after every pass."

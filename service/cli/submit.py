@@ -14,7 +14,7 @@ from service.cli.defaults import with_default
 from service.cli.jobs import Url, console, watch_to_end
 from service.client.client import DEFAULT_URL, Client, Json
 from service.client.request import SourceInvalid, evaluation_dataset, job_body, source
-from service.domain.spec import AllocationKind, Dtype, JobSpec, Method, Scope
+from service.domain.spec import AllocationKind, Dtype, JobSpec, Method, MixedPrecision, Scope
 
 SIZE, TEXT = "What to make", "Text"  # panels of the help
 DTYPES = ", ".join(get_args(Dtype))
@@ -76,6 +76,18 @@ def submit(
         typer.Option(
             metavar="DTYPE",
             help=with_default(f"Of the result: {DTYPES}.", JobSpec, "dtype"),
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    mixed_precision: Annotated[
+        MixedPrecision | None,
+        typer.Option(
+            help=with_default(
+                "Multiply in bfloat16 while calibrating and measuring perplexity; auto: where the "
+                "processor has instructions for it.",
+                JobSpec,
+                "mixed_precision",
+            ),
             rich_help_panel=SIZE,
         ),
     ] = None,
@@ -193,6 +205,7 @@ def submit(
             allocation=allocation,
             evaluation=[_parsed(evaluation_dataset, each, "--evaluate") for each in evaluate or ()],
             dtype=dtype,
+            mixed_precision=mixed_precision,
             workers=workers,
             priority=priority,
             limits=_limits(queue_limit, run_limit),

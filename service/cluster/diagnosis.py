@@ -41,7 +41,7 @@ _FIRST_SIGNAL = 128
 
 
 def explain(status: AttemptStatus, printed: str | None) -> AttemptLost | NodeLost:
-    """Explain the loss of an attempt by its `status` and the end of its log; None if unreadable.
+    """Explain the loss of an attempt by its `status` and the end of its log, None if unreadable.
 
     If Ray still reports the attempt as active, its lease has lapsed.
     """

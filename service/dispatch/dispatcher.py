@@ -52,11 +52,13 @@ PAUSE_TICKS = 10
 """How many passes claim nothing after the cluster answered but accepted no submission."""
 
 CALL_WAIT_SECONDS = 1.0
-"""How long a pass waits for the calls of each executor; a call that hangs goes on without it."""
+"""How long a pass waits for the calls of each executor; it does not wait for one that hangs."""
 
 ATTENDING_THREADS = 8
 SUBMITTING_THREADS = 4
 CLEANING_THREADS = 4
+
+CLEANED_PER_PASS = 2 * CLEANING_THREADS
 
 
 _Job = TypeVar("_Job", Job, JobHead)
@@ -116,8 +118,7 @@ class Dispatcher:
         self._attending.wait(CALL_WAIT_SECONDS)
         if reachable:
             self._fill()
-        for job in self._cleaner.due(limit=2 * CLEANING_THREADS):
-            self._start(self._cleaning, job, self._cleaner.clean)
+        self._clean_up()
         self._submitting.wait(CALL_WAIT_SECONDS)
         self._cleaning.wait(CALL_WAIT_SECONDS)
 
@@ -234,6 +235,22 @@ class Dispatcher:
     def _may_judge(self, job: JobHead) -> bool:
         """Whether the job's lease expired while its driver could have renewed it."""
         return self._watch.may_judge() and job.lapsed
+
+    # Ended jobs.
+
+    def _clean_up(self) -> None:
+        """Clean up after ended jobs, and delete those whose retention time is over."""
+        due = self._cleaner.due(limit=CLEANED_PER_PASS)
+        for job in due:
+            self._start(self._cleaning, job, self._cleaner.clean)
+        if len(due) < CLEANED_PER_PASS:
+            # Otherwise newly ended jobs would wait until all old ones are removed.
+            self._delete_old()
+
+    def _delete_old(self) -> None:
+        retention = self._settings.job_retention_seconds
+        if retention is not None and (count := self._store.claims.delete_old(retention)):
+            log.info("Deleted ended jobs older than %.0f seconds: %d", retention, count)
 
     # Errors.
 

@@ -111,6 +111,7 @@ Method = Literal["impact-kron", "impact", "afm", "svd-llm", "asvd", "fwsvd", "sv
 AllocationKind = Literal["global", "uniform"]
 Scope = Literal["linear", "model"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+MixedPrecision = Literal["no", "bf16", "auto"]
 
 
 class SizeTarget(Body):
@@ -347,6 +348,11 @@ class JobSpec(Body):
     evaluation: Evaluation = Evaluation()
     targets: tuple[Target, ...] = Field(min_length=1, max_length=MAX_TARGETS)
     dtype: Dtype = Field(default="auto", description="Of the artifacts; `auto`: the model's own.")
+    mixed_precision: MixedPrecision = Field(
+        default="no",
+        description="Calibration and perplexity multiply in bfloat16 with `bf16`, and with `auto` "
+        "where a worker's processor has instructions for that. Statistics stay in float32.",
+    )
     workers: int | None = Field(
         default=None,
         ge=1,

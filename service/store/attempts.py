@@ -124,7 +124,7 @@ class Attempts:
         """End the attempt; the policy decides whether the job fails or waits for another one.
 
         Returns the job's new state. A repeated call changes nothing. Raises AttemptStale. With
-        `only_if_lapsed`, raises it also while the lease is valid; the event then records when the
+        `only_if_lapsed`, it is also raised while the lease is valid, and the event records when the
         lease expired, as `lease_until`.
         """
         with self._database.writing() as connection:

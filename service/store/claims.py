@@ -24,6 +24,7 @@ from service.store.transitions import (
     end_failed,
     extend_lease,
     fence,
+    mark_deleted,
     note_submitted,
     transition,
 )
@@ -102,7 +103,7 @@ class Claims:
             return read_job(connection, job_id)
 
     def submitted(self, job_id: str, attempt: int, lease_seconds: float = START_SECONDS) -> None:
-        """Record that the cluster accepted the attempt; its first heartbeat is due in the lease.
+        """Record that the cluster accepted it; the first heartbeat is due within the lease.
 
         Raises AttemptStale.
         """
@@ -146,7 +147,7 @@ class Claims:
             )
 
     def head(self, job_id: str) -> JobHead:
-        """The job as it stands now. Raises JobNotFound."""
+        """The current state of the job. Raises JobNotFound."""
         with self._database.reading() as connection:
             return read_heads(connection, [job_row(connection, job_id)])[0]
 
@@ -230,11 +231,33 @@ class Claims:
             due = None if again_after is None else clock(connection) + again_after
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(clean_after=due))
 
+    def delete_old(self, seconds: float, *, limit: int = 100) -> int:
+        """Delete jobs that ended at least `seconds` ago, and return their number.
+
+        It deletes at most `limit` jobs, those that ended first. A job that another transaction has
+        locked, such as the user's retry, is left for the next call.
+        """
+        with self._database.writing() as connection:
+            old = (
+                select(jobs.c.id)
+                .where(
+                    jobs.c.deleted_at.is_(None),
+                    jobs.c.finished_at <= clock(connection) - timedelta(seconds=seconds),
+                )
+                # This is the order of the index; PostgreSQL does not infer that deleted_at is
+                # constant.
+                .order_by(jobs.c.deleted_at, jobs.c.finished_at)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
+            job_ids = connection.execute(old).scalars().all()
+            return len(mark_deleted(connection, job_ids)) if job_ids else 0
+
     def remove(self, job_id: str) -> None:
         """Remove a deleted job and all its rows. Raises ValueError unless it was deleted."""
         with self._database.writing() as connection:
             if job_row(connection, job_id, lock=True).deleted_at is None:
-                raise ValueError(f"job {job_id} has not been deleted by its user")
+                raise ValueError(f"job {job_id} has not been deleted")
             for table in (tables.steps, tables.events, tables.artifacts, tables.reports):
                 connection.execute(delete(table).where(table.c.job_id == job_id))
             connection.execute(delete(jobs).where(jobs.c.id == job_id))

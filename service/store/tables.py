@@ -96,7 +96,7 @@ jobs = Table(
         comment="Attempts before the user's last retry, which do not count.",
     ),
     Column("clean_after", UtcDateTime, comment="When cleanup is due; null if all is clean."),
-    Column("deleted_at", UtcDateTime, comment="When its user deleted it."),
+    Column("deleted_at", UtcDateTime, comment="When a user or the retention deleted it."),
     Index(None, "state", "id"),
     Index(None, "state", "tenant", "rank", "id"),
     Index(None, "clean_after"),
@@ -138,7 +138,7 @@ steps = Table(
 events = Table(
     "events",
     metadata,
-    # SQLite numbers rows by itself only where the key is exactly INTEGER.
+    # SQLite generates ids only if the type of the key is exactly INTEGER.
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("job_id", ForeignKey(jobs.c.id), nullable=False),
     Column("attempt", Integer),

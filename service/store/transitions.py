@@ -113,7 +113,7 @@ def set_progress(
 
 
 def note_submitted(connection: Connection, job_id: str, attempt: int, lease_seconds: float) -> None:
-    """Record that the cluster accepted the attempt; the first heartbeat is due in the lease."""
+    """Record that the cluster accepted it; the first heartbeat is due within the lease."""
     now = clock(connection)
     values = {"submitted_at": now, "lease_until": after(now, lease_seconds)}
     connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(values))
@@ -148,15 +148,25 @@ def end_failed(
     )
 
 
-def mark_deleted(connection: Connection, job_ids: Sequence[str]) -> None:
-    """Hide these ended jobs from users, free their keys, and make them due for cleanup."""
+def mark_deleted(connection: Connection, job_ids: Sequence[str]) -> Sequence[str]:
+    """Hide these jobs from users, free their keys, and make them due for cleanup.
+
+    Skips jobs that have not ended; returns the others.
+    """
     jobs, keys = tables.jobs, tables.idempotency_keys
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id.in_(job_ids))
-        .values(deleted_at=clock(connection), clean_after=jobs.c.finished_at)
+    # With a condition on deleted_at, SQLite would use its index and read every job.
+    deleted = (
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id.in_(job_ids), jobs.c.state.in_(TERMINAL))
+            .values(deleted_at=clock(connection), clean_after=jobs.c.finished_at)
+            .returning(jobs.c.id)
+        )
+        .scalars()
+        .all()
     )
-    connection.execute(delete(keys).where(keys.c.job_id.in_(job_ids)))
+    connection.execute(delete(keys).where(keys.c.job_id.in_(deleted)))
+    return deleted
 
 
 def after(start: datetime, seconds: float | None) -> datetime | None:

@@ -169,7 +169,6 @@ def test_the_dashboard_shows_the_job_its_actors_and_its_log(
         actors = dashboard.get("/api/v0/actors").raise_for_status().json()
         names = {actor["name"] for actor in actors["data"]["result"]["result"]}
     assert {f"{attempt}/{actor}" for actor in ("worker-0", "worker-1")} <= names
-    assert {f"{attempt}/assembler-0", f"{attempt}/assembler-1"} <= names
 
 
 def test_artifacts_load_and_write_without_the_product(downloads: Path) -> None:

@@ -22,7 +22,7 @@ MEMORY_TOLERANCE = 0.15
 _IDLE_WORKER = "ray::IDLE"
 """Ray's pool of idle processes, whose number varies."""
 
-_OF_ATTEMPTS = ("workers.attempt.driver", "ray::JobSupervisor", "ray::Worker", "ray::Assembler")
+_OF_ATTEMPTS = ("workers.attempt.driver", "ray::JobSupervisor", "ray::Worker")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tests.chaos.kills import JOB_SECONDS, Undisturbed, current_step, finish, we
 from tests.fixtures.waiting import wait_until
 
 _SUPERVISION = ("ray::JobSupervisor",)
-_ACTORS = ("ray::Worker", "ray::Assembler")
+_ACTORS = ("ray::Worker",)
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from sqlalchemy import create_engine, select
 
+import service.store.users
 from service.domain.job import EventType, Job
+from service.domain.states import JobState
 from service.errors import AttemptLost
 from service.store.store import Store
 from service.store.tables import events
+from service.store.transitions import transition
 from tests.fixtures.claiming import ROOT, assert_claimed_once, fill
-from tests.fixtures.jobs import at_once, small_spec
+from tests.fixtures.jobs import age, at_once, small_spec
 from tests.fixtures.waiting import wait_until
 
 WRITE_ON = """
@@ -115,3 +120,31 @@ def test_a_suspended_attempt_writes_nothing_once_it_goes_on(
 
 def steps_of(job: Job) -> tuple[str, ...]:
     return tuple(step.step for step in job.steps)
+
+
+def test_an_old_job_that_its_user_is_retrying_is_not_deleted(
+    postgres_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retried, other = (postgres_store.users.create(small_spec()).id for _ in range(2))
+    for job_id in (retried, other):
+        postgres_store.claims.claim()
+        postgres_store.attempts.fail(job_id, 1, AttemptLost().failure(), at_once(1))
+        age(postgres_store, job_id, 3600)
+    holds_the_row, go_on = threading.Event(), threading.Event()
+
+    def slow_transition(*args: Any, **values: Any) -> Any:
+        holds_the_row.set()
+        assert go_on.wait(10)
+        return transition(*args, **values)
+
+    monkeypatch.setattr(service.store.users, "transition", slow_transition)
+    with ThreadPoolExecutor(1) as pool:
+        retry = pool.submit(postgres_store.users.retry, retried)
+        try:
+            assert holds_the_row.wait(10)
+            assert postgres_store.claims.delete_old(60) == 1  # without waiting
+        finally:
+            go_on.set()
+        assert retry.result().state is JobState.QUEUED
+    assert postgres_store.claims.delete_old(60) == 0
+    assert [job.id for job in postgres_store.users.list_jobs(limit=9)] == [retried]

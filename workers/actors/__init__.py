@@ -1,1 +1,1 @@
-"""The Ray actors of an attempt: the workers, the assemblers beside them, and their placement."""
+"""The Ray actors of an attempt, and their placement."""

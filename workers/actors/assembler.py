@@ -1,13 +1,15 @@
-"""The actor that writes artifacts: checkpoint, report and card, and their publication.
+"""Writes artifacts: checkpoint, report and card, and their publication.
 
-It stands on the node of the worker that will measure them, so that both see the same folders.
+It shares a process with the worker that will measure them, but not its thread: it waits for layers
+that this worker, too, hands out.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,14 @@ from workers.artifact.size import CheckpointSize
 from workers.compression.interpolation import Interpolation
 from workers.model.loading import prepare_model
 
+PREFETCHED_LAYERS = 4
+"""Layers that are factorised and sent while those before them are written."""
+
 
 class Assembler:
-    """See the module. `workers.actors.interface` is its Ray actor."""
+    """See the module. Its Ray actor is the worker's, in `workers.actors.interface`."""
 
     def __init__(self, spec: JobSpec, attempt: str) -> None:
-        torch.set_num_threads(1)  # it copies and casts, on a core that a worker has
         self._spec = spec
         self._settings = Settings()
         self._scratch = self._settings.scratch_dir / attempt
@@ -44,9 +48,14 @@ class Assembler:
         """
         source = prepare_model(self._spec.model, self._settings)
 
-        def compressed(layer: str) -> Interpolation:
-            fetched: Interpolation = ray.get(owners[layer].compressed.remote(layer, ranks[layer]))
-            return fetched
+        def compressed(layers: Sequence[str]) -> Iterator[Interpolation]:
+            requested: deque[Any] = deque()
+            for layer in layers:
+                requested.append(owners[layer].compressed.remote(layer, ranks[layer]))
+                if len(requested) > PREFETCHED_LAYERS:
+                    yield ray.get(requested.popleft())
+            while requested:
+                yield ray.get(requested.popleft())
 
         folder = self._scratch / target
         with naming_full_disk(folder):

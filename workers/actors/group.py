@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from service.domain.spec import JobSpec
 from service.errors import ClusterUnavailable
-from workers.actors.interface import SERVING, Assembler, Worker
+from workers.actors.interface import ASSEMBLING, SERVING, Worker
 from workers.actors.placement import Placement, Resources, fits
 
 WAITING_SECONDS = 30
@@ -25,7 +25,7 @@ def machines() -> list[Resources]:
 
 
 class ActorGroup:
-    """The workers, one per bundle, and the assemblers beside them. A context manager.
+    """The workers, one per bundle; a context manager.
 
     Actors are never detached, and their names in Ray's dashboard begin with the attempt's. On
     entry the group waits for resources that other jobs hold, and calls `on_waiting` once if that
@@ -65,32 +65,17 @@ class ActorGroup:
                 self._on_waiting()
                 reported = True
 
-    def assembler(self, beside: int) -> Any:
-        """An assembler on the node of the worker `beside`; it takes no CPU of its own."""
-        return (
-            ray.remote(Assembler)
-            .options(
-                name=f"{self._attempt}/assembler-{beside}",
-                num_cpus=0,
-                scheduling_strategy=self._strategy(beside),
-            )
-            .remote(self._spec, self._attempt)
-        )
-
     def _worker(self, number: int) -> Any:
         placement = self.placement
         return (
-            ray.remote(concurrency_groups={SERVING: 1})(Worker)  # type: ignore[call-overload]
+            ray.remote(concurrency_groups={SERVING: 1, ASSEMBLING: 1})(Worker)  # type: ignore[call-overload]
             .options(
                 name=f"{self._attempt}/worker-{number}",
                 num_cpus=placement.cpus,
                 num_gpus=placement.gpus,
-                scheduling_strategy=self._strategy(number),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement_group=self._group, placement_group_bundle_index=number
+                ),
             )
-            .remote(self._spec, number, placement.cpus, placement.gpus)
-        )
-
-    def _strategy(self, bundle: int) -> PlacementGroupSchedulingStrategy:
-        return PlacementGroupSchedulingStrategy(
-            placement_group=self._group, placement_group_bundle_index=bundle
+            .remote(self._spec, self._attempt, number, placement.cpus, placement.gpus)
         )

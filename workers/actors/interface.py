@@ -1,7 +1,7 @@
 """The interface of the actors. Each call is passed on to the object that does the work.
 
-That object's module imports torch and transformers, which takes seconds. The actor's process
-imports it, while the driver goes on; the driver never does.
+Those objects' modules import torch and transformers, which takes seconds. The actor's process
+imports them, while the driver goes on; the driver never does.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ from service.domain.spec import JobSpec
 SERVING = "serving"
 """The concurrency group of the methods that only return finished results."""
 
+ASSEMBLING = "assembling"
+"""The concurrency group of the methods that write artifacts, with the layers from SERVING."""
 
-def _passed_on(name: str, concurrency_group: str | None = None) -> Callable[..., Any]:
+
+def _passed_on(
+    name: str, concurrency_group: str | None = None, *, to: str = "worker"
+) -> Callable[..., Any]:
     def method(self: Any, *arguments: Any) -> Any:
-        return getattr(self.actor, name)(*arguments)
+        return getattr(getattr(self, to), name)(*arguments)
 
     method.__name__ = name
     if concurrency_group is None:
@@ -39,14 +44,16 @@ def _hide_gpus() -> None:
 
 
 class Worker:
-    """See `workers.actors.worker`."""
+    """See `workers.actors.worker` and `workers.actors.assembler`: one of each, in one process."""
 
-    def __init__(self, spec: JobSpec, number: int, threads: int, gpus: int) -> None:
+    def __init__(self, spec: JobSpec, attempt: str, number: int, threads: int, gpus: int) -> None:
         if not gpus:
             _hide_gpus()
+        from workers.actors.assembler import Assembler
         from workers.actors.worker import Worker
 
-        self.actor = Worker(spec, number, threads)
+        self.worker = Worker(spec, number, threads)
+        self.assembler = Assembler(spec, attempt)
 
     place = _passed_on("place")
     attempts_in_scratch = _passed_on("attempts_in_scratch")
@@ -69,17 +76,6 @@ class Worker:
     measure = _passed_on("measure")
     score = _passed_on("score")
     decode_speed = _passed_on("decode_speed")
-
-
-class Assembler:
-    """See `workers.actors.assembler`."""
-
-    def __init__(self, spec: JobSpec, attempt: str) -> None:
-        _hide_gpus()
-        from workers.actors.assembler import Assembler
-
-        self.actor = Assembler(spec, attempt)
-
-    assemble = _passed_on("assemble")
-    publish = _passed_on("publish")
-    clean = _passed_on("clean")
+    assemble = _passed_on("assemble", ASSEMBLING, to="assembler")
+    publish = _passed_on("publish", ASSEMBLING, to="assembler")
+    clean = _passed_on("clean", ASSEMBLING, to="assembler")

@@ -20,6 +20,7 @@ class WorkerPlace:
     device: str
     kind: str  # of the device; devices of one kind round in the same way
     threads: int
+    mixed_precision: bool  # whether it calibrates and measures perplexity in bfloat16
     gpu_ids: list[str]
     cuda_visible_devices: str | None
 

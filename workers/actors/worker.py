@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 import torch
+from cachetools import LRUCache, cachedmethod
 from torch import nn
 
 from service.domain.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
@@ -65,6 +66,12 @@ from workers.resumption.fingerprint import model_digest
 from workers.resumption.solved import SolvedCheckpoints
 from workers.text.texts import Texts, read_texts
 
+CACHED_BYTES = 1 << 30
+"""Of interpolated layers: a size that was probed is often the one that is written."""
+
+BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16", "bf16")
+"""Those of x86, and that of Arm."""
+
 
 class Worker:
     """See the module. `workers.actors.interface` is its Ray actor; tests call it directly."""
@@ -76,9 +83,15 @@ class Worker:
         self._method = METHODS[spec.method]
         self._settings = Settings()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._mixed_precision = spec.mixed_precision == "bf16" or (
+            spec.mixed_precision == "auto" and multiplies_bfloat16(self._device)
+        )
         self._groups: dict[str, InputGroup] = {}
         self._statistics: dict[str, GroupStatistics] = {}
         self._solutions: dict[str, Solution] = {}
+        self._interpolated: LRUCache[tuple[Any, ...], Interpolation] = LRUCache(
+            CACHED_BYTES, getsizeof=lambda layer: layer.nbytes
+        )
         self._model: Any = None
         self._substitution: Substitution | None = None
         self._loaded_from: Path | None = None
@@ -95,6 +108,7 @@ class Worker:
             str(self._device),
             _device_kind(self._device),
             torch.get_num_threads(),
+            self._mixed_precision,
             gpu_ids,
             os.environ.get("CUDA_VISIBLE_DEVICES"),
         )
@@ -189,6 +203,7 @@ class Worker:
             groups,
             self._statistics,
             checkpoint_activations=self._spec.calibration.gradient_checkpointing,
+            mixed_precision=self._mixed_precision,
         ) as calibration:
             loss = calibration.run(torch.tensor(sequences, device=self._device))
         if self._kept_calibration is not None:
@@ -235,6 +250,7 @@ class Worker:
             self._kept_solutions.write(group, held)
         return [solution.options() for solution in solutions.values()]
 
+    @cachedmethod(lambda self: self._interpolated)
     def compressed(self, layer: str, rank: int) -> Interpolation:
         """A layer that this worker has solved, at the given rank and as it is stored."""
         return interpolate(self._solutions[layer].truncate(rank))
@@ -245,6 +261,7 @@ class Worker:
         A model that was unfused is loaded again for them, as its user would load it.
         """
         self._solutions.clear()
+        self._interpolated.clear()
         if self._unfused:
             self._loaded_from = None
 
@@ -265,7 +282,7 @@ class Worker:
 
     def measure(self, folder: Path | None, sequences: Sequence[Sequence[int]]) -> TextLoss:
         """The loss on one batch of the source model (None), or of the artifact in a folder."""
-        return text_loss(self._use(folder), sequences)
+        return text_loss(self._use(folder), sequences, mixed_precision=self._mixed_precision)
 
     def score(self, folder: Path | None, task: EvaluationTask, problems: list[Any]) -> Scores:
         """What the source model (None), or the artifact in a folder, scores on one batch."""
@@ -297,11 +314,20 @@ class Worker:
         return self._model
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the processor has instructions that multiply bfloat16; without, it is slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in BFLOAT16_CAPABILITIES)
+
+
 def _device_kind(device: torch.device) -> str:
     """Which arithmetic it does: two kinds may round differently."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    bfloat16 = " bfloat16" if multiplies_bfloat16(device) else ""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}{bfloat16}"
 
 
 def _check_positions(spec: JobSpec, config: Any) -> None:

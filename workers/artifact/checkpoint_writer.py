@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from workers.model.tensor_names import source_tensors
 
 MAX_SHARD_BYTES = 2 << 30
 
+Compressed = Callable[[Sequence[str]], Iterable[Interpolation]]
+"""From layers, in the order in which a checkpoint holds them, to what stands in for each."""
+
 
 def check_writable(source: Path) -> None:
     """See whether `write_checkpoint` will know the model, before hours are spent on it.
@@ -43,7 +46,7 @@ def write_checkpoint(
     source: Path,
     folder: Path,
     ranks: Mapping[str, int],
-    compressed: Callable[[str], Interpolation],
+    compressed: Compressed,
     dtype: torch.dtype,
 ) -> CheckpointSize:
     """Write the checkpoint in which `compressed` stands in for every layer named in `ranks`.
@@ -53,6 +56,13 @@ def write_checkpoint(
     tensors = source_tensors(source)
     folder.mkdir(parents=True)
     biased: dict[str, bool] = {}
+    order = [
+        layer
+        for piece in tensors
+        for layer, _, parameter in (name.rpartition(".") for name in piece.names)
+        if layer in ranks and parameter == "weight"
+    ]
+    replacements = iter(compressed(order))
 
     def stream() -> Iterator[tuple[str, Tensor]]:
         for piece in tensors:
@@ -62,7 +72,7 @@ def write_checkpoint(
                 if layer not in ranks:
                     yield name, _cast(dense[name], dtype)
                 elif name == f"{layer}.weight":
-                    replacement = compressed(layer)
+                    replacement = next(replacements)
                     biased[layer] = replacement.bias is not None
                     for key, factor in checkpoint.tensors(layer, replacement):
                         yield key, _cast(factor, dtype)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -58,7 +57,7 @@ CLEANING_SECONDS = 10
 
 @dataclass(frozen=True)
 class Assembled:
-    """An artifact on the disk of the node of a worker, which has an assembler beside it."""
+    """An artifact on the disk of a worker's node."""
 
     target: Target
     ranks: Ranks
@@ -110,7 +109,6 @@ class Attempt:
         self.actors = actors
         self.owned: list[list[InputGroup]] = []  # by worker: the groups that it solves
         self.owners: dict[str, Any] = {}  # layer name -> the worker that solves it
-        self.assemblers: list[Any] = []
 
     def run(self) -> dict[str, Any]:
         """The seven steps; returns the report."""
@@ -287,18 +285,17 @@ class Attempt:
         return model.dtype if self.spec.dtype == "auto" else self.spec.dtype
 
     def assemble(self, model: ModelSummary, choices: Sequence[Ranks]) -> list[Assembled]:
-        """Write every target's checkpoint, beside the worker that will measure it."""
+        """Have every target's checkpoint written by the worker that will measure it."""
         dtype = self._dtype(model)
         with self.progress.step(Step.ASSEMBLE, "targets") as meter:
             meter.expect(len(choices))
-            count = min(len(self.workers), len(choices))
-            self.assemblers = [self.actors.assembler(beside) for beside in range(count)]
-            queues: list[list[Call]] = [[] for _ in self.assemblers]
+            count = len(self.workers)
+            queues: list[list[Call]] = [[] for _ in self.workers]
             for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True)):
                 ranks = {name: rank for name, rank in choice.items() if rank is not None}
                 owners = {name: self.owners[name] for name in ranks}
-                assembler = self.assemblers[number % count]
-                write = partial(assembler.assemble.remote, target.name, ranks, owners, dtype)
+                worker = self.workers[number % count]
+                write = partial(worker.assemble.remote, target.name, ranks, owners, dtype)
                 queues[number % count].append(Call(number, write))
             written = {}
             for number, result in drive(queues):
@@ -342,11 +339,11 @@ class Attempt:
         with self.progress.step(Step.PUBLISH, "artifacts") as meter:
             published = {artifact.name for artifact in self.progress.artifacts()}
             meter.expect(len(assembled), done=len(published))
-            queues: list[list[Call]] = [[] for _ in self.assemblers]
+            queues: list[list[Call]] = [[] for _ in self.workers]
             for position, artifact in enumerate(assembled):
                 name = artifact.target.name
                 upload = partial(
-                    self.assemblers[artifact.worker].publish.remote,
+                    self.workers[artifact.worker].publish.remote,
                     self.job.id,
                     self.job.attempt,
                     name,
@@ -361,8 +358,8 @@ class Attempt:
 
     def _clean(self) -> None:
         # One that is dead or still writes is not waited for: what it leaves, a later driver sweeps.
-        with suppress(ray.exceptions.RayError):
-            ray.get([a.clean.remote() for a in self.assemblers], timeout=CLEANING_SECONDS)
+        cleaning = [worker.clean.remote() for worker in self.workers]
+        ray.wait(cleaning, num_returns=len(cleaning), timeout=CLEANING_SECONDS)
 
 
 def sweep_scratch(workers: Sequence[Any], progress: Progress) -> None:

@@ -79,6 +79,7 @@ def job_report(
         },
         "method": spec.method,
         "allocation": spec.allocation,
+        "mixed_precision": spec.mixed_precision,
         "calibration": {
             "sequences": len(texts.calibration),
             "sequence_length": length,

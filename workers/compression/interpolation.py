@@ -30,6 +30,11 @@ class Interpolation:
     def rank(self) -> int:
         return self.basis.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        parts = (self.basis, self.rest, self.order, self.bias)
+        return sum(part.nbytes for part in parts if part is not None)
+
 
 def interpolate(factors: Factors) -> Interpolation:
     """The same layer with r of its outputs as the basis, in the precision of the factors.

@@ -237,8 +237,9 @@ class Calibration:
     Only ∂ℓ/∂y is needed, so every parameter is frozen, and only the embedding's output requires
     grad: no weight gradient is ever computed or held. If no gradient is observed, there is no
     backward pass. With `checkpoint_activations`, one block's activations are held at a time, at the
-    cost of one more forward pass (and every layer's input, if the row Fisher is observed). It is a
-    context manager and leaves the model frozen.
+    cost of one more forward pass (and every layer's input, if the row Fisher is observed). With
+    `mixed_precision` the model runs under `torch.autocast` in bfloat16; the statistics do not. It
+    is a context manager and leaves the model frozen.
     """
 
     def __init__(
@@ -248,12 +249,15 @@ class Calibration:
         statistics: dict[str, GroupStatistics],
         *,
         checkpoint_activations: bool = False,
+        mixed_precision: bool = False,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.groups = tuple(groups)
         self.statistics = statistics
         self._backward = any(group.has_gradients for group in statistics.values())
         self._checkpoints = checkpoint_activations and self._backward
+        self._device_type = next(model.parameters()).device.type
+        self._mixed_precision = mixed_precision
         self._recomputing = False
         self._hooks = ExitStack()
 
@@ -294,7 +298,7 @@ class Calibration:
 
         Raises SolveFailed if the loss is not finite.
         """
-        with torch.set_grad_enabled(self._backward):
+        with torch.set_grad_enabled(self._backward), self._autocast(self._mixed_precision):
             logits = self.model(input_ids=input_ids, use_cache=False).logits
         loss = _cross_entropy(logits.detach(), input_ids, differentiate=self._backward)
         if not math.isfinite(loss):
@@ -314,7 +318,7 @@ class Calibration:
         def hook(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
             if self._recomputing:
                 return
-            with torch.no_grad():
+            with torch.no_grad(), self._autocast(False):
                 if first:
                     _add_inputs(statistics, args[0].flatten(0, -2))
                 if layer.name in statistics.outputs:
@@ -326,6 +330,9 @@ class Calibration:
                 output.register_hook(add)  # type: ignore[no-untyped-call]
 
         return hook
+
+    def _autocast(self, enabled: bool) -> torch.autocast:
+        return torch.autocast(self._device_type, torch.bfloat16, enabled=enabled)
 
     def _checkpointed(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return checkpoint(

@@ -19,14 +19,18 @@ TOKENS_AT_ONCE = 128
 
 
 @torch.inference_mode()
-def text_loss(model: Any, sequences: Sequence[Sequence[int]]) -> TextLoss:
+def text_loss(
+    model: Any, sequences: Sequence[Sequence[int]], *, mixed_precision: bool = False
+) -> TextLoss:
     """The loss on one batch of sequences of any lengths; every token but the first is predicted.
 
-    It is infinite if the model's arithmetic overflows.
+    With `mixed_precision` the model runs under `torch.autocast` in bfloat16. The loss is infinite
+    if the model's arithmetic overflows.
     """
     device = next(model.parameters()).device
     # Padding is on the right: under a causal mask no real token attends to it.
-    logits = model(input_ids=right_padded(sequences).to(device), use_cache=False).logits
+    with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
+        logits = model(input_ids=right_padded(sequences).to(device), use_cache=False).logits
     return TextLoss(
         tuple(
             _sequence_loss(rows[: len(tokens) - 1], torch.tensor(tokens[1:], device=device))

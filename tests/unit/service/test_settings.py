@@ -89,3 +89,17 @@ def test_child_processes_are_given_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings
+
+
+def test_ended_jobs_are_kept_for_ever_unless_a_time_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().job_retention_seconds is None
+    monkeypatch.setenv("EIGENPRESS_JOB_RETENTION_SECONDS", "604800")
+    assert Settings().job_retention_seconds == 604_800
+
+
+@pytest.mark.parametrize("wrong", ["0", "59", "-1", "nan", "inf", "1e9", "none", ""])
+def test_a_wrong_retention_is_refused(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among them 0, which might as well mean for ever."""
+    monkeypatch.setenv("EIGENPRESS_JOB_RETENTION_SECONDS", wrong)
+    with pytest.raises(ValidationError, match="job_retention_seconds"):
+        Settings()

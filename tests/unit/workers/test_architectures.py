@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ class Solved:
 
     def write(self, folder: Path, layers: Mapping[str, Interpolation]) -> Path:
         ranks = {name: layer.rank for name, layer in layers.items()}
-        write_checkpoint(self.source, folder, ranks, layers.__getitem__, torch.float32)
+        write_checkpoint(
+            self.source, folder, ranks, partial(map, layers.__getitem__), torch.float32
+        )
         return folder
 
 

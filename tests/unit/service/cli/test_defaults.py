@@ -61,6 +61,7 @@ def test_submit_states_what_an_empty_specification_becomes(job_body: dict[str, A
         "method": spec.method,
         "allocation": spec.allocation,
         "dtype": spec.dtype,
+        "mixed_precision": spec.mixed_precision,
         "pattern": calibration.data.pattern,
         "text_field": calibration.data.text_field,
         "sequences": str(calibration.sequences),

@@ -13,7 +13,7 @@ import pytest
 import service.dispatch.dispatcher
 import service.dispatch.lease_watch
 from service.cluster.ray_jobs import AttemptStatus, Ended
-from service.dispatch.dispatcher import PAUSE_TICKS, Dispatcher
+from service.dispatch.dispatcher import CLEANED_PER_PASS, PAUSE_TICKS, Dispatcher
 from service.domain.job import EventType, Job
 from service.domain.retry_policy import RetryPolicy
 from service.domain.spec import JobSpec
@@ -23,13 +23,14 @@ from service.errors import (
     DatabaseUnavailable,
     Failure,
     InvalidParameter,
+    JobNotFound,
     StorageUnavailable,
 )
 from service.settings import Settings
 from service.signals import StopRequest
 from service.store.store import Store
 from tests.fixtures.cluster import FakeCluster
-from tests.fixtures.jobs import lapse, small_spec
+from tests.fixtures.jobs import age, at_once, lapse, small_spec
 from tests.fixtures.storage import MemoryStorage
 from tests.fixtures.waiting import wait_until
 
@@ -752,6 +753,72 @@ class TestTrouble:
         assert store.users.get(job.id).state is JobState.RUNNING
         dispatcher.close()
         store.close()
+
+
+class TestRetention:
+    @pytest.fixture
+    def old(self, job_store: Store, bucket: MemoryStorage) -> Job:
+        """A job that succeeded two hours ago, cleaned up after, with its result in the bucket."""
+        job = job_store.users.create(small_spec())
+        job_store.claims.claim()
+        job_store.attempts.succeed(job.id, 1, {"loss": 1.5})
+        job_store.claims.cleaned(job.id, 1)
+        bucket.put_bytes(f"jobs/{job.id}/artifacts/keep-0.8/1-0000000a/weights", b"result")
+        age(job_store, job.id, 7200)
+        return job_store.users.get(job.id)
+
+    def test_an_old_job_goes_with_its_result(
+        self,
+        make: Callable[..., Dispatcher],
+        job_store: Store,
+        bucket: MemoryStorage,
+        old: Job,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        dispatcher = make(job_retention_seconds=3600.0)
+        with caplog.at_level(logging.INFO):
+            dispatcher.tick()
+            with pytest.raises(JobNotFound):
+                job_store.users.get(old.id)
+            dispatcher.tick()
+            dispatcher.tick()
+        with pytest.raises(JobNotFound):
+            job_store.claims.head(old.id)
+        assert bucket.objects == {}
+        assert messages(caplog, logging.INFO) == [
+            "Deleted ended jobs older than 3600 seconds: 1",
+            f"{old.id}: cleaned up",
+        ]
+
+    @pytest.mark.parametrize("retention", [None, 7300.0])
+    def test_a_job_stays_until_its_time_has_passed(
+        self,
+        make: Callable[..., Dispatcher],
+        job_store: Store,
+        bucket: MemoryStorage,
+        old: Job,
+        retention: float | None,
+    ) -> None:
+        dispatcher = make(job_retention_seconds=retention)
+        dispatcher.tick()
+        dispatcher.tick()
+        assert job_store.users.get(old.id) == old
+        assert len(bucket.objects) == 1
+
+    def test_old_jobs_wait_until_those_that_ended_now_are_cleaned_up_after(
+        self, make: Callable[..., Dispatcher], job_store: Store, old: Job
+    ) -> None:
+        for _ in range(CLEANED_PER_PASS):
+            job = job_store.users.create(small_spec())
+            job_store.claims.claim()
+            job_store.attempts.fail(job.id, 1, USER_MISTAKE, at_once(1))
+        dispatcher = make(job_retention_seconds=3600.0, checkpoint_retention_seconds=0.0)
+        dispatcher.tick()
+        assert job_store.claims.to_clean() == []
+        assert job_store.users.get(old.id) == old
+        dispatcher.tick()
+        with pytest.raises(JobNotFound):
+            job_store.users.get(old.id)
 
 
 def test_it_runs_until_asked_to_stop(

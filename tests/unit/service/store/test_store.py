@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -33,7 +34,8 @@ from service.errors import (
 from service.store import tables
 from service.store.database import clock
 from service.store.store import Store
-from tests.fixtures.jobs import at_once, small_spec
+from service.store.transitions import mark_deleted
+from tests.fixtures.jobs import age, at_once, small_spec
 
 RETRYABLE = StorageUnavailable("S3 is away").failure()
 FATAL = InvalidParameter("no such thing", param="model.path").failure()
@@ -730,6 +732,16 @@ def test_cancel_in_every_state(job_store: Store, state: JobState) -> None:
 ENDED = [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
 
 
+def assert_no_rows(database_url: str) -> None:
+    """Nothing is left of any job."""
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        for table in tables.metadata.tables.values():
+            if table is not tables.tenants:
+                assert connection.execute(select(table)).all() == []
+    engine.dispose()
+
+
 class TestDelete:
     @pytest.mark.parametrize("state", ENDED)
     def test_users_see_the_job_no_more_and_a_cleaner_removes_it(
@@ -748,12 +760,7 @@ class TestDelete:
         (due,) = job_store.claims.to_clean()
         assert (due.id, due.deleted) == (job.id, True)
         job_store.claims.remove(job.id)
-        engine = create_engine(database_url)
-        with engine.connect() as connection:
-            for table in tables.metadata.tables.values():
-                if table is not tables.tenants:
-                    assert connection.execute(select(table)).all() == []
-        engine.dispose()
+        assert_no_rows(database_url)
 
     @pytest.mark.parametrize("state", [state for state in JobState if state not in ENDED])
     def test_a_job_that_waits_or_runs_stays(self, job_store: Store, state: JobState) -> None:
@@ -783,3 +790,85 @@ class TestDelete:
         with pytest.raises(ValueError, match="not been deleted"):
             job_store.claims.remove(job.id)
         assert job_store.users.get(job.id) == job
+
+
+class TestRetention:
+    @pytest.mark.parametrize("state", ENDED)
+    def test_an_ended_job_is_deleted_once_it_is_old_enough(
+        self, job_store: Store, state: JobState, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = brought_to(job_store, state)
+        later(monkeypatch, 3590)
+        assert job_store.claims.delete_old(3600) == 0
+        assert job_store.users.get(job.id) == job
+        later(monkeypatch, 3600)
+        assert job_store.claims.delete_old(3600) == 1
+        with pytest.raises(JobNotFound):
+            job_store.users.get(job.id)
+        assert job_store.claims.delete_old(3600) == 0
+
+    @pytest.mark.parametrize("state", [state for state in JobState if state not in ENDED])
+    def test_a_job_that_waits_or_runs_stays_however_old(
+        self, job_store: Store, state: JobState, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = brought_to(job_store, state)
+        later(monkeypatch, 1e9)
+        assert job_store.claims.delete_old(60) == 0
+        monkeypatch.undo()
+        assert job_store.users.get(job.id) == job
+
+    def test_nothing_stays_of_an_old_job(self, job_store: Store, database_url: str) -> None:
+        first, _ = job_store.users.create_once(small_spec(), "key")
+        job_store.claims.claim()
+        job_store.attempts.progress(first.id, 1, Step.SOLVE, 1, 1, "layers")
+        job_store.attempts.published(first.id, 1, 0, ARTIFACT)
+        job_store.attempts.succeed(first.id, 1, {"loss": 1.5})
+        age(job_store, first.id, 3600)
+        assert job_store.claims.delete_old(3600) == 1
+        assert job_store.users.find_once(small_spec(), "key") is None
+        (due,) = job_store.claims.to_clean(grace_seconds=3600)  # it has passed since the end
+        assert (due.id, due.deleted) == (first.id, True)
+        job_store.claims.remove(first.id)
+        assert_no_rows(database_url)
+
+    def test_those_that_ended_first_go_first(self, job_store: Store) -> None:
+        jobs = [brought_to(job_store, JobState.FAILED) for _ in range(4)]
+        for job, seconds in zip(jobs, (5000, 7000, 4000, 10), strict=True):
+            age(job_store, job.id, seconds)
+        assert job_store.claims.delete_old(3600, limit=2) == 2
+        kept = [job.id for job in job_store.users.list_jobs(limit=9)]
+        assert kept == [jobs[3].id, jobs[2].id]
+        assert job_store.claims.delete_old(3600, limit=2) == 1
+        assert job_store.users.get(jobs[3].id) == job_store.users.list_jobs(limit=9)[0]
+
+    def test_a_job_that_its_user_has_retried_is_as_new(self, job_store: Store) -> None:
+        job = brought_to(job_store, JobState.FAILED)
+        age(job_store, job.id, 3600)
+        job_store.users.retry(job.id)
+        assert job_store.claims.delete_old(60) == 0
+        assert job_store.users.get(job.id).state is JobState.QUEUED
+
+    @pytest.mark.parametrize("state", [state for state in JobState if state not in ENDED])
+    def test_no_job_is_marked_before_it_has_ended(self, job_store: Store, state: JobState) -> None:
+        job = brought_to(job_store, state)
+        ended, _ = job_store.users.create_once(small_spec(), "key")
+        job_store.users.cancel(ended.id)
+        with job_store._database.writing() as connection:
+            assert mark_deleted(connection, [job.id, ended.id]) == [ended.id]
+        assert job_store.users.list_jobs(limit=9) == [job]
+
+    def test_several_dispatchers_delete_each_job_once(self, job_store: Store) -> None:
+        jobs = [job_store.users.create(small_spec()).id for _ in range(60)]
+        for job_id in jobs:
+            job_store.users.cancel(job_id)
+            age(job_store, job_id, 3600)
+        counts: list[int] = []
+
+        def work(_: int) -> None:
+            while sum(counts) < len(jobs):
+                counts.append(job_store.claims.delete_old(60, limit=7))
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+        assert sum(counts) == len(jobs)
+        assert {job.id for job in job_store.claims.to_clean()} == set(jobs)

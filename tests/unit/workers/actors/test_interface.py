@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 
-import pytest
-
 from workers.actors import assembler, interface, worker
 
 
@@ -13,9 +11,7 @@ def public_methods(cls: type) -> set[str]:
     return {name for name, _ in inspect.getmembers(cls, callable) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize(
-    ("asked", "acting"),
-    [(interface.Worker, worker.Worker), (interface.Assembler, assembler.Assembler)],
-)
-def test_every_method_is_passed_on(asked: type, acting: type) -> None:
-    assert public_methods(asked) == public_methods(acting)
+def test_every_method_is_passed_on() -> None:
+    acting = public_methods(worker.Worker), public_methods(assembler.Assembler)
+    assert public_methods(interface.Worker) == acting[0] | acting[1]
+    assert not acting[0] & acting[1]

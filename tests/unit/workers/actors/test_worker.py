@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,10 +51,38 @@ def test_a_size_in_memory_measures_as_its_artifact_does(
     worker.substitute(dtype, [QUERY], None)
     worker.restore()
     artifact = tmp_path / "artifact"
-    write_checkpoint(tiny_llama, artifact, {QUERY: 4}, lambda _: layer, getattr(torch, dtype))
+    write_checkpoint(tiny_llama, artifact, {QUERY: 4}, lambda _: [layer], getattr(torch, dtype))
     assert probed != dense
     assert worker.measure(artifact, SEQUENCES) == probed
     assert worker.measure(None, SEQUENCES) == dense
+
+
+def test_a_layer_that_was_probed_is_not_factorised_again(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed = worker.compressed(QUERY, 4)
+    monkeypatch.setattr(
+        "workers.actors.worker.interpolate", lambda factors: SimpleNamespace(nbytes=factors.rank)
+    )
+    assert worker.compressed(QUERY, 4) is probed
+    assert worker.compressed(QUERY, 5).nbytes == 5
+    worker.release()
+    with pytest.raises(KeyError):
+        worker.compressed(QUERY, 4)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "mixed"),
+    [({"amx_bf16": True}, True), ({"avx512_bf16": False}, False), ({"bf16": True}, True)],
+)
+def test_auto_is_mixed_precision_where_the_processor_has_instructions_for_it(
+    worker: Any, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], mixed: bool
+) -> None:
+    exact = worker.measure(None, SEQUENCES)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    auto: Any = Worker(worker._spec.model_copy(update={"mixed_precision": "auto"}), 0, threads=1)
+    auto.load()
+    assert (auto.measure(None, SEQUENCES) != exact) is mixed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -81,7 +81,8 @@ def write_artifact(source: Path, folder: Path, config: PretrainedConfig) -> None
     layer = compressible_layers(model)[-1]
     bias = torch.zeros(layer.out_features) if layer.has_bias else None
     factors = Factors(torch.ones(1, layer.in_features), torch.ones(layer.out_features, 1), bias)
-    write_checkpoint(source, folder, {layer.name: 1}, lambda _: interpolate(factors), torch.float32)
+    layers = [interpolate(factors)]
+    write_checkpoint(source, folder, {layer.name: 1}, lambda _: layers, torch.float32)
     (folder / "modeling_eigenpress.py").write_text("raise SystemExit('remote code')")
 
 

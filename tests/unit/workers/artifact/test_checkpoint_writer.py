@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ class Case:
         return {name: layer.rank for name, layer in self.layers.items()}
 
     def write(self, folder: Path, dtype: torch.dtype = torch.float32) -> CheckpointSize:
-        return write_checkpoint(self.source, folder, self.ranks, self.layers.__getitem__, dtype)
+        return write_checkpoint(
+            self.source, folder, self.ranks, partial(map, self.layers.__getitem__), dtype
+        )
 
 
 def random_layers(model: Any, *, adds_bias: bool) -> dict[str, Interpolation]:

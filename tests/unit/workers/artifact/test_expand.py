@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def artifact(folder: Path, config: Any, *, bias: bool, names: list[str] = NAMES)
         return interpolate(factors)
 
     ranks = dict.fromkeys(names, 3)
-    write_checkpoint(source, folder / "artifact", ranks, compressed, torch.float32)
+    write_checkpoint(source, folder / "artifact", ranks, partial(map, compressed), torch.float32)
     return folder / "artifact"
 
 

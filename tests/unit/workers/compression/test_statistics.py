@@ -141,6 +141,32 @@ def test_checkpointed_activations_give_the_same_statistics(model: Any, input_ids
     assert all("forward" not in vars(block) for block in model.model.layers)
 
 
+def test_in_mixed_precision_the_model_alone_is_in_bfloat16(model: Any, input_ids: Tensor) -> None:
+    model.float()
+    plain = calibrated(model, input_ids)
+    rows: dict[str, Tensor] = {}
+    for layer in compressible_layers(model):
+        model.get_submodule(layer.name).register_forward_hook(
+            lambda *called, name=layer.name: rows.update({name: called[-1].detach()})
+        )
+    mixed = calibrated(model, input_ids, mixed_precision=True)
+    assert {output.dtype for output in rows.values()} == {torch.bfloat16}
+    compared = 0
+    for name, observed in mixed.items():
+        for layer_name, moments in observed.outputs.items():
+            if model.get_submodule(layer_name).bias is None:
+                centred = rows[layer_name].flatten(0, 1).double()
+                centred -= centred.mean(0)
+                exact = centred.T @ centred
+                torch.testing.assert_close(moments.scatter, exact, rtol=1e-5, atol=1e-5)
+                compared += 1
+        for ours, theirs in zip(observed.sums(), plain[name].sums(), strict=True):
+            for layer_name, values in ours.items():
+                error = (values - theirs[layer_name]).norm() / theirs[layer_name].norm()
+                assert 0 < error < 0.1
+    assert compared == 2  # the down projections
+
+
 @pytest.mark.parametrize("method", ["svd", "asvd", "afm"])
 def test_without_observed_gradients_there_is_no_backward_pass(
     model: Any, input_ids: Tensor, method: str, monkeypatch: pytest.MonkeyPatch

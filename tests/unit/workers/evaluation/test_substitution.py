@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,9 @@ def logits(model: torch.nn.Module) -> Tensor:
 def test_it_computes_what_the_artifact_does(
     tiny_llama: Path, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    write_checkpoint(tiny_llama, tmp_path / "artifact", RANKS, LAYERS.__getitem__, dtype)
+    write_checkpoint(
+        tiny_llama, tmp_path / "artifact", RANKS, partial(map, LAYERS.__getitem__), dtype
+    )
     artifact = load_model(tmp_path / "artifact", CPU, trust_remote_code=True)
     model = load_model(tiny_llama, CPU)
     substitution = Substitution(model, torch.float32, dtype)
@@ -81,7 +84,7 @@ def test_so_do_the_linear_layers_of_fused_modules(
         for layer in compressible_layers(model)
     }
     ranks = dict.fromkeys(layers, 4)
-    write_checkpoint(source, tmp_path / "artifact", ranks, layers.__getitem__, dtype)
+    write_checkpoint(source, tmp_path / "artifact", ranks, partial(map, layers.__getitem__), dtype)
     artifact = load_model(tmp_path / "artifact", CPU, trust_remote_code=True)
     Substitution(model, torch.float32, dtype).put(layers)
     assert torch.equal(logits(model), logits(artifact))

@@ -57,6 +57,13 @@ def test_the_loss_is_that_of_a_brute_force(model: Any) -> None:
     assert loss.perplexity == pytest.approx(math.exp(expected / tokens), rel=1e-5)
 
 
+def test_in_mixed_precision_it_is_nearly_the_same(model: Any) -> None:
+    exact = text_loss(model, SEQUENCES)
+    mixed = text_loss(model, SEQUENCES, mixed_precision=True)
+    assert mixed != exact
+    assert mixed.perplexity == pytest.approx(exact.perplexity, rel=1e-2)
+
+
 def test_padding_has_no_influence(model: Any) -> None:
     together = text_loss(model, SEQUENCES)
     alone = TextLoss.total(text_loss(model, [sequence]) for sequence in SEQUENCES)
