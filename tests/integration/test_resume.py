@@ -91,7 +91,7 @@ def test_steps_begin_where_they_were_left(
 ) -> None:
     told: list[tuple[str, int, int]] = []
     monkeypatch.setattr(
-        "workers.attempt.progress.Progress.tell",
+        "workers.attempt.progress.Progress.write",
         lambda _self, step, done, total, _unit: told.append((step, done, total)),
     )
     local_installation.create()

@@ -621,7 +621,7 @@ class TestCancelling:
         assert cluster.names == {}
         assert job_store.users.get(job.id).state is JobState.CANCELLED
 
-    @pytest.mark.parametrize("trouble", ["deaf", "down"])
+    @pytest.mark.parametrize("trouble", ["agent_hangs", "down"])
     @pytest.mark.parametrize(
         ("lapsed", "state"), [(False, JobState.CANCELLING), (True, JobState.CANCELLED)]
     )
