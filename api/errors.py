@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from api.schemas import Problem, ProblemItem
+from service.domain.spec import field_path
 from service.errors import (
     ArtifactCorrupt,
     EigenpressError,
@@ -40,10 +41,6 @@ RETRY_AFTER_SECONDS = 10
 MAX_LISTED_ERRORS = 20
 MAX_SHOWN_CHARACTERS = 80
 """Longer names and values of the user's are cut in the answer."""
-
-UNION_FIELDS = frozenset({"model", "data", "targets", "tasks"})
-"""Fields of one type or another; pydantic puts that type's tag into an error's location, after
-the field or, in an array, after its index."""
 
 QUOTE = "'"
 """Pydantic puts it around the name of a discriminator."""
@@ -177,19 +174,7 @@ def param_of(location: Sequence[str | int]) -> str | None:
 
     ``("body", "model", "local", "path")`` is ``model.path``; None is the body as a whole.
     """
-    parts = location[1:]
-    kept = [part for i, part in enumerate(parts) if not _is_tag(parts[: i + 1])]
-    return ".".join(_cut(str(part)) for part in kept) or None
-
-
-def _is_tag(parts: Sequence[str | int]) -> bool:
-    """Whether the last part of a location is the tag of a union."""
-    *before, last = parts
-    if isinstance(last, int):
-        return False
-    if before and isinstance(before[-1], int):
-        before.pop()
-    return bool(before) and before[-1] in UNION_FIELDS
+    return ".".join(map(_cut, field_path(location[1:]))) or None
 
 
 def _shown(error: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ The request body is `service.domain.spec.JobSpec`. Times are RFC 3339 in UTC, si
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal, Self
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.domain import job as jobs
 from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
+from service.errors import SpecificationUnknown
 
 JOB_ID_EXAMPLE = "job-01kah7m0q8v5n2c4x6z9b3d1fg"
 
@@ -59,7 +61,10 @@ class Job(Schema):
     id: str = Field(examples=[JOB_ID_EXAMPLE])
     name: str | None = None
     state: JobState
-    spec: JobSpec = Field(description="As accepted, with the defaults filled in.")
+    spec: JobSpec | dict[str, Any] = Field(
+        description="As accepted, with the defaults filled in. It may have fields that this server "
+        "does not know, if a newer version of the service accepted the job."
+    )
     attempt: int = Field(description="The current or last attempt; 0 before the first.")
     created_at: datetime
     started_at: datetime | None = Field(default=None, description="Of the current attempt.")
@@ -83,7 +88,7 @@ class Job(Schema):
             id=job.id,
             name=job.name,
             state=job.state,
-            spec=job.spec,
+            spec=_shown_spec(job),
             attempt=job.attempt,
             created_at=job.created_at,
             started_at=job.started_at,
@@ -102,6 +107,15 @@ class Job(Schema):
                 ),
             ),
         )
+
+
+def _shown_spec(job: jobs.Job) -> JobSpec | dict[str, Any]:
+    """The specification; as it is stored if this version does not know all of it."""
+    try:
+        return job.spec
+    except SpecificationUnknown:
+        stored: dict[str, Any] = json.loads(job.stored_spec)
+        return stored
 
 
 class JobPage(Schema):

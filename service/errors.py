@@ -35,6 +35,9 @@
         ├── ClusterUnavailable
         ├── SubmissionRefused        not retried: the cluster answers, but refuses to run the driver
         ├── DatabaseUnavailable
+        ├── SchemaMismatch           not retried: an administrator must upgrade
+        ├── VersionMismatch          not retried: likewise
+        ├── SpecificationUnknown     not retried: likewise
         ├── InsufficientResources    not retried
         ├── WorkerLost
         ├── DiskFull
@@ -301,6 +304,27 @@ class DatabaseUnavailable(InfrastructureError):
     """The jobs database cannot be read or written."""
 
     code = "database_unavailable"
+
+
+class SchemaMismatch(InfrastructureError):
+    """This process and the jobs database have different versions: upgrade the older one."""
+
+    code = "schema_mismatch"
+    retryable = False
+
+
+class VersionMismatch(InfrastructureError):
+    """The nodes of the Ray cluster have different versions: install the same one on all of them."""
+
+    code = "version_mismatch"
+    retryable = False
+
+
+class SpecificationUnknown(InfrastructureError):
+    """A newer version of Eigenpress wrote this specification: upgrade the process that reads it."""
+
+    code = "specification_unknown"
+    retryable = False
 
 
 class InsufficientResources(InfrastructureError):

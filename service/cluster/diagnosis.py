@@ -9,6 +9,7 @@ Each case was observed on Ray 2.60, and the tests reproduce each there.
     stopped by somebody       STOPPED
     cluster restarted         404: jobs end with their cluster
     agent or raylet hangs     RUNNING, for ever; only the lapsed lease shows it
+    another schema            exit code 5: the driver must not write to that database
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from service.errors import (
     DriverStopped,
     LeaseLapsed,
     NodeLost,
+    SchemaMismatch,
 )
+
+EXIT_SCHEMA_MISMATCH = 5
+"""Of a driver that found a schema that is not its own, and so left the database alone."""
+
+Loss = AttemptLost | NodeLost | SchemaMismatch
 
 _NOT_STARTED = frozenset(
     {
@@ -40,7 +47,7 @@ _MAX_MESSAGE_CHARACTERS = 1000
 _FIRST_SIGNAL = 128
 
 
-def explain(status: AttemptStatus, printed: str | None) -> AttemptLost | NodeLost:
+def explain(status: AttemptStatus, printed: str | None) -> Loss:
     """Explain the loss of an attempt by its `status` and the end of its log, None if unreadable.
 
     If Ray still reports the attempt as active, its lease has lapsed.
@@ -54,7 +61,7 @@ def explain(status: AttemptStatus, printed: str | None) -> AttemptLost | NodeLos
             return LeaseLapsed()
 
 
-def _explain_end(ended: Ended, printed: str | None) -> AttemptLost | NodeLost:
+def _explain_end(ended: Ended, printed: str | None) -> Loss:
     message = ended.message[:_MAX_MESSAGE_CHARACTERS]
     if ended.status == "STOPPED":
         return DriverStopped(_with_log(DriverStopped().detail, printed))
@@ -66,12 +73,18 @@ def _explain_end(ended: Ended, printed: str | None) -> AttemptLost | NodeLost:
     return _explain_exit(printed)
 
 
-def _explain_exit(printed: str | None) -> AttemptLost:
+def _explain_exit(printed: str | None) -> Loss:
     if printed is None:
         return AttemptLost(_with_log(AttemptLost().detail, printed))
     code = exit_code_in(printed)
     if code is None:
         return DriverKilled(_with_log(DriverKilled().detail, printed))
+    if code == EXIT_SCHEMA_MISMATCH:
+        detail = (
+            "The driver and the jobs database have different versions: run `eigenpress migrate` of "
+            "the newer one, install that version on every node of Ray, then retry the job."
+        )
+        return SchemaMismatch(_with_log(detail, printed))
     if code > _FIRST_SIGNAL:
         name = _signal_name(code - _FIRST_SIGNAL)
         return DriverKilled(_with_log(f"{DriverKilled().detail} It received {name}.", printed))

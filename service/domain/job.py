@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
-from service.domain.spec import JobSpec
+from service.domain.spec import JobSpec, read_stored
 from service.domain.states import JobState, Step
 from service.errors import Failure
 
@@ -52,7 +53,7 @@ class EventType(StrEnum):
     """running -> succeeded."""
 
     FAILED = "job.failed"
-    """running -> failed, or queued -> failed after it waited too long."""
+    """running -> failed, or queued -> failed: it waited too long, or its limits are unknown."""
 
     CANCELLING = "job.cancelling"
     """running -> cancelling: the attempt is told to stop."""
@@ -116,7 +117,8 @@ class Job:
     id: str
     name: str | None
     state: JobState
-    spec: JobSpec
+    stored_spec: str
+    """Its specification as JSON, by the version that accepted it."""
     attempt: int
     """The current attempt, or the last one; 0 before the first."""
     created_at: datetime
@@ -140,6 +142,11 @@ class Job:
     """When the current attempt's lease expires."""
     lapsed: bool = False
     """Whether the lease had expired, by the database's clock, when the job was read."""
+
+    @cached_property
+    def spec(self) -> JobSpec:
+        """Its specification. Raises SpecificationUnknown if this version cannot read it."""
+        return read_stored(self.id, self.stored_spec)
 
 
 @dataclass(frozen=True)

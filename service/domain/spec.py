@@ -1,11 +1,13 @@
 """The specification of a job: the user's request, validated once, at the edge.
 
 These models are the body of ``POST /v1/jobs`` and are stored with the job. A field that is
-unknown, of the wrong type or out of bounds is an error; nothing is coerced from text.
+unknown, of the wrong type or out of bounds is an error; nothing is coerced from text. That holds
+for a stored specification, too: a field that a newer version has added is never left out.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, LiteralString, TypeVar
 
@@ -16,10 +18,13 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationError,
     ValidationInfo,
     field_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from service.errors import SpecificationUnknown
 
 MAX_TARGETS = 32
 MAX_EVALUATION_DATASETS = 16
@@ -42,7 +47,12 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 REPOSITORY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$"
 
+UNION_FIELDS = frozenset({"model", "data", "targets", "tasks"})
+"""Fields of one type or another; pydantic puts that type's tag into an error's location, after
+the field or, in an array, after its index."""
+
 Wanted = TypeVar("Wanted", bound=tuple[Any, ...])
+Read = TypeVar("Read", bound="Body")
 
 
 class Body(BaseModel):
@@ -405,3 +415,59 @@ class JobSpec(Body):
                     },
                 )
         return targets
+
+
+def read_stored(job_id: str, stored: str) -> JobSpec:
+    """The specification of a job as it is stored. Raises SpecificationUnknown."""
+    return _read(JobSpec, job_id, json.loads(stored))
+
+
+def read_stored_limits(job_id: str, stored: str) -> Limits:
+    """The limits of a job, all that a dispatcher reads of its specification.
+
+    Raises SpecificationUnknown.
+    """
+    return _read(Limits, job_id, json.loads(stored).get("limits", {}), "limits")
+
+
+def _read(body: type[Read], job_id: str, document: object, *field: str) -> Read:
+    try:
+        return body.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        param = ".".join(field_path((*field, *first["loc"])))
+        raise SpecificationUnknown(
+            f"A newer version of Eigenpress wrote the specification of {job_id}; this version "
+            f"{_unknown(param, first['type'], first['input'])}. Install the newer version on the "
+            "APIs, the dispatchers and every node of Ray, then retry the job.",
+            param=param,
+        ) from error
+
+
+def _unknown(param: str, kind: str, value: object) -> str:
+    match kind:
+        case "extra_forbidden":
+            return f"does not know the field '{param}'"
+        case "missing":
+            return f"needs the field '{param}', which is missing"
+        case _:
+            shown = json.dumps(value, default=str)[:MAX_SHOWN_CHARACTERS]
+            return f"does not know the value {shown} of the field '{param}'"
+
+
+def field_path(location: Sequence[str | int]) -> list[str]:
+    """The parts of a field's name as its user wrote it: without the tags of unions.
+
+    ``("model", "local", "path")``, an error's location, is ``model.path``.
+    """
+    return [str(part) for i, part in enumerate(location) if not _is_tag(location[: i + 1])]
+
+
+def _is_tag(parts: Sequence[str | int]) -> bool:
+    """Whether the last part of a location is the tag of a union."""
+    *before, last = parts
+    if isinstance(last, int):
+        return False
+    if before and isinstance(before[-1], int):
+        before.pop()
+    return bool(before) and before[-1] in UNION_FIELDS

@@ -7,14 +7,16 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, delete, select, update
 
 from service.domain.job import EventType, Job, JobHead
+from service.domain.spec import read_stored_limits
 from service.domain.states import IN_FLIGHT, TERMINAL, JobState
 from service.errors import (
     AttemptStale,
     QueueTimeExceeded,
     RunTimeExceeded,
+    SpecificationUnknown,
     UserError,
 )
-from service.store import rows, tables
+from service.store import tables
 from service.store.database import Database, clock, try_lock
 from service.store.queue import next_waiting
 from service.store.rows import job_row, queued_at, read_heads, read_job, read_jobs
@@ -61,16 +63,27 @@ class Claims:
         priority comes first, then the oldest. `owner` must submit the attempt within the lease.
         The limits hold across all dispatchers: if one is given, only one dispatcher claims at a
         time, and the others get None meanwhile.
+
+        Only the limits of the specification are read; the job's driver checks whether it knows the
+        rest. A job with limits that this version does not know fails, because it would run without
+        them.
         """
         limited = max_running is not None or max_running_per_tenant is not None
         with self._database.writing() as connection:
             if limited and not try_lock(connection, "claim"):
                 return None
-            row = next_waiting(connection, max_running, max_running_per_tenant)
+            while (
+                row := next_waiting(connection, max_running, max_running_per_tenant)
+            ) is not None:
+                try:
+                    left = read_stored_limits(row.id, row.spec).run_seconds
+                except SpecificationUnknown as error:
+                    end_failed(connection, row, error.failure())
+                else:
+                    break
             if row is None:
                 return None
             now, attempt = clock(connection), row.attempt + 1
-            left = rows.specification(row).limits.run_seconds
             _note_served(connection, row.tenant, now)
             claimed = transition(
                 connection,
@@ -117,7 +130,7 @@ class Claims:
 
         If the submission reached the cluster after all, the same number makes Ray refuse the next
         one as a duplicate. Raises AttemptStale, also if another dispatcher has taken the attempt
-        over and submitted it.
+        over and submitted it, and SpecificationUnknown if its limits cannot be read.
         """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
@@ -129,7 +142,7 @@ class Claims:
             connection.execute(
                 delete(tables.steps).where(steps.job_id == job_id, steps.attempt == attempt)
             )
-            limits = rows.specification(row).limits
+            limits = read_stored_limits(row.id, row.spec)
             never_ran = attempt - 1 == row.attempts_before
             transition(
                 connection,

@@ -23,6 +23,8 @@ from typing import Any
 import sqlalchemy.exc
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import (
     URL,
@@ -39,7 +41,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from service.errors import DatabaseUnavailable
+from service.errors import DatabaseUnavailable, SchemaMismatch
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long an SQLite writer waits for another one; every write here takes milliseconds."""
@@ -127,23 +129,44 @@ class Database:
     def migrate(self) -> None:
         """Bring the schema up to date; several processes may do so at once.
 
-        Raises DatabaseUnavailable when the database cannot be opened or written, or when a newer
-        version than this one has migrated it.
+        Raises DatabaseUnavailable when the database cannot be opened or written, and SchemaMismatch
+        when a newer version than this one has migrated it.
         """
         if self._url.get_backend_name() == "sqlite" and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
         with self.writing() as connection:
             if self._is_postgresql:
                 _lock_for_migration(connection)
-            config = Config()
-            config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+            config = _migrations()
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
             except CommandError as error:
-                raise DatabaseUnavailable(
-                    f"The jobs database belongs to a newer version of Eigenpress: {error}"
+                raise SchemaMismatch(
+                    f"The jobs database belongs to a newer version of Eigenpress ({error}): "
+                    "install that version here."
                 ) from error
+
+    def check_schema(self) -> None:
+        """Raise SchemaMismatch unless the schema is exactly this version's.
+
+        It reads only the revision that the migrations recorded. Raises DatabaseUnavailable.
+        """
+        scripts = ScriptDirectory.from_config(_migrations())
+        with self.reading() as connection:
+            found = MigrationContext.configure(connection).get_current_heads()
+        expected = tuple(scripts.get_heads())
+        if found == expected:
+            return
+        known = {script.revision for script in scripts.walk_revisions()}
+        if known.issuperset(found):
+            remedy = "run `eigenpress migrate` of this version"
+        else:
+            remedy = "a newer version has migrated it; install that version here"
+        raise SchemaMismatch(
+            f"The schema of the jobs database is {', '.join(found) or 'missing'}, and this version "
+            f"of Eigenpress works with {', '.join(expected)}: {remedy}."
+        )
 
     def close(self) -> None:
         self._engine.dispose()
@@ -209,6 +232,12 @@ def _engine(url: URL) -> Engine:
     event.listen(engine, "connect", _open_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
 
 
 def _lock_for_migration(connection: Connection) -> None:

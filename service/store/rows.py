@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, func, select
 
 from service.domain.job import Artifact, Event, EventType, FileEntry, Job, JobHead, StepProgress
-from service.domain.spec import JobSpec
 from service.domain.states import TERMINAL, JobState, Step
 from service.errors import Failure, JobNotFound
 from service.store import tables
@@ -98,20 +98,15 @@ def _step(row: Row[Any]) -> StepProgress:
     )
 
 
-def specification(row: Row[Any]) -> JobSpec:
-    """The job's specification; what a later version of the service has added to it is left out."""
-    return JobSpec.model_validate_json(row.spec, extra="ignore")
-
-
 def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime | None) -> Job:
-    spec = specification(row)
+    name = json.loads(row.spec).get("name")
     state = JobState(row.state)
     failure = None if row.failure is None else Failure(**row.failure)
     return Job(
         id=row.id,
-        name=spec.name,
+        name=name if isinstance(name, str) else None,
         state=state,
-        spec=spec,
+        stored_spec=row.spec,
         attempt=row.attempt,
         created_at=row.created_at,
         started_at=row.started_at,

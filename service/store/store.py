@@ -34,6 +34,10 @@ class Store:
         """Create the database, or bring its schema up to date."""
         self._database.migrate()
 
+    def check_schema(self) -> None:
+        """Raise SchemaMismatch unless the database has the schema of this version."""
+        self._database.check_schema()
+
     def check(self) -> None:
         """Raise DatabaseUnavailable unless the database answers and has its tables."""
         with self._database.reading() as connection:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, insert, select
 
 from service.domain.job import DEFAULT_TENANT, Artifact, Event, EventType, Job, new_job_id
-from service.domain.spec import JobSpec
+from service.domain.spec import JobSpec, read_stored_limits
 from service.domain.states import TERMINAL, JobState
 from service.errors import (
     IdempotencyKeyReused,
@@ -184,7 +184,8 @@ class Users:
         """Queue a failed job again, with as many attempts as a new one.
 
         The next attempt resumes from the job's checkpoints. A repeated call changes nothing.
-        Raises JobConflict unless the job has failed.
+        Raises JobConflict unless the job has failed, and SpecificationUnknown if its limits cannot
+        be read.
         """
         with self._database.writing() as connection:
             row = _visible(connection, job_id, lock=True)
@@ -193,7 +194,7 @@ class Users:
                 return read_job(connection, job_id)
             if row.state != JobState.FAILED:
                 raise JobConflict(f"Job {job_id} is {row.state}; only a failed one can be retried.")
-            limits = rows.specification(row).limits
+            limits = read_stored_limits(row.id, row.spec)
             transition(
                 connection,
                 row,

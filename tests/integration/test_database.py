@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, func, insert, select, text, update
 
-from service.errors import DatabaseUnavailable
+from service.errors import DatabaseUnavailable, SchemaMismatch
 from service.standalone.ports import choose_port
 from service.store.database import Database
 from service.store.store import Store
@@ -226,6 +226,20 @@ def test_migrations_agree_with_the_tables(postgres_url: str) -> None:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
     engine.dispose()
+
+
+def test_the_schema_is_checked(
+    postgres_server: PostgresServer, postgres_url: str, request: pytest.FixtureRequest
+) -> None:
+    empty = postgres_server.create_database(request.node.name)
+    with closing(Store(empty)) as store, pytest.raises(SchemaMismatch, match="is missing"):
+        store.check_schema()
+    with closing(Store(postgres_url)) as store:
+        store.check_schema()
+        with store._database.writing() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        with pytest.raises(SchemaMismatch, match=r"is 9999, .* a newer version has migrated it"):
+            store.check_schema()
 
 
 def test_sessions_end_with_their_store(postgres_server: PostgresServer, postgres_url: str) -> None:

@@ -64,18 +64,27 @@ def test_the_converted_model_knows_python(folder: Path) -> None:
     assert loss.perplexity < 10
 
 
-@pytest.mark.timeout(1800)  # its threads share the cores with whatever else runs
+def block_number(layer: str) -> int:
+    return int(layer.split(".")[2])
+
+
 def test_methods_rank_as_they_should_on_a_real_model(folder: Path, tmp_path: Path) -> None:
-    """At one size: impact with global ranks before afm with uniform ones, plain svd far behind."""
+    """At one size: impact with global ranks before afm with uniform ones, plain svd far behind.
+
+    Every third block is compressed, on 2,048 tokens: all of them take minutes, and are compared in
+    docs/quality.md.
+    """
     model, tokenizer = load_model(folder, torch.device("cpu")), load_tokenizer(folder)
     demo_data.copy_standard_library(tmp_path / "text")
     documents = read_documents(tmp_path / "text", "**/*.py", "text", "calibration.data")
     ours, held_out = split_documents(documents, 0.1, seed=0)
-    calibration = calibration_sequences(ours, tokenizer, length=128, count=32, seed=0)
+    calibration = calibration_sequences(ours, tokenizer, length=128, count=16, seed=0)
     evaluation = evaluation_sequences(held_out, tokenizer, length=128, count=8, seed=0)
-    groups = input_groups(model, compressible_layers(model))
+    layers = compressible_layers(model)
+    third = tuple(layer for layer in layers if block_number(layer.name) % 3 == 0)
+    groups = input_groups(model, third)
     observations = METHODS["impact"].observations  # of all three methods
-    statistics = Calibration.zeros(model, groups, observations, torch.float64)
+    statistics = Calibration.zeros(model, groups, observations, torch.float32)
     with Calibration(model, groups, statistics) as run:
         for start in range(0, len(calibration), 8):
             run.run(torch.tensor(calibration[start : start + 8]))
@@ -89,7 +98,7 @@ def test_methods_rank_as_they_should_on_a_real_model(folder: Path, tmp_path: Pat
                 group, weights, dict.fromkeys(weights), statistics[group.name], METHODS[method]
             )
         options = [solution.options() for solution in solutions.values()]
-        budget = int(0.8 * sum(layer.dense_cost for layer in options))
+        budget = int(0.6 * sum(layer.dense_cost for layer in options))
         ranks = ALLOCATIONS[allocation](options)(budget)
         compressed = {
             name: interpolate(solutions[name].truncate(rank))

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from service.domain.states import JobState
-from service.errors import StorageReadOnly, StorageUnavailable
+from service.errors import StorageReadOnly, StorageUnavailable, VersionMismatch
 from service.standalone.s3_server import LocalS3
 from service.storage.s3 import ObjectStorage
 from tests.fixtures.damage import damage_checkpoints
 from tests.fixtures.in_process import Killed, LocalInstallation, Moment, answer_for_ray
+from workers.actors import worker
+from workers.actors.versions import own_versions
 from workers.attempt import pipeline
 
 STEPS = [
@@ -137,7 +139,7 @@ def test_killed_while_a_checkpoint_is_written(
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("code", lambda patch: patch.setattr(pipeline, "code_digest", lambda: "other")),
+        ("code", lambda patch: patch.setattr(pipeline, "code_digest", lambda _: "other")),
         ("libraries", lambda patch: patch.setattr(pipeline, "library_versions", dict)),
     ],
 )
@@ -170,7 +172,7 @@ def test_what_another_computation_has_published_is_published_anew(
     local_installation.attempt(Moment("clean"))
     before = local_installation.store.users.artifacts(job.id)
     assert len(before) == 2
-    monkeypatch.setattr(pipeline, "code_digest", lambda: "other")
+    monkeypatch.setattr(pipeline, "code_digest", lambda _: "other")
     calls = local_installation.attempt()
     assert calls["publish"] == 2
     assert {
@@ -189,7 +191,7 @@ def test_what_is_refused_need_not_be_removed(
 
     job = local_installation.create()
     local_installation.attempt(Moment("assemble"))
-    monkeypatch.setattr(pipeline, "code_digest", lambda: "other")
+    monkeypatch.setattr(pipeline, "code_digest", lambda _: "other")
     monkeypatch.setattr(ObjectStorage, "delete", refuse)
     local_installation.attempt()
     assert local_installation.store.users.get(job.id).state is JobState.SUCCEEDED
@@ -270,3 +272,15 @@ def test_the_report_is_the_one_that_was_published(local_installation: LocalInsta
     assert len(artifacts) == 2
     for artifact in artifacts:
         assert json.loads(storage.get_bytes(f"{artifact.prefix}report.json")) == report
+
+
+def test_a_worker_of_another_version_does_no_work(
+    local_installation: LocalInstallation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = own_versions() | {"code": "b" * 64, "torch": "1.0"}
+    monkeypatch.setattr(worker, "own_versions", lambda: other)
+    job = local_installation.create()
+    with pytest.raises(VersionMismatch, match=r"worker 0 on .* has code bbb.*Ray's head node"):
+        local_installation.attempt(Moment("sweep_scratch"))
+    (placed,) = local_installation.events(job, pipeline.PLACED)
+    assert [each["versions"] for each in placed["workers"]] == [other] * WORKERS

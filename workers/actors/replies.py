@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from workers.actors.versions import Versions
 from workers.compression.candidates import LayerCandidates
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.resumption.checkpoints import Refusal
@@ -23,6 +24,7 @@ class WorkerPlace:
     mixed_precision: bool  # whether it calibrates and measures perplexity in bfloat16
     gpu_ids: list[str]
     cuda_visible_devices: str | None
+    versions: Versions
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from service.inputs.checks import check_allowed
 from service.settings import Settings
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
 from workers.actors.scratch import attempts_in, remove_attempts
+from workers.actors.versions import own_versions
 from workers.artifact.checkpoint_writer import check_writable
 from workers.compression.candidates import LayerCandidates
 from workers.compression.interpolation import Interpolation, interpolate
@@ -82,6 +83,7 @@ class Worker:
         self._number = number
         self._method = METHODS[spec.method]
         self._settings = Settings()
+        self._versions = own_versions()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._mixed_precision = spec.mixed_precision == "bf16" or (
             spec.mixed_precision == "auto" and multiplies_bfloat16(self._device)
@@ -111,6 +113,7 @@ class Worker:
             self._mixed_precision,
             gpu_ids,
             os.environ.get("CUDA_VISIBLE_DEVICES"),
+            self._versions,
         )
 
     def attempts_in_scratch(self) -> list[str]:

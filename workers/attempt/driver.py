@@ -1,8 +1,10 @@
 """The driver of one attempt: ``python -m workers.attempt.driver JOB ATTEMPT``, as a Ray job.
 
 It runs the pipeline and records its outcome in the database. Every write carries the attempt's
-number; a driver whose attempt is no longer current stops and writes nothing. It repeats its writes
-during an outage of the database, and ends within seconds of SIGTERM.
+number; a driver whose attempt is no longer current stops and writes nothing. If the database has
+another schema than the driver, it neither reads nor writes; its exit status makes the dispatcher
+fail the job. It repeats its writes during an outage of the database, and ends within seconds of
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from typing import TypeVar
 
 import ray
 
+from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH
 from service.domain.job import Job
-from service.errors import AttemptStale, ClusterUnavailable, DatabaseUnavailable
+from service.errors import AttemptStale, ClusterUnavailable, DatabaseUnavailable, SchemaMismatch
 from service.retrying import retry
 from service.settings import Settings
 from service.store.store import Store
@@ -48,12 +51,16 @@ def main(job_id: str, attempt: int) -> int:
     store = Store(settings.database)
     scratch = settings.scratch_dir / f"{job_id}-{attempt}"
     try:
+        _retry(settings, store.check_schema)
         job = _retry(settings, lambda: store.users.get(job_id))
         if job.attempt != attempt:
             raise AttemptStale
         end_stale = partial(_end, EXIT_STALE, scratch)
         with Heartbeat(store, job_id, attempt, settings.lease_seconds, end_stale):
             return _run(job, store, settings, scratch)
+    except SchemaMismatch as error:
+        log.error("%s, attempt %d: %s", job_id, attempt, error)
+        return EXIT_SCHEMA_MISMATCH
     except AttemptStale as error:
         log.warning("%s, attempt %d: %s", job_id, attempt, error)
         return EXIT_STALE
@@ -117,4 +124,5 @@ def _stop_on_sigterm(scratch: Path) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     sys.exit(main(sys.argv[1], int(sys.argv[2])))

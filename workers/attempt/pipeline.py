@@ -33,6 +33,7 @@ from workers.actors.placement import (
     shares,
 )
 from workers.actors.replies import ModelSummary
+from workers.actors.versions import check_versions, own_versions
 from workers.artifact.size import CheckpointSize
 from workers.attempt.measurements import Measurements, Subject
 from workers.attempt.probes import Probe, Probes
@@ -79,10 +80,11 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
 
     Raises the errors of `service.errors` and of the steps.
     """
+    spec = job.spec  # before anything is waited for: this version may not know it
     noted = progress.last_noted(PLACED) or {}
     placement = choose_placement(
         Placement(**noted["placement"]) if "placement" in noted else None,
-        lambda nodes: plan_placement(job.spec.workers, nodes, settings.max_running_jobs),
+        lambda nodes: plan_placement(spec.workers, nodes, settings.max_running_jobs),
         machines,
         settings.retry_timeout_seconds,
     )
@@ -91,7 +93,7 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
         count = f"{placement.workers} GPUs" if placement.gpus else f"{placement.workers} workers"
         progress.note("workers.waiting", f"Waits for {count} that others use.", asdict(placement))
 
-    with ActorGroup(f"{job.id}-{job.attempt}", job.spec, placement, say_waiting) as actors:
+    with ActorGroup(f"{job.id}-{job.attempt}", spec, placement, say_waiting) as actors:
         return Attempt(job, progress, settings, actors).run()
 
 
@@ -109,6 +111,7 @@ class Attempt:
         self.actors = actors
         self.owned: list[list[InputGroup]] = []  # by worker: the groups that it solves
         self.owners: dict[str, Any] = {}  # layer name -> the worker that solves it
+        self.versions = own_versions()
 
     def run(self) -> dict[str, Any]:
         """The seven steps; returns the report."""
@@ -152,6 +155,10 @@ class Attempt:
                     "placement": asdict(self.actors.placement),
                 },
             )
+            check_versions(
+                self.versions,
+                {f"worker {place.worker} on {place.host}": place.versions for place in places},
+            )
             sweep_scratch(self.workers, self.progress)
             texts_reference = self.workers[0].texts.remote()
             digest_reference = self.workers[0].digest.remote()  # while the others load
@@ -173,7 +180,7 @@ class Attempt:
                 exercises=exercises,
                 spec=self.spec,
                 machines=Machines(tuple(place.kind for place in places), places[0].threads),
-                code=code_digest(),
+                code=code_digest("workers"),
                 libraries=library_versions(),
             )
             self._assign(summaries[0])

@@ -25,11 +25,14 @@ from workers.evaluation.problems import Exercise
 from workers.model.weight_files import weight_files
 from workers.text.texts import Texts
 
-LIBRARIES = ("torch", "transformers", "safetensors")
-"""The libraries whose versions may affect the result."""
+LIBRARIES = ("torch", "transformers", "safetensors", "gguf", "numpy")
+"""The libraries whose versions may affect the result; the last two expand GGUF files."""
 
 IRRELEVANT = {"name", "priority", "limits", "workers", "model"}
 """Fields of a request that do not affect the result, or that have their own part."""
+
+INSTALLED = Path(__file__).parents[2]
+"""The folder that this product's packages are in."""
 
 HASHING_THREADS = 4
 
@@ -93,10 +96,11 @@ def model_digest(folder: Path) -> str:
     return files_digest(folder, {*weight_files(folder), *companions})
 
 
-def code_digest() -> str:
-    """The digest of the source files of `workers`."""
-    folder = Path(__file__).parents[1]
-    return files_digest(folder, folder.rglob("*.py"))
+def code_digest(*packages: str) -> str:
+    """The digest of the source files of these packages of the installation."""
+    return files_digest(
+        INSTALLED, (path for name in packages for path in (INSTALLED / name).rglob("*.py"))
+    )
 
 
 def files_digest(folder: Path, files: Iterable[Path]) -> str:

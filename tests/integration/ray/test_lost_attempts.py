@@ -1,4 +1,4 @@
-"""Drivers are lost on a real Ray in several ways, and each failure names the cause."""
+"""Drivers are lost on a real Ray, or refuse to run, and each failure names the cause."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import text
 
 from service.cluster.diagnosis import explain
 from service.cluster.ray_jobs import RayCluster, Unknown
-from service.domain.job import new_job_id
+from service.domain.job import Job, new_job_id
+from service.domain.states import JobState
 from service.errors import (
     AttemptLost,
     ClusterRestarted,
     DriverKilled,
     DriverStopped,
     EigenpressError,
+    SchemaMismatch,
 )
 from service.standalone.ray_head import LocalRay
 from service.standalone.subprocesses import is_running
+from service.store.store import Store
 from tests.fixtures.cluster import is_active
+from tests.fixtures.installation import Installation
 from tests.fixtures.waiting import wait_until
 
 DRIVER = """
@@ -32,7 +37,7 @@ if sys.argv[1] == "stubborn":
 print("at work", flush=True)
 pathlib.Path(sys.argv[2]).write_text(str(os.getpid()))
 if sys.argv[1] == "failing":
-    sys.exit(5)
+    sys.exit(7)
 time.sleep(600)
 """
 
@@ -107,7 +112,7 @@ def test_a_driver_that_fails_and_does_not_say_so(lost: Lost) -> None:
         cluster.submit(lost.job_id, 1)
         error = lost.explain(cluster)
     assert type(error) is AttemptLost
-    assert "exit code 5" in error.detail
+    assert "exit code 7" in error.detail
     assert "at work" in error.detail
 
 
@@ -119,13 +124,69 @@ def test_a_driver_that_ignores_being_stopped_is_killed_within_seconds(lost: Lost
         wait_until(lambda: not is_running(driver))
 
 
-def test_a_cluster_that_was_restarted_knows_nothing(tmp_path: Path) -> None:
-    with LocalRay(tmp_path / "ray", num_cpus=1) as ray:
-        lost = Lost(ray, tmp_path)
-        with lost.cluster("obedient") as cluster:
-            driver = lost.submit(cluster)
-            ray.stop()
-            assert not is_running(driver)
-            ray.start()
-            assert cluster.status(lost.job_id, 1) == Unknown()
-            assert type(lost.explain(cluster)) is ClusterRestarted
+def test_a_cluster_that_does_not_know_the_attempt_was_restarted(
+    lost: Lost, cluster: RayCluster
+) -> None:
+    assert cluster.status(lost.job_id, 1) == Unknown()
+    assert type(lost.explain(cluster)) is ClusterRestarted
+
+
+OF_OTHER_CODE = """
+import sys
+from workers.attempt import driver, pipeline
+
+own_versions = pipeline.own_versions
+pipeline.own_versions = lambda: own_versions() | {"code": "0" * 64}
+sys.exit(driver.main(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+@pytest.fixture
+def own_store(tmp_path: Path) -> Iterator[Store]:
+    """A database that no dispatcher works on."""
+    store = Store(f"sqlite:///{tmp_path / 'own.db'}")
+    store.migrate()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def claimed(own_store: Store, stopped_installation: Installation) -> Job:
+    own_store.users.create(stopped_installation.spec(workers=1))
+    job = own_store.claims.claim()
+    assert job is not None
+    return job
+
+
+def run_driver(ray: LocalRay, job: Job, database: Path, *words: str) -> EigenpressError:
+    """Run the driver of a claimed job to its end, which is explained as a dispatcher would."""
+    command = ["env", f"EIGENPRESS_DATABASE_URL=sqlite:///{database}", sys.executable, *words]
+    with RayCluster(ray.dashboard_url, shlex.join(command)) as cluster:
+        cluster.submit(job.id, 1)
+        wait_until(lambda: not is_active(cluster, job.id, 1), seconds=120)
+        return explain(cluster.status(job.id, 1), cluster.log_tail(job.id, 1))
+
+
+def test_a_driver_of_another_version_than_the_workers_fails_the_job(
+    local_ray: LocalRay, own_store: Store, claimed: Job, tmp_path: Path
+) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(OF_OTHER_CODE)
+    error = run_driver(local_ray, claimed, tmp_path / "own.db", str(script))
+    ended = own_store.users.get(claimed.id)
+    assert ended.state is JobState.FAILED, error
+    assert ended.failure is not None
+    assert ended.failure.code == "version_mismatch", ended.failure
+    assert "worker 0 on " in ended.failure.detail
+    assert "Ray's head node 00000" in ended.failure.detail
+
+
+def test_a_driver_of_another_version_than_the_database_leaves_it_alone(
+    local_ray: LocalRay, own_store: Store, claimed: Job, tmp_path: Path
+) -> None:
+    with own_store._database.writing() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    error = run_driver(local_ray, claimed, tmp_path / "own.db", "-m", "workers.attempt.driver")
+    assert type(error) is SchemaMismatch
+    assert "The schema of the jobs database is 9999" in error.detail
+    assert own_store.users.get(claimed.id) == claimed

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import service.errors
-from api.errors import UNION_FIELDS, param_of, status_of
-from service.domain.spec import JobSpec
+from api.errors import param_of, status_of
+from service.domain.spec import UNION_FIELDS, JobSpec
 from service.errors import EigenpressError, InfrastructureError, UserError
 from service.store.store import Store
 

@@ -31,6 +31,7 @@ from service.errors import (
     StorageUnavailable,
 )
 from service.store.store import Store
+from tests.fixtures.jobs import rewrite_spec
 
 UNKNOWN = "job-00000000000000000000000000"
 
@@ -373,3 +374,35 @@ def test_an_unknown_job(client: TestClient, job_id: str, method: str, suffix: st
     response = client.request(method, f"/v1/jobs/{job_id}{suffix}")
     expected = "not_found" if "%2F" in job_id else "job_not_found"
     assert (response.status_code, response.json()["code"]) == (404, expected)
+
+
+def test_a_job_of_a_newer_version_is_shown_as_it_is_stored(
+    client: TestClient, store: Store, job_body: dict[str, Any]
+) -> None:
+    newer, known = (_submit(client, job_body) for _ in range(2))
+    rewrite_spec(store, store.users.get(newer["id"]), evaluation={"not_yet": 7}, method="newer")
+    shown = client.get(f"/v1/jobs/{newer['id']}").json()
+    assert shown["spec"].pop("method") == "newer"
+    assert shown["spec"]["evaluation"].pop("not_yet") == 7
+    assert shown["spec"] | {"method": newer["spec"]["method"]} == newer["spec"]
+    assert {**shown, "spec": newer["spec"]} == newer
+    listed = client.get("/v1/jobs")
+    assert listed.status_code == 200
+    assert [job["id"] for job in listed.json()["jobs"]] == [known["id"], newer["id"]]
+    assert listed.json()["jobs"][0]["spec"] == known["spec"]
+    assert listed.json()["jobs"][1]["spec"]["method"] == "newer"
+    cancelled = client.post(f"/v1/jobs/{newer['id']}/cancel")
+    assert (cancelled.status_code, cancelled.json()["state"]) == (202, "cancelled")
+
+
+def test_a_retry_under_limits_that_this_version_does_not_know_is_refused(
+    client: TestClient, store: Store, job_body: dict[str, Any]
+) -> None:
+    job = _submit(client, job_body)
+    rewrite_spec(store, store.users.get(job["id"]), limits={"not_yet": 7})
+    assert store.claims.claim() is None
+    answer = client.post(f"/v1/jobs/{job['id']}/retry")
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (503, "specification_unknown")
+    assert problem["param"] == "limits.not_yet"
+    assert "retry-after" not in answer.headers  # it does not pass by itself

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.cluster.diagnosis import explain
+from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH, explain
 from service.cluster.ray_jobs import Active, AttemptStatus, Ended, Unknown
 from service.errors import (
     AttemptLost,
@@ -14,6 +14,7 @@ from service.errors import (
     DriverStopped,
     LeaseLapsed,
     NodeLost,
+    SchemaMismatch,
 )
 
 SUCCEEDED = Ended("SUCCEEDED", None, "Job finished successfully.")
@@ -56,6 +57,12 @@ def exited(code: int, printed: str = "loading") -> str:
             AttemptLost,
             "exit code 1 without writing",
         ),
+        (
+            failed("JOB_ENTRYPOINT_COMMAND_ERROR"),
+            exited(EXIT_SCHEMA_MISMATCH, "The schema is 0004"),
+            SchemaMismatch,
+            r"install that version on every node of Ray(.|\n)*The schema is 0004",
+        ),
         (failed("JOB_ENTRYPOINT_COMMAND_ERROR"), None, AttemptLost, "log cannot be read"),
         (failed("JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE"), None, AttemptLost, "log cannot be read"),
         (Ended("STOPPED"), exited(143), DriverStopped, "cancel it here"),
@@ -71,7 +78,7 @@ def test_each_loss_has_its_name(
 ) -> None:
     error = explain(status, printed)
     assert type(error) is kind
-    assert error.failure().retryable
+    assert error.failure().retryable is (kind is not SchemaMismatch)
     with pytest.raises(kind, match=f"(?s){says}"):
         raise error
 

@@ -12,6 +12,7 @@ import pytest
 
 import service.dispatch.dispatcher
 import service.dispatch.lease_watch
+from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH
 from service.cluster.ray_jobs import AttemptStatus, Ended
 from service.dispatch.dispatcher import CLEANED_PER_PASS, PAUSE_TICKS, Dispatcher
 from service.domain.job import EventType, Job
@@ -30,7 +31,7 @@ from service.settings import Settings
 from service.signals import StopRequest
 from service.store.store import Store
 from tests.fixtures.cluster import FakeCluster
-from tests.fixtures.jobs import age, at_once, lapse, small_spec
+from tests.fixtures.jobs import age, at_once, lapse, rewrite_spec, small_spec
 from tests.fixtures.storage import MemoryStorage
 from tests.fixtures.waiting import wait_until
 
@@ -198,6 +199,25 @@ class TestSubmission:
         failure = job_store.users.get(job.id).failure
         assert failure is not None
         assert (failure.code, failure.detail) == ("submission_refused", "bad entrypoint")
+
+    def test_a_job_of_a_newer_version_is_for_its_driver_to_judge(
+        self,
+        job_store: Store,
+        dispatcher: Dispatcher,
+        cluster: FakeCluster,
+        queued: Callable[[], Job],
+    ) -> None:
+        job = queued()
+        rewrite_spec(job_store, job, not_yet=1)
+        dispatcher.tick()
+        assert cluster.active == [f"{job.id}-1"]
+        cluster.end(job.id, 1, Ended("FAILED"), "The schema is 0002.", EXIT_SCHEMA_MISMATCH)
+        dispatcher.tick()
+        failed = job_store.users.get(job.id)
+        assert (failed.state, failed.attempt) == (JobState.FAILED, 1)  # of two attempts
+        assert failed.failure is not None
+        assert failed.failure.code == "schema_mismatch"
+        assert "The schema is 0002." in failed.failure.detail
 
     def test_the_driver_has_time_to_start(
         self,

@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
 
 from service.domain.spec import JobSpec
-from service.errors import DatabaseUnavailable
+from service.errors import SchemaMismatch
 from service.store.database import MIGRATIONS
 from service.store.store import Store
 from service.store.tables import metadata
@@ -57,7 +57,10 @@ def test_old_heartbeats_leave_the_history(
         config.attributes["connection"] = connection
         command.downgrade(config, "0002")
     engine.dispose()
+    with pytest.raises(SchemaMismatch, match=r"is 0002, .* works with \d{4}: run `eigenpress migr"):
+        job_store.check_schema()
     job_store.migrate()
+    job_store.check_schema()
     assert job_store.users.events(job.id) == kept
 
 
@@ -66,8 +69,17 @@ def test_a_database_of_a_newer_version_is_refused(job_store: Store, database_url
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     engine.dispose()
-    with pytest.raises(DatabaseUnavailable, match="newer version of Eigenpress"):
+    with pytest.raises(SchemaMismatch, match="newer version of Eigenpress"):
         job_store.migrate()
+    with pytest.raises(SchemaMismatch, match=r"is 9999, .* a newer version has migrated it"):
+        job_store.check_schema()
+
+
+def test_a_database_without_tables_has_no_schema(database_url: str) -> None:
+    store = Store(database_url)
+    with pytest.raises(SchemaMismatch, match=r"is missing, .*: run `eigenpress migrate`"):
+        store.check_schema()
+    store.close()
 
 
 def test_several_processes_may_migrate_at_once(tmp_path: Path) -> None:

@@ -29,13 +29,14 @@ from service.errors import (
     InvalidParameter,
     JobConflict,
     JobNotFound,
+    SpecificationUnknown,
     StorageUnavailable,
 )
 from service.store import tables
 from service.store.database import clock
 from service.store.store import Store
 from service.store.transitions import mark_deleted
-from tests.fixtures.jobs import age, at_once, small_spec
+from tests.fixtures.jobs import age, at_once, rewrite_spec, small_spec
 
 RETRYABLE = StorageUnavailable("S3 is away").failure()
 FATAL = InvalidParameter("no such thing", param="model.path").failure()
@@ -593,18 +594,45 @@ def test_the_last_event_of_a_type(job_store: Store) -> None:
     assert last.data == {"number": 2}
 
 
-def test_a_specification_of_a_later_version_is_read(
-    job_store: Store, monkeypatch: pytest.MonkeyPatch
+def test_a_job_of_a_newer_version_is_seen_and_claimed_but_its_specification_not_read(
+    job_store: Store,
 ) -> None:
-    later = json.loads(small_spec().model_dump_json()) | {"not_yet": 1}
-    later["evaluation"]["not_yet"] = {"deep": True}
-    with monkeypatch.context() as patch:
-        patch.setattr(JobSpec, "model_dump_json", lambda *_, **__: json.dumps(later))
-        job = job_store.users.create(small_spec())
-    assert job_store.users.get(job.id).spec == small_spec()
+    job = job_store.users.create(small_spec())
+    rewrite_spec(job_store, job, evaluation={"not_yet": {"deep": True}})
+    seen, claim = job_store.users.get(job.id), job_store.claims.claim()
+    assert claim is not None
+    for each in (seen, claim, *job_store.users.list_jobs(limit=9)):
+        assert (each.id, each.name) == (job.id, "small")
+        assert json.loads(each.stored_spec)["evaluation"]["not_yet"] == {"deep": True}
+        with pytest.raises(SpecificationUnknown) as refused:
+            _ = each.spec
+        assert refused.value.param == "evaluation.not_yet"
+    job_store.claims.release(job.id, 1, "No room.")
+    assert job_store.users.cancel(job.id).state is JobState.CANCELLED
+
+
+def test_limits_of_a_newer_version_fail_the_job_that_a_dispatcher_would_run_without_them(
+    job_store: Store,
+) -> None:
+    newer = job_store.users.create(small_spec())
+    rewrite_spec(job_store, newer, limits={"gpu_seconds": 5})
+    next_one = job_store.users.create(small_spec())
     claim = job_store.claims.claim()
     assert claim is not None
-    assert claim.id == job.id
+    assert claim.id == next_one.id
+    assert job_store.claims.claim() is None
+    failed = job_store.users.get(newer.id)
+    assert (failed.state, failed.attempt) == (JobState.FAILED, 0)
+    assert failed.failure is not None
+    assert (failed.failure.code, failed.failure.param) == (
+        "specification_unknown",
+        "limits.gpu_seconds",
+    )
+    with pytest.raises(SpecificationUnknown, match=f"{newer.id}.*limits.gpu_seconds"):
+        job_store.users.retry(newer.id)
+    assert job_store.users.get(newer.id) == failed
+    rewrite_spec(job_store, newer, limits={"run_seconds": 7})  # as if this version knew them
+    assert job_store.users.retry(newer.id).state is JobState.QUEUED
 
 
 def test_one_artifact_is_published_in_each_place(job_store: Store) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
+from sqlalchemy import text
 
-from service.domain.job import Job, new_job_id
+from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH
+from service.domain.job import EventType, Job, new_job_id
 from service.domain.spec import JobSpec
 from service.domain.states import JobState
 from service.errors import (
@@ -19,6 +21,8 @@ from service.errors import (
 )
 from service.settings import Settings
 from service.store.store import Store
+from service.store.users import Users
+from tests.fixtures.jobs import rewrite_spec
 from workers.attempt import driver
 from workers.attempt.driver import EXIT_FAILED, EXIT_STALE, main
 
@@ -120,3 +124,30 @@ def test_an_attempt_that_is_not_the_current_one_does_nothing(
     assert store.users.get(job.id) == job
     with pytest.raises(JobNotFound):
         main(new_job_id(), 1)
+
+
+def test_a_database_of_another_schema_is_left_alone(
+    attempt: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = attempt
+    with store._database.writing() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    monkeypatch.setattr(Users, "get", raising(AssertionError("it was read")))
+    run_as(monkeypatch, raising(AssertionError("it ran")))
+    assert main(job.id, 1) == EXIT_SCHEMA_MISMATCH
+    assert store.claims.head(job.id).state is JobState.RUNNING
+    assert store.users.events(job.id)[-1].type == EventType.CLAIMED
+
+
+def test_a_specification_of_a_newer_version_fails_the_job_by_name(
+    attempt: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = attempt
+    rewrite_spec(store, job, evaluation={"not_yet": 1})
+    monkeypatch.setattr("workers.attempt.pipeline.machines", lambda: pytest.fail("it waited"))
+    assert main(job.id, 1) == EXIT_FAILED
+    ended = store.users.get(job.id)
+    assert ended.state is JobState.FAILED  # at the first of two attempts
+    assert ended.failure is not None
+    assert ended.failure.code == "specification_unknown"
+    assert ended.failure.param == "evaluation.not_yet"

@@ -86,7 +86,9 @@ def job(job_spec: JobSpec) -> Job:
     now = datetime(2025, 1, 1, tzinfo=UTC)
     calibration = job_spec.calibration.model_copy(update={"sequence_length": 64})
     spec = job_spec.model_copy(update={"calibration": calibration})
-    return Job(new_job_id(), "small", JobState.RUNNING, spec, 1, now, now, None, None, ())
+    return Job(
+        new_job_id(), "small", JobState.RUNNING, spec.model_dump_json(), 1, now, now, None, None, ()
+    )
 
 
 def report_of(

@@ -147,6 +147,8 @@ def test_a_model_is_its_weights_its_configuration_and_its_tokenizer(
 
 
 def test_the_installation_is_known() -> None:
-    assert code_digest() == code_digest()
-    assert len(code_digest()) == 64
+    digest = code_digest("workers")
+    assert digest == code_digest("workers")
+    assert digest != code_digest("service") != code_digest("service", "workers")
+    assert len(digest) == 64
     assert library_versions().keys() == set(LIBRARIES)
