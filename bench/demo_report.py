@@ -1,4 +1,4 @@
-"""What the demo shows of a job and its report: tables for people, and a list of what is wrong."""
+"""Tables of a job and its report for the demo's readers, and a list of the report's defects."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Job = dict[str, Any]  # as the API shows it
 
 KEEP_TOLERANCE = 1e-9
 
-# The perplexity of a target over that of the dense model, by its keep and the text, as the default
-# method has reached it with the demo's 24,576 tokens of calibration. To be worse is a defect.
+# The perplexity of a target over that of the dense model, by its keep and the text. The default
+# method reached these with the demo's 24,576 calibration tokens; a larger ratio is a defect.
 EXPECTED_RATIOS = {
     (0.8, "held-out"): 1.081,
     (0.8, "humaneval"): 1.130,
@@ -25,9 +25,10 @@ RATIO_TOLERANCE = 0.05
 
 
 def comparison(report: Report) -> Table:
-    """The dense model beside every compressed one.
+    """A table of the dense model and every compressed one.
 
-    Perplexity, next-token accuracy, size said three ways, speed; behind ± stand standard errors.
+    It shows perplexity, next-token accuracy, three measures of size, and speed. Numbers after ± are
+    standard errors.
     """
     targets = report["targets"]
     models = [report["evaluation"]["dense"], *targets]
@@ -57,7 +58,7 @@ def comparison(report: Report) -> Table:
 
 
 def durations(job: Job) -> Table:
-    """How long each step of an ended job took, publishing included."""
+    """A table of the time that each step of an ended job took, including publication."""
     seconds = {
         step["step"]: (_time(step["finished_at"]) - _time(step["started_at"])).total_seconds()
         for step in job["steps"]
@@ -70,8 +71,8 @@ def durations(job: Job) -> Table:
     return table
 
 
-def complaints(report: Report, expected: list[str]) -> Iterator[str]:
-    """What a reader of the report would call a failure."""
+def defects(report: Report, expected: list[str]) -> Iterator[str]:
+    """The defects of the report, each of which makes the demo fail."""
     names = [target["name"] for target in report["targets"]]
     if names != expected:
         yield f"the report is about {names}, not {expected}"
@@ -80,7 +81,7 @@ def complaints(report: Report, expected: list[str]) -> Iterator[str]:
     for name, model in models.items():
         for dataset, measured in model["perplexity"].items():
             if measured["perplexity"] is None:
-                yield f"{name}: the perplexity on {dataset} is beyond measure"
+                yield f"{name}: the perplexity on {dataset} overflows"
     for target in report["targets"]:
         kept = target["size"]["linear_fraction"]
         if target.get("scope") == "linear" and kept > target["keep"] + KEEP_TOLERANCE:
@@ -89,14 +90,14 @@ def complaints(report: Report, expected: list[str]) -> Iterator[str]:
 
 
 def _losses(target: Report, dense: Report) -> Iterator[str]:
-    """Where the target has lost more than it should."""
+    """The texts on which the target has lost more than expected."""
     for dataset, measured in target["perplexity"].items():
         before, after = dense["perplexity"][dataset]["perplexity"], measured["perplexity"]
         bound = EXPECTED_RATIOS.get((target.get("keep", 1.0), dataset))
         if before and after and bound and after / before > bound * (1 + RATIO_TOLERANCE):
             yield (
                 f"{target['name']}: the perplexity on {dataset} is {after / before:.3f} times that "
-                f"of the dense model, where it should be {bound:.3f} times"
+                f"of the dense model; {bound:.3f} times is expected"
             )
 
 

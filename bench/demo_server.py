@@ -1,4 +1,4 @@
-"""`eigenpress serve` as a child of the demo: started on free ports, stopped without remains."""
+"""Runs `eigenpress serve` as a child process on free ports, and stops it with all its children."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from service.standalone.subprocesses import is_running, log_tail
 START_SECONDS = 180
 STOP_SECONDS = 60
 EXIT_SECONDS = 5
-"""What its children have left to end once the server itself is gone."""
+"""The time for its children to end after the server itself has ended."""
 POLL_SECONDS = 0.5
 
 
 class ServerFailed(Exception):
-    """The server did not start, or did not stop as it should."""
+    """The server did not start, or did not stop cleanly."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where the running server is."""
+    """The addresses of the running server."""
 
     url: str
     dashboard_url: str
@@ -37,9 +37,9 @@ class Server:
 
 @contextmanager
 def serving(command: Sequence[str], data_dir: Path, allowed: Sequence[Path]) -> Iterator[Server]:
-    """Run `eigenpress serve` (the words of `command`) until the block ends; ready when it begins.
+    """Run `eigenpress serve` (`command`) until the block ends; the server is ready when it begins.
 
-    What the server prints goes to ``serve.log`` in the data folder.
+    The server's output goes to ``serve.log`` in the data folder.
 
     Raises:
         ServerFailed: it is not ready in time, or leaves processes behind.
@@ -51,7 +51,7 @@ def serving(command: Sequence[str], data_dir: Path, allowed: Sequence[Path]) -> 
     arguments += ["--port", str(port), "--dashboard-port", str(dashboard_port)]
     arguments += [word for folder in allowed for word in ("--allow", str(folder))]
     with log.open("wb") as output:
-        # A session of its own: Ctrl-C reaches the demo alone, which then stops the server.
+        # In a session of its own it gets no Ctrl-C; the demo does, and then stops the server.
         server = subprocess.Popen(
             arguments, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -59,11 +59,11 @@ def serving(command: Sequence[str], data_dir: Path, allowed: Sequence[Path]) -> 
         _wait_until_ready(server, here.url, log)
         yield here
     except BaseException as error:
-        for complaint in _stop(server):
-            error.add_note(complaint)
+        for problem in _stop(server):
+            error.add_note(problem)
         raise
-    if complaints := _stop(server):
-        raise ServerFailed("; ".join(complaints))
+    if problems := _stop(server):
+        raise ServerFailed("; ".join(problems))
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -80,7 +80,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> N
 
 
 def _stop(server: subprocess.Popen[bytes]) -> list[str]:
-    """Ask the server to stop, end by force what outlives it, and tell what was not as it should."""
+    """Stop the server and kill the processes that outlive it; return what went wrong."""
     processes = _family(server.pid)
     if server.poll() is None:
         server.send_signal(signal.SIGTERM)
@@ -88,14 +88,14 @@ def _stop(server: subprocess.Popen[bytes]) -> list[str]:
             server.wait(STOP_SECONDS)
     _, processes = psutil.wait_procs(processes, timeout=EXIT_SECONDS)
     remaining = [name for process in processes if (name := _kill(process))]
-    complaints = [f"the server left these running: {', '.join(remaining)}"] if remaining else []
+    problems = [f"the server left these running: {', '.join(remaining)}"] if remaining else []
     if server.wait():
-        complaints.append(f"the server ended with status {server.returncode}")
-    return complaints
+        problems.append(f"the server ended with status {server.returncode}")
+    return problems
 
 
 def _kill(process: psutil.Process) -> str | None:
-    """The name of the process, killed; None if it had ended already."""
+    """Kill the process and return its name; None if it had already ended."""
     try:
         if not is_running(process):
             return None
@@ -109,7 +109,7 @@ def _kill(process: psutil.Process) -> str | None:
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    """The process and everything below it; nothing, if it is gone already."""
+    """The process and all its descendants; none if it has already ended."""
     try:
         server = psutil.Process(pid)
         return [server, *server.children(recursive=True)]

@@ -1,9 +1,9 @@
-"""Load a checkpoint as its users do, and let it write code.
+"""Loads a checkpoint as its users do, and generates code with it.
 
     python -I bench/generate.py FOLDER [--prompt TEXT] [--new-tokens N]
 
-This file uses torch and transformers alone. It forbids Ray and Eigenpress to be imported, so
-what loads here loads on a machine that has neither.
+This file uses only torch and transformers. It blocks imports of Ray and Eigenpress, so a checkpoint
+that loads here also loads on a machine without them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def complete(folder: Path, prompt: str, new_tokens: int) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Complete a prompt with a checkpoint.")
-    parser.add_argument("folder", type=Path, help="what `eigenpress download` left")
+    parser.add_argument("folder", type=Path, help="a folder made by `eigenpress download`")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--new-tokens", type=int, default=64)
     return parser

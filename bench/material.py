@@ -1,6 +1,6 @@
-"""What the benchmarks run on, in this process: a model as a folder, and text as token sequences.
+"""The model and the texts of the benchmarks, which run in this process.
 
-The model and the text are the demo's unless another model is named.
+They are the demo's unless another model is named.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ MODEL_NAME = "SmolLM2-135M-Instruct"
 SEED = 0
 HELD_OUT_FRACTION = 0.1
 STATE = Path(".eigenpress/bench")
-"""Below the working directory, and ignored by git: converted models and measured rows."""
+"""The folder for converted models and measured rows, below the working directory."""
 
 
 def device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -63,7 +63,7 @@ def library_documents() -> list[Document]:
 
 
 def problem_documents(state: Path) -> list[Document]:
-    """The HumanEval problems, each its prompt and its solution, in their order."""
+    """The HumanEval problems in order, each as its prompt and its solution."""
     state.mkdir(parents=True, exist_ok=True)
     file = state / "humaneval.jsonl"
     demo_data.write_problems(file)
@@ -71,21 +71,21 @@ def problem_documents(state: Path) -> list[Document]:
 
 
 def load(folder: Path, device: torch.device) -> Any:
-    """The model of a folder, in the form in which its layers can be compressed."""
+    """The unfused model of a folder, whose layers can be compressed."""
     model = load_model(folder, device)
     unfuse(model)
     return model
 
 
 def groups_of(model: torch.nn.Module) -> tuple[InputGroup, ...]:
-    """The compressible layers of a model, by the input that they share."""
+    """The compressible layers of a model, grouped by shared input."""
     return input_groups(model, compressible_layers(model))
 
 
 def calibrated(
     model: Any, groups: Sequence[InputGroup], batches: Iterable[Tensor], observations: Observations
 ) -> dict[str, GroupStatistics]:
-    """The statistics of these batches, as a worker gathers them."""
+    """The statistics of these batches, computed as on a worker."""
     dtype = accumulation_dtype(next(model.parameters()).device)
     statistics = Calibration.zeros(model, groups, observations, dtype)
     with Calibration(model, groups, statistics) as calibration:
@@ -97,7 +97,7 @@ def calibrated(
 def solved(
     model: Any, group: InputGroup, statistics: GroupStatistics, method: Method
 ) -> dict[str, Solution]:
-    """A group's layers with the model's own weights."""
+    """The solutions of a group's layers, with the model's own weights."""
     modules = {layer.name: model.get_submodule(layer.name) for layer in group.layers}
     return solve_group(
         group,

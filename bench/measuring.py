@@ -1,4 +1,4 @@
-"""Time and peak memory of a step, and the machine that it ran on."""
+"""Measures the time and the peak memory of a step, and describes the machine."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SAMPLING_SECONDS = 0.002
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step took."""
+    """The time and the memory of a step."""
 
     seconds: float
     memory_before: int  # bytes held when the step began
-    memory_peak: int  # bytes held at most while it ran
+    memory_peak: int  # the largest number of bytes held during the step
 
 
 class Meter:
-    """Measures what runs inside it; a context manager.
+    """A context manager that measures its block.
 
-    Memory on a CPU is the resident memory of this process, sampled every `SAMPLING_SECONDS`, with
-    all that torch and earlier steps hold; on a GPU it is what torch has allocated there.
+    Memory on a CPU is the resident memory of this process, sampled every `SAMPLING_SECONDS`; it
+    includes what torch and earlier steps hold. On a GPU it is the memory that torch has allocated.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -70,7 +70,7 @@ class Meter:
 
 
 class _Sampler:
-    """The largest resident memory of this process, watched from a thread."""
+    """Samples the largest resident memory of this process in a thread."""
 
     def __init__(self) -> None:
         self._peak = resident_memory()
@@ -89,19 +89,19 @@ class _Sampler:
 
 
 def resident_memory() -> int:
-    """Bytes of this process in physical memory."""
+    """The resident memory of this process in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what a GPU was given to do."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def added_to(seconds: list[float], device: torch.device) -> Iterator[None]:
-    """Append the time that the block takes."""
+    """Append the time that the block takes to `seconds`."""
     synchronise(device)
     start = time.perf_counter()
     yield
@@ -110,7 +110,7 @@ def added_to(seconds: list[float], device: torch.device) -> Iterator[None]:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What the numbers depend on, in words."""
+    """The properties of the machine that affect the numbers."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": str(os.cpu_count()),

@@ -1,10 +1,10 @@
-"""What compression costs in perplexity, by every method of the field at several sizes.
+"""Measures the cost of compression in perplexity, for every method at several sizes.
 
     make bench-quality
 
-One calibration serves all methods; each compresses the same model to the same sizes, with ranks
-allotted uniformly and globally, and is measured on the same texts. What is measured is kept row by
-row, so that a run that was cut off goes on. At the end the report and its chart are written.
+One calibration serves all methods. Each compresses the same model to the same sizes, with ranks
+allocated uniformly and globally, and is measured on the same texts. Results are saved row by row,
+so an interrupted run can resume. At the end it writes the report and its chart.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from workers.text.sequences import (
 
 ROOT = Path(__file__).parents[1]
 CODE = ("workers/compression/*.py", "workers/evaluation/text.py", "bench/quality_models.py")
-"""What a measured row depends on."""
+"""The source files that a measured row depends on."""
 
 
 def main() -> int:
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def read_texts(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Texts:
-    """The split is fixed: the same interpreter and tokenizer give the same sequences."""
+    """The token sequences; the same interpreter and tokenizer always give the same ones."""
     ours, held_out = split_documents(
         material.library_documents(), material.HELD_OUT_FRACTION, material.SEED
     )
@@ -111,7 +111,7 @@ def read_texts(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Texts:
 
 
 def beginnings(documents: list[Document], tokenizer: Tokenizer, length: int) -> list[list[int]]:
-    """Each document from its beginning, up to `length` tokens."""
+    """The first `length` tokens of each document, or all of a shorter one."""
     prefix = sequence_prefix(tokenizer)
     return [
         [*prefix, *tokenizer(document.text, add_special_tokens=False)["input_ids"]][:length]
@@ -120,7 +120,7 @@ def beginnings(documents: list[Document], tokenizer: Tokenizer, length: int) -> 
 
 
 def fingerprint(folder: Path, texts: Texts) -> str:
-    """Of all that a row depends on: model, text, code and machine."""
+    """The hash of everything that a row depends on: model, text, code and machine."""
     code = [file for name in CODE for file in sorted(ROOT.glob(name))]
     place = machine(material.device())
     parts: list[Any] = [
@@ -161,11 +161,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, help="a model's folder or .gguf file")
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
     parser.add_argument("--keeps", nargs="+", type=float, default=keeps, help="linear parameters")
-    parser.add_argument("--sequences", type=int, default=96, help="to calibrate on")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence at most")
+    parser.add_argument("--sequences", type=int, default=96, help="sequences to calibrate on")
+    parser.add_argument("--length", type=int, default=256, help="most tokens in a sequence")
     parser.add_argument("--held-out", type=int, default=16, help="sequences to measure on")
-    parser.add_argument("--problems", type=int, default=16, help="of HumanEval to measure on")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the report")
+    parser.add_argument("--problems", type=int, default=16, help="HumanEval problems to measure on")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for the report")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""How much more one method takes off a model than another, at equal perplexity.
+"""Computes how much more one method removes from a model than another, at equal perplexity.
 
-A method's curve is what it has measured: its perplexity at what it keeps, and the dense model's at
-1. Between two points the logarithm of the perplexity is taken as linear in what is kept; beyond
-the last point nothing is said but that it is beyond.
+A method's curve consists of its measured points, perplexity by the fraction kept, and of the dense
+model's at 1. Between two points the logarithm of the perplexity is interpolated linearly. Beyond
+the last point nothing is extrapolated.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Curve = Sequence[Point]
 class Advantage:
     """(1 − kept of ours) / (1 − kept of the peer) − 1, at the peer's perplexity."""
 
-    value: float | None  # None: ours was never that good, and nothing can be said
-    beyond: bool = False  # ours is better still at its smallest: the value is a lower bound
+    value: float | None  # None: ours never reaches the peer's perplexity
+    beyond: bool = False  # ours is still better at its smallest size: the value is a lower bound
 
     def __str__(self) -> str:
         if self.value is None:
@@ -39,9 +39,9 @@ class Advantage:
 
 
 def kept_at(curve: Curve, perplexity: float) -> float | None:
-    """What the method keeps where its perplexity is `perplexity`; None outside of its points.
+    """The fraction that the method keeps at `perplexity`; None outside of its points.
 
-    Where a curve crosses the perplexity more than once, the crossing that keeps most counts.
+    If a curve crosses the perplexity more than once, the crossing with the largest fraction counts.
     """
     ordered = sorted(curve, key=lambda point: point.kept, reverse=True)
     if not ordered or perplexity < ordered[0].perplexity:
@@ -54,7 +54,7 @@ def kept_at(curve: Curve, perplexity: float) -> float | None:
 
 
 def advantage(ours: Curve, peer: Point) -> Advantage:
-    """Of our curve over one point of a peer's; the peer must have taken something off."""
+    """The advantage of our curve over one point of a peer's, which must keep less than all."""
     kept, beyond = kept_at(ours, peer.perplexity), False
     if kept is None:
         smallest = min(ours, key=lambda point: point.kept)
@@ -66,7 +66,7 @@ def advantage(ours: Curve, peer: Point) -> Advantage:
 
 
 def best(curves: Mapping[str, Mapping[float, Point]]) -> dict[float, tuple[str, Point]]:
-    """At every keep asked for, the method with the least perplexity, and its point."""
+    """For every requested keep, the method with the lowest perplexity, and its point."""
     keeps = {keep for curve in curves.values() for keep in curve}
     return {
         keep: min(
@@ -78,7 +78,7 @@ def best(curves: Mapping[str, Mapping[float, Point]]) -> dict[float, tuple[str, 
 
 
 def _crossing(above: Point, below: Point, perplexity: float) -> float:
-    """On the segment from `above`, which keeps more, to `below`, which is worse."""
+    """The fraction kept on the segment from `above`, which keeps more, to `below`."""
     rise = math.log(below.perplexity) - math.log(above.perplexity)
     if rise == 0 or math.isinf(rise):
         return above.kept

@@ -1,4 +1,4 @@
-"""The chart of perplexity by what is kept, as an SVG that is the same for the same rows."""
+"""Draws perplexity by the fraction kept, as an SVG that is reproducible from the same rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.quality_rows import OURS, PEERS, Row
 from workers.compression.candidates import Storage
 
 LARGEST_RATIO = 100
-"""Perplexities beyond so many times the dense model's are left to the tables."""
+"""Only the tables show perplexities above this multiple of the dense model's."""
 
 COLOURS = dict(
     zip(

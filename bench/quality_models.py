@@ -1,7 +1,7 @@
-"""Calibrates once, solves by every method, and measures what each is worth at each size.
+"""Calibrates once, solves by every method, and measures each at every size.
 
-A compressed layer computes the same in whatever form it is stored, so the product of its factors
-is put into the dense model's place for it while it is measured.
+A compressed layer computes the same in any stored form, so during a measurement the product of its
+factors replaces the dense layer's weight.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Texts:
-    """Token sequences: what is calibrated on, and what is measured on, by name."""
+    """The token sequences for calibration, and those for measurements by name."""
 
     calibration: list[list[int]]
     measured: dict[str, list[list[int]]]
@@ -49,11 +49,11 @@ class Laboratory:
         self._solved: tuple[str, dict[str, Solution]] | None = None
 
     def dense(self) -> dict[str, float]:
-        """The perplexities of the model as it is."""
+        """The perplexities of the model in its current state."""
         return {name: self._perplexity(each) for name, each in self._texts.measured.items()}
 
     def row(self, contender: Contender, keep: float) -> Row:
-        """Compress and measure. Raises BudgetTooSmall, and SolveFailed."""
+        """Compress and measure. Raises BudgetTooSmall and SolveFailed."""
         solutions = self.solutions(contender.method)
         options = [solution.options(contender.storage) for solution in solutions.values()]
         linear = sum(layer.dense_cost for layer in options)
@@ -63,7 +63,7 @@ class Laboratory:
         return Row(contender.name, keep, _kept(options, ranks), _dense_layers(ranks), perplexity)
 
     def solutions(self, method: str) -> dict[str, Solution]:
-        """Of one method at a time: the last one solved stays in memory."""
+        """The solutions of a method; only those of the last method stay in memory."""
         if self._solved is None or self._solved[0] != method:
             self._solved = None
             self._solved = method, dict(self._solve(method))
@@ -91,7 +91,7 @@ class Laboratory:
 
 @contextmanager
 def compressed(model: Any, solutions: Mapping[str, Solution], ranks: Ranks) -> Iterator[None]:
-    """The model with every layer as its rank leaves it; afterwards it is what it was."""
+    """Truncate every layer to its rank inside the context; restore the model afterwards."""
     originals = {name: model.get_submodule(name) for name in ranks}
     parameters = {name: (module.weight, module.bias) for name, module in originals.items()}
     try:
@@ -105,7 +105,7 @@ def compressed(model: Any, solutions: Mapping[str, Solution], ranks: Ranks) -> I
 
 
 def _put(module: Any, factors: Factors) -> None:
-    """New parameters, since a solution keeps the layer's own."""
+    """Give the module new parameters, because a solution refers to the layer's own."""
 
     def parameter(tensor: Tensor) -> nn.Parameter:
         return nn.Parameter(tensor.to(module.weight), requires_grad=False)

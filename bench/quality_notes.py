@@ -1,41 +1,41 @@
-"""What the report on quality says in words."""
+"""The fixed texts of the report on quality."""
 
 HEADER = """# Quality
 
-What compression costs in perplexity, by every method that Eigenpress knows, on one small model.
-`make bench-quality` measures it and writes this page.
+This page shows the cost of compression in perplexity, for every method of Eigenpress, on one small
+model. `make bench-quality` measures it and writes the page.
 
 ![Perplexity by what is kept](quality.svg)
 """
 
 ADVANTAGE = """## Size advantage at equal perplexity
 
-How much more ours removes of the linear parameters than a peer does, at the perplexity that the
-peer has at each keep: *(1 − kept of ours) / (1 − kept of the peer) − 1*. Between measured points,
-of which the dense model is one, the logarithm of the perplexity is interpolated linearly. Nothing
-is extrapolated: *beyond +x* means that ours is still better at the smallest size measured, where
-its advantage is x; *beyond* alone means that ours is better nowhere. The best uniform peer is, at
-each keep, the peer with the least perplexity under uniform allocation.
+The advantage is how many more linear parameters ours removes than a peer, at the perplexity that
+the peer has at each keep: *(1 − kept of ours) / (1 − kept of the peer) − 1*. Between measured
+points, which include the dense model, the logarithm of the perplexity is interpolated linearly.
+Nothing is extrapolated: *beyond +x* means that ours is still better at the smallest size measured,
+where its advantage is x; *beyond* alone means that ours is better at no size. The best uniform peer
+is, at each keep, the peer with the lowest perplexity under uniform allocation.
 """
 
 METHOD = """## How it was measured
 
 *Keep* counts the linear parameters inside the blocks; embeddings and norms are not compressed.
-`uniform` keeps the same fraction of every layer; `global` spends one budget where it saves most of
-the method's own error. One calibration serves all methods.
+`uniform` keeps the same fraction of every layer; `global` spends one budget where it reduces the
+method's own error most. One calibration serves all methods.
 
-Peers are stored as their authors store them: two factors with *r (out + in)* parameters, and only
+Peers are stored as by their authors: two factors with *r (out + in)* parameters, and only
 at ranks where these are fewer than the dense layer's. Ours are stored as interpolative
 decompositions, *r (out + in − r)*. Two rows separate the effect of storage from that of the
 metric: `impact` in two factors, and `afm` interpolative. A compressed layer computes the same in
 either form, so the product of its factors is measured in place of the dense layer.
 
-### The peers, and where a full reproduction would differ
+### The peers, and how a full reproduction would differ
 
 Each method's spectrum and factors are checked against a float64 SVD of its definition
 (`test_every_method_is_the_svd_of_its_definition`).
 
-- `svd` truncates the plain weights. It does not differ.
+- `svd` truncates the plain weights. A full reproduction would be the same.
 - `fwsvd` weights rows by the root of their Fisher information. The rows are those of *y = W x*;
   some read the paper's *Z = X W* and weight the inputs. The Fisher information is summed over the
   gradients of whole sequences of the calibration text, not over a task's batches.
@@ -47,6 +47,6 @@ Each method's spectrum and factors are checked against a float64 SVD of its defi
 
 All calibrate on the same text, and on less of it than their authors use (SVD-LLM: 256 sequences of
 2,048 tokens). No peer's authors allocate ranks as `global` does; the peers' own errors are not in
-units of the loss, and need not compare across layers. One small model says little about large
+units of the loss, and may not be comparable across layers. One small model says little about large
 ones, which lose less at the same size.
 """

@@ -12,23 +12,23 @@ from bench.quality_rows import HELD_OUT, PEERS, Contender, Row
 from workers.compression.candidates import Storage
 
 IMPACT_ADVANTAGE = 0.554
-"""What IMPACT's authors report, at most, over the best of svd, fwsvd and afm."""
+"""The largest advantage that IMPACT's authors report over the best of svd, fwsvd and afm."""
 
 DEFAULT_ADVANTAGE = 1.0
 DEFAULT_RATIOS = {0.8: 1.18, 0.6: 1.75}
-"""By keep, the perplexity on held-out text over the dense model's that ours must not exceed."""
+"""By keep, the largest allowed ratio of our held-out perplexity to the dense model's."""
 
 IMPACT_GLOBAL = Contender("impact", "global", Storage.INTERPOLATIVE).name
 
 Curves = Mapping[str, Mapping[float, Point]]
-"""By contender and keep asked for."""
+"""The measured points by contender and requested keep."""
 
 
 def report(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
-    """The whole page; `settings` are what `bench.quality` says of the run."""
+    """The whole page; `settings` describe the run of `bench.quality`."""
     dense, *compressed = rows
     texts = list(dense.perplexity)
-    names = dict.fromkeys([IMPACT_GLOBAL, settings["default"]])  # one, where they are the same
+    names = dict.fromkeys([IMPACT_GLOBAL, settings["default"]])  # these may be equal
     parts = [
         HEADER,
         _settings(settings),
@@ -47,7 +47,7 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
 
 
 def curves(rows: Iterable[Row], text: str) -> dict[str, dict[float, Point]]:
-    """What each contender has measured on a text."""
+    """The measured points of each contender on a text."""
     found: dict[str, dict[float, Point]] = {}
     for row in rows:
         found.setdefault(row.contender, {})[row.keep] = Point(row.kept, row.perplexity[text])
@@ -57,7 +57,7 @@ def curves(rows: Iterable[Row], text: str) -> dict[str, dict[float, Point]]:
 def uniform_peers(
     found: Curves, methods: Sequence[str] = PEERS
 ) -> dict[str, Mapping[float, Point]]:
-    """The peers with the same fraction of every layer, as their authors store them."""
+    """The peers with uniform allocation, stored as by their authors."""
     names = {method: Contender(method, "uniform", Storage.FACTORS).name for method in methods}
     return {method: found[name] for method, name in names.items() if name in found}
 
@@ -65,7 +65,7 @@ def uniform_peers(
 def advantages(
     found: Curves, dense: Row, text: str, ours: str, peer: Mapping[float, Point]
 ) -> dict[float, Advantage]:
-    """Of one of ours over a peer, by the peer's keeps."""
+    """The advantages of one of our methods over a peer, by the peer's keeps."""
     curve = [Point(1.0, dense.perplexity[text]), *found[ours].values()]
     return {keep: advantage(curve, point) for keep, point in peer.items()}
 
@@ -118,7 +118,7 @@ def _advantages(found: Curves, dense: Row, text: str, ours: str) -> str:
 
 
 def _targets(found: Curves, dense: Row, default: str) -> str:
-    """What was set out to be reached, and whether it is."""
+    """The targets, and whether they are reached."""
     lines = [
         *_advantage_targets(found, dense, IMPACT_GLOBAL, IMPACT_ADVANTAGE),
         *_advantage_targets(found, dense, default, DEFAULT_ADVANTAGE),

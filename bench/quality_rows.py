@@ -1,4 +1,4 @@
-"""What the benchmark of quality measures, and the file in which it keeps what it has measured."""
+"""The rows of the quality benchmark, and the file that stores them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HELD_OUT, HUMANEVAL = "held-out", "humaneval"
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to compress: whose metric, how ranks are allotted, and in which form it is stored."""
+    """A way to compress: the method, the allocation of ranks, and the stored form."""
 
     method: str
     allocation: str
@@ -31,17 +31,17 @@ class Contender:
 
 @dataclass(frozen=True)
 class Row:
-    """One compressed model: what it keeps of the linear parameters, and its perplexities."""
+    """One compressed model: the fraction of linear parameters it keeps, and its perplexities."""
 
     contender: str
-    keep: float  # asked for
-    kept: float  # after whole ranks
-    dense_layers: int  # left as they were
-    perplexity: dict[str, float]  # by text; infinite where the model's arithmetic overflows
+    keep: float  # the requested fraction
+    kept: float  # the actual fraction, with whole ranks
+    dense_layers: int  # how many layers stay dense
+    perplexity: dict[str, float]  # by text; infinite if the model's arithmetic overflows
 
 
 def contenders(methods: tuple[str, ...]) -> Iterator[Contender]:
-    """The peers as their authors store them, ours as we do, then what tells metric from storage."""
+    """Each method in its own stored form, and `impact` and `afm` also in the other one."""
     for method in methods:
         storage = Storage.FACTORS if method in PEERS else Storage.INTERPOLATIVE
         for allocation in ALLOCATIONS:
@@ -53,9 +53,9 @@ def contenders(methods: tuple[str, ...]) -> Iterator[Contender]:
 
 
 class RowFile:
-    """The rows measured so far, each written as soon as it is there, so that a run can go on.
+    """The rows measured so far; each is written at once, so that a run can resume.
 
-    The file is for one fingerprint of settings, text, model and code; others have other files.
+    Each fingerprint of settings, text, model and code has a file of its own.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:

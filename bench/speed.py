@@ -1,11 +1,12 @@
-"""How fast compression is, step by step, and beside a plain script.
+"""Measures how fast compression is, step by step, and compares it with a plain script.
 
     make bench
 
-Each step of one compression by the default method, in one process and without Ray: its time and
-its peak memory. Then solving and calibrating by `impact`, in turns with a plain research script's
-way on the same data, medians of some repetitions; the two must find the same spectra. `--shape 7b`
-runs on a few blocks of random weights in the shapes of Llama-2-7B instead, and is meant for a GPU.
+It measures the time and the peak memory of each step of one compression by the default method, in
+one process and without Ray. Then it solves and calibrates by `impact`, alternating with a plain
+research script on the same data, and takes the medians of several repetitions; both must find the
+same spectra. With `--shape 7b` it uses a few blocks of random weights in the shapes of Llama-2-7B
+instead, which is meant for a GPU.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from workers.text.sequences import calibration_sequences, split_documents
 LENGTH = 256
 BLOCKS_7B = 32
 TARGETS = {"solve": 4.0, "calibration": 2.0}
-"""How many times as fast as the plain script each is meant to be."""
+"""The target speedup of each over the plain script."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a model's folder, and how many times as deep the model it stands for is."""
+    """The measured model and text; `scale` is the depth of the full model over its own."""
 
     name: str
     folder: Path
@@ -101,7 +102,7 @@ def steps_table(costs: dict[str, Cost], layers: int) -> Table:
 
 
 def comparison_line(name: str, comparison: Comparison, scale: float) -> str:
-    """One comparison in words; beyond a scale of 1 the whole model's times are extrapolated."""
+    """One comparison as a sentence; if the scale is above 1, it extrapolates to the full model."""
     ours, plain = median(comparison.ours), median(comparison.plain)
     met = "met" if comparison.speedup >= TARGETS[name] else "missed"
     line = (
@@ -135,11 +136,11 @@ def _subject(arguments: argparse.Namespace, scratch: Path) -> Subject:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Time and memory of a compression.")
     parser.add_argument("--model", type=Path, help="a model's folder or .gguf file")
-    parser.add_argument("--tokens", type=int, default=8192, help="to calibrate on")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens to calibrate on")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences of 256 tokens")
-    parser.add_argument("--repetitions", type=int, default=3, help="of the comparisons")
-    parser.add_argument("--shape", choices=["7b"], help="random weights of these shapes instead")
-    parser.add_argument("--blocks", type=int, default=2, help="with --shape")
+    parser.add_argument("--repetitions", type=int, default=3, help="repetitions of comparisons")
+    parser.add_argument("--shape", choices=["7b"], help="use random weights of these shapes")
+    parser.add_argument("--blocks", type=int, default=2, help="the number of blocks for --shape")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     return parser
 

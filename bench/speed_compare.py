@@ -1,4 +1,4 @@
-"""The product beside a plain script, in turns, so that a noisy machine disturbs both alike."""
+"""Compares the product with a plain script, alternately, so that noise affects both equally."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from workers.compression.statistics import (
 
 METHOD = METHODS["impact"]
 TOLERANCE = 1e-6
-"""How far two spectra may differ, relative to the largest eigenvalue."""
+"""The largest allowed difference of two spectra, relative to the largest eigenvalue."""
 
 
 class SpectraDiffer(Exception):
-    """The two ways did not solve the same problem: their times say nothing."""
+    """The two implementations gave different results, so their times are not comparable."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of every repetition, ours and the plain script's."""
+    """The seconds of every repetition, ours and the plain script's."""
 
     ours: list[float]
     plain: list[float]
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def compare_calibration(model: Any, batches: Sequence[Tensor], repetitions: int) -> Comparison:
-    """Both ways on the same batches, batch by batch in turns."""
+    """Calibrate with both implementations, alternating with every batch."""
     groups = groups_of(model)
     device = batches[0].device
     dtype = accumulation_dtype(device)
@@ -73,7 +73,7 @@ def compare_calibration(model: Any, batches: Sequence[Tensor], repetitions: int)
 
 
 def compare_solve(model: Any, batches: Sequence[Tensor], repetitions: int) -> Comparison:
-    """Both ways on the same statistics, group by group in turns.
+    """Solve the same statistics with both implementations, alternating with every group.
 
     Raises SpectraDiffer unless both find the same spectra.
     """
@@ -102,7 +102,7 @@ def compare_solve(model: Any, batches: Sequence[Tensor], repetitions: int) -> Co
 
 @dataclass(frozen=True)
 class _Problem:
-    """One group of layers, with the same statistics in the form that each way keeps them."""
+    """One group of layers, with the same statistics in the form of each implementation."""
 
     group: InputGroup
     weights: dict[str, Tensor]
@@ -141,7 +141,7 @@ class _Problem:
 
 
 class _InputKept(InputGroup):
-    """A group whose input's moments are kept even where the outputs' would be smaller."""
+    """A group that keeps its input's moments even if those of the outputs are smaller."""
 
     @property
     def keeps_outputs(self) -> bool:
@@ -151,7 +151,7 @@ class _InputKept(InputGroup):
 def observe_inputs(
     model: Any, groups: Sequence[InputGroup], batches: Sequence[Tensor]
 ) -> dict[str, GroupStatistics]:
-    """The statistics of IMPACT with every group's input, (in, in), from which both ways begin."""
+    """IMPACT's statistics with every group's input moments, (in, in), for both implementations."""
     kept = [_InputKept(group.layers) for group in groups]
     return calibrated(model, kept, batches, METHOD.observations)
 
@@ -179,7 +179,7 @@ def _in_turns(
     pieces: Iterable[Any],
     device: torch.device,
 ) -> tuple[float, float]:
-    """The seconds that each took for all pieces; who goes first changes with every piece."""
+    """The seconds that each took for all pieces; the order alternates with every piece."""
     seconds: dict[Callable[[Any], None], list[float]] = {ours: [], plain: []}
     order = [ours, plain]
     for piece in pieces:

@@ -1,7 +1,7 @@
-"""IMPACT as a plain research script writes it: what the product's speed is compared with.
+"""IMPACT as in a plain research script, the baseline for the product's speed.
 
-Every layer has statistics of its own, (in, in); the backward pass computes the gradients of all
-weights; every layer is factorised by the singular values of L W R.
+Every layer has statistics of its own, (in, in). The backward pass computes the gradients of all
+weights. Every layer is factorised by a singular value decomposition of L W R.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workers.compression.shapes import LinearLayer
 
 @dataclass
 class PlainStatistics:
-    """Sums over tokens of one layer."""
+    """The sums over tokens for one layer."""
 
     total: Tensor  # (in,)
     products: Tensor  # (in, in): of x xᵀ
@@ -36,7 +36,7 @@ class PlainStatistics:
 
 
 def calibrate(model: Any, statistics: dict[str, PlainStatistics], input_ids: Tensor) -> float:
-    """One batch forward and backward, with the gradients of all weights; returns the mean loss."""
+    """Run one batch with the gradients of all weights; return the mean loss."""
     model.requires_grad_(True)
     with ExitStack() as hooks:
         for name, sums in statistics.items():

@@ -1,4 +1,4 @@
-"""The steps of one compression in this process, each with its time and peak memory."""
+"""Runs the steps of one compression in this process, and measures time and peak memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LLAMA_2_7B: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Steps:
-    """What every step took, in order, and the model, which is left as it was loaded."""
+    """The cost of every step, in order, and the unchanged source model."""
 
     costs: dict[str, Cost]
     layers: int
@@ -54,14 +54,14 @@ class Steps:
 def run_steps(source: Path, batches: list[Tensor], scratch: Path) -> Steps:
     """Compress the model of a folder to `KEEP` of its linear parameters, and load the result.
 
-    The checkpoint is written below `scratch`.
+    Writes the checkpoint below `scratch`.
     """
     device = batches[0].device
     costs: dict[str, Cost] = {}
 
     @contextmanager
     def step(name: str) -> Iterator[None]:
-        gc.collect()  # what an earlier step has dropped is not this one's
+        gc.collect()  # frees the memory of earlier steps
         with Meter(device) as meter:
             yield
         costs[name] = meter.cost
@@ -95,7 +95,7 @@ def run_steps(source: Path, batches: list[Tensor], scratch: Path) -> Steps:
 def _solve(
     model: Any, groups: tuple[InputGroup, ...], statistics: dict[str, GroupStatistics]
 ) -> dict[str, Solution]:
-    """Statistics are dropped as they are used; solutions wait in the host's memory."""
+    """Solve all groups; drop statistics after use, and keep solutions in the host's memory."""
     solutions: dict[str, Solution] = {}
     for group in groups:
         found = solved(model, group, statistics.pop(group.name), METHOD)

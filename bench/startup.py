@@ -1,11 +1,11 @@
-"""From submit to first token: how long a small job waits on a running service until it calibrates.
+"""Measures the time from submit to first token: how soon a small job begins to calibrate.
 
     make bench
 
-It starts `eigenpress serve` as the demo does and submits jobs one after the other, each cancelled
-once it has calibrated on its first batch: the tests' tiny model and the demo's model, both twice.
-The first job of a fresh Ray pays for more than those after it, and the demo's model is converted
-from GGUF once per machine. The times are those of the job's own history.
+It starts `eigenpress serve` as the demo does and submits jobs one after the other, for the tests'
+tiny model and for the demo's model, twice each. It cancels each job after its first calibration
+batch. The first job of a fresh Ray takes longer than later ones, and the demo's model is converted
+from GGUF once per machine. The times are from the job's own history.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ PHASES = {
     "model, texts": "resolve finished",
     "first batch": "calibrated",
 }
-"""What each phase ends with."""
+"""The event that ends each phase."""
 
 TARGET_SECONDS = {"tiny": 6.0, "SmolLM2-135M": 10.0}
-"""On two idle cores."""
+"""The targets on two idle cores."""
 
 WAITING_SECONDS = 300
 POLL_SECONDS = 0.05
 
 
 class StartFailed(Exception):
-    """The job did not come as far as calibrating."""
+    """The job ended, or took too long, before it calibrated."""
 
 
 def main() -> int:
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def measure(console: Console, scratch: Path) -> list[dict[str, Any]]:
-    """Start a service, run and print everything. Raises StartFailed and ServerFailed."""
+    """Start a service, run the jobs and print the table. Raises StartFailed and ServerFailed."""
     inputs, server = scratch / "inputs", scratch / "server"
     server.mkdir()
     demo_data.copy_standard_library(inputs / "texts")
@@ -78,7 +78,7 @@ def measure(console: Console, scratch: Path) -> list[dict[str, Any]]:
 
 
 def specification(model: Path, texts: Path) -> dict[str, Any]:
-    """A job of two workers and one sequence for each."""
+    """A job with two workers and one sequence for each."""
     return {
         "model": {"source": "local", "path": str(model)},
         "targets": [{"keep": 0.8}],
@@ -93,7 +93,7 @@ def specification(model: Path, texts: Path) -> dict[str, Any]:
 
 
 def first_batch(client: Client, spec: dict[str, Any]) -> dict[str, datetime]:
-    """Run a job as far as its first batch; when it was created and came to each `PHASES`."""
+    """Run a job up to its first batch; return when it was created and reached each event."""
     job = client.submit(spec)
     deadline = time.monotonic() + WAITING_SECONDS
     while (calibrated := _calibrated_at(job)) is None:
@@ -113,7 +113,7 @@ def first_batch(client: Client, spec: dict[str, Any]) -> dict[str, datetime]:
 
 
 def phases(reached: Mapping[str, datetime]) -> dict[str, float]:
-    """How long each phase took, in seconds."""
+    """The seconds that each phase took."""
     times = [reached[name] for name in ("created", *PHASES.values())]
     return {
         phase: (end - start).total_seconds()
@@ -136,7 +136,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _calibrated_at(job: Mapping[str, Any]) -> datetime | None:
-    """When the first batch was calibrated on; None while it was not."""
+    """When the first batch was calibrated; None before that."""
     for step in job["steps"]:
         if step["step"] == "calibrate" and step["done"]:
             finished = step["finished_at"]

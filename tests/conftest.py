@@ -1,4 +1,4 @@
-"""Fixtures that every kind of test shares, where tests run, and how far a run has come."""
+"""The fixtures of all tests, their distribution over processes, and a progress display."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ pytest_plugins = [
 ]
 
 SHARING = "tests/integration/ray"
-"""Whose tests share the session's Ray, which takes a while to start, and so one process."""
+"""The folder whose tests share the session's Ray, which starts slowly, and so one process."""
 
 PROGRESS_SECONDS = 10.0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the longest queue of tests, and end with the short ones."""
+    """Start with the longest queue of tests, and end with the shortest ones."""
 
     def rank(item: pytest.Item) -> int:
         path = item.path.relative_to(config.rootpath).as_posix()
@@ -47,7 +47,7 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
-    """Schedule what `--dist loadscope` is asked for. (xdist's groups need an older pytest.)"""
+    """Replace xdist's scheduler for `--dist loadscope`. (Its groups need an older pytest.)"""
     return Scheduling(config, log) if config.getoption("dist") == "loadscope" else None
 
 
@@ -60,16 +60,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--progress",
         action="store_true",
-        help=f"Print a line every {PROGRESS_SECONDS:g} seconds, in place of a dot for each test.",
+        help=f"Print a line every {PROGRESS_SECONDS:g} seconds instead of a dot for each test.",
     )
 
 
 class Progress:
-    """Says how many tests have ended, and which one ended last."""
+    """Prints how many tests have ended, and which one ended last."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._start = self._said = time.monotonic()
+        self._start = self._printed = time.monotonic()
         self._ended = self._failed = 0
 
     @pytest.hookimpl(tryfirst=True)
@@ -81,12 +81,12 @@ class Progress:
         self._failed += report.failed
         self._ended += report.when == "teardown"
         now = time.monotonic()
-        if now - self._said >= PROGRESS_SECONDS:
-            self._said = now
-            self._say(report.nodeid, now - self._start)
+        if now - self._printed >= PROGRESS_SECONDS:
+            self._printed = now
+            self._print(report.nodeid, now - self._start)
         return (yield)
 
-    def _say(self, last: str, seconds: float) -> None:
+    def _print(self, last: str, seconds: float) -> None:
         minutes, rest = divmod(int(seconds), 60)
         failed = f", {self._failed} failed" if self._failed else ""
         terminal = self._config.get_terminal_writer()

@@ -1,1 +1,1 @@
-"""Ray as the service sees it: attempts submitted as Ray jobs, and why one was lost."""
+"""The service's side of Ray: submits attempts as Ray jobs, and explains why one was lost."""

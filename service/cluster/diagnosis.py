@@ -1,15 +1,15 @@
-"""Finds out why an attempt was lost, from Ray's status and the driver's log; a pure function.
+"""Explains why an attempt was lost, from Ray's status and the driver's log; a pure function.
 
-Each case was seen on Ray 2.60, and the tests make each happen there again.
+Each case was observed on Ray 2.60, and the tests reproduce each there.
 
-    driver killed             exit code 128 + signal, by the shell that Ray runs it in
+    driver killed             exit code 128 + signal, from the shell that Ray runs it in
     ... with that shell       the log breaks off without an exit code
     ... with Ray's watcher    JOB_SUPERVISOR_ACTOR_DIED, its worker process has died
     node lost                 JOB_SUPERVISOR_ACTOR_DIED, "its node has died", after some 15 s
     stopped by somebody       STOPPED
     cluster restarted         404: jobs end with their cluster
-    agent or raylet hangs     RUNNING, for ever; only the lease shows it
-    another schema            exit code 5: the driver may not write to that database
+    agent or raylet hangs     RUNNING, for ever; only the lapsed lease shows it
+    another schema            exit code 5: the driver must not write to that database
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ _FIRST_SIGNAL = 128
 
 
 def explain(status: AttemptStatus, printed: str | None) -> Loss:
-    """Why an attempt is lost: by its `status`, and the end of its log, None if unreadable.
+    """Explain the loss of an attempt by its `status` and the end of its log, None if unreadable.
 
-    One that is still active, as far as Ray knows, was lost because its lease lapsed.
+    If Ray still reports the attempt as active, its lease has lapsed.
     """
     match status:
         case Ended():
@@ -62,14 +62,14 @@ def explain(status: AttemptStatus, printed: str | None) -> Loss:
 
 
 def _explain_end(ended: Ended, printed: str | None) -> Loss:
-    said = ended.message[:_MAX_MESSAGE_CHARACTERS]
+    message = ended.message[:_MAX_MESSAGE_CHARACTERS]
     if ended.status == "STOPPED":
         return DriverStopped(_with_log(DriverStopped().detail, printed))
     if ended.error_type == "JOB_SUPERVISOR_ACTOR_DIED":
         kind = NodeLost if _NODE_DIED in ended.message else DriverKilled
-        return kind(f"{kind().detail} Ray says: {said}")
+        return kind(f"{kind().detail} Ray reports: {message}")
     if ended.error_type in _NOT_STARTED:
-        return DriverNotStarted(f"{DriverNotStarted().detail} Ray says: {said}")
+        return DriverNotStarted(f"{DriverNotStarted().detail} Ray reports: {message}")
     return _explain_exit(printed)
 
 
@@ -87,7 +87,7 @@ def _explain_exit(printed: str | None) -> Loss:
         return SchemaMismatch(_with_log(detail, printed))
     if code > _FIRST_SIGNAL:
         name = _signal_name(code - _FIRST_SIGNAL)
-        return DriverKilled(_with_log(f"{DriverKilled().detail} It got {name}.", printed))
+        return DriverKilled(_with_log(f"{DriverKilled().detail} It received {name}.", printed))
     ended = f"The driver ended with exit code {code} without writing a result to the database."
     return AttemptLost(_with_log(ended, printed))
 
@@ -101,6 +101,6 @@ def _signal_name(number: int) -> str:
 
 def _with_log(detail: str, printed: str | None) -> str:
     if printed is None:
-        # It is on the driver's node, which may be lost.
+        # The log is on the driver's node, which may be lost.
         return f"{detail} Its log cannot be read."
     return f"{detail} It last printed:\n{printed}" if printed else f"{detail} It printed nothing."

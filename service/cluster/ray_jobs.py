@@ -1,8 +1,8 @@
-"""The Ray cluster, through the documented REST form of its Jobs API.
+"""The Ray cluster, through the documented REST interface of its Jobs API.
 
-Ray's own client is not used: it sends requests without a timeout, and a dashboard that hangs would
-hang the dispatcher with it. Here every call ends, and ends in one of two ways: the answer, or
-ClusterUnavailable. Nothing secret is sent; a driver reads its settings from its node's environment.
+Ray's own client sends requests without a timeout, so a dashboard that hangs would block the
+dispatcher. Here every call has a timeout: it returns the answer or raises ClusterUnavailable.
+Submissions carry no secrets; a driver reads its settings from its node's environment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.errors import ClusterUnavailable, SubmissionRefused
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
 SUBMIT_SECONDS = 20.0
-"""A dashboard asked to submit a job may itself wait 10 s for an agent."""
+"""To submit a job, the dashboard itself may wait 10 s for an agent."""
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  (Ray's own name for it)
 TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105
@@ -34,7 +34,7 @@ _EXIT_CODE = "The driver's exit code: "
 
 @dataclass(frozen=True)
 class Active:
-    """The attempt's driver may still run, or start."""
+    """The attempt's driver runs, or may still start."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,26 @@ class Ended:
     status: str
     """STOPPED, SUCCEEDED or FAILED. Not reliable: see `exit_code_in`."""
     error_type: str | None = None
-    """Of Ray's JobErrorType."""
+    """A member of Ray's JobErrorType."""
     message: str = ""
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """The cluster does not know the attempt, or was restarted since."""
+    """The cluster does not know the attempt; it may have been restarted since."""
 
 
 AttemptStatus = Active | Ended | Unknown
 
 
 class Cluster(Protocol):
-    """What the dispatcher needs of a cluster. Every method raises ClusterUnavailable."""
+    """The dispatcher's interface to a cluster. Every method may raise ClusterUnavailable."""
 
     def check(self) -> None:
         """Raise unless the cluster answers."""
 
     def submit(self, job_id: str, attempt: int, name: str | None = None) -> None:
-        """Start the driver of an attempt; doing so again changes nothing.
+        """Start the driver of an attempt; a repeated call changes nothing.
 
         Raises SubmissionRefused when the cluster answers but refuses.
         """
@@ -72,20 +72,20 @@ class Cluster(Protocol):
         """Whether the attempt's driver may still run, and if not, how it ended."""
 
     def stop(self, job_id: str, attempt: int) -> None:
-        """Tell the attempt's driver to stop, without waiting; no effect when it is not active.
+        """Ask the attempt's driver to stop, without waiting; no effect if it is not active.
 
-        One that does not stop by itself is killed after some seconds.
+        Ray kills a driver that does not stop within some seconds.
         """
 
     def log_tail(self, job_id: str, attempt: int, lines: int = 30) -> str:
-        """The last lines that the driver printed; empty when there are none."""
+        """The last lines that the driver printed; empty if there are none."""
 
     def forget(self, job_id: str, attempt: int) -> None:
         """Delete Ray's records of an attempt that has ended; no effect on one that is active."""
 
 
 class RayCluster:
-    """A Ray cluster, named by the address of its dashboard. Connects when first used."""
+    """The Ray cluster whose dashboard has this address. Connects on first use."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class RayCluster:
     ) -> None:
         """Job id and attempt are appended to `driver_command`; `transport` is for tests.
 
-        Raises ClusterUnavailable if there should be a token and it cannot be read.
+        Raises ClusterUnavailable if the token cannot be read.
         """
         self.dashboard_url = address.rstrip("/")
         self._driver_command = driver_command
@@ -103,7 +103,7 @@ class RayCluster:
             base_url=self.dashboard_url,
             headers=authorization(),
             transport=transport,
-            trust_env=False,  # a proxy to the internet is no way to the cluster
+            trust_env=False,  # proxies to the internet do not reach the cluster
         )
 
     def __enter__(self) -> RayCluster:
@@ -133,7 +133,7 @@ class RayCluster:
         response = self._request(
             "POST", "/api/jobs/", json=body, allowed=(400, 500), seconds=SUBMIT_SECONDS
         )
-        # Ray answers 500, by way of its agent, or 400 to an id that it knows.
+        # Ray answers a known id with 400, or with 500 if its agent answers.
         if response.is_success or self.status(job_id, attempt) != Unknown():
             return
         if response.status_code == 400:
@@ -161,7 +161,7 @@ class RayCluster:
         return "\n".join(line[:MAX_LOG_LINE_CHARACTERS] for line in printed[-lines:])
 
     def forget(self, job_id: str, attempt: int) -> None:
-        # Ray answers 500 when it is active. The log file stays on its node until Ray ends.
+        # Ray answers 500 if the driver is active. The log file stays on its node until Ray ends.
         response = self._request("DELETE", _path(job_id, attempt), allowed=(404, 500))
         if response.status_code == 500 and "non-terminal state" not in response.text:
             raise ClusterUnavailable(f"Ray could not forget the job: {_gist(response)}")
@@ -196,13 +196,14 @@ class RayCluster:
             raise self._not_ray() from error
 
     def _not_ray(self) -> ClusterUnavailable:
-        return ClusterUnavailable(f"What answers at {self.dashboard_url} is not a Ray dashboard.")
+        return ClusterUnavailable(f"The server at {self.dashboard_url} is not a Ray dashboard.")
 
 
 def authorization() -> dict[str, str]:
-    """The headers for a guarded cluster; its token is where Ray looks for it.
+    """The headers for a cluster that requires a token; empty if no token is set.
 
-    That is in one variable, else in the file that the other names. Raises ClusterUnavailable.
+    As in Ray, RAY_AUTH_TOKEN holds the token, or RAY_AUTH_TOKEN_PATH names its file. Raises
+    ClusterUnavailable if the file cannot be read.
     """
     token, path = os.environ.get(TOKEN_VARIABLE), os.environ.get(TOKEN_PATH_VARIABLE)
     if not token and path:
@@ -221,11 +222,11 @@ def submission_id(job_id: str, attempt: int) -> str:
 
 
 def exit_code_in(printed: str) -> int | None:
-    """The driver's exit code, from the end of its log; None when the log does not have it.
+    """The driver's exit code, from the end of its log; None if the log lacks it.
 
-    Ray's status is not enough: where its workers reap their children by themselves (its setting
-    `kill_child_processes_on_worker_exit_with_raylet_subreaper`), it takes every end for a success.
-    A signal's number comes as 128 more, as a shell has it.
+    Ray's status is not reliable: with its setting
+    `kill_child_processes_on_worker_exit_with_raylet_subreaper`, it reports every exit as a success.
+    After a signal the code is 128 plus the signal's number, as in a shell.
     """
     found = re.search(rf"{_EXIT_CODE}(\d+)\s*$", printed)
     return int(found[1]) if found else None
@@ -236,6 +237,6 @@ def _path(job_id: str, attempt: int) -> str:
 
 
 def _gist(response: httpx.Response) -> str:
-    # Ray answers errors with a traceback, or two in one; what happened is near its end.
+    # Ray answers errors with one or two tracebacks; the cause is near the end.
     lines = [line for line in response.text.splitlines() if any(map(str.isalpha, line))]
     return lines[-1].strip()[:MAX_LOG_LINE_CHARACTERS] if lines else response.reason_phrase

@@ -1,1 +1,1 @@
-"""From the queue to the cluster, attempts seen to their end, and what ended jobs leave behind."""
+"""Submits queued jobs to the cluster, watches their attempts and cleans up after ended jobs."""

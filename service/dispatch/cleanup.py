@@ -1,14 +1,14 @@
 """Cleans up after ended jobs: drivers on Ray, objects in the bucket, Ray's records.
 
-    succeeded   its checkpoints go, and every publication but those that count
-    cancelled   everything goes
-    failed      its publications go; its checkpoints are kept for a while, for a retry
-    deleted     everything goes, and then the job itself from the database
+    succeeded   remove its checkpoints, and all publications but the final ones
+    cancelled   remove everything
+    failed      remove its publications; keep its checkpoints for a while, for a retry
+    deleted     remove everything, and then the job itself from the database
 
-Everything here may be done twice, and by several at once. Nothing is removed that a later attempt
-has written, even by a cleaner that was suspended and goes on long after: publications carry their
-attempt's number, and of the checkpoints only those are removed that were there before the job was
-seen to have ended.
+A cleanup may run twice, and on several dispatchers at once. It removes nothing that a later attempt
+has written, even if the cleaner was suspended for a long time: publications carry their attempt's
+number, and it deletes only those checkpoints that existed before it checked again that the job had
+ended.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from service.store.store import Store
 log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 10.0
-"""When, after the grace, a job is tried again that could not be cleaned up after."""
+"""How long after an incomplete cleanup the next one is due; the grace is added."""
 
 
 class Cleaner:
@@ -54,10 +54,10 @@ class Cleaner:
         return self._store.claims.to_clean(grace_seconds=self._grace_seconds, limit=limit)
 
     def clean(self, job: JobHead) -> None:
-        """Clean up after the job, as far as that is possible now; it is due again if not wholly.
+        """Clean up after the job as far as possible; an incomplete cleanup is due again later.
 
-        Raises AttemptStale if it has been taken up again, or been deleted since it was read, and
-        the storage's errors.
+        Raises AttemptStale if the job has been retried or deleted since it was read, and the
+        storage's errors.
         """
         again: timedelta | None = timedelta(seconds=AGAIN_SECONDS)
         with suppress(JobNotFound):  # another cleaner has removed the job
@@ -67,11 +67,11 @@ class Cleaner:
                 if job.deleted and again is None:
                     self._store.claims.remove(job.id)
                 else:
-                    # So that a job that cannot be cleaned up after holds up no other.
+                    # A job whose cleanup fails must not delay the others.
                     self._store.claims.cleaned(job.id, job.attempt, again, deleted=job.deleted)
 
     def _clean(self, job: JobHead) -> timedelta | None:
-        """When to look again; None: never, all is clean."""
+        """Clean up; return the time until the next cleanup, or None if all is clean."""
         quiet = self._is_quiet(job)
         self._remove_publications(job)
         if left := self._retention_left(job):
@@ -85,7 +85,7 @@ class Cleaner:
         return None
 
     def _is_quiet(self, job: JobHead) -> bool:
-        """Whether none of its drivers may still write; stops those that run."""
+        """Stop the job's drivers that still run; return whether there were none."""
         try:
             running = [attempt for attempt in _attempts(job) if self._runs(job, attempt)]
             for attempt in running:
@@ -105,7 +105,7 @@ class Cleaner:
         remove_publications(self._storage, job.id, through=job.attempt, keep=keep)
 
     def _retention_left(self, job: JobHead) -> timedelta | None:
-        """For how much longer the checkpoints are kept; None: not at all."""
+        """How much longer the checkpoints are kept; None if not at all."""
         if job.deleted or job.state is not JobState.FAILED or job.finished_at is None:
             return None
         left = job.finished_at + self._retention - datetime.now(UTC)
@@ -115,7 +115,7 @@ class Cleaner:
         keys = [stored.key for stored in self._storage.list_objects(checkpoints_prefix(job.id))]
         now = self._store.claims.head(job.id)
         if (now.state, now.attempt, now.finished_at) != (job.state, job.attempt, job.finished_at):
-            raise AttemptStale(f"Job {job.id} has been taken up again.")
+            raise AttemptStale(f"Job {job.id} has been retried.")
         self._storage.delete(keys)
 
 

@@ -1,18 +1,18 @@
-"""The dispatcher: takes jobs from the database to Ray and sees each attempt to its end.
+"""The dispatcher: submits queued jobs to Ray and watches each attempt until it ends.
 
-Several may run at once. None keeps anything in memory that matters: what to do follows from the
-job's row and from what the cluster says of the attempt, any of them may do it, and what is repeated
-(a submission, a stop, a deletion) changes nothing the second time. So a dispatcher that was killed
-anywhere is replaced by the others, or by starting another, and one that was suspended and goes on
-finds its writes refused where they are no longer true.
+Several may run at once. A dispatcher keeps no essential state in memory: its next action follows
+from the job's row and from Ray's status of the attempt. Any dispatcher may take this action, and a
+repeated one (a submission, a stop, a deletion) changes nothing. So if a dispatcher is killed at any
+point, the others or a new one replace it. If a suspended dispatcher continues, the database refuses
+its outdated writes.
 
-An attempt is lost when Ray reports that it has ended, or does not know it, while its row is still
-`running`; or when its driver has not renewed its lease. While Ray does not answer, no attempt is
-lost. While the database does not answer, or the machine sleeps, no driver can renew; so a lease is
-judged only by a dispatcher that has been awake and reached the database for at least the length of
-one, and the driver stopped only once that judgement is committed.
+An attempt is lost if Ray reports that it has ended, or does not know it, while its row is still
+`running`; or if its driver has not renewed its lease. While Ray does not answer, no attempt is
+lost. During an outage of the database, or while the machine sleeps, no driver can renew its lease.
+So a dispatcher judges leases only after it has been awake, and has reached the database, for one
+whole lease. It stops the driver only after that judgement is committed.
 
-What needs Ray or the bucket is done in threads: a server that hangs holds up only what needs it.
+Calls to Ray and the bucket run in threads, so a hanging server delays only the jobs that need it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from service.cluster.diagnosis import explain
 from service.cluster.ray_jobs import Active, AttemptStatus, Cluster, RayCluster, submission_id
 from service.dispatch.cleanup import Cleaner
 from service.dispatch.keyed_executor import KeyedExecutor
-from service.dispatch.lease_watch import LeaseWatch, Pause
+from service.dispatch.lease_watch import LeaseWatch, LoggedErrors, Pause
 from service.domain.job import Job, JobHead
 from service.domain.states import JobState
 from service.errors import (
@@ -49,10 +49,10 @@ from service.store.store import Store
 log = logging.getLogger(__name__)
 
 PAUSE_TICKS = 10
-"""For how many passes nothing is claimed after the cluster answered but took no submission."""
+"""How many passes claim nothing after the cluster answered but accepted no submission."""
 
-ERRAND_SECONDS = 1.0
-"""How long a pass waits for its executor of a kind; the next ones do not wait for what hangs."""
+CALL_WAIT_SECONDS = 1.0
+"""How long a pass waits for the calls of each executor; it does not wait for one that hangs."""
 
 ATTENDING_THREADS = 8
 SUBMITTING_THREADS = 4
@@ -65,7 +65,7 @@ _Job = TypeVar("_Job", Job, JobHead)
 
 
 class Dispatcher:
-    """Jobs from queue to cluster, `max_running_jobs` at a time over all dispatchers."""
+    """Runs jobs on the cluster, at most `max_running_jobs` at a time over all dispatchers."""
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class Dispatcher:
         self._cleaning = KeyedExecutor(CLEANING_THREADS)
         self._pause = Pause()
         self._watch = LeaseWatch(settings.lease_seconds)
-        self._complaints: dict[str, type[Exception]] = {}
+        self._logged_errors = LoggedErrors()
 
     def run(self, stop: StopRequest) -> None:
-        """Pass after pass until a stop is requested."""
+        """Make one pass after another until a stop is requested."""
         heartbeat = self._settings.dispatcher_heartbeat
         while not stop.requested:
             self.tick()
@@ -102,7 +102,7 @@ class Dispatcher:
             executor.close()
 
     def tick(self) -> None:
-        """One pass. Never raises: what goes wrong is logged when it begins and when it ends."""
+        """Make one pass. Never raises; it logs an error when it begins and when it ends."""
         self._try("The dispatcher", self._pass)
 
     def _pass(self) -> None:
@@ -111,20 +111,21 @@ class Dispatcher:
             log.warning("%s: %s", job.id, job.failure and job.failure.detail)
         reachable = self._try("The Ray cluster", self._cluster.check)
         for job in overdue if reachable else ():
-            self._errand(self._attending, job, self._stop)
+            self._start(self._attending, job, self._stop)
+        attend = self._attend if reachable else self._attend_without_ray
         for job in self._store.claims.in_flight():
-            self._errand(self._attending, job, self._attend if reachable else self._attend_blindly)
-        self._attending.wait(ERRAND_SECONDS)
+            self._start(self._attending, job, attend)
+        self._attending.wait(CALL_WAIT_SECONDS)
         if reachable:
             self._fill()
         self._clean_up()
-        self._submitting.wait(ERRAND_SECONDS)
-        self._cleaning.wait(ERRAND_SECONDS)
+        self._submitting.wait(CALL_WAIT_SECONDS)
+        self._cleaning.wait(CALL_WAIT_SECONDS)
 
     # Attempts under way.
 
     def _attend(self, job: JobHead) -> None:
-        """Bring an attempt under way one step nearer to its end, if that is for us to do."""
+        """Take the next action for an attempt under way, if one is due."""
         if job.state is JobState.RUNNING and job.submitted_at is None:
             if job.lapsed:
                 mine = self._store.claims.take_over(job.id, job.attempt, self.owner, CLAIM_SECONDS)
@@ -137,8 +138,8 @@ class Dispatcher:
         elif not isinstance(status, Active) or job.lapsed:
             self._attend_silent(job, status)
 
-    def _attend_blindly(self, job: JobHead) -> None:
-        """While Ray does not answer, only what a user has given up is ended."""
+    def _attend_without_ray(self, job: JobHead) -> None:
+        """While Ray does not answer, end only cancelled jobs."""
         if job.state is JobState.CANCELLING and self._may_judge(job):
             self._end_cancelled(job)
 
@@ -175,19 +176,20 @@ class Dispatcher:
             "%s: attempt %d was lost (%s); the job is %s", job.id, job.attempt, error.code, state
         )
         if active:
-            # Only now: if no commit succeeds, no renewal does, and the driver may be alive.
+            # This follows the commit: while commits fail, renewals fail, too, and the driver may
+            # be alive.
             self._stop_if_possible(job)
 
     def _stop(self, job: JobHead) -> None:
         self._cluster.stop(job.id, job.attempt)
 
     def _stop_if_possible(self, job: JobHead) -> None:
-        # The next attempt's submission stops it, too, and the cleaning after the job.
+        # The submission of the next attempt stops it, too, and so does the cleanup.
         with suppress(ClusterUnavailable):
             self._stop(job)
 
     def _log_tail(self, job: JobHead) -> str | None:
-        """The end of the driver's log; None where it cannot be read."""
+        """The end of the driver's log; None if it cannot be read."""
         try:
             return self._cluster.log_tail(job.id, job.attempt)
         except ClusterUnavailable:
@@ -196,11 +198,11 @@ class Dispatcher:
     # Waiting jobs.
 
     def _fill(self) -> None:
-        """Claim and submit while there is room, and a thread to submit in."""
-        if self._pause.leave_out_one():
+        """Claim and submit jobs while the limits allow it and a thread is free."""
+        if self._pause.skip_one():
             return
         for _ in range(self._settings.max_running_jobs):
-            if self._pause.under_way or not self._submitting.has_room(ERRAND_SECONDS):
+            if self._pause.under_way or not self._submitting.has_room(CALL_WAIT_SECONDS):
                 return
             job = self._store.claims.claim(
                 owner=self.owner,
@@ -210,12 +212,12 @@ class Dispatcher:
             )
             if job is None:
                 return
-            self._errand(self._submitting, job, self._submit)
+            self._start(self._submitting, job, self._submit)
 
     def _submit(self, job: Job) -> None:
         try:
             if job.attempt > 1:
-                # A failed attempt tells the store before its driver ends; its devices are wanted.
+                # The driver of a failed attempt may still run, and hold devices.
                 self._cluster.stop(job.id, job.attempt - 1)
             self._cluster.submit(job.id, job.attempt, job.name)
         except SubmissionRefused as error:
@@ -237,12 +239,12 @@ class Dispatcher:
     # Ended jobs.
 
     def _clean_up(self) -> None:
-        """Clean up after ended jobs, and delete those that have been kept for long enough."""
+        """Clean up after ended jobs, and delete those whose retention time is over."""
         due = self._cleaner.due(limit=CLEANED_PER_PASS)
         for job in due:
-            self._errand(self._cleaning, job, self._cleaner.clean)
+            self._start(self._cleaning, job, self._cleaner.clean)
         if len(due) < CLEANED_PER_PASS:
-            # Else the jobs that end now would wait until all old ones are removed.
+            # Otherwise newly ended jobs would wait until all old ones are removed.
             self._delete_old()
 
     def _delete_old(self) -> None:
@@ -252,7 +254,7 @@ class Dispatcher:
 
     # Errors.
 
-    def _errand(self, executor: KeyedExecutor, job: _Job, act: Callable[[_Job], None]) -> None:
+    def _start(self, executor: KeyedExecutor, job: _Job, act: Callable[[_Job], None]) -> None:
         executor.start(submission_id(job.id, job.attempt), self._try, job.id, act, job)
 
     def _try(self, subject: str, act: Callable[..., None], *args: Job | JobHead) -> bool:
@@ -265,16 +267,14 @@ class Dispatcher:
         except Exception as error:
             if isinstance(error, DatabaseUnavailable):
                 self._watch.restart()
-            self._complain(subject, error)
+            self._log_error(subject, error)
             return False
-        if self._complaints.pop(subject, None) is not None:
+        if self._logged_errors.remove(subject):
             log.info("%s: works again", subject)
         return True
 
-    def _complain(self, subject: str, error: Exception) -> None:
-        # By its kind: how exactly a server fails to answer changes from one second to the next.
-        if self._complaints.get(subject) is not type(error):
-            self._complaints[subject] = type(error)
+    def _log_error(self, subject: str, error: Exception) -> None:
+        if self._logged_errors.add(subject, error):
             defect = None if isinstance(error, EigenpressError) else error
             log.warning("%s: %s", subject, error, exc_info=defect)
 

@@ -1,4 +1,4 @@
-"""Calls to servers that may hang, each in a thread, so that one holds up no other."""
+"""Runs calls to servers that may hang, each in a thread, so that none delays another."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 
 class KeyedExecutor:
-    """Calls under way, at most `threads` at a time and one for each name.
+    """Runs at most `threads` calls at a time, and one for each key.
 
-    Used by one thread. The calls deal with their own errors.
+    Only one thread may use it. The calls must handle their own errors.
     """
 
     def __init__(self, threads: int) -> None:
@@ -17,14 +17,14 @@ class KeyedExecutor:
         self._executor = ThreadPoolExecutor(threads)
         self._under_way: dict[str, Future[object]] = {}
 
-    def start(self, name: str, act: Callable[..., object], *args: object) -> None:
-        """Make the call soon; no effect while the one before of this name has not ended."""
+    def start(self, key: str, act: Callable[..., object], *args: object) -> None:
+        """Start the call; no effect while the previous call with this key is under way."""
         self._forget_ended()
-        if name not in self._under_way:
-            self._under_way[name] = self._executor.submit(act, *args)
+        if key not in self._under_way:
+            self._under_way[key] = self._executor.submit(act, *args)
 
     def has_room(self, seconds: float) -> bool:
-        """Whether another call could begin at once, or within so many seconds."""
+        """Whether another call can start now, or within `seconds`."""
         self._forget_ended()
         if len(self._under_way) >= self._threads:
             wait(self._under_way.values(), seconds, FIRST_COMPLETED)
@@ -32,12 +32,12 @@ class KeyedExecutor:
         return len(self._under_way) < self._threads
 
     def wait(self, seconds: float) -> None:
-        """Until all calls have ended, but no longer than so many seconds."""
+        """Wait until all calls have ended, for at most `seconds`."""
         wait(self._under_way.values(), seconds)
 
     def close(self) -> None:
-        """Wait for the calls that have begun; the others are not made."""
+        """Wait for the running calls, and drop those that have not started."""
         self._executor.shutdown(cancel_futures=True)
 
     def _forget_ended(self) -> None:
-        self._under_way = {n: call for n, call in self._under_way.items() if not call.done()}
+        self._under_way = {k: call for k, call in self._under_way.items() if not call.done()}

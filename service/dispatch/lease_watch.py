@@ -1,4 +1,4 @@
-"""Whether a dispatcher may judge leases, and how long it pauses: state that its threads share."""
+"""The state that a dispatcher's threads share: when to judge leases, pauses, logged errors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import threading
 import time
 
 SLEEP_SECONDS = 1.0
-"""A machine that has slept for longer may have slept through the renewals of its drivers."""
+"""If a machine sleeps for longer, its drivers may miss a renewal."""
 
 
 class LeaseWatch:
-    """Allows leases to be judged after one whole lease in which drivers could renew theirs.
+    """Allows a dispatcher to judge leases once drivers have had one whole lease to renew theirs.
 
     Threads may share it.
     """
@@ -23,12 +23,12 @@ class LeaseWatch:
         self._judging_from = time.monotonic() + lease_seconds
 
     def restart(self) -> None:
-        """Wait for another whole lease: drivers may not have been able to renew."""
+        """Wait for another whole lease, because drivers may have been unable to renew theirs."""
         with self._lock:
             self._judging_from = time.monotonic() + self._lease_seconds
 
     def may_judge(self) -> bool:
-        """Whether drivers have had a whole lease to renew theirs; a sleep begins it anew."""
+        """Whether drivers have had a whole lease to renew theirs; a sleep restarts the wait."""
         with self._lock:
             asleep, now = seconds_asleep(), time.monotonic()
             if asleep > self._asleep + SLEEP_SECONDS:
@@ -38,25 +38,25 @@ class LeaseWatch:
 
 
 class Pause:
-    """A number of passes to leave out. Threads may share it."""
+    """A number of passes to skip. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left = 0
 
     def begin(self, passes: int) -> None:
-        """Leave out the next `passes` passes."""
+        """Skip the next `passes` passes."""
         with self._lock:
             self._left = passes
 
     @property
     def under_way(self) -> bool:
-        """Whether a pass is to be left out."""
+        """Whether passes remain to be skipped."""
         with self._lock:
             return self._left > 0
 
-    def leave_out_one(self) -> bool:
-        """Whether this pass is left out; it then counts as one of them."""
+    def skip_one(self) -> bool:
+        """Count one pass as skipped; return False if none remains to be skipped."""
         with self._lock:
             if not self._left:
                 return False
@@ -64,10 +64,34 @@ class Pause:
             return True
 
 
-def seconds_asleep() -> float:
-    """A number that grows by the seconds that the machine sleeps.
+class LoggedErrors:
+    """The type of each subject's error that was logged and persists. Threads may share it."""
 
-    On Linux a step of the wall clock does not change it. Elsewhere it does.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._types: dict[str, type[Exception]] = {}
+
+    def add(self, subject: str, error: Exception) -> bool:
+        """Record the error; return whether it is new, that is, not of the recorded type.
+
+        Messages do not count: a server's failures differ in wording from second to second.
+        """
+        with self._lock:
+            if self._types.get(subject) is type(error):
+                return False
+            self._types[subject] = type(error)
+            return True
+
+    def remove(self, subject: str) -> bool:
+        """Forget the subject's error; return whether there was one."""
+        with self._lock:
+            return self._types.pop(subject, None) is not None
+
+
+def seconds_asleep() -> float:
+    """A number that grows with the seconds for which the machine sleeps.
+
+    A step of the wall clock does not change it on Linux, but does on other systems.
     """
     if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()

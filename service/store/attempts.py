@@ -42,9 +42,9 @@ class Attempts:
     def renew(self, job_id: str, attempt: int, lease_seconds: float) -> None:
         """Renew the lease. Raises AttemptStale.
 
-        Also allowed after the lease expired, as long as nobody has ended the attempt for that. It
-        also proves that the attempt was submitted, in case the submitter lost the answer. Appends
-        no event besides: the history does not grow with the time that an attempt takes.
+        An expired lease can be renewed, too, until somebody ends the attempt. A renewal also proves
+        that the attempt was submitted, in case the submitter lost Ray's answer. It appends no
+        event of its own, so the history does not grow with an attempt's running time.
         """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
@@ -66,19 +66,19 @@ class Attempts:
         self,
         job_id: str,
         attempt: int,
-        type: str,  # noqa: A002  (the event's own word)
+        type: str,  # noqa: A002  (the column's name)
         message: str,
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        """Append an event of the attempt's own. Raises AttemptStale."""
+        """Append an event that the attempt reports. Raises AttemptStale."""
         with self._database.writing() as connection:
             fence(connection, job_id, attempt)
             append(connection, job_id, attempt, type, message, data)
 
     def published(self, job_id: str, attempt: int, position: int, artifact: Artifact) -> None:
-        """An artifact is in the bucket; `position` is that of its target. Raises AttemptStale.
+        """Record a published artifact of the target at `position`. Raises AttemptStale.
 
-        A repeated call changes nothing. Raises ArtifactConflict if another one is known there.
+        A repeated call changes nothing. Raises ArtifactConflict if another artifact is recorded.
         """
         artifacts = tables.artifacts
         with self._database.writing() as connection:
@@ -93,14 +93,14 @@ class Attempts:
             known = rows.artifact(connection.execute(query).one())
             if known != artifact:
                 raise ArtifactConflict(
-                    f"{known.prefix} is already the artifact {position} of {job_id}; "
-                    f"{artifact.prefix} cannot be."
+                    f"Artifact {position} of {job_id} is already {known.prefix}; "
+                    f"{artifact.prefix} cannot replace it."
                 )
 
     def withdraw(self, job_id: str, attempt: int, reason: str) -> None:
         """Withdraw the artifacts that earlier attempts published. Raises AttemptStale.
 
-        For an attempt that publishes all artifacts itself. A repeated call changes nothing.
+        An attempt calls this if it publishes all artifacts itself. A repeated call changes nothing.
         """
         artifacts = tables.artifacts
         with self._database.writing() as connection:
@@ -121,11 +121,11 @@ class Attempts:
         *,
         only_if_lapsed: bool = False,
     ) -> JobState:
-        """End the attempt: the job fails, or waits for another one, as the policy decides.
+        """End the attempt; the policy decides whether the job fails or waits for another one.
 
-        Returns the job's new state; failing again an attempt that has ended so changes nothing.
-        Raises AttemptStale, also for one whose lease is not over, where that is the condition. The
-        event then has the time when the lease expired, `lease_until`, beside the failure.
+        Returns the job's new state. A repeated call changes nothing. Raises AttemptStale. With
+        `only_if_lapsed`, it is also raised while the lease is valid, and the event records when the
+        lease expired, as `lease_until`.
         """
         with self._database.writing() as connection:
             row = job_row(connection, job_id, lock=True)
@@ -156,7 +156,7 @@ class Attempts:
                     return JobState.FAILED
 
     def succeed(self, job_id: str, attempt: int, report: Mapping[str, Any]) -> None:
-        """End the job well, with what it has published. Raises AttemptStale.
+        """End the job successfully, with the artifacts published so far. Raises AttemptStale.
 
         A repeated call changes nothing.
         """

@@ -1,4 +1,4 @@
-"""The dispatchers' side of the jobs database: claims, lost claims, and what ended jobs leave."""
+"""The dispatchers' side of the jobs database: claims, takeovers, deadlines and cleanup."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.errors import (
     UserError,
 )
 from service.store import tables
-from service.store.database import Database, clock, hold
+from service.store.database import Database, clock, try_lock
 from service.store.queue import next_waiting
 from service.store.rows import job_row, queued_at, read_heads, read_job, read_jobs
 from service.store.transitions import (
@@ -43,7 +43,7 @@ _HEAD = [column for column in jobs.c if column is not jobs.c.spec]
 
 
 class Claims:
-    """What dispatchers do with jobs. Threads may share it."""
+    """The reads and writes of dispatchers. Threads may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -56,21 +56,21 @@ class Claims:
         max_running: int | None = None,
         max_running_per_tenant: int | None = None,
     ) -> Job | None:
-        """Take a waiting job and number its next attempt; None when none may run now.
+        """Claim a waiting job and number its next attempt; None if no job may run now.
 
-        Of the tenants that have a job to run, the one with the fewest in flight is served, and of
-        those the one not served for longest; of its jobs the one with the highest priority, and of
-        those the oldest. `owner` has to submit the attempt within the lease. Where limits are
-        given they hold across all dispatchers, of which one claims at a time: another one is told
-        None.
+        Among the tenants with a waiting job, the one with the fewest jobs in flight comes first,
+        then the one that was served longest ago. Among a tenant's jobs, the one with the highest
+        priority comes first, then the oldest. `owner` must submit the attempt within the lease.
+        The limits hold across all dispatchers: if one is given, only one dispatcher claims at a
+        time, and the others get None meanwhile.
 
-        Of the specification only the limits are read; whether the job's driver knows all of it is
-        for that driver to say. A job with limits that this version does not know fails: it would
-        run without them.
+        Only the limits of the specification are read; the job's driver checks whether it knows the
+        rest. A job with limits that this version does not know fails, because it would run without
+        them.
         """
         limited = max_running is not None or max_running_per_tenant is not None
         with self._database.writing() as connection:
-            if limited and not hold(connection, "claim"):
+            if limited and not try_lock(connection, "claim"):
                 return None
             while (
                 row := next_waiting(connection, max_running, max_running_per_tenant)
@@ -90,7 +90,7 @@ class Claims:
                 row,
                 JobState.RUNNING,
                 EventType.CLAIMED,
-                f"Attempt {attempt} is handed to the cluster.",
+                f"A dispatcher claimed the job for attempt {attempt}.",
                 data={"owner": owner, "lease_seconds": lease_seconds},
                 attempt=attempt,
                 lease_until=after(now, lease_seconds),
@@ -101,13 +101,14 @@ class Claims:
     def take_over(self, job_id: str, attempt: int, owner: str, lease_seconds: float) -> Job:
         """Take over the submission of an attempt after the claimer's lease expired.
 
-        Raises AttemptStale if it was submitted, is not due, or another dispatcher was quicker.
+        Raises AttemptStale if the attempt was submitted, its lease is valid, or another dispatcher
+        was quicker.
         """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
             now = clock(connection)
             if row.submitted_at is not None or row.lease_until is None or row.lease_until > now:
-                raise AttemptStale(f"Attempt {attempt} of {job_id} is another dispatcher's.")
+                raise AttemptStale(f"Attempt {attempt} of {job_id} belongs to another dispatcher.")
             until = extend_lease(connection, job_id, lease_seconds)
             message = f"The lease expires at {until}."
             data = {"owner": owner, "lease_seconds": lease_seconds}
@@ -115,7 +116,7 @@ class Claims:
             return read_job(connection, job_id)
 
     def submitted(self, job_id: str, attempt: int, lease_seconds: float = START_SECONDS) -> None:
-        """Note that the cluster accepted the attempt; its first heartbeat is due within the lease.
+        """Record that the cluster accepted it; the first heartbeat is due within the lease.
 
         Raises AttemptStale.
         """
@@ -125,17 +126,18 @@ class Claims:
                 note_submitted(connection, job_id, attempt, lease_seconds)
 
     def release(self, job_id: str, attempt: int, reason: str) -> None:
-        """Put back a job that the cluster could not take; its attempt's number is used again.
+        """Return a job to the queue if the cluster did not accept it; reuse the attempt's number.
 
-        The number must be: should the submission have reached the cluster after all, then the
-        next one is refused as a duplicate instead of running beside it. Raises AttemptStale, also
-        if the attempt has been submitted (by a dispatcher that took it over), and
-        SpecificationUnknown if its limits cannot be read.
+        If the submission reached the cluster after all, the same number makes Ray refuse the next
+        one as a duplicate. Raises AttemptStale, also if another dispatcher has taken the attempt
+        over and submitted it, and SpecificationUnknown if its limits cannot be read.
         """
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt)
             if row.submitted_at is not None:
-                raise AttemptStale(f"Attempt {attempt} of {job_id} runs: another submitted it.")
+                raise AttemptStale(
+                    f"Another dispatcher has submitted attempt {attempt} of {job_id}."
+                )
             steps = tables.steps.c
             connection.execute(
                 delete(tables.steps).where(steps.job_id == job_id, steps.attempt == attempt)
@@ -158,7 +160,7 @@ class Claims:
             )
 
     def head(self, job_id: str) -> JobHead:
-        """The job as it stands now. Raises JobNotFound."""
+        """The current state of the job. Raises JobNotFound."""
         with self._database.reading() as connection:
             return read_heads(connection, [job_row(connection, job_id)])[0]
 
@@ -169,9 +171,9 @@ class Claims:
             return read_heads(connection, connection.execute(query).all())
 
     def end_overdue(self, *, limit: int = 100) -> list[JobHead]:
-        """Fail jobs that have waited, or run, for longer than their limits allow; how many at most.
+        """Fail at most `limit` jobs that have waited or run for longer than their limits allow.
 
-        A job that somebody else is writing to is left for the next time.
+        A job that another transaction has locked is left for the next call.
         """
         ended = []
         with self._database.writing() as connection:
@@ -193,7 +195,7 @@ class Claims:
             return read_heads(connection, ended)
 
     def end_cancelled(self, job_id: str, attempt: int) -> None:
-        """The attempt has stopped as its user wished. Raises AttemptStale."""
+        """End a cancelled job after its attempt has stopped. Raises AttemptStale."""
         with self._database.writing() as connection:
             row = fence(connection, job_id, attempt, JobState.CANCELLING)
             transition(
@@ -201,13 +203,14 @@ class Claims:
                 row,
                 JobState.CANCELLED,
                 EventType.CANCELLED,
-                "Stopped by its user.",
+                "The attempt was stopped after its user cancelled the job.",
             )
 
     def to_clean(self, *, grace_seconds: float = 0, limit: int = 100) -> list[JobHead]:
         """Ended jobs that are due for cleanup, the longest due first.
 
-        None before `grace_seconds` after it was due: an attempt's actors end after their job does.
+        A job is listed `grace_seconds` after it became due, because an attempt's actors may
+        outlive its job.
         """
         with self._database.reading() as connection:
             due = clock(connection) - timedelta(seconds=grace_seconds)
@@ -227,25 +230,25 @@ class Claims:
         *,
         deleted: bool = False,
     ) -> None:
-        """The bucket has been cleaned after the job; look again later, or never.
+        """Record a cleanup after the job; the next one is due after `again_after`, or never.
 
-        Raises AttemptStale if the job has been taken up again meanwhile, or been deleted unless
-        the cleaner knows it as `deleted`.
+        Raises AttemptStale if the job has been retried meanwhile, or deleted without the cleaner's
+        knowledge (`deleted`).
         """
         with self._database.writing() as connection:
             row = job_row(connection, job_id, lock=True)
             if row.state not in TERMINAL or row.attempt != attempt:
-                raise AttemptStale(f"Job {job_id} has been taken up again.")
+                raise AttemptStale(f"Job {job_id} has been retried.")
             if row.deleted_at is not None and not deleted:
                 raise AttemptStale(f"Job {job_id} has been deleted.")
             due = None if again_after is None else clock(connection) + again_after
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(clean_after=due))
 
     def delete_old(self, seconds: float, *, limit: int = 100) -> int:
-        """Delete jobs that ended at least so many seconds ago, as their users may; how many.
+        """Delete jobs that ended at least `seconds` ago, and return their number.
 
-        At most `limit`, those that ended first. A job that somebody else is writing to, such as
-        the user who retries it, is left for the next time.
+        It deletes at most `limit` jobs, those that ended first. A job that another transaction has
+        locked, such as the user's retry, is left for the next call.
         """
         with self._database.writing() as connection:
             old = (
@@ -254,7 +257,8 @@ class Claims:
                     jobs.c.deleted_at.is_(None),
                     jobs.c.finished_at <= clock(connection) - timedelta(seconds=seconds),
                 )
-                # In the order of the index: PostgreSQL does not see that deleted_at is constant.
+                # This is the order of the index; PostgreSQL does not infer that deleted_at is
+                # constant.
                 .order_by(jobs.c.deleted_at, jobs.c.finished_at)
                 .limit(limit)
                 .with_for_update(skip_locked=True)
@@ -263,7 +267,7 @@ class Claims:
             return len(mark_deleted(connection, job_ids)) if job_ids else 0
 
     def remove(self, job_id: str) -> None:
-        """Remove a deleted job, and all rows that hang on it. Raises ValueError for another one."""
+        """Remove a deleted job and all its rows. Raises ValueError unless it was deleted."""
         with self._database.writing() as connection:
             if job_row(connection, job_id, lock=True).deleted_at is None:
                 raise ValueError(f"job {job_id} has not been deleted")
@@ -276,12 +280,12 @@ _LIMITS: dict[JobState, tuple[str, type[UserError]]] = {
     JobState.QUEUED: ("limits.queue_seconds", QueueTimeExceeded),
     JobState.RUNNING: ("limits.run_seconds", RunTimeExceeded),
 }
-"""What a job in such a state has exceeded once its deadline is over."""
+"""The limit that a job in this state has exceeded after its deadline, and the error for it."""
 
 
 def _note_served(connection: Connection, tenant: str, now: datetime) -> None:
     tenants = tables.tenants
-    # Of several claims for a tenant at once one is enough, and none waits for the others.
+    # If several claims serve a tenant at once, one update is enough; none waits for another.
     free = select(tenants.c.name).where(tenants.c.name == tenant).with_for_update(skip_locked=True)
     connection.execute(
         update(tenants).where(tenants.c.name == free.scalar_subquery()).values(served_at=now)

@@ -1,12 +1,12 @@
-"""The connection to the jobs database: how it is opened, transactions, errors, migrations.
+"""The connection to the jobs database: transactions, errors, migrations.
 
-SQLite and PostgreSQL give the same promises. A transaction that reads sees one snapshot. One that
-writes sees, in each statement, what others have committed by then, and waits for rows that others
-have locked (on SQLite: for the whole database). No call waits for ever: on PostgreSQL the server
-ends statements, waits for locks and transactions that their client has left open.
+SQLite and PostgreSQL give the same guarantees. A read transaction sees one snapshot. In a write
+transaction, each statement sees everything committed before it began, and waits for rows that other
+transactions have locked (on SQLite, for the whole database). No call waits for ever: the PostgreSQL
+server limits the time of each statement, each wait for a lock and each idle transaction.
 
-Not promised: that a transaction which ended in DatabaseUnavailable was undone. The connection may
-have broken after the commit, so whoever repeats a write must be able to.
+Not guaranteed: that a transaction which raised DatabaseUnavailable was rolled back. The connection
+may have broken after the commit, so callers may repeat only idempotent writes.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from service.errors import DatabaseUnavailable, SchemaMismatch
 
 BUSY_TIMEOUT_SECONDS = 30.0
-"""How long a writer of SQLite waits for another one; every write here takes milliseconds."""
+"""How long an SQLite writer waits for another one; every write here takes milliseconds."""
 
 MIGRATION_WAIT_SECONDS = 600
-"""How long a process waits for another one that migrates the same PostgreSQL database."""
+"""How long a process waits while another one migrates the same PostgreSQL database."""
 
 POOL: dict[str, Any] = {
     "pool_size": 5,
@@ -55,29 +55,29 @@ POOL: dict[str, Any] = {
     "pool_timeout": 10,
     "pool_pre_ping": True,
 }
-"""Connections of one process: this many are kept open, and the oldest is tried before its use."""
+"""The connection pool of one process, which tests each connection before its use."""
 
 POSTGRES_SESSION = {
     "statement_timeout": "30s",
-    # Longer than a transaction may stand idle: a client that is suspended while it holds a row
-    # loses it before those who wait give up.
+    # This exceeds the limit for idle transactions: a suspended client that holds a row lock loses
+    # it before the waiting clients give up.
     "lock_timeout": "20s",
     "idle_in_transaction_session_timeout": "10s",
     "timezone": "UTC",
 }
-"""Server-side limits, of every session."""
+"""The server-side limits of every session."""
 
 POSTGRES_CONNECTION: dict[str, Any] = {
     "application_name": "eigenpress",
     "connect_timeout": 5,
     "options": " ".join(f"-c {name}={value}" for name, value in POSTGRES_SESSION.items()),
-    # A server whose machine or network is gone is noticed within half a minute.
+    # These detect the loss of the server's machine or network within half a minute.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
 }
-"""Of libpq; a URL may say otherwise (``?connect_timeout=20``)."""
+"""The parameters of libpq; the URL overrides them (``?connect_timeout=20``)."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -88,11 +88,11 @@ _DEFECTS = (
 )
 
 _NOT_DEFECTS = frozenset({"42P01", "42501"})
-"""PostgreSQL's undefined_table and insufficient_privilege: the database is not set up."""
+"""PostgreSQL's undefined_table and insufficient_privilege, which mean an unprepared database."""
 
 
 class Database:
-    """Transactions on one database, which several processes share. Threads may share this."""
+    """Opens transactions on a database that several processes share. Threads may share it."""
 
     def __init__(self, url: str) -> None:
         self._url = make_url(url)
@@ -110,7 +110,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that sees one snapshot and writes nothing.
+        """A read-only transaction that sees one snapshot.
 
         Raises DatabaseUnavailable when the database cannot be opened or read.
         """
@@ -119,7 +119,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that writes; committed at the end, undone by any exception.
+        """A write transaction, committed at the end and rolled back on any exception.
 
         Raises DatabaseUnavailable when the database cannot be opened or written.
         """
@@ -150,7 +150,7 @@ class Database:
     def check_schema(self) -> None:
         """Raise SchemaMismatch unless the schema is exactly this version's.
 
-        It reads what the migrations have noted, and nothing else. Raises DatabaseUnavailable.
+        It reads only the revision that the migrations recorded. Raises DatabaseUnavailable.
         """
         scripts = ScriptDirectory.from_config(_migrations())
         with self.reading() as connection:
@@ -173,9 +173,9 @@ class Database:
 
 
 def clock(connection: Connection) -> datetime:
-    """What time it is, by the one clock that all who share the database agree on.
+    """The current time by the clock that all clients of the database share.
 
-    SQLite has none but that of the machine, on which all of them run.
+    That is PostgreSQL's clock, or the clock of the machine on which all clients of SQLite run.
     """
     if connection.dialect.name == "sqlite":
         return datetime.now(UTC)
@@ -184,38 +184,38 @@ def clock(connection: Connection) -> datetime:
 
 
 def clock_value(connection: Connection) -> datetime | ColumnElement[datetime]:
-    """The same time, to be written: PostgreSQL fills it in, which saves a question."""
+    """The current time as a value to write; PostgreSQL fills it in, which saves a round trip."""
     if connection.dialect.name == "sqlite":
         return datetime.now(UTC)
     return func.clock_timestamp()
 
 
 def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
-    """Insert a row unless its key is taken; whether it was inserted."""
+    """Insert a row unless its key is taken; return whether it was inserted."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     statement = dialect.insert(table).values(values).on_conflict_do_nothing()
     return connection.execute(statement.returning(*table.primary_key)).first() is not None
 
 
-def hold(connection: Connection, name: str) -> bool:
-    """Be the only one, until the transaction ends, to hold a name; False if another one does.
+def try_lock(connection: Connection, name: str) -> bool:
+    """Try to take the lock `name` until the transaction ends; return whether that succeeded.
 
-    A transaction that writes to SQLite holds every name.
+    A write transaction on SQLite excludes all others, so it always succeeds there.
     """
     if connection.dialect.name == "sqlite":
         return True
-    lock = func.pg_try_advisory_xact_lock(_number_of(name))
+    lock = func.pg_try_advisory_xact_lock(_lock_key(name))
     held: bool = connection.execute(select(lock)).scalar_one()
     return held
 
 
-def _number_of(name: str) -> int:
-    """What PostgreSQL knows a lock by."""
+def _lock_key(name: str) -> int:
+    """The 64-bit key of PostgreSQL's advisory lock `name`."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
 def _engine(url: URL) -> Engine:
-    # Not a number is not JSON: PostgreSQL and HTTP clients refuse it, so it must not get in.
+    # NaN is not valid JSON: PostgreSQL and HTTP clients refuse it, so it must not be stored.
     serializer = partial(json.dumps, allow_nan=False)
     if url.get_backend_name() == "postgresql":
         chosen = {k: v for k, v in POSTGRES_CONNECTION.items() if k not in url.query}
@@ -241,21 +241,21 @@ def _migrations() -> Config:
 
 
 def _lock_for_migration(connection: Connection) -> None:
-    """Until the transaction ends, be the only one who migrates; the limits are lifted for it."""
+    """Take the migration lock until the transaction ends, and raise its time limits."""
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     connection.execute(text(f"SET LOCAL lock_timeout = '{MIGRATION_WAIT_SECONDS}s'"))
-    connection.execute(select(func.pg_advisory_xact_lock(_number_of("migrate"))))
+    connection.execute(select(func.pg_advisory_xact_lock(_lock_key("migrate"))))
 
 
 def _open_sqlite(connection: Any, _record: object) -> None:
-    # sqlite3 would begin transactions by itself, late and deferred: `_begin_sqlite` does it.
+    # sqlite3 would begin deferred transactions itself; `_begin_sqlite` begins ours.
     connection.isolation_level = None
     for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A deferred transaction that reads and then writes fails at once if another wrote between.
+    # A deferred transaction that reads and then writes fails if another one wrote in between.
     writes = connection.get_execution_options().get("eigenpress_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -268,5 +268,5 @@ def _mapped_errors() -> Iterator[None]:
         reason = getattr(error, "orig", None) or error
         if isinstance(error, _DEFECTS) and getattr(reason, "sqlstate", None) not in _NOT_DEFECTS:
             raise
-        said = " ".join(str(reason).split())
-        raise DatabaseUnavailable(f"The jobs database cannot be used: {said}") from error
+        detail = " ".join(str(reason).split())
+        raise DatabaseUnavailable(f"The jobs database cannot be used: {detail}") from error

@@ -1,4 +1,4 @@
-"""What is done once, before any other process of a new version starts: the database's schema."""
+"""Migrates the database; run it once, before any other process of a new version starts."""
 
 from __future__ import annotations
 

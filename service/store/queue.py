@@ -1,4 +1,4 @@
-"""Which waiting job is next: fair between tenants, by priority and age within one."""
+"""Chooses the next waiting job: fairly between tenants, by priority and age within one."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ jobs = tables.jobs
 def next_waiting(
     connection: Connection, max_running: int | None, max_running_per_tenant: int | None
 ) -> Row[Any] | None:
-    """The row of the job to run next, locked; None where none waits or the limits are reached.
+    """Lock and return the row of the next job; None if no job waits or a limit is reached.
 
-    Rows that another transaction has locked are passed over.
+    Rows that another transaction has locked are skipped.
     """
     running = _in_flight(connection)
     if max_running is not None and sum(running.values()) >= max_running:
         return None
     now = clock(connection)
     for tenant in _waiting_tenants(connection, now, running):
-        most = max_running_per_tenant
-        if most is None or running.get(tenant, 0) < most:
+        limit = max_running_per_tenant
+        if limit is None or running.get(tenant, 0) < limit:
             query = (
                 select(jobs)
                 .where(_may_run(now), jobs.c.tenant == tenant)
@@ -53,15 +53,15 @@ def _in_flight(connection: Connection) -> dict[str, int]:
 def _waiting_tenants(connection: Connection, now: datetime, running: dict[str, int]) -> list[str]:
     """The tenants with a job to run: fewest in flight first, then the one served longest ago."""
     tenants = tables.tenants
-    theirs = (
+    first_job = (
         select(jobs.c.id)
         .where(_may_run(now), jobs.c.tenant == tenants.c.name)
         .order_by(jobs.c.rank, jobs.c.id)
         .limit(1)
         .scalar_subquery()
     )
-    # Not EXISTS: PostgreSQL may answer that by reading every waiting job.
-    query = select(tenants.c.name).where(theirs.is_not(None))
+    # With EXISTS, PostgreSQL may read every waiting job.
+    query = select(tenants.c.name).where(first_job.is_not(None))
     names = connection.execute(query.order_by(tenants.c.served_at, tenants.c.name)).scalars()
     return sorted(names, key=lambda name: running.get(name, 0))
 

@@ -1,4 +1,4 @@
-"""Rows of the jobs database read into the plain data of `service.domain.job`."""
+"""Converts rows of the jobs database into the plain data of `service.domain.job`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _STEP_ORDER = {step: position for position, step in enumerate(Step)}
 
 def job_row(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any]:
     """The job's row, locked until the transaction ends if asked. Raises JobNotFound."""
-    if "\0" in job_id:  # PostgreSQL would refuse to look
+    if "\0" in job_id:  # PostgreSQL refuses NULs in a query
         raise JobNotFound
     query = select(tables.jobs).where(tables.jobs.c.id == job_id)
-    # PostgreSQL locks the row; SQLite leaves the words out, its writers hold the whole database.
+    # SQLite ignores FOR UPDATE, because its writers lock the whole database.
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise JobNotFound(f"There is no job {job_id}.")
@@ -48,7 +48,7 @@ def read_jobs(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
 
 
 def read_heads(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobHead]:
-    """What the dispatchers read of these rows; the specifications are not parsed."""
+    """The dispatchers' view of these rows; it does not parse the specifications."""
     now = _clock_for_leases(connection, rows)
     return [
         JobHead(

@@ -1,10 +1,10 @@
-"""The jobs database: the only truth about what state a job is in.
+"""The jobs database: the single source of truth for the state of every job.
 
 Every transition is one compare-and-set, ``UPDATE jobs ... WHERE id AND state AND attempt``, in a
-transaction that also appends an event; the second of two rivals changes nothing and gets an error.
-Every write by an attempt carries its number and is refused (`AttemptStale`) unless the job is
-running with that attempt. An attempt renews its lease while it runs; all times are those of the
-database. The API, the dispatchers and the drivers share it.
+transaction that also appends an event; the second of two concurrent ones changes nothing and raises
+an error. Every write by an attempt carries its number and is refused (`AttemptStale`) unless the
+job is running that attempt. An attempt renews its lease while it runs. All times come from the
+database's clock. The API, the dispatchers and the drivers share the database.
 
 All methods raise DatabaseUnavailable when the database cannot be used, and those that take a job
 id raise JobNotFound when there is no such job.
@@ -22,7 +22,7 @@ from service.store.users import Users
 
 
 class Store:
-    """The jobs of one installation, from three sides. Threads may share it."""
+    """The jobs database, for users, dispatchers and attempts. Threads may share it."""
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)

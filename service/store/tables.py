@@ -1,7 +1,6 @@
-"""The tables of the jobs database, written so that SQLite and PostgreSQL both take them.
+"""The tables of the jobs database, for both SQLite and PostgreSQL.
 
-Changing a table here needs a migration beside it (`service.store.migrations`); a test compares
-them.
+A change of a table needs a migration in `service.store.migrations`; a test compares them.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ metadata = MetaData(
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An instant: timezone-aware in, UTC out (SQLite keeps no zone; it is put back on reading)."""
+    """An instant: takes timezone-aware values and returns UTC, although SQLite stores no zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -54,7 +53,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class AnyText(TypeDecorator[str]):
-    """Text of whatever origin; the NULs and surrogates that PostgreSQL refuses are escaped."""
+    """Arbitrary text; it escapes the NULs and surrogates that PostgreSQL refuses."""
 
     impl = Text
     cache_ok = True
@@ -73,29 +72,31 @@ jobs = Table(
     Column("spec", Text, nullable=False, comment="The JobSpec as JSON."),
     Column("attempt", Integer, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("started_at", UtcDateTime, comment="Of the current attempt."),
+    Column("started_at", UtcDateTime, comment="When the current attempt was claimed."),
     Column("finished_at", UtcDateTime),
-    Column("submitted_at", UtcDateTime, comment="When the cluster took the current attempt."),
+    Column("submitted_at", UtcDateTime, comment="When the cluster accepted the attempt."),
     Column("failure", JSON(none_as_null=True)),
     Column("tenant", String(64), nullable=False, server_default="default"),
-    Column("rank", Integer, nullable=False, server_default="0", comment="The priority, negated."),
-    Column("available_at", UtcDateTime, comment="Not claimed before."),
+    Column("rank", Integer, nullable=False, server_default="0", comment="The negated priority."),
+    Column("available_at", UtcDateTime, comment="No dispatcher claims the job before."),
+    Column("lease_until", UtcDateTime, comment="When the attempt's lease expires."),
+    Column("deadline", UtcDateTime, comment="When the job fails if it still waits or runs."),
     Column(
-        "lease_until", UtcDateTime, comment="The attempt is lost if it is not heard until then."
+        "ran_seconds",
+        Float,
+        nullable=False,
+        server_default="0",
+        comment="How long its ended attempts ran.",
     ),
-    Column("deadline", UtcDateTime, comment="When it has waited, or run, for too long."),
-    Column("ran_seconds", Float, nullable=False, server_default="0", comment="By ended attempts."),
     Column(
         "attempts_before",
         Integer,
         nullable=False,
         server_default="0",
-        comment="A retry's allowance.",
+        comment="Attempts before the user's last retry, which do not count.",
     ),
-    Column(
-        "clean_after", UtcDateTime, comment="When the bucket may be cleaned; null: it is clean."
-    ),
-    Column("deleted_at", UtcDateTime, comment="When it was deleted; a cleaner removes it."),
+    Column("clean_after", UtcDateTime, comment="When cleanup is due; null if all is clean."),
+    Column("deleted_at", UtcDateTime, comment="When a user or the retention deleted it."),
     Index(None, "state", "id"),
     Index(None, "state", "tenant", "rank", "id"),
     Index(None, "clean_after"),
@@ -107,7 +108,7 @@ tenants = Table(
     "tenants",
     metadata,
     Column("name", String(64), primary_key=True),
-    Column("served_at", UtcDateTime, nullable=False, comment="When a job of theirs was claimed."),
+    Column("served_at", UtcDateTime, nullable=False, comment="When its last job was claimed."),
 )
 
 idempotency_keys = Table(
@@ -137,7 +138,7 @@ steps = Table(
 events = Table(
     "events",
     metadata,
-    # SQLite numbers rows by itself only where the key is exactly INTEGER.
+    # SQLite generates ids only if the type of the key is exactly INTEGER.
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("job_id", ForeignKey(jobs.c.id), nullable=False),
     Column("attempt", Integer),

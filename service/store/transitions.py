@@ -1,6 +1,6 @@
-"""The writes that the store is made of: the fence, the compare-and-set, the event, the step.
+"""The writes that make up the store: the fence, the compare-and-set, the event, the step.
 
-Each works inside a transaction that its caller has begun.
+Each runs inside a transaction of its caller.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.store.rows import job_row
 def fence(
     connection: Connection, job_id: str, attempt: int, state: JobState = JobState.RUNNING
 ) -> Row[Any]:
-    """The job's row, locked, if it is in `state` with this very attempt.
+    """Lock and return the job's row if the job is in `state` with this attempt.
 
     Raises AttemptStale if it is not, and JobNotFound.
     """
@@ -46,11 +46,11 @@ def transition(
     data: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> Row[Any]:
-    """Move the job of `row` to `target`, set `values` with it, append the event; its new row.
+    """Move the job of `row` to `target`, set `values` and append the event; return its new row.
 
-    What follows from the state alone is set here: its times, the end of the lease, and, where a
-    job ends badly, that it has no artifacts. Raises JobConflict if the job is no longer as `row`
-    has it, and ValueError for a transition that the table of `service.domain.states` does not have.
+    Also sets the columns that follow from the new state, such as times and the lease, and deletes
+    the artifacts of a job that fails or is cancelled. Raises JobConflict if the job has changed
+    since `row` was read, and ValueError for a transition that `service.domain.states` lacks.
     """
     if not may_become(JobState(row.state), target):
         raise ValueError(f"no job goes from {row.state} to {target}")
@@ -63,10 +63,10 @@ def transition(
         .returning(jobs)
     ).one_or_none()
     if changed is None:
-        raise JobConflict(f"Job {row.id} changed at the same moment.")
+        raise JobConflict(f"Job {row.id} was changed by another process at the same moment.")
     if target in TERMINAL and target is not JobState.SUCCEEDED:
         connection.execute(delete(tables.artifacts).where(tables.artifacts.c.job_id == row.id))
-    # The attempt concerned: the one just numbered by a claim, or given back by a release.
+    # A claim has just numbered this attempt; a release takes its number back.
     attempt = max(row.attempt, values.get("attempt", 0)) or None
     append(connection, row.id, attempt, event, message, data)
     return changed
@@ -76,7 +76,7 @@ def append(
     connection: Connection,
     job_id: str,
     attempt: int | None,
-    type: str,  # noqa: A002  (the event's own word)
+    type: str,  # noqa: A002  (the column's name)
     message: str,
     data: Mapping[str, Any] | None = None,
 ) -> None:
@@ -99,7 +99,7 @@ def set_progress(
     now, about = clock(connection), {"step": step, "total": total, "unit": unit}
     key = {"job_id": job_id, "attempt": attempt, "step": step}
     query = select(tables.steps).filter_by(**key)
-    # The caller holds the job's row, so nobody else can insert between this and the write.
+    # The caller has locked the job's row, so no other transaction can insert in between.
     known = connection.execute(query).one_or_none()
     finished_at = None if done < total else (known and known.finished_at) or now
     values = {"done": done, "total": total, "unit": unit, "finished_at": finished_at}
@@ -113,15 +113,15 @@ def set_progress(
 
 
 def note_submitted(connection: Connection, job_id: str, attempt: int, lease_seconds: float) -> None:
-    """Note that the cluster accepted the attempt; the first heartbeat is due within the lease."""
+    """Record that the cluster accepted it; the first heartbeat is due within the lease."""
     now = clock(connection)
     values = {"submitted_at": now, "lease_until": after(now, lease_seconds)}
     connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(values))
-    append(connection, job_id, attempt, EventType.SUBMITTED, "Runs on the cluster.")
+    append(connection, job_id, attempt, EventType.SUBMITTED, "The cluster accepted the attempt.")
 
 
 def extend_lease(connection: Connection, job_id: str, lease_seconds: float) -> datetime:
-    """Extend the lease of the job's attempt; the time when it expires."""
+    """Extend the lease of the job's attempt; return the time when it expires."""
     until = clock(connection) + timedelta(seconds=lease_seconds)
     connection.execute(
         update(tables.jobs).where(tables.jobs.c.id == job_id).values(lease_until=until)
@@ -135,26 +135,26 @@ def end_failed(
     failure: Failure,
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Fail the job of `row`; the event has the failure, and `data` besides."""
-    kept = asdict(failure)
+    """Fail the job of `row`; the event records the failure and `data`."""
+    recorded = asdict(failure)
     transition(
         connection,
         row,
         JobState.FAILED,
         EventType.FAILED,
         failure.detail,
-        data=kept | dict(data or {}),
-        failure=kept,
+        data=recorded | dict(data or {}),
+        failure=recorded,
     )
 
 
 def mark_deleted(connection: Connection, job_ids: Sequence[str]) -> Sequence[str]:
     """Hide these jobs from users, free their keys, and make them due for cleanup.
 
-    Passes over jobs that have not ended; returns the others.
+    Skips jobs that have not ended; returns the others.
     """
     jobs, keys = tables.jobs, tables.idempotency_keys
-    # No condition on deleted_at: SQLite would take its index, and read every job there is.
+    # With a condition on deleted_at, SQLite would use its index and read every job.
     deleted = (
         connection.execute(
             update(jobs)
@@ -170,12 +170,12 @@ def mark_deleted(connection: Connection, job_ids: Sequence[str]) -> Sequence[str
 
 
 def after(start: datetime, seconds: float | None) -> datetime | None:
-    """So many seconds later; None where there is no end."""
+    """The time `seconds` after `start`; None if there is no limit."""
     return None if seconds is None else start + timedelta(seconds=seconds)
 
 
 def _implied(row: Row[Any], target: JobState, now: datetime) -> dict[str, Any]:
-    """What the columns of a job become because of its new state."""
+    """The values of a job's columns that follow from its new state."""
     if target is JobState.RUNNING:
         return {"started_at": now, "submitted_at": None, "available_at": None}
     if target is JobState.CANCELLING:

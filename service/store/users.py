@@ -1,4 +1,4 @@
-"""The users' side of the jobs database: submit, read, cancel, retry."""
+"""The users' side of the jobs database: submit, read, cancel, delete, retry."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ jobs = tables.jobs
 
 
 class Users:
-    """What users ask of their jobs. Threads may share it."""
+    """The reads and writes of users. Threads may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -43,9 +43,9 @@ class Users:
     def create_once(
         self, spec: JobSpec, key: str, *, tenant: str = DEFAULT_TENANT
     ) -> tuple[Job, bool]:
-        """The job that the tenant's `key` stands for, and whether this call made it.
+        """The job of the tenant's idempotency key, and whether this call created it.
 
-        Raises IdempotencyKeyReused if the key stands for a job of another specification.
+        Raises IdempotencyKeyReused if the key's job has another specification.
         """
         with self._database.writing() as connection:
             job_id = new_job_id()
@@ -57,18 +57,18 @@ class Users:
                 "created_at": clock(connection),
             }
             while not insert_if_absent(connection, tables.idempotency_keys, row):
-                known = connection.execute(_of_key(key, tenant)).one_or_none()
+                known = connection.execute(_key_query(key, tenant)).one_or_none()
                 if known is not None:  # else its job was deleted between the two statements
                     return _same_job(connection, known, spec), False
             return self._create(connection, spec, tenant, job_id), True
 
     def find_once(self, spec: JobSpec, key: str, *, tenant: str = DEFAULT_TENANT) -> Job | None:
-        """The job that the tenant's `key` stands for already, if it does.
+        """The job of the tenant's idempotency key; None if the key is unused.
 
         Raises IdempotencyKeyReused as `create_once` does.
         """
         with self._database.reading() as connection:
-            known = connection.execute(_of_key(key, tenant)).one_or_none()
+            known = connection.execute(_key_query(key, tenant)).one_or_none()
             return None if known is None else _same_job(connection, known, spec)
 
     def _create(
@@ -87,7 +87,7 @@ class Users:
         }
         insert_if_absent(connection, tables.tenants, {"name": tenant, "served_at": now})
         connection.execute(insert(jobs).values(row))
-        append(connection, job_id, None, EventType.QUEUED, "Waits for a dispatcher.")
+        append(connection, job_id, None, EventType.QUEUED, "The job waits for a dispatcher.")
         return read_job(connection, job_id)
 
     def get(self, job_id: str) -> Job:
@@ -121,7 +121,7 @@ class Users:
             return [rows.event(row) for row in connection.execute(query)]
 
     def last_event(self, job_id: str, type: str) -> Event | None:  # noqa: A002
-        """The latest event of this type; None where there is none."""
+        """The latest event of this type; None if there is none."""
         events = tables.events
         query = (
             select(events)
@@ -135,7 +135,7 @@ class Users:
             return None if row is None else rows.event(row)
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
-        """What the job has published so far; it counts once the job has succeeded."""
+        """The artifacts published so far; they are final once the job has succeeded."""
         artifacts = tables.artifacts
         query = select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.position)
         with self._database.reading() as connection:
@@ -150,27 +150,27 @@ class Users:
             return connection.execute(query).scalar_one_or_none()
 
     def cancel(self, job_id: str) -> Job:
-        """End a waiting job, or ask for a running one to be stopped; again is no different.
+        """Cancel a waiting job at once, or a running one as soon as its attempt has stopped.
 
-        Raises JobConflict when the job has succeeded or failed.
+        A repeated call changes nothing. Raises JobConflict if the job has succeeded or failed.
         """
         with self._database.writing() as connection:
             row = _visible(connection, job_id, lock=True)
             match JobState(row.state):
                 case JobState.QUEUED:
-                    cancelled = "Cancelled before it ran."
+                    cancelled = "The user cancelled the job before it ran."
                     transition(connection, row, JobState.CANCELLED, EventType.CANCELLED, cancelled)
                 case JobState.RUNNING:
-                    asked = "Cancellation asked for; the attempt is being stopped."
+                    asked = "The user cancelled the job; its attempt is being stopped."
                     transition(connection, row, JobState.CANCELLING, EventType.CANCELLING, asked)
                 case JobState.SUCCEEDED | JobState.FAILED as ended:
                     raise JobConflict(f"Job {job_id} has already {ended}; it cannot be cancelled.")
             return read_job(connection, job_id)
 
     def delete(self, job_id: str) -> None:
-        """Delete an ended job: users see it no more, and a cleaner removes all of it.
+        """Delete an ended job: users no longer see it, and a dispatcher removes its data.
 
-        Raises JobConflict while it waits or runs, and JobNotFound if it is deleted already.
+        Raises JobConflict while it waits or runs, and JobNotFound if it was already deleted.
         """
         with self._database.writing() as connection:
             row = _visible(connection, job_id, lock=True)
@@ -181,15 +181,16 @@ class Users:
             mark_deleted(connection, [job_id])
 
     def retry(self, job_id: str) -> Job:
-        """Queue a failed job again, as its user wishes, with as many attempts as a new one.
+        """Queue a failed job again, with as many attempts as a new one.
 
-        What its attempts have left to resume from is used; again is no different. Raises
-        JobConflict unless it has failed, and SpecificationUnknown if its limits cannot be read.
+        The next attempt resumes from the job's checkpoints. A repeated call changes nothing.
+        Raises JobConflict unless the job has failed, and SpecificationUnknown if its limits cannot
+        be read.
         """
         with self._database.writing() as connection:
             row = _visible(connection, job_id, lock=True)
-            again = row.attempt == row.attempts_before and row.failure is not None
-            if row.state == JobState.QUEUED and again:
+            retried = row.attempt == row.attempts_before and row.failure is not None
+            if row.state == JobState.QUEUED and retried:
                 return read_job(connection, job_id)
             if row.state != JobState.FAILED:
                 raise JobConflict(f"Job {job_id} is {row.state}; only a failed one can be retried.")
@@ -199,7 +200,7 @@ class Users:
                 row,
                 JobState.QUEUED,
                 EventType.REQUEUED,
-                "To be tried again, as its user asks.",
+                "The user retried the job; it waits for a dispatcher.",
                 finished_at=None,
                 clean_after=None,
                 available_at=None,
@@ -211,7 +212,7 @@ class Users:
 
 
 def _visible(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any]:
-    """The job's row as `job_row` has it. Raises JobNotFound also for a deleted job."""
+    """The job's row, as from `job_row`. Raises JobNotFound also for a deleted job."""
     row = job_row(connection, job_id, lock=lock)
     if row.deleted_at is not None:
         raise JobNotFound(f"There is no job {job_id}.")
@@ -219,11 +220,11 @@ def _visible(connection: Connection, job_id: str, *, lock: bool = False) -> Row[
 
 
 def _body_sha256(spec: JobSpec) -> str:
-    # Without the defaults, so that a version that knows more fields finds the same.
+    # Defaults are left out, so the hash stays the same when a later version adds fields.
     return hashlib.sha256(spec.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
-def _of_key(key: str, tenant: str) -> Select[Any]:
+def _key_query(key: str, tenant: str) -> Select[Any]:
     return select(tables.idempotency_keys).filter_by(tenant=tenant, key=key)
 
 

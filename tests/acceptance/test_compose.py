@@ -1,4 +1,4 @@
-"""The shared service as docker-compose.yml describes it, started without Docker."""
+"""The services of docker-compose.yml, started without Docker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The product as its user has it: `eigenpress serve`, REST and the command line, on real parts."""
+"""The product as users run it: `eigenpress serve`, REST and the command line, on real parts."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_too_short_a_text_fails_the_job_by_name(client: Client, inputs: Path) ->
     job = failed_job(client, inputs, calibration=short)
     assert job["error"]["code"] == "calibration_too_short"
     assert job["error"]["param"] == "calibration.sequences"
-    assert "not the 500 asked for" in job["error"]["detail"]
+    assert "not the 500 that the job needs" in job["error"]["detail"]
 
 
 def test_a_model_with_another_kind_of_layer_fails_the_job_by_name(

@@ -1,4 +1,4 @@
-"""Something that goes on in a thread of its own until a block ends."""
+"""Runs work in a thread until a block ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class Background(ABC):
-    """A context manager: `run` is called in a thread on entry, and told to stop on exit."""
+    """A context manager that calls `run` in a thread on entry, and sets `stopped` on exit."""
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
@@ -24,4 +24,4 @@ class Background(ABC):
 
     @abstractmethod
     def run(self) -> None:
-        """Go on until `stopped` is set."""
+        """Work until `stopped` is set."""

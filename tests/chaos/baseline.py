@@ -1,4 +1,4 @@
-"""What an installation holds when it has nothing to do, and whether it is back there."""
+"""Measures the resources of an idle installation, and checks that it returns to this base line."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from tests.chaos.installation import Installation
 
 SETTLE_SECONDS = 60.0
 MEMORY_TOLERANCE = 0.15
-"""Of the memory at the base line: what servers that have run for longer may hold more."""
+"""How much the memory may exceed the base line, as a fraction, after a longer run."""
 
 _IDLE_WORKER = "ray::IDLE"
-"""Ray's own reserve of processes, which it fills and empties as it likes."""
+"""Ray's pool of idle processes, whose number varies."""
 
 _OF_ATTEMPTS = ("workers.attempt.driver", "ray::JobSupervisor", "ray::Worker")
 
 
 @dataclass(frozen=True)
 class Holdings:
-    """What the installation holds at one moment."""
+    """The resources that the installation holds at one moment."""
 
     processes: Mapping[str, int]
-    """How many of each name there are; idle ones of Ray's reserve are left out."""
+    """The number of processes by name, without Ray's idle ones."""
     resources: Mapping[str, tuple[float, float]]
-    """CPUs and GPUs by Ray's word: (in use, in all)."""
+    """CPUs and GPUs as Ray reports them: (in use, in all)."""
     scratch: frozenset[str]
     temporary: frozenset[str]
     connections: int
-    """To the database, but for those in the pools of API, dispatchers and tests."""
+    """Connections to the database, without the pools of API, dispatchers and tests."""
     memory_bytes: int
-    """Of all processes, each counted without what it shares with others."""
+    """The memory of all processes that they do not share with others."""
 
     @property
     def is_idle(self) -> bool:
@@ -46,7 +46,7 @@ class Holdings:
         return not self.scratch and not any(name in _OF_ATTEMPTS for name in self.processes)
 
     def beyond(self, base: Holdings) -> list[str]:
-        """What is held beyond the base line, in words; what it lacks counts as well."""
+        """Describe the differences from the base line: what is held in excess, or missing."""
         found = []
         if self.processes != base.processes:
             more = Counter(self.processes) - Counter(base.processes)
@@ -67,7 +67,7 @@ class Holdings:
 
 
 def holdings(installation: Installation) -> Holdings:
-    """Measured now."""
+    """The present holdings of the installation."""
     names: Counter[str] = Counter()
     memory = 0
     for process in installation.processes():
@@ -90,13 +90,13 @@ def holdings(installation: Installation) -> Holdings:
 def settle(
     installation: Installation, base: Holdings, seconds: float = SETTLE_SECONDS
 ) -> tuple[float, list[str]]:
-    """Wait until it is back at the base line: how long that took, and what is still beyond."""
+    """Wait for the base line; return how long that took, and the remaining differences."""
     start = time.monotonic()
     while True:
         try:
             beyond = holdings(installation).beyond(base)
-        except (httpx.HTTPError, KeyError) as error:  # Ray has no figures yet
-            beyond = [f"Ray does not say: {error!r}"]
+        except (httpx.HTTPError, KeyError) as error:  # Ray does not report usage yet
+            beyond = [f"Ray does not report its usage: {error!r}"]
         waited = time.monotonic() - start
         if not beyond or waited > seconds:
             return round(waited, 1), beyond
@@ -104,9 +104,9 @@ def settle(
 
 
 def _name(process: psutil.Process) -> str:
-    """What a process is, without what differs from one to the next of its kind."""
+    """The kind of a process, without the parts that vary between processes of a kind."""
     command: list[str] = process.cmdline()
-    if len(command) == 1:  # a title that Ray has given it
+    if len(command) == 1:  # a title set by Ray
         return command[0].split(" ")[0].split(".")[0]
     ours = [part for part in command if part.startswith(("service.", "workers.", "api."))]
     return ours[0] if ours else str(process.name())
@@ -120,7 +120,7 @@ def _resources(installation: Installation) -> dict[str, tuple[float, float]]:
 
 
 def _connections(installation: Installation) -> int:
-    """Of others than the API, the dispatchers and this process, which keep pools of their own."""
+    """The number of connections of processes other than the API, the dispatchers and this one."""
     engine = create_engine(installation.settings.database)
     with engine.connect() as connection:
         query = text(

@@ -1,20 +1,20 @@
-"""Proves from a job's event log that it was handled as promised.
+"""Proves from a job's event log that the service kept its guarantees.
 
-`violations` replays the log of one job against the table of `service.domain.states` and knows
-nothing of how the store writes it. What it proves of a history without violations:
+`violations` replays the log of one job against the table of `service.domain.states`, independently
+of the store's code. A history without violations proves the following:
 
 - the states follow each other only along allowed transitions, and the job ends at most once
   (again only after its user's retry);
-- attempts are numbered from 1 without a gap; the number of a released claim is used again;
-- one attempt at a time: nothing is claimed while another attempt has not ended;
+- attempts are numbered from 1 without a gap; the number of a released claim is reused;
+- one attempt runs at a time: nothing is claimed before the previous attempt has ended;
 - an attempt's events (submission, progress, publications, its own notes) lie between its claim
   and its end or its cancellation: none is by a stale attempt;
-- no attempt was ended for its lapsed lease while that lease, as its row had it, still ran;
+- no attempt was ended for a lapsed lease before the lease in its row had expired;
 - every artifact of a job that succeeded was published once, by one attempt, and its row is that
   publication; a job that ended otherwise has none;
-- the job's row says what its log says.
+- the job's row agrees with its log.
 
-`unkept` does the same for what lies in the bucket.
+`bucket_problems` does the same for the objects in the bucket.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ _ARRIVES_AT = {
     EventType.CANCELLING: JobState.CANCELLING,
     EventType.CANCELLED: JobState.CANCELLED,
 }
-"""The state that each transition's event leads to; every other event leaves the state alone."""
+"""The state that each transition's event leads to; no other event changes the state."""
 
 _DEPARTS_FROM = {
     EventType.RELEASED: {JobState.RUNNING},
     EventType.RETRIED: {JobState.RUNNING},
     EventType.REQUEUED: {JobState.FAILED},
 }
-"""Where several events lead to one state: the states that each may leave."""
+"""The allowed previous states of events that lead to the same state."""
 
 _EVENTS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class History:
-    """All that the database knows of one job."""
+    """All records of one job in the database."""
 
     job: Job
     events: Sequence[Event]
@@ -65,7 +65,7 @@ class History:
 
 
 def read_history(store: Store, job_id: str) -> History:
-    """The history as the store tells it."""
+    """Read a job's history from the store."""
     events: list[Event] = []
     while True:
         after = events[-1].id if events else 0
@@ -76,7 +76,7 @@ def read_history(store: Store, job_id: str) -> History:
 
 
 def violations(history: History) -> list[str]:
-    """Every broken promise, in words that name the job and the event; empty when all are kept."""
+    """Describe every broken guarantee, with the job and the event; empty if there is none."""
     replay = _Replay(history.job.id)
     for event in history.events:
         replay.take(event)
@@ -85,7 +85,7 @@ def violations(history: History) -> list[str]:
 
 
 class _Replay:
-    """Where the job stands after the events so far, by the log alone."""
+    """The state of the job after the events so far, from the log alone."""
 
     def __init__(self, job_id: str) -> None:
         self.found: list[str] = []
@@ -97,7 +97,7 @@ class _Replay:
         self._last: Event | None = None
 
     def take(self, event: Event) -> None:
-        """One more event."""
+        """Replay one more event."""
         self._check_order(event)
         if event.type in _ARRIVES_AT:
             self._arrive(event, _ARRIVES_AT[EventType(event.type)])
@@ -106,39 +106,39 @@ class _Replay:
         self._last = event
 
     def compare(self, history: History) -> None:
-        """The rows against the log."""
+        """Compare the rows with the log."""
         job = history.job
         if job.state != self._state:
-            self._complain(f"its row says {job.state}, its log {self._state}")
+            self._report(f"its row has state {job.state}, its log {self._state}")
         if job.attempt != self._attempt:
-            self._complain(f"its row says attempt {job.attempt}, its log {self._attempt}")
+            self._report(f"its row has attempt {job.attempt}, its log {self._attempt}")
         rows = {artifact.name: artifact.prefix for artifact in history.artifacts}
         if len(rows) != len(history.artifacts):
-            self._complain("an artifact has two rows")
+            self._report("an artifact has two rows")
         if rows != self._published:
-            self._complain(f"artifacts: its rows say {rows}, its log {self._published}")
+            self._report(f"artifacts: its rows have {rows}, its log {self._published}")
         wanted = {target.name for target in job.spec.targets}
         if self._state is JobState.SUCCEEDED and set(rows) != wanted:
-            self._complain(f"succeeded with {sorted(rows)} of {sorted(wanted)}")
+            self._report(f"succeeded with {sorted(rows)} of {sorted(wanted)}")
 
     def _check_order(self, event: Event) -> None:
         if event.job_id != self._job_id:
-            self._complain("is an event of another job", event)
+            self._report("is an event of another job", event)
         if self._last is not None and event.id <= self._last.id:
-            self._complain("is out of order", event)
+            self._report("is out of order", event)
         if self._last is not None and event.at < self._last.at:
-            self._complain(f"is older than the event before it ({self._last.at})", event)
+            self._report(f"is older than the event before it ({self._last.at})", event)
 
     def _arrive(self, event: Event, target: JobState) -> None:
         if self._state is None:
             if event.type != EventType.QUEUED:
-                self._complain("comes before the job was queued", event)
+                self._report("comes before the job was queued", event)
         elif event.type == EventType.QUEUED:
-            self._complain("accepts the job a second time", event)
+            self._report("accepts the job a second time", event)
         elif not may_become(self._state, target):
-            self._complain(f"is no way from {self._state} to {target}", event)
+            self._report(f"is no way from {self._state} to {target}", event)
         elif self._state not in _DEPARTS_FROM.get(EventType(event.type), {self._state}):
-            self._complain(f"does not leave {self._state}", event)
+            self._report(f"does not leave {self._state}", event)
         if event.type == EventType.CLAIMED:
             self._claim(event)
         elif self._owned:
@@ -149,15 +149,15 @@ class _Replay:
 
     def _claim(self, event: Event) -> None:
         if self._owned:
-            self._complain(f"begins while attempt {self._owned} has not ended", event)
+            self._report(f"begins while attempt {self._owned} has not ended", event)
         if event.attempt != self._attempt + 1:
-            self._complain(f"does not follow attempt {self._attempt}", event)
+            self._report(f"does not follow attempt {self._attempt}", event)
         self._attempt = self._owned = event.attempt or 0
 
     def _leave(self, event: Event, target: JobState) -> None:
-        """The end of an attempt; a cancellation that was asked for is not yet one."""
+        """End an attempt, unless its cancellation was only requested."""
         if event.attempt != self._owned:
-            self._complain(f"ends attempt {self._owned} in the name of another", event)
+            self._report(f"ends attempt {self._owned} in the name of another", event)
         if event.data.get("code") == LEASE_LAPSED:
             self._check_lapse(event)
         if event.type == EventType.RELEASED:
@@ -168,34 +168,34 @@ class _Replay:
     def _check_lapse(self, event: Event) -> None:
         until = event.data.get("lease_until")
         if until is None:
-            self._complain("does not say when the lapsed lease expired", event)
+            self._report("lacks the time when the lapsed lease expired", event)
         elif event.at < datetime.fromisoformat(until):
-            self._complain(f"ends an attempt whose lease ran until {until}", event)
+            self._report(f"ends an attempt whose lease ran until {until}", event)
 
     def _act(self, event: Event) -> None:
-        """What an attempt does while it lasts."""
+        """Replay an event of a running attempt."""
         if event.attempt is None:
-            return  # a note about the job, by nobody
+            return  # a note about the job, without an attempt
         if self._state is not JobState.RUNNING or event.attempt != self._owned:
-            self._complain(f"is by a stale attempt: {self._state}, attempt {self._owned}", event)
+            self._report(f"is by a stale attempt: {self._state}, attempt {self._owned}", event)
         if event.type == EventType.PUBLISHED:
             name = str(event.data["name"])
             if name in self._published:
-                self._complain(f"publishes {name} a second time", event)
+                self._report(f"publishes {name} a second time", event)
             self._published[name] = str(event.data["prefix"])
         if event.type == EventType.WITHDRAWN:
             self._published.clear()
 
-    def _complain(self, words: str, event: Event | None = None) -> None:
+    def _report(self, problem: str, event: Event | None = None) -> None:
         which = f" {event.type} (event {event.id}, attempt {event.attempt})" if event else ""
-        self.found.append(f"{self._job_id}:{which} {words}")
+        self.found.append(f"{self._job_id}:{which} {problem}")
 
 
-def unkept(storage: ObjectStorage, history: History) -> list[str]:
-    """Every object of a job that is missing, damaged or left over, once it was cleaned up after.
+def bucket_problems(storage: ObjectStorage, history: History) -> list[str]:
+    """Describe every missing, damaged or superfluous object of a job after its cleanup.
 
-    A job that succeeded has the manifest and the files of each artifact and nothing else; any
-    other one that ended, and was cleaned up after, has nothing at all.
+    A job that succeeded has the manifest and the files of each artifact and nothing else; a job
+    that ended otherwise has nothing at all.
     """
     job = history.job
     assert job.state in TERMINAL, f"{job.id} is {job.state}"
@@ -214,4 +214,4 @@ def unkept(storage: ObjectStorage, history: History) -> list[str]:
 def _damaged(storage: ObjectStorage, hashes: dict[str, str | None]) -> Iterator[str]:
     for key, sha256 in hashes.items():
         if hashlib.sha256(storage.get_bytes(key)).hexdigest() != sha256:
-            yield f"{key} has another sha256 than its row says"
+            yield f"{key} has another sha256 than in its row"

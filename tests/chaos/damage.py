@@ -1,6 +1,7 @@
-"""Bytes flipped and objects cut short of an artifact: `download` notices every one, and names it.
+"""Damages an artifact, and checks that `download` detects every damage and names the file.
 
-Each damage is to one object of an otherwise whole publication, and is mended afterwards.
+Each damage, a flipped bit or a truncation, affects one object of an otherwise whole publication,
+and is repaired afterwards.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NAME = "keep-0.8"
 
 @dataclass
 class Damage:
-    """How much was damaged and how much of that was noticed under its name."""
+    """The number of damages, and of those that were detected with the file's name."""
 
     seed: int
     done: int = 0
@@ -40,7 +41,7 @@ class Damage:
 
 
 def damaged(data: bytes, stream: random.Random) -> tuple[str, bytes]:
-    """One bit of one byte, or the end, is gone."""
+    """Flip one bit, or remove the end; return the kind of damage and the result."""
     kind = stream.choice((FLIP, FLIP, CUT, EMPTY))
     if kind == FLIP:
         position = stream.randrange(len(data))
@@ -52,7 +53,7 @@ def damaged(data: bytes, stream: random.Random) -> tuple[str, bytes]:
 def damage_artifacts(
     settings: Settings, api_url: str, folder: Path, *, seed: int, count: int
 ) -> Damage:
-    """Damage a published artifact so often, and download it each time."""
+    """Damage a published artifact `count` times, and download it each time."""
     storage, job_id, artifact = _published(settings, folder)
     keys = {file.path: artifact.prefix + file.path for file in artifact.files}
     keys[MANIFEST_NAME] = manifest_key(job_id, NAME)
@@ -65,7 +66,7 @@ def damage_artifacts(
                 download_artifact(client, job_id, NAME, target)
         except EigenpressError as error:
             whole = (target / MANIFEST_NAME).exists() or (target / path).exists()
-            return "it is there nevertheless" if whole else str(error)
+            return "the damaged file was left in place" if whole else str(error)
         return None
 
     return _damage_each(storage, keys, notices, seed, count)
@@ -93,13 +94,13 @@ def _damage_each(
         else:
             damage.problems.append(f"{path} {kind}: {words or 'not noticed'}")
     if (words := notices("")) is not None:
-        damage.problems.append(f"mended, yet: {words}")
+        damage.problems.append(f"after the repair: {words}")
     damage.seconds = round(time.monotonic() - start, 1)
     return damage
 
 
 def _published(settings: Settings, folder: Path) -> tuple[ObjectStorage, str, Artifact]:
-    """A job that has succeeded, and its artifact."""
+    """Create a job that has succeeded, and its artifact."""
     storage, store = ObjectStorage.from_settings(settings), Store(settings.database)
     stream = random.Random(0)
     source = folder / "source"

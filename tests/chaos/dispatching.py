@@ -1,4 +1,4 @@
-"""Dispatchers as threads of this process, and jobs that attempts in threads can compute."""
+"""Runs dispatchers as threads of this process, with jobs for attempts in threads."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from service.signals import StopRequest
 from service.storage.s3 import ObjectStorage
 from service.store.store import Store
 from tests.chaos.background import Background
-from tests.chaos.checker import read_history, unkept, violations
-from tests.chaos.inprocess import right_hashes
+from tests.chaos.checker import bucket_problems, read_history, violations
+from tests.chaos.inprocess import expected_hashes
 from tests.fixtures.jobs import small_spec
 
 
 @dataclass(frozen=True)
 class Connections:
-    """A store and a storage of one's own: what one process of an installation holds."""
+    """A separate store and storage, like those of one process of an installation."""
 
     store: Store
     storage: ObjectStorage
@@ -40,7 +40,7 @@ class Connections:
 def dispatching(
     cluster: Cluster, settings: Settings, each: Sequence[Connections]
 ) -> Iterator[None]:
-    """One dispatcher on each of the connections, until the block ends."""
+    """Run one dispatcher on each of the connections until the block ends."""
     stop = StopRequest()
     with ExitStack() as running:
         for own in each:
@@ -53,7 +53,7 @@ def dispatching(
 
 
 def numbered_spec(number: int) -> JobSpec:
-    """A job of two artifacts that differs from that of any other number."""
+    """A job with two artifacts; each number gives a different job."""
     spec = small_spec(f"number-{number}")
     targets = [{"keep": 0.8}, {"keep": 0.6}]
     return JobSpec.model_validate(spec.model_dump() | {"targets": targets})
@@ -64,11 +64,11 @@ def all_ended(store: Store, job_ids: Sequence[str]) -> bool:
 
 
 def problems_of(store: Store, storage: ObjectStorage, job_ids: Sequence[str]) -> list[str]:
-    """What is wrong with these jobs of `numbered_spec`, which have all ended and been cleaned."""
+    """The problems of these jobs of `numbered_spec`, all of which have ended and been cleaned."""
     found = []
     for job_id in job_ids:
         history = read_history(store, job_id)
-        found += violations(history) + unkept(storage, history)
+        found += violations(history) + bucket_problems(storage, history)
         if history.job.state is not JobState.SUCCEEDED:
             found.append(f"{job_id} is {history.job.state}: {history.job.failure}")
             continue
@@ -76,13 +76,13 @@ def problems_of(store: Store, storage: ObjectStorage, job_ids: Sequence[str]) ->
             artifact.name: {file.path: file.sha256 for file in artifact.files}
             for artifact in history.artifacts
         }
-        if published != right_hashes(history.job.spec):
-            found.append(f"{job_id} has published something else than it should")
+        if published != expected_hashes(history.job.spec):
+            found.append(f"{job_id} has published unexpected files")
     return found
 
 
 class Reader(Background):
-    """A user who looks at every job again and again: what is there must be whole."""
+    """A user who reads every job repeatedly, and checks that published artifacts are whole."""
 
     def __init__(self, own: Connections, job_ids: Sequence[str]) -> None:
         super().__init__()
@@ -107,5 +107,7 @@ class Reader(Background):
             return
         self.reads += 1
         history = read_history(self._own.store, job_id)
-        missing = [line for line in unkept(self._own.storage, history) if "left over" not in line]
+        missing = [
+            line for line in bucket_problems(self._own.storage, history) if "left over" not in line
+        ]
         self.problems += missing

@@ -1,4 +1,4 @@
-"""The results in docs/reliability.md, from the figures that the scenarios left."""
+"""Writes the results of the scenarios into docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH = 120
 
 
 def write_document(results: Path, names: Sequence[str], document: Path = DOCUMENT) -> None:
-    """Put the tables between the document's markers; what lies around them stays."""
+    """Put the tables between the document's markers; the rest does not change."""
     outcomes = {
         name: json.loads((results / f"{name}.json").read_text())
         for name in names
@@ -27,7 +27,7 @@ def write_document(results: Path, names: Sequence[str], document: Path = DOCUMEN
 
 
 def tables(outcomes: dict[str, Outcome], names: Sequence[str]) -> str:
-    """One entry per scenario, also for those that have not been run, then the matrix of kills."""
+    """One entry per scenario, including those that have not been run, then the kills."""
     scenarios = "\n".join(_scenario(name, outcomes.get(name)) for name in names)
     machines = {(outcome["machine"], outcome["date"]) for outcome in outcomes.values()}
     measured = "; ".join(f"{machine}, {date}" for machine, date in sorted(machines))
@@ -52,7 +52,7 @@ def _scenario(name: str, outcome: Outcome | None) -> str:
 
 
 def _kills(outcome: Outcome) -> str:
-    """Seconds from submission to success, and back to the base line, by process and step."""
+    """The seconds from submission to success and to the base line, by process and step."""
     head = [
         "| process | step | attempts | succeeded after | at the base line after |",
         "|---|---|---|---|---|",

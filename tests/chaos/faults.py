@@ -1,8 +1,8 @@
-"""Seeded faults in calls of the database and of the bucket, at the libraries' own interfaces.
+"""Injects seeded faults into calls of the database and the bucket, at the libraries' interfaces.
 
 A call fails in one of the ways in which servers and networks fail: it never arrives, or it is
-carried out and its answer is lost. To the database that happens to transactions, at a statement or
-at the commit; to the bucket to one try of a request (which boto repeats) and to the whole request.
+carried out and its answer is lost. In the database a fault affects a transaction, at a statement or
+at the commit. In the bucket it affects one try of a request (which boto repeats) or all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FAULT = "eigenpress_fault"
 
 @dataclass
 class Faults:
-    """A share `rate` of the calls fail. What was done to how many calls is counted."""
+    """Makes a fraction `rate` of the calls fail, and counts calls and faults."""
 
     seed: int
     rate: float
@@ -44,11 +44,11 @@ class Faults:
         self._enabled = True
 
     def stop(self) -> None:
-        """From here on nothing fails."""
+        """Inject no more faults."""
         self._enabled = False
 
     def draw(self, subject: str, kinds: tuple[str, ...]) -> str | None:
-        """How this call fails, if it does."""
+        """Draw how this call fails; None if it does not."""
         with self._lock:
             self.calls[subject] += 1
             if not self._enabled or self._random.random() >= self.rate:
@@ -59,7 +59,7 @@ class Faults:
 
 
 def spoil_database(store: Store, faults: Faults) -> None:
-    """Let transactions of this store fail: one of their first statements, or their commit."""
+    """Make transactions of this store fail, at one of their first statements or at the commit."""
     engine = store._database._engine
     is_sqlite = engine.dialect.name == "sqlite"
     broken: type[Exception] = sqlite3.OperationalError if is_sqlite else psycopg.OperationalError
@@ -76,7 +76,7 @@ def spoil_database(store: Store, faults: Faults) -> None:
             if is_sqlite:
                 raise broken("disk I/O error (injected)")
             raw: Any = connection.connection.dbapi_connection
-            raw.close()  # the statement now fails by itself, as on a line that was cut
+            raw.close()  # the statement now fails, as after a lost connection
 
     def commit_with_faults(connection: Any) -> None:
         kind, connection.info[_FAULT] = connection.info.get(_FAULT), None
@@ -93,7 +93,7 @@ def spoil_database(store: Store, faults: Faults) -> None:
 
 
 def spoil_storage(storage: ObjectStorage, faults: Faults) -> None:
-    """Let calls through this storage fail, boto's own tries or the call as a whole."""
+    """Make calls through this storage fail, boto's own tries or the call as a whole."""
     _spoil_client(storage._client, faults)
 
 

@@ -1,7 +1,8 @@
-"""A tenth of all calls to database and bucket fail, and attempts die: nothing is lost or doubled.
+"""Checks that no job is lost or doubled while a tenth of all calls fail and attempts die.
 
-Two dispatchers and the attempts run as threads; each has connections of its own, all of them
-faulty. A reader whose connections are sound sees no artifact in part.
+The failing calls are those to the database and the bucket. Two dispatchers and the attempts run as
+threads, each with faulty connections of its own. A reader with sound connections checks that it
+never sees an incomplete artifact.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ END_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Faulty:
-    """What one seed gave."""
+    """The results for one seed."""
 
     seed: int
     jobs: int
@@ -51,7 +52,7 @@ class Faulty:
 
 
 def run_faulty(settings: Settings, seed: int, jobs: int, rate: float = 0.1) -> Faulty:
-    """So many jobs on the migrated database and the bucket of `settings`; wants `short_pauses`."""
+    """Run `jobs` jobs on the migrated database and the bucket of `settings`, in `short_pauses`."""
     start = time.monotonic()
     faults = Faults(seed, rate)
     sound, *faulty = (
@@ -92,7 +93,7 @@ def run_faulty(settings: Settings, seed: int, jobs: int, rate: float = 0.1) -> F
 
 
 def _submit(store: Store, seed: int, number: int) -> str:
-    """As a client does who repeats what was not answered, with an idempotency key."""
+    """Submit a job with an idempotency key; repeat the call until it is answered, as clients do."""
     spec, key = numbered_spec(number), f"{seed}-{number}"
     create = partial(store.users.create_once, spec, key)
     job, _ = retrying.retry(create, on=DatabaseUnavailable, seconds=END_SECONDS)
@@ -100,13 +101,13 @@ def _submit(store: Store, seed: int, number: int) -> str:
 
 
 def _doubled(store: Store, jobs: int) -> list[str]:
-    there = len(store.users.list_jobs(limit=10 * jobs))
-    return [] if there == jobs else [f"{there} jobs came of {jobs} submissions"]
+    found = len(store.users.list_jobs(limit=10 * jobs))
+    return [] if found == jobs else [f"{jobs} submissions created {found} jobs"]
 
 
 @contextmanager
 def short_pauses() -> Iterator[None]:
-    """Repeat what failed sooner: here nothing gets better by waiting."""
+    """Shorten the pauses before a repetition, because injected faults do not need them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrying, "FIRST_PAUSE_SECONDS", 0.02)
         patch.setattr(cleanup, "AGAIN_SECONDS", 0.2)

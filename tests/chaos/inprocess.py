@@ -1,8 +1,8 @@
-"""A cluster of threads: attempts that do to store and bucket what a driver does, in milliseconds.
+"""A cluster of threads, whose attempts write to store and bucket as a driver does.
 
-They keep a lease, report the steps, publish artifacts with the real functions and end their job;
-only what they publish is made up. It follows from the specification alone, so that every job has
-one right result, whoever computes it and how often.
+They renew a lease, report the steps, publish artifacts with the real functions and end their job
+within milliseconds. The published files are random, but determined by the specification, so that
+every job has one expected result for all its attempts.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ Result = TypeVar("Result")
 
 
 def contents(spec: JobSpec, target: str) -> dict[str, bytes]:
-    """The one right result of a job: an artifact's files by name."""
+    """The files of an artifact by name, the job's one expected result."""
     seed = hashlib.sha256(f"{spec.model_dump_json()} {target}".encode()).digest()
     stream = random.Random(seed)
     return {name: stream.randbytes(FILE_BYTES) for name in FILES}
 
 
-def right_hashes(spec: JobSpec) -> dict[str, dict[str, str]]:
-    """sha256 of every file of every artifact that the job must have."""
+def expected_hashes(spec: JobSpec) -> dict[str, dict[str, str]]:
+    """The expected sha256 of every file of every artifact of the job."""
     return {
         target.name: {
             name: hashlib.sha256(data).hexdigest()
@@ -65,9 +65,9 @@ class _Running:
 
 
 class InProcessCluster:
-    """Attempts as threads of this process, known until it forgets them. Dispatchers share it.
+    """Runs attempts as threads of this process. Dispatchers share it.
 
-    `death_rate` is the share of attempts that end without a word somewhere on their way.
+    `death_rate` is the fraction of attempts that die silently at a random call.
     """
 
     def __init__(
@@ -140,11 +140,11 @@ class InProcessCluster:
 
 
 class _Died(BaseException):
-    """As by kill -9: nobody is told."""
+    """Ends an attempt without a record, as kill -9 does."""
 
 
 class _Stopped(BaseException):
-    """By the cluster, as asked."""
+    """Ends an attempt that the cluster was asked to stop."""
 
 
 class _Attempt:
@@ -198,7 +198,7 @@ class _Attempt:
         self._do(lambda: self._store.attempts.published(job.id, job.attempt, position, artifact))
 
     def _do(self, act: Callable[[], Result]) -> Result:
-        """One call, with patience; before it, this attempt may die or be stopped."""
+        """Make one call with retries; before it, this attempt may die or be stopped."""
         if self._stopped.is_set():
             raise _Stopped
         if self._calls == self._dies_at:

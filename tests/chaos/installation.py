@@ -1,7 +1,7 @@
-"""An installation in separate processes, each of which can be killed and is started again.
+"""An installation in separate processes, each of which can be killed and restarted.
 
-API, two dispatchers, a Ray head with a logical GPU, an S3 server and a database server: what a
-supervisor would restart, `Installation.restart` does.
+It consists of an API, two dispatchers, a Ray head with a logical GPU, an S3 server and a database
+server. `Installation.restart` does the work of a supervisor.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ QUICK: dict[str, Any] = {
     "checkpoint_share_of_time": 1.0,
     "max_attempts": 10,
 }
-"""Settings that make whatever follows a kill follow soon."""
+"""Settings with which the installation reacts to a kill quickly."""
 
 
 class Daemon:
@@ -80,7 +80,7 @@ class Daemon:
             )
 
     def stop(self) -> None:
-        """Ask it to end, kill it if it will not, and reap it."""
+        """Ask it to end, kill it if it does not, and reap it."""
         if self._process is None:
             return
         self._process.terminate()
@@ -93,7 +93,7 @@ class Daemon:
 
 
 class Installation:
-    """All parts on one database; a context manager that starts them and stops what is left."""
+    """All parts on one database; a context manager that starts and stops them."""
 
     def __init__(
         self, folder: Path, database_url: str, *, cpus: int = 2, gpus: int = 1, **settings: Any
@@ -152,13 +152,13 @@ class Installation:
         self._running.close()
 
     def wait_until_ready(self) -> None:
-        """Until the API says that it has all it needs."""
+        """Wait until the API reports that it is ready."""
         wait_until(self._is_ready, READY_SECONDS)
 
     def restart(self, part: str) -> None:
-        """What a supervisor does when a part has died."""
+        """Restart a dead part, as a supervisor does."""
         if part == RAY:
-            self.ray.stop()  # what a dead head left behind, as its container would end with it
+            self.ray.stop()  # ends the processes of a dead head, as the end of its container would
             self.ray.start()
         elif part == S3:
             self.s3.stop()
@@ -168,7 +168,7 @@ class Installation:
             self.daemons[part].start()
 
     def submit(self, spec: JobSpec) -> str:
-        """Post a job to the API; its id."""
+        """Post a job to the API; return its id."""
         with httpx.Client(trust_env=False, timeout=30) as http:
             answer = http.post(f"{self.api_url}/v1/jobs", json=spec.model_dump(mode="json"))
         assert answer.status_code == 201, answer.text
@@ -182,7 +182,7 @@ class Installation:
     # What belongs to the installation.
 
     def processes(self) -> list[psutil.Process]:
-        """All that run for it, but the database: found by a folder in command or environment."""
+        """All its processes except the database's, found by their session or environment."""
         mine = []
         head = self.ray.pid
         for process in psutil.process_iter():
@@ -198,7 +198,7 @@ class Installation:
 
 
 def tiny_spec(inputs: Path, **changes: Any) -> JobSpec:
-    """A job on a tiny Llama whose every step takes long enough to be hit."""
+    """A job on a tiny Llama; every step takes long enough for a kill."""
     model, texts = inputs / "llama", inputs / "texts"
     if not model.exists():
         inputs.mkdir(exist_ok=True)
@@ -232,7 +232,7 @@ def running_installation(folder: Path, **options: Any) -> Iterator[Installation]
 
 
 def process_environment(settings: Settings, temporary: Path) -> dict[str, str]:
-    """What every process of an installation is given, Ray's included."""
+    """The environment of every process of an installation, including Ray's."""
     temporary.mkdir(parents=True, exist_ok=True)
     return environment(settings) | {
         "TMPDIR": str(temporary),
@@ -243,7 +243,7 @@ def process_environment(settings: Settings, temporary: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ServedApi:
-    """An API with nothing but a database and a bucket behind it."""
+    """An API with only a database and a bucket."""
 
     url: str
     settings: Settings
@@ -251,7 +251,7 @@ class ServedApi:
 
 @contextmanager
 def serving_api(settings: Settings) -> Iterator[ServedApi]:
-    """Until the block ends; the database is made if there is none."""
+    """Serve an API until the block ends; create the database if there is none."""
     port = choose_port(0, "")
     migrate(settings.database)
     env = process_environment(settings, settings.data_dir / "tmp")

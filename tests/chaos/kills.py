@@ -1,8 +1,8 @@
-"""kill -9 of one process of an installation while a real job is in one of its steps.
+"""Kills one process of an installation with SIGKILL while a real job is in one of its steps.
 
-The installation lives through all kills, one job after the other. After each kill the job has to
-succeed with the very bytes of the undisturbed run, its event log has to be clean, and within a
-minute everything that the job held has to be free again.
+One installation goes through all kills, one job after the other. After each kill the job must
+succeed with the same bytes as the undisturbed run, its event log must have no violations, and
+within a minute all resources of the job must be free again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.domain.job import Job
 from service.domain.spec import JobSpec
 from service.domain.states import TERMINAL, JobState, Step
 from tests.chaos.baseline import Holdings, holdings, settle
-from tests.chaos.checker import read_history, unkept, violations
+from tests.chaos.checker import bucket_problems, read_history, violations
 from tests.chaos.installation import API, DISPATCHERS, RAY, S3, Installation
 from tests.fixtures.waiting import wait_until
 
@@ -30,15 +30,15 @@ VICTIMS = (DRIVER, WORKER, DISPATCHER, API, RAYLET, S3)
 
 JOB_SECONDS = 400.0
 TRIES = 4
-"""How often a kill is tried whose step was over before it came."""
+"""How often a kill is tried if its step is over too early."""
 
 S3_AWAY_SECONDS = 2.0
-"""For how long the S3 server is gone: longer than boto's own tries last."""
+"""How long the S3 server is down, which is longer than boto's own tries take."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """Which process, and when: as soon as a step has begun, or so long after the submission."""
+    """The process to kill, and when: at the start of a step, or some time after the submission."""
 
     victim: str
     step: Step | None = None
@@ -47,7 +47,7 @@ class Kill:
 
 @dataclass
 class Killed:
-    """What became of one kill."""
+    """The results of one kill."""
 
     victim: str
     step: str
@@ -59,12 +59,12 @@ class Killed:
 
 
 def every_pair() -> list[Kill]:
-    """Each process in each step."""
+    """A kill of each process in each step."""
     return [Kill(victim, step) for victim in VICTIMS for step in Step]
 
 
 def random_moments(seed: int, count: int, longest_seconds: float) -> list[Kill]:
-    """Seeded processes and moments."""
+    """Kills of random processes at random moments, from a seed."""
     stream = random.Random(seed)
     return [
         Kill(stream.choice(VICTIMS), None, round(stream.uniform(0, longest_seconds), 2))
@@ -73,7 +73,7 @@ def random_moments(seed: int, count: int, longest_seconds: float) -> list[Kill]:
 
 
 class Undisturbed:
-    """What a job gives when nothing happens, and what the installation holds after it."""
+    """The results of a job without a kill, and the installation's holdings after it."""
 
     def __init__(self, installation: Installation, spec: JobSpec) -> None:
         start = time.monotonic()
@@ -90,7 +90,7 @@ class Undisturbed:
 
 
 def weights_of(installation: Installation, job_id: str) -> dict[str, str]:
-    """sha256 of every safetensors file that the job has published."""
+    """The sha256 of every safetensors file that the job has published."""
     return {
         f"{artifact.name}/{file.path}": file.sha256
         for artifact in installation.store.users.artifacts(job_id)
@@ -102,7 +102,7 @@ def weights_of(installation: Installation, job_id: str) -> dict[str, str]:
 def run_kills(
     installation: Installation, undisturbed: Undisturbed, kills: Sequence[Kill]
 ) -> Iterator[Killed]:
-    """One job and one kill after the other."""
+    """Run one job for each kill, one after the other."""
     for number, kill in enumerate(kills):
         yield _run_kill(installation, undisturbed, kill, number)
 
@@ -131,7 +131,7 @@ def _run_kill(
 
 
 def _strike(installation: Installation, kill: Kill, job_id: str, number: int) -> str | None:
-    """Kill when it is time, and restart what a supervisor would; the step that it hit."""
+    """Kill the process at its time and restart the part; return the step that was hit."""
     if kill.step is None:
         time.sleep(kill.after_seconds)
     else:
@@ -149,7 +149,7 @@ def _strike(installation: Installation, kill: Kill, job_id: str, number: int) ->
 
 
 def _wait_for_pid(installation: Installation, kill: Kill, part: str, job_id: str) -> int | None:
-    """The process to kill; a worker may be about to be born. None: there is none."""
+    """The process to kill; a worker may need time to start. None if there is none."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         pid = _pid(installation, kill.victim, part, job_id)
@@ -198,7 +198,7 @@ def finish(installation: Installation, job_id: str) -> Job:
 
 
 def _resting(installation: Installation) -> Holdings:
-    """The base line: held still for three readings."""
+    """The base line: the holdings once two consecutive measurements agree."""
     before = holdings(installation)
     for _ in range(60):
         time.sleep(1)
@@ -210,10 +210,10 @@ def _resting(installation: Installation) -> Holdings:
 
 
 def left_over(installation: Installation, job_ids: Sequence[str]) -> list[str]:
-    """What the bucket has beyond, or lacks of, what these jobs should have left there."""
+    """The objects of these jobs that the bucket has in excess, or lacks."""
     storage = installation.storage
     return [
         line
         for job_id in job_ids
-        for line in unkept(storage, read_history(installation.store, job_id))
+        for line in bucket_problems(storage, read_history(installation.store, job_id))
     ]

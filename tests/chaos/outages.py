@@ -1,6 +1,6 @@
-"""PostgreSQL is restarted again and again under many jobs: each ends once, with its right result.
+"""Checks that each of many jobs ends once, with its expected result, while PostgreSQL restarts.
 
-Two dispatchers, attempts in threads, and, if a Ray is given, some real jobs among them.
+It runs two dispatchers, attempts in threads, and some real jobs if a Ray is given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.retrying import retry
 from service.settings import Settings
 from service.store.store import Store
 from tests.chaos.background import Background
-from tests.chaos.checker import read_history, unkept, violations
+from tests.chaos.checker import bucket_problems, read_history, violations
 from tests.chaos.dispatching import Connections, dispatching, numbered_spec, problems_of
 from tests.chaos.inprocess import InProcessCluster
 from tests.fixtures.postgres import PostgresServer
@@ -33,7 +33,7 @@ Pause = Callable[[random.Random], float]
 
 @dataclass(frozen=True)
 class RealJobs:
-    """Jobs for a real Ray, which all have the same right weights."""
+    """Jobs for a real Ray, all with the same expected weights."""
 
     cluster: Cluster
     spec: JobSpec
@@ -42,7 +42,7 @@ class RealJobs:
 
 @dataclass(frozen=True)
 class Outages:
-    """What a run gave."""
+    """The results of a run."""
 
     seed: int
     jobs: int
@@ -54,7 +54,7 @@ class Outages:
 
 
 class Routed:
-    """A cluster that takes real jobs to Ray and all others to threads."""
+    """A cluster that submits real jobs to Ray and all others to threads."""
 
     def __init__(self, threads: Cluster, real: Cluster | None) -> None:
         self.real_ids: set[str] = set()
@@ -86,7 +86,7 @@ class Routed:
 
 
 class Restarter(Background):
-    """Restarts the server after pauses of its own choice, in several ways, until told to stop."""
+    """Restarts the server in several ways, after random pauses, until it is stopped."""
 
     def __init__(self, server: PostgresServer, seed: int, shortest: float, longest: float) -> None:
         super().__init__()
@@ -119,14 +119,14 @@ def run_outages(
     real: RealJobs | None = None,
     end_seconds: float = 3000.0,
 ) -> Outages:
-    """`jobs` jobs in threads, and the real ones, on the server's database of `settings`."""
+    """Run `jobs` jobs in threads, and the real ones, on the server's database of `settings`."""
     start = time.monotonic()
     ours, attempts, *dispatchers = (Connections.open(settings) for _ in range(4))
     threads = InProcessCluster(
         attempts.store, attempts.storage, settings, seed=seed, step_seconds=step_seconds
     )
     cluster = Routed(threads, real.cluster if real else None)
-    for number in range(real.count if real else 0):  # before a dispatcher could see them
+    for number in range(real.count if real else 0):  # before a dispatcher can claim them
         job_id = _submit(ours.store, real.spec, f"real-{seed}-{number}", "real")  # type: ignore[union-attr]
         cluster.real_ids.add(job_id)
     with dispatching(cluster, settings, dispatchers):
@@ -144,9 +144,9 @@ def run_outages(
     threads.join()
     problems = problems_of(ours.store, ours.storage, job_ids)
     problems += _real_problems(ours, sorted(cluster.real_ids))
-    there = len(ours.store.users.list_jobs(limit=100 * (jobs + 1)))
-    if there != len(everything):
-        problems.append(f"{there} jobs came of {len(everything)} submissions")
+    listed = len(ours.store.users.list_jobs(limit=100 * (jobs + 1)))
+    if listed != len(everything):
+        problems.append(f"{len(everything)} submissions created {listed} jobs")
     numbers = [ours.store.users.get(job_id).attempt for job_id in everything]
     for own in (ours, attempts, *dispatchers):
         own.store.close()
@@ -185,12 +185,12 @@ def _cleaned(store: Store) -> bool:
 
 
 def _real_problems(own: Connections, job_ids: Sequence[str]) -> list[str]:
-    """Real jobs of one specification: all succeeded, and all with the same weights."""
+    """Check that these real jobs of one specification succeeded with the same weights."""
     found: list[str] = []
     weights = set()
     for job_id in job_ids:
         history = read_history(own.store, job_id)
-        found += violations(history) + unkept(own.storage, history)
+        found += violations(history) + bucket_problems(own.storage, history)
         if history.job.state is not JobState.SUCCEEDED:
             found.append(f"{job_id} is {history.job.state}: {history.job.failure}")
         else:

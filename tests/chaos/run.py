@@ -1,10 +1,10 @@
-"""`make test-chaos`: every scenario in full, and its figures into docs/reliability.md.
+"""`make test-chaos`: runs every scenario in full, and writes its figures to docs/reliability.md.
 
-    python -m tests.chaos.run                     all, an hour or more on two cores
-    python -m tests.chaos.run faults publishers   these alone
+    python -m tests.chaos.run                     all of them, an hour or more on two cores
+    python -m tests.chaos.run faults publishers   only these
 
-The figures of each scenario are kept as JSON in docs/reliability; the tables of the document are
-written anew from all of them after every scenario. The exit status is 1 if one found a problem.
+The figures of each scenario are stored as JSON in docs/reliability. After every scenario the
+document's tables are rewritten from all of them. The exit status is 1 if one found a problem.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _end(*_: object) -> None:
-    """Stop all parts, also those that processes of ours have started."""
+    """Stop all parts, including those that child processes have started."""
     for child in multiprocessing.active_children():
         child.terminate()
     sys.exit(128 + signal.SIGTERM)
@@ -73,11 +73,11 @@ def _end(*_: object) -> None:
 
 def _run(name: str) -> Outcome:
     start = time.monotonic()
-    # Short, for the sockets of Ray below it; and open to the account that runs PostgreSQL.
+    # The path is short for Ray's sockets, and readable for the account that runs PostgreSQL.
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         try:
             outcome = SCENARIOS[name](Path(folder))
-        except Exception as error:  # the others are run nevertheless
+        except Exception as error:  # the other scenarios still run
             logging.exception(name)
             outcome = {"seeds": "-", "figures": {}, "rows": [], "problems": [repr(error)]}
     outcome["seconds"] = round(time.monotonic() - start)

@@ -1,4 +1,4 @@
-"""The scenarios at full size, each with its seeds; their figures are what the document shows."""
+"""The scenarios at full size, each with its seeds; the document shows their figures."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ FAULTS_AT_ONCE = 4
 KILLS_SEED = 4
 RANDOM_KILLS = 20
 LANES = 2
-"""Installations side by side that share the kills: most of a job here is one core's work."""
+"""The number of parallel installations that share the kills; most of a job uses one core."""
 
 
 class Outcome(TypedDict, total=False):
-    """What a scenario gave; `figures` are numbers by what they count."""
+    """The results of a scenario; `figures` are numbers by label."""
 
     title: str
     seeds: str
@@ -82,7 +82,7 @@ class Outcome(TypedDict, total=False):
 
 
 def claimers(folder: Path) -> Outcome:  # noqa: ARG001
-    """As many processes as claimers."""
+    """Claim jobs with one process per claimer."""
     figures: dict[str, Any] = {"claimers": 16, "jobs": 10_000}
     problems = []
     with PostgresServer() as server:
@@ -96,7 +96,7 @@ def claimers(folder: Path) -> Outcome:  # noqa: ARG001
 
 
 def publishers(folder: Path) -> Outcome:
-    """In half of the rounds all are one attempt, in the others each is one of its own."""
+    """Publish at once, in half of the rounds with one attempt, in the others with one for each."""
     figures: dict[str, Any] = {"publishers": 32, "artifacts": 100}
     problems = []
     with LocalS3(folder / "s3") as s3:
@@ -105,12 +105,12 @@ def publishers(folder: Path) -> Outcome:
             done = publish_by_rivals(storage, folder / "folders", rounds=100, publishers=32)
             figures |= {"refused": done.refused, "whole reads meanwhile": done.reads}
         except AssertionError as error:
-            problems.append(f"not one winner each: {error}")
+            problems.append(f"not exactly one winner in each round: {error}")
     return {"seeds": "-", "figures": figures, "problems": problems}
 
 
 def faults(folder: Path) -> Outcome:
-    """Every other seed on PostgreSQL, the others on SQLite."""
+    """Inject faults, for every other seed on PostgreSQL, for the others on SQLite."""
     with PostgresServer() as server, LocalS3(folder / "s3") as s3:
         each = []
         for seed in FAULT_SEEDS:
@@ -170,7 +170,7 @@ def _lane(folder: Path, lane: int) -> tuple[list[Killed], list[str]]:
 def _killed(
     installation: Installation, undisturbed: Undisturbed, kills: Sequence[Kill]
 ) -> list[Killed]:
-    """What became of each; said as it happens, for they take long."""
+    """Run the kills and print each result at once, because they take long."""
     done = []
     for killed in run_kills(installation, undisturbed, kills):
         print(f"  {killed}", flush=True)
@@ -179,7 +179,7 @@ def _killed(
 
 
 def _left_over(installation: Installation) -> list[str]:
-    """What lies in the bucket once everything has been cleaned up after."""
+    """The problems in the bucket after the cleanup of all jobs."""
     store = installation.store
     wait_until(lambda: not store.claims.to_clean(), 60)
     return left_over(installation, [job.id for job in store.users.list_jobs(limit=1000)])
@@ -196,7 +196,7 @@ def _kill_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def kills_smollm2(folder: Path) -> Outcome:
-    """Five kills of as many kinds on SmolLM2-135M-Instruct."""
+    """Five different kills on SmolLM2-135M-Instruct."""
     model = demo_data.model_file()
     with running_installation(folder, roots=(model.parent,)) as installation:
         undisturbed = Undisturbed(installation, smollm2_spec(installation.inputs, model))
@@ -224,7 +224,7 @@ SMOLLM2_KILLS = (
 
 
 def smollm2_spec(inputs: Path, model: Path) -> JobSpec:
-    """Few tokens: enough to go through every step of a real model."""
+    """A job with just enough tokens to run every step on a real model."""
     inputs.mkdir(exist_ok=True)
     demo_data.copy_standard_library(inputs / "stdlib")
     data = {"source": "local", "path": str(inputs / "stdlib"), "pattern": "**/*.py"}
@@ -245,7 +245,7 @@ def smollm2_spec(inputs: Path, model: Path) -> JobSpec:
 
 
 def postgres(folder: Path) -> Outcome:
-    """1,000 jobs through two dispatchers, 50 of them real, while PostgreSQL restarts."""
+    """Run 1,000 jobs with two dispatchers, 50 of them real, while PostgreSQL restarts."""
     inputs = folder / "inputs"
     spec = tiny_spec(inputs)
     with ExitStack() as running:
@@ -299,7 +299,7 @@ REAL_JOBS_AT_ONCE = 3
 
 
 def suspension(folder: Path) -> Outcome:
-    """A real attempt is stopped past its lease and continued while the next one runs."""
+    """Stop a real attempt beyond its lease, and continue it while the next one runs."""
     with running_installation(folder, cpus=4, gpus=2, max_running_jobs=2) as installation:
         undisturbed = Undisturbed(installation, tiny_spec(installation.inputs))
         all_done = [
@@ -320,9 +320,10 @@ def suspension(folder: Path) -> Outcome:
 
 
 def disks(folder: Path) -> Outcome:
-    """A worker's disk without room, then the bucket's; then no right to write to the bucket."""
+    """Fill a worker's disk, then the bucket's; then deny write access to the bucket."""
     if not may_mount(folder / "mount"):
-        return {"seeds": "-", "figures": {}, "problems": ["skipped: this user may not mount"]}
+        problem = "skipped: this user may not mount a file system"
+        return {"seeds": "-", "figures": {}, "problems": [problem]}
     with mounted(folder / "s3" / "data", BUCKET_BYTES), ExitStack() as running:
         with LocalS3(folder / "s3") as s3:
             allow_writing(s3)
@@ -346,7 +347,7 @@ BUCKET_BYTES = 200 * 2**20
 
 
 def damage(folder: Path) -> Outcome:
-    """500 damages to artifacts, seen by `download`, and 500 to checkpoints, seen by resuming."""
+    """Check that `download` detects 500 damages to artifacts, and `resume` 500 to checkpoints."""
     with LocalS3(folder / "s3") as s3, serving_api(s3_settings_for(s3, folder / "data")) as api:
         artifacts = damage_artifacts(api.settings, api.url, folder, seed=1, count=500)
     with LocalS3(folder / "s3") as s3:

@@ -1,7 +1,7 @@
-"""An attempt that is stopped for longer than its lease, and continued while another one runs.
+"""Suspends an attempt for longer than its lease, and continues it while another one runs.
 
-As when a machine is suspended: the driver, Ray's supervisor of it and, if the `whole` attempt is
-stopped, its actors get SIGSTOP in the middle of a step and SIGCONT once the next attempt works.
+This simulates the suspension of a machine: the driver, its supervisor in Ray and, with `whole`, its
+actors get SIGSTOP in the middle of a step, and SIGCONT once the next attempt works.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import psutil
 
 from service.domain.states import JobState, Step
 from service.standalone.subprocesses import is_running
-from tests.chaos.checker import read_history, unkept, violations
+from tests.chaos.checker import bucket_problems, read_history, violations
 from tests.chaos.installation import Installation
 from tests.chaos.kills import JOB_SECONDS, Undisturbed, current_step, finish, weights_of
 from tests.fixtures.waiting import wait_until
@@ -28,7 +28,7 @@ _ACTORS = ("ray::Worker",)
 
 @dataclass(frozen=True)
 class Suspended:
-    """What one suspension gave."""
+    """The results of one suspension."""
 
     step: str
     whole: bool
@@ -58,7 +58,7 @@ def run_suspended(
     wait_until(lambda: not any(map(is_running, stopped)), 60)
     wait_until(lambda: all(other.id != job_id for other in store.claims.to_clean()), 60)
     history = read_history(store, job_id)
-    problems = violations(history) + unkept(installation.storage, history)
+    problems = violations(history) + bucket_problems(installation.storage, history)
     if job.state is not JobState.SUCCEEDED:
         problems.append(f"{job_id} is {job.state}: {job.failure}")
     elif weights_of(installation, job_id) != undisturbed.hashes:

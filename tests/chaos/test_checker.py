@@ -1,4 +1,4 @@
-"""The checker finds what it is there to find: histories of the real store, then spoiled."""
+"""The checker finds violations in histories of the real store that a test has altered."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def artifact_of(job: Job, attempt: int) -> Artifact:
 
 
 def run_attempt(store: Store, *, end: Callable[[Job], object]) -> Job:
-    """Claim the one job there is, and do all that an attempt does before it ends."""
+    """Claim the only job, and make all writes of an attempt before its end."""
     job = store.claims.claim(owner="one", lease_seconds=30)
     assert job is not None
     store.claims.submitted(job.id, job.attempt, 30)
@@ -42,7 +42,7 @@ def run_attempt(store: Store, *, end: Callable[[Job], object]) -> Job:
 
 @pytest.fixture
 def succeeded(job_store: Store, job_spec: JobSpec) -> History:
-    """Released once, lost once, then published by the second attempt."""
+    """A job that was released once and lost once, then published by the second attempt."""
 
     def lose(job: Job) -> None:
         job_store.attempts.fail(job.id, job.attempt, LOST, NO_PAUSE)
@@ -193,13 +193,13 @@ SPOILED: dict[str, tuple[Callable[[History], History], str]] = {
     ),
     "an end that the row does not know": (
         lambda h: replace(h, job=replace(h.job, state=JobState.RUNNING)),
-        "its row says running",
+        "its row has state running",
     ),
     "a row of another attempt": (
         lambda h: replace(h, job=replace(h.job, attempt=7)),
-        "its row says attempt 7",
+        "its row has attempt 7",
     ),
-    "an artifact lost": (lambda h: replace(h, artifacts=()), "its rows say {}"),
+    "an artifact lost": (lambda h: replace(h, artifacts=()), "its rows have {}"),
     "an artifact of another publication": (
         lambda h: replace(h, artifacts=[replace(h.artifacts[0], prefix="elsewhere/")]),
         "elsewhere",
@@ -237,7 +237,7 @@ def test_it_finds_an_attempt_ended_before_its_lease(job_store: Store, job_spec: 
     until = (end.at + timedelta(seconds=1)).isoformat()
     for spoiled, words in (
         ({**end.data, "lease_until": until}, "whose lease ran until"),
-        ({"code": end.data["code"]}, "does not say when"),
+        ({"code": end.data["code"]}, "lacks the time when"),
     ):
         early = replace(late, events=[*late.events[:-1], replace(end, data=spoiled)])
         assert any(words in line for line in violations(early))

@@ -1,4 +1,4 @@
-"""Damaged artifacts, in short."""
+"""A short run of the scenario with damaged artifacts."""
 
 from __future__ import annotations
 

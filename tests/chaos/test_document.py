@@ -1,4 +1,4 @@
-"""The tables of the document, and that it has a place for them."""
+"""The document's tables are written between its markers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OUTCOME: Outcome = {
 }
 
 
-def test_tables_replace_what_stands_between_the_markers(tmp_path: Path) -> None:
+def test_tables_replace_the_text_between_the_markers(tmp_path: Path) -> None:
     document = tmp_path / "reliability.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     (tmp_path / "kills.json").write_text(json.dumps(OUTCOME))

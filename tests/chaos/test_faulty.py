@@ -1,4 +1,4 @@
-"""Seeded faults in a tenth of the calls to database and bucket, in short."""
+"""A short run of the scenario with seeded faults in calls to database and bucket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9 of a part of a real installation, and a disk without room.
+"""A killed part of a real installation, and a full disk.
 
 Drivers and workers are killed in tests/integration/ray/test_killed.py.
 """
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 @pytest.fixture(scope="module")
 def installation() -> Iterator[Installation]:
-    # Short, for the sockets of Ray below it.
+    # The path is short for Ray's sockets.
     with (
         tempfile.TemporaryDirectory(prefix="chaos-") as folder,
         running_installation(Path(folder), max_attempts=2) as made,

@@ -1,4 +1,4 @@
-"""PostgreSQL restarted under many jobs, in short."""
+"""A short run of the scenario in which PostgreSQL restarts during many jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.fixtures.storage import s3_settings_for
 
 @pytest.fixture
 def own_server() -> Iterator[PostgresServer]:
-    """The session's is for tests that want it to stay."""
+    """A separate server, because other tests need the session's to keep running."""
     with PostgresServer() as server:
         yield server
 

@@ -1,6 +1,6 @@
-"""What cannot be written: to a worker's disk, to the disk of the bucket's server, to the bucket.
+"""Denies writes to a worker's disk, to the disk of the bucket's server, and to the bucket.
 
-A small tmpfs takes the place of a disk, which needs a user who may mount.
+A small tmpfs serves as a full disk, so the user needs the right to mount file systems.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import httpx
 from service.domain.job import Job
 from service.domain.states import JobState, Step
 from service.standalone.s3_server import LocalS3
-from tests.chaos.checker import read_history, unkept, violations
+from tests.chaos.checker import bucket_problems, read_history, violations
 from tests.chaos.installation import Installation
 from tests.chaos.kills import JOB_SECONDS, Undisturbed, current_step, finish, weights_of
 from tests.fixtures.storage import grant, revoke
@@ -26,12 +26,12 @@ from tests.fixtures.waiting import wait_until
 BLOCK_BYTES = 4096
 
 S3_KEYS = {"s3_access_key_id": "service", "s3_secret_access_key": "service-secret"}
-"""Of the account whose right to write is taken away."""
+"""The keys of the account whose write access is revoked."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """What became of a job that could not write, and of its retry once it could."""
+    """The results of a job that could not write, and of its retry after the repair."""
 
     where: str
     state: str
@@ -64,7 +64,7 @@ def mounted(folder: Path, size_bytes: int) -> Iterator[None]:
 
 
 def run_full_scratch(installation: Installation, undisturbed: Undisturbed) -> Refused:
-    """No room for an artifact on the worker: the job fails by name; its user's retry succeeds."""
+    """Fill the worker's disk: the job fails with a clear error, and a retry succeeds."""
     start = time.monotonic()
     scratch = installation.settings.scratch_dir
     with mounted(scratch, 16 * BLOCK_BYTES):
@@ -74,7 +74,7 @@ def run_full_scratch(installation: Installation, undisturbed: Undisturbed) -> Re
 
 
 def run_full_bucket(installation: Installation, undisturbed: Undisturbed) -> Refused:
-    """No room in the bucket for what a job publishes: it fails by name; a retry succeeds."""
+    """Fill the bucket's disk: the job fails with a clear error, and a retry succeeds."""
     start = time.monotonic()
     filler = installation.s3.directory / "data" / "filler"
     job_id = _submit_and_assemble(installation, undisturbed)
@@ -86,7 +86,7 @@ def run_full_bucket(installation: Installation, undisturbed: Undisturbed) -> Ref
 
 
 def run_read_only_bucket(installation: Installation, undisturbed: Undisturbed) -> Refused:
-    """No right to write to the bucket any more: it fails by name; with it, a retry succeeds."""
+    """Revoke write access to the bucket: the job fails with a clear error, and a retry succeeds."""
     start = time.monotonic()
     job_id = _submit_and_assemble(installation, undisturbed)
     revoke(installation.s3, S3_KEYS["s3_access_key_id"], "Write")
@@ -96,13 +96,13 @@ def run_read_only_bucket(installation: Installation, undisturbed: Undisturbed) -
 
 
 def allow_writing(s3: LocalS3) -> None:
-    """Let the account of `S3_KEYS` do all that the service does with the bucket."""
+    """Grant the account of `S3_KEYS` all rights that the service needs on the bucket."""
     key, secret = S3_KEYS.values()
     grant(s3, key, secret, "Read,List,Write")
 
 
 def _fill(path: Path) -> None:
-    """Take all the room that is left on the disk of `path`."""
+    """Fill the rest of the disk of `path`."""
     with path.open("wb", buffering=0) as file:
         try:
             while True:
@@ -120,7 +120,7 @@ def _submit_and_assemble(installation: Installation, undisturbed: Undisturbed) -
 def _retried(
     installation: Installation, undisturbed: Undisturbed, where: str, failed: Job, start: float
 ) -> Refused:
-    """Have the job that has failed tried again, now that it can write."""
+    """Retry the failed job, which can now write."""
     problems = _problems_of_failed(installation, failed)
     with httpx.Client(trust_env=False, timeout=30) as http:
         http.post(f"{installation.api_url}/v1/jobs/{failed.id}/retry").raise_for_status()
@@ -146,7 +146,7 @@ def _problems_of_ended(installation: Installation, undisturbed: Undisturbed, job
     store = installation.store
     wait_until(lambda: all(other.id != job.id for other in store.claims.to_clean()), 60)
     history = read_history(store, job.id)
-    problems = violations(history) + unkept(installation.storage, history)
+    problems = violations(history) + bucket_problems(installation.storage, history)
     if weights_of(installation, job.id) != undisturbed.hashes:
         problems.append(f"{job.id} has other weights than the undisturbed run")
     return problems

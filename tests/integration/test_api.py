@@ -1,4 +1,4 @@
-"""The API on a real bucket: what it refuses at submission, and what it hands out afterwards."""
+"""The API on a real bucket: refused submissions, and downloads of artifacts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two dispatchers over one PostgreSQL that is restarted under them; the drivers are threads."""
+"""Two dispatchers work on one PostgreSQL database while it restarts; the drivers are threads."""
 
 from __future__ import annotations
 

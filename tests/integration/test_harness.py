@@ -1,4 +1,4 @@
-"""The real lm-eval, where it is installed, on a local task: it and `multiple_choice` agree."""
+"""The real lm-eval, if installed, agrees with `multiple_choice` on a local task."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_the_library_and_our_own_multiple_choice_agree(
     ("name", "kind", "said"),
     [
         ("eigenpress_nothing", InvalidParameter, "no task 'eigenpress_nothing'"),
-        ("eigenpress_lost", DataNotFound, "'eigenpress_lost' cannot be had"),
-        ("eigenpress_unsafe", InvalidParameter, "runs what models write"),
+        ("eigenpress_lost", DataNotFound, "'eigenpress_lost' cannot be loaded"),
+        ("eigenpress_unsafe", InvalidParameter, "runs code that models write"),
         ("eigenpress_group", InvalidParameter, "part of both 'eigenpress_quiz' and"),
     ],
     ids=["unknown", "no data", "unsafe", "member named too"],

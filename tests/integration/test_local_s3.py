@@ -1,4 +1,4 @@
-"""The local S3 server: starts, remembers, refuses company, leaves nothing behind."""
+"""The local S3 server starts, keeps its data, refuses a second one, and leaves nothing behind."""
 
 from __future__ import annotations
 

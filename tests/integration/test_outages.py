@@ -1,4 +1,4 @@
-"""Jobs while Ray, and then the bucket, are away: real Ray, real S3, the real dispatcher."""
+"""Jobs survive outages of Ray and of the bucket: real Ray, real S3, the real dispatcher."""
 
 from __future__ import annotations
 

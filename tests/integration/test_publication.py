@@ -1,4 +1,4 @@
-"""Publishing to a real bucket: whole or not at all, and once."""
+"""An artifact is published to a real bucket whole or not at all, and only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many at one queue on PostgreSQL: each job once, fairly, within limits; stale ones are fenced."""
+"""Many claimers share one queue on PostgreSQL: each job once, fairly, within limits, and fenced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attempts that are killed, and others that take over: real workers and bucket, the same bytes."""
+"""Attempts that resume killed ones publish the same bytes: real workers and a real bucket."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_steps_begin_where_they_were_left(
 ) -> None:
     told: list[tuple[str, int, int]] = []
     monkeypatch.setattr(
-        "workers.attempt.progress.Progress.tell",
+        "workers.attempt.progress.Progress.write",
         lambda _self, step, done, total, _unit: told.append((step, done, total)),
     )
     local_installation.create()

@@ -1,4 +1,4 @@
-"""`eigenpress serve` as a user runs it: ready, on loopback only, and gone when told to stop."""
+"""`eigenpress serve` becomes ready, listens on loopback only, and stops cleanly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models and texts from local paths, a real bucket and a hub that speaks real HTTP."""
+"""Models and texts come from local paths, a real bucket and a hub over real HTTP."""
 
 from __future__ import annotations
 

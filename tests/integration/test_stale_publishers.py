@@ -1,7 +1,7 @@
-"""Publishers and removers that are suspended before any call to the bucket, or whose calls fail.
+"""Suspends publishers and removers before any call to the bucket, or makes their calls fail.
 
-Whatever happens meanwhile, the artifact of the attempt that counts is whole, and what another one
-has left can be removed.
+In every case the artifact of the current attempt is whole, and the remains of other attempts can be
+removed.
 """
 
 from __future__ import annotations

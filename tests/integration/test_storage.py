@@ -1,4 +1,4 @@
-"""Objects in a real bucket, and every way in which the way there can fail."""
+"""Objects in a real bucket, and all the ways in which requests to it can fail."""
 
 from __future__ import annotations
 

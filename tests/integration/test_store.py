@@ -1,4 +1,4 @@
-"""The store on PostgreSQL keeps the contract that the unit tests state for SQLite."""
+"""The store passes its unit tests on PostgreSQL, too."""
 
 from __future__ import annotations
 

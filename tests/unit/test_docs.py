@@ -1,4 +1,4 @@
-"""The documents name every setting, link to what exists, and have lines of a readable length."""
+"""The documents name every setting, have valid links, and keep lines short."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The Ray actors of an attempt, and where they run."""
+"""The Ray actors of an attempt, and their placement."""

@@ -1,4 +1,4 @@
-"""The actors of one attempt, in one placement group: they live and die with its driver."""
+"""The actors of one attempt, in one placement group; they end with its driver."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from workers.actors.interface import ASSEMBLING, SERVING, Worker
 from workers.actors.placement import Placement, Resources, fits
 
 WAITING_SECONDS = 30
-"""How long resources may be held by others before the job's history says so."""
+"""How long other jobs may hold the resources before the job's history records the wait."""
 
 
 def machines() -> list[Resources]:
-    """What each machine of the cluster has, as far as Ray reaches it."""
+    """The resources of each machine that is alive in the cluster."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 class ActorGroup:
-    """The workers, one per bundle. A context manager.
+    """The workers, one per bundle; a context manager.
 
-    Actors are named after the attempt, so that Ray's dashboard shows whose they are, and are
-    never detached. What others hold is waited for; `on_waiting` is called once if that takes long.
-    Raises ClusterUnavailable if the machines for it go away.
+    Actors are never detached, and their names in Ray's dashboard begin with the attempt's. On
+    entry the group waits for resources that other jobs hold, and calls `on_waiting` once if that
+    takes long. Raises ClusterUnavailable if the cluster loses the machines for it.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class ActorGroup:
         remove_placement_group(self._group)
 
     def _wait(self) -> None:
-        said = False
+        reported = False
         while not self._group.wait(WAITING_SECONDS):
             if not fits(self.placement, machines()):
                 raise ClusterUnavailable(
-                    f"The cluster has no longer the machines for {self.placement.bundles}."
+                    f"The cluster no longer has the machines for {self.placement.bundles}."
                 )
-            if not said:
+            if not reported:
                 self._on_waiting()
-                said = True
+                reported = True
 
     def _worker(self, number: int) -> Any:
         placement = self.placement

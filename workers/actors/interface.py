@@ -1,7 +1,7 @@
-"""What a driver may ask of its actors. Each call is passed on to the object that does the work.
+"""The interface of the actors. Each call is passed on to the object that does the work.
 
-Those objects' modules import torch and transformers, which takes seconds. They are imported where
-the actor runs, while the driver goes on, and never by the driver.
+Those objects' modules import torch and transformers, which takes seconds. The actor's process
+imports them, while the driver goes on; the driver never does.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import ray
 from service.domain.spec import JobSpec
 
 SERVING = "serving"
-"""The concurrency group of the methods that only hand out what is already computed."""
+"""The concurrency group of the methods that only return finished results."""
 
 ASSEMBLING = "assembling"
-"""That of the methods that write artifacts, with the layers that SERVING hands out."""
+"""The concurrency group of the methods that write artifacts, with the layers from SERVING."""
 
 
 def _passed_on(
@@ -35,10 +35,10 @@ def _passed_on(
 
 
 def _hide_gpus() -> None:
-    """CUDA reads the variable when torch first uses it, not when torch is imported.
+    """Hide the node's GPUs, all of which an actor without GPUs would otherwise see.
 
-    An actor without GPUs would otherwise see every GPU of its node. The variable is set here and
-    not by a `runtime_env`, for which Ray would start a new process in place of a waiting one.
+    CUDA reads the variable when torch first uses it, not when torch is imported. With a
+    `runtime_env` Ray would start a new process instead of using an idle one.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -1,4 +1,4 @@
-"""Who does what: how many workers a job gets, and which worker solves which layers."""
+"""Decides how many workers a job gets, and which worker solves which layers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import TypeVar
 from service.errors import InsufficientResources
 from workers.compression.shapes import InputGroup
 
-LOOKING_SECONDS = 2.0
-"""Between two looks for machines that are on their way back."""
+POLL_SECONDS = 2.0
+"""The pause between two checks for machines that may return."""
 
 CPUS_PER_CPU_WORKER = 2
-"""Without GPUs and without a wish of the user's, one worker per so many CPUs."""
+"""The default number of CPUs per worker in a cluster without GPUs."""
 
 Item = TypeVar("Item")
 
 Resources = Mapping[str, float]
-"""What Ray says a machine has: `CPU`, `GPU` and more."""
+"""The resources of a machine, as Ray reports them: `CPU`, `GPU` and more."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The workers of a job and what Ray reserves for each."""
+    """The workers of a job and the resources that Ray reserves for each."""
 
     workers: int
     cpus: int  # per worker
@@ -43,20 +43,20 @@ class Placement:
 def plan_placement(
     requested: int | None, nodes: Sequence[Resources], concurrent_jobs: int = 1
 ) -> Placement:
-    """One GPU for each worker where there are GPUs, else an equal share of the CPUs.
+    """Give each worker one GPU if the cluster has GPUs, else an equal share of the CPUs.
 
-    `nodes` are the resources of each machine of the cluster: a worker never spans two. Unless so
-    many workers were `requested`, a job takes its part of the GPUs, or without any of the CPUs,
-    which `concurrent_jobs` divide. Raises InsufficientResources if so many workers do not fit,
-    however few CPUs each is given.
+    `nodes` has the resources of each machine of the cluster; a worker never spans two machines.
+    Unless a number of workers is `requested`, `concurrent_jobs` jobs divide the GPUs among them,
+    or the CPUs if there are no GPUs. Raises InsufficientResources if the workers do not fit, even
+    with one CPU each.
     """
     cpus = sum(int(node.get("CPU", 0)) for node in nodes)
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     share = max(1, cpus // concurrent_jobs)
     by_default = gpus // concurrent_jobs if gpus else share // CPUS_PER_CPU_WORKER
     workers = requested or max(1, by_default)
-    most = cpus // gpus if gpus else share // workers
-    for cpus_each in range(max(1, most), 0, -1):
+    most_cpus = cpus // gpus if gpus else share // workers
+    for cpus_each in range(max(1, most_cpus), 0, -1):
         placement = Placement(workers, cpus_each, 1 if gpus else 0)
         if fits(placement, nodes):
             return placement
@@ -68,7 +68,7 @@ def plan_placement(
 
 
 def fits(placement: Placement, nodes: Sequence[Resources]) -> bool:
-    """Whether the machines have room for all workers at once, if nobody else uses them."""
+    """Whether the machines have room for all workers at once, if no other job uses them."""
     return sum(_room(node, placement) for node in nodes) >= placement.workers
 
 
@@ -78,16 +78,17 @@ def choose_placement(
     machines: Callable[[], Sequence[Resources]],
     patience_seconds: float,
 ) -> Placement:
-    """The placement of the job's `earlier` attempt, as soon as there is room for it, or a new one.
+    """Choose the placement of the job's `earlier` attempt if it fits in time, or else a new one.
 
-    A machine that was lost, and a Ray that was restarted, may be on their way back: an attempt in
-    the same places goes on where the earlier one stopped. So the earlier placement is waited for,
-    and on a job's first attempt any machine at all. Raises InsufficientResources.
+    A lost machine, or a restarted Ray, may return soon, and an attempt with the same placement
+    resumes where the earlier one stopped. So this waits up to `patience_seconds` for the machines
+    of the earlier placement, or on a job's first attempt for any machine. Raises
+    InsufficientResources.
     """
     deadline = time.monotonic() + patience_seconds
     nodes = machines()
-    while not _have_come(earlier, nodes) and time.monotonic() < deadline:
-        time.sleep(LOOKING_SECONDS)
+    while not _available(earlier, nodes) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
         nodes = machines()
     if earlier is not None and fits(earlier, nodes):
         return earlier
@@ -97,7 +98,7 @@ def choose_placement(
     return placement
 
 
-def _have_come(earlier: Placement | None, nodes: Sequence[Resources]) -> bool:
+def _available(earlier: Placement | None, nodes: Sequence[Resources]) -> bool:
     if earlier is None:
         return any(node.get("CPU") for node in nodes)
     return fits(earlier, nodes)
@@ -110,7 +111,7 @@ def _room(node: Resources, placement: Placement) -> int:
 
 
 def shares(items: Sequence[Item], workers: int) -> list[Sequence[Item]]:
-    """Static, contiguous shares of nearly equal length, one per worker."""
+    """Contiguous shares of nearly equal length, one per worker."""
     bounds = [len(items) * worker // workers for worker in range(workers + 1)]
     return [items[start:end] for start, end in pairwise(bounds)]
 

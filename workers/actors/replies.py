@@ -1,4 +1,4 @@
-"""What a worker answers its driver: plain data, which a driver reads without torch."""
+"""The replies of a worker to its driver: plain data, which the driver reads without torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workers.resumption.checkpoints import Refusal
 
 @dataclass(frozen=True)
 class WorkerPlace:
-    """Where a worker runs and on what."""
+    """The machine and the device that a worker runs on."""
 
     worker: int
     host: str
     pid: int
     device: str
-    kind: str  # of the device: equal kinds round alike
+    kind: str  # of the device; devices of one kind round in the same way
     threads: int
     mixed_precision: bool  # whether it calibrates and measures perplexity in bfloat16
     gpu_ids: list[str]
@@ -29,14 +29,14 @@ class WorkerPlace:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What the driver must know of the model; every worker finds the same."""
+    """The model's properties that the driver needs; all workers report the same ones."""
 
     architecture: str
     parameters: int
     bytes: int  # of the checkpoint's weights
     dtype: str  # of the checkpoint, as torch names it
     groups: tuple[InputGroup, ...]
-    left_dense: Mapping[str, str]  # matrices that no target compresses, and why
+    left_dense: Mapping[str, str]  # the reason for each matrix that no target compresses
 
     @property
     def layers(self) -> tuple[LinearLayer, ...]:
@@ -45,7 +45,7 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class TakenOver:
-    """What a worker need not solve again, and the checkpoints that it refused."""
+    """The groups that a worker need not solve again, and the checkpoints that it refused."""
 
     solved: Mapping[str, list[LayerCandidates]]  # by group
     refused: list[Refusal]

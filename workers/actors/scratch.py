@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def attempts_in(folder: Path) -> list[str]:
-    """The names of the attempts that have files there."""
+    """The names of the attempts that have files in `folder`."""
     return [found.name for found in folder.glob("job-*-*")]
 
 

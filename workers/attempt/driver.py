@@ -1,10 +1,10 @@
 """The driver of one attempt: ``python -m workers.attempt.driver JOB ATTEMPT``, as a Ray job.
 
-It runs the pipeline and tells the database how it ended. Every write carries the attempt's
-number; a driver whose attempt is no longer current stops without a trace. One that finds another
-schema than its own neither reads nor writes: its exit status tells the dispatcher, which fails the
-job. A driver rides out outages of the database, and ends within seconds when it is told to stop
-(SIGTERM).
+It runs the pipeline and records its outcome in the database. Every write carries the attempt's
+number; a driver whose attempt is no longer current stops and writes nothing. If the database has
+another schema than the driver, it neither reads nor writes; its exit status makes the dispatcher
+fail the job. It repeats its writes during an outage of the database, and ends within seconds of
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ EXIT_STALE = 3
 EXIT_STOPPED = 4
 
 STOPPING_SECONDS = 2.0
-"""For tidying up once the driver is told to stop; Ray kills it a second later."""
+"""How long the cleanup after SIGTERM may take; Ray kills the driver a second later."""
 
 Result = TypeVar("Result")
 
@@ -104,13 +104,13 @@ def _retry(settings: Settings, act: Callable[[], Result]) -> Result:
 
 
 def _end(status: int, scratch: Path) -> None:
-    """End the process, and its actors with it, whatever its other threads are doing."""
+    """End the process whatever its other threads are doing; its actors end with it."""
     shutil.rmtree(scratch, ignore_errors=True)
     os._exit(status)
 
 
 def _stop_on_sigterm(scratch: Path) -> None:
-    """Tidy up when told to stop, and end in any case. Takes the place of Ray's handler."""
+    """On SIGTERM, clean up and end within STOPPING_SECONDS. Replaces Ray's handler."""
 
     def stop(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -21,10 +21,10 @@ from service.errors import (
 from workers.compression import errors as compression
 
 NODE_DIED = "its node has died"
-"""Ray's message about an actor whose machine is lost; its exception has only the text."""
+"""Ray's message about an actor whose machine is lost; the exception has no other sign of it."""
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""What torch writes into a plain RuntimeError when a machine's memory is exhausted."""
+"""Torch names it in a plain RuntimeError when a machine's memory is exhausted."""
 
 MEMORY_ERRORS = (MemoryError, ray.OutOfMemoryError, ray.ObjectStoreFullError)
 
@@ -38,7 +38,7 @@ CLUSTER_ERRORS = (
     ray.TaskPlacementGroupRemoved,
     ray.RuntimeEnvSetupError,
 )
-"""Ray itself fails, or has withdrawn a reservation."""
+"""They mean that Ray itself failed, or withdrew a reservation."""
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -61,21 +61,21 @@ def failure_of(error: BaseException) -> Failure:
 
 def _of_memory(error: BaseException) -> EigenpressError | None:
     if _is_of_gpu(error):
-        where, workers = "A worker's GPU", "more of them hold as much each"
+        where, workers = "A worker's GPU", "more workers need as much memory each"
     elif isinstance(error, MEMORY_ERRORS) or CPU_ALLOCATOR in str(error):
-        where, workers = "A worker's machine", "fewer on each machine share its memory"
+        where, workers = "A worker's machine", "fewer workers share a machine's memory"
     else:
         return None
     return OutOfMemory(
         f"{where} ran out of memory: lower calibration.batch_size, set "
         f"calibration.gradient_checkpointing, or change the number of workers ({workers}). "
-        f"It said: {_first_line(error)}",
+        f"The error: {_first_line(error)}",
         param="calibration.batch_size",
     )
 
 
 def _is_of_gpu(error: BaseException) -> bool:
-    """Whether it is torch's, which the driver does not import by itself."""
+    """Whether torch raised it for a full GPU; the driver itself does not import torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
@@ -84,7 +84,7 @@ def _of_disk(error: BaseException) -> EigenpressError | None:
     if isinstance(error, ray.OutOfDiskError) or is_full_disk(error):
         return DiskFull(
             "A machine's disk is full: make room there, or set EIGENPRESS_DATA_DIR to a larger "
-            f"one. It said: {_first_line(error)}"
+            f"one. The error: {_first_line(error)}"
         )
     return None
 
@@ -104,7 +104,7 @@ def _of_cluster(error: BaseException) -> EigenpressError | None:
 
 
 def _gist(error: BaseException) -> str:
-    """What Ray says happened: in the death of an actor, behind a table of what it was."""
+    """Ray's message, without the table of an actor's properties."""
     lines = [line for line in str(error).splitlines() if line.strip() and line[0] != "\t"]
     return " ".join(line.strip() for line in lines) or type(error).__name__
 

@@ -1,8 +1,8 @@
 """Renews the lease of an attempt, and ends the attempt when it is no longer current.
 
-A separate thread renews the lease, independent of the driver's work. When the attempt is not the
-current one any more, it ends at once: the actors die with their driver's process. During an outage
-of the database the attempt continues.
+A separate thread renews the lease, independent of the driver's work. When the attempt is no longer
+current, the driver's process ends at once, and its actors with it. During an outage of the database
+the attempt continues.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from service.store.store import Store
 RENEWALS_PER_LEASE = 3
 
 JOINING_SECONDS = 5.0
-"""A renewal that hangs in a database out of reach is not waited for."""
+"""How long the end of an attempt waits for a renewal that hangs."""
 
 log = logging.getLogger("eigenpress.driver")
 
@@ -34,7 +34,7 @@ class Heartbeat:
         lease_seconds: float,
         on_stale: Callable[[], object],
     ) -> None:
-        """`on_stale` is called, on the heartbeat's thread, when the attempt is not current."""
+        """The heartbeat's thread calls `on_stale` when the attempt is no longer current."""
         self._renew = partial(store.attempts.renew, job_id, attempt, lease_seconds)
         self._pause_seconds = lease_seconds / RENEWALS_PER_LEASE
         self._on_stale = on_stale

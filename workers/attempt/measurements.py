@@ -1,7 +1,7 @@
-"""What every model of a job is measured on: text and tasks, in batches that workers share.
+"""Measures every model of a job on texts and tasks, batch by batch.
 
-The dense model's batches are shared by all; an artifact's stay on its node. What the journal has
-is not measured again.
+All workers share the batches of the dense model; an artifact's batches stay on its node. A result
+in the journal is not measured again.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class Subject:
     """A model that is measured."""
 
     key: str  # its name in the journal: equal keys are equal models
-    worker: int | None  # whose node has its folder; None: every worker has it
+    worker: int | None  # its node has the folder; None: every worker has the model
     folder: Path | None  # None: the source model
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One batch of a text or of a task, which every model is measured on."""
+    """One batch of a text or of a task; every model is measured on it."""
 
     kind: str  # TEXT or TASK
     name: str
-    number: int  # models are compared sample by sample
+    number: int
     samples: Sequence[Any]
     task: EvaluationTask | None = None
 
     def submit(self, worker: Any, folder: Path | None) -> Any:
-        """A reference to the TextLoss or the Scores of the model in a folder; None: the source."""
+        """Start to measure the model in `folder` (None: the source); return Ray's reference."""
         if self.task is None:
             return worker.measure.remote(folder, self.samples)
         return worker.score.remote(folder, self.task, self.samples)
@@ -76,12 +76,12 @@ class Measurements:
 
     @property
     def samples(self) -> int:
-        """Of all subjects together."""
+        """The number of samples of all subjects together."""
         return len(self._subjects) * sum(len(batch.samples) for batch in self._batches)
 
     @property
     def known(self) -> int:
-        """How many of the samples the journal has."""
+        """The number of samples whose results the journal has."""
         return sum(
             len(batch.samples)
             for subject in self._subjects
@@ -90,14 +90,14 @@ class Measurements:
         )
 
     def run(self) -> Iterator[int]:
-        """Measure what is missing; yields the number of samples as each batch is done."""
+        """Measure the missing batches; yield the number of samples of each as it ends."""
         for (subject, batch), result in drive(self._queues()):
             self._journal.put(_key(subject, batch), result)
             yield len(batch.samples)
         self._journal.flush()
 
     def evaluation(self, subject: Subject, decode_tokens: int) -> Evaluation:
-        """What was measured on one model. Its speed is measured now, on a machine of its own."""
+        """The measurements of one model. Its speed is measured now, while no other call runs."""
         found: Mapping[tuple[str, str], list[Any]] = defaultdict(list)
         for batch in self._batches:
             found[batch.kind, batch.name].append(self._journal.get(_key(subject, batch)))
@@ -138,8 +138,8 @@ def _batches(texts: Texts, exercises: Sequence[Exercise], size: int) -> list[Bat
         for number, sequences in enumerate(in_batches(sorted(text.sequences, key=len), size)):
             batches.append(Batch(TEXT, text.name, number, sequences))
     for exercise in exercises:
-        together = 1 if isinstance(exercise.task, LmEval) else size
-        for number, problems in enumerate(in_batches(exercise.problems, together)):
+        batch_size = 1 if isinstance(exercise.task, LmEval) else size
+        for number, problems in enumerate(in_batches(exercise.problems, batch_size)):
             batches.append(Batch(TASK, exercise.task.name, number, problems, exercise.task))
     return batches
 
@@ -149,5 +149,5 @@ def _key(subject: Subject, batch: Batch) -> str:
 
 
 def _scores(task: EvaluationTask, batches: Sequence[Scores]) -> Scores:
-    """Of a whole task: batches of problems, or the tasks of lm-eval that it names."""
+    """The scores of a whole task, from its batches of problems or its tasks of lm-eval."""
     return Scores.union(batches) if isinstance(task, LmEval) else Scores.total(batches)

@@ -1,10 +1,10 @@
-"""Sizes that are measured and not written, in the memory of the workers.
+"""Measures sizes in the memory of the workers, without writing them.
 
 Every worker puts the low-rank layers of a size into its own copy of the model and measures its
-share of the text; the next size replaces them. While sizes are probed a worker holds the dense
-model and, beside it, the low-rank layers of one size. Where the artifact's dtype is not the stored
-one, it also keeps the original weights of the layers it solved beside the rounded ones: with one
-worker about twice the compressible weights.
+share of the text; the next size replaces them. Meanwhile a worker holds the dense model and the
+low-rank layers of one size. If the artifact's dtype differs from the stored one, it also keeps the
+original weights of the layers it solved beside the rounded ones; a single worker then holds about
+twice the compressible weights.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Probe:
 
 
 class Probes:
-    """Measures the model at any ranks; what was measured once is remembered, and journalled.
+    """Measures the model at any ranks; keeps every result here and in the journal.
 
-    `owners` are the workers that solved each layer. Before the first probe the dense model is
-    measured on the datasets that the probes are compared on: see `dense`.
+    `owners` has the worker that solved each layer. Call `dense` before the first probe, with the
+    datasets for the comparison.
     """
 
     def __init__(
@@ -69,35 +69,37 @@ class Probes:
 
     def dense(self, datasets: Iterable[str]) -> None:
         """Measure the dense model. Raises ModelInvalid if its loss is not finite."""
-        self._dense = {name: self._kept(None, name) for name in datasets}
+        self._dense = {name: self._journalled_loss(None, name) for name in datasets}
         if not all(math.isfinite(loss.perplexity) for loss in self._dense.values()):
-            raise ModelInvalid("its loss on the evaluation text is not finite", param="model")
+            raise ModelInvalid(
+                "the model's loss on the evaluation text is not finite", param="model"
+            )
 
     def increase(self, ranks: Ranks, dataset: str) -> float:
-        """How much larger the perplexity is than the dense model's: 0.1 is 10 percent."""
+        """The relative increase of the perplexity over the dense model's: 0.1 is 10 percent."""
         loss = self.measure(ranks, [dataset])[dataset]
         return loss.perplexity / self._dense[dataset].perplexity - 1
 
     def measure(self, ranks: Ranks, datasets: Iterable[str]) -> Mapping[str, TextLoss]:
-        """The losses at these ranks on, at least, these datasets."""
+        """The losses at these ranks, at least on these datasets."""
         measured = self._measured[frozenset(ranks.items())]
         missing = [name for name in datasets if name not in measured]
         if missing:
-            measured |= {name: self._kept(ranks, name) for name in missing}
+            measured |= {name: self._journalled_loss(ranks, name) for name in missing}
             self._advance()
         return measured
 
     @property
     def done(self) -> list[Probe]:
-        """All that was measured, in the order in which it was first asked for."""
+        """All probes, in the order of their first measurements."""
         return [Probe(dict(ranks), losses) for ranks, losses in self._measured.items()]
 
     def end(self) -> None:
-        """Let the workers have the dense model again."""
+        """Restore the dense model on every worker."""
         ray.get([worker.restore.remote() for worker in self._workers])
 
-    def _kept(self, ranks: Ranks | None, dataset: str) -> TextLoss:
-        """The loss at these ranks, or of the dense model: from the journal, or measured."""
+    def _journalled_loss(self, ranks: Ranks | None, dataset: str) -> TextLoss:
+        """The loss at these ranks (None: of the dense model), from the journal or measured now."""
         key = f"probe/{'dense' if ranks is None else ranks_key(ranks)}/{dataset}"
         loss: TextLoss | None = self._journal.get(key)
         if loss is None:
@@ -108,7 +110,7 @@ class Probes:
         return loss
 
     def _place(self, ranks: Ranks) -> None:
-        """Every worker gets every layer whose rank has changed, one of each owner at a time."""
+        """Send every worker each layer whose rank has changed, one per owner at a time."""
         changed: dict[Any, list[str]] = defaultdict(list)
         for name, rank in ranks.items():
             if rank != self._placed[name]:
@@ -123,7 +125,7 @@ class Probes:
         return None if rank is None else self._owners[name].compressed.remote(name, rank)
 
     def _loss(self, dataset: str) -> TextLoss:
-        """Of the model as it stands, each worker a share of the batches."""
+        """Measure the workers' current model; each worker takes a share of the batches."""
         queues: list[list[Call]] = [[] for _ in self._workers]
         batches = in_batches(sorted(self._texts[dataset].sequences, key=len), self._batch_size)
         for batch, number in zip(batches, cycle(range(len(queues)))):

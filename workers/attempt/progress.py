@@ -1,6 +1,6 @@
 """Reports the progress of an attempt to the database.
 
-During an outage of the database progress inside a step may be dropped; every other write is
+During an outage of the database, progress inside a step may be dropped; every other write is
 repeated until it succeeds.
 """
 
@@ -27,9 +27,9 @@ log = logging.getLogger("eigenpress.driver")
 
 
 class Progress:
-    """The steps of one attempt, how long each took, and what else its history holds.
+    """Writes the steps and events of one attempt, and measures how long each step takes.
 
-    Every method raises AttemptStale once the attempt is not the current one.
+    Every method raises AttemptStale once the attempt is no longer current.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Progress:
         return None if event is None else event.data
 
     def published(self, position: int, artifact: Artifact) -> None:
-        """The artifact of the target at this position is in the bucket."""
+        """Record the published artifact of the target at this position."""
         self._retry(
             lambda: self._store.attempts.published(self._job_id, self.attempt, position, artifact)
         )
@@ -81,11 +81,11 @@ class Progress:
         """The names of all attempts, of any job, that are under way."""
         return {f"{job.id}-{job.attempt}" for job in self._retry(self._store.claims.in_flight)}
 
-    def tell(self, step: Step, done: int, total: int, unit: str) -> None:
-        """Write the progress of a step; retries during an outage."""
-        self._retry(lambda: self.mention(step, done, total, unit))
+    def write(self, step: Step, done: int, total: int, unit: str) -> None:
+        """Write the progress of a step; repeat the write during an outage."""
+        self._retry(lambda: self.write_once(step, done, total, unit))
 
-    def mention(self, step: Step, done: int, total: int, unit: str) -> None:
+    def write_once(self, step: Step, done: int, total: int, unit: str) -> None:
         """Write the progress of a step. Raises DatabaseUnavailable."""
         self._store.attempts.progress(self._job_id, self.attempt, step, done, total, unit)
 
@@ -94,7 +94,7 @@ class Progress:
 
 
 class StepMeter:
-    """Counts the work of one step; writes it to the database now and then, and at the end."""
+    """Counts the work of one step; writes it to the database at intervals and at the end."""
 
     def __init__(self, progress: Progress, step: Step, unit: str) -> None:
         self._progress = progress
@@ -108,8 +108,8 @@ class StepMeter:
         """Set the number of units of the step, and how many an earlier attempt has done."""
         self._total = total
         self._done = done
-        # The last unit is reported by `finish`: a step is over when its results are kept.
-        self._tell(min(done, max(0, total - 1)))
+        # `finish` reports the last unit, because a step ends when its results are stored.
+        self._write(min(done, max(0, total - 1)))
 
     def advance(self, units: int = 1) -> None:
         """Count `units` more as done."""
@@ -117,14 +117,14 @@ class StepMeter:
         due = time.monotonic() - self._written >= MIN_SECONDS_BETWEEN_WRITES
         if due and self._done < self._total:
             try:
-                self._progress.mention(self._step, self._done, self._total, self._unit)
+                self._progress.write_once(self._step, self._done, self._total, self._unit)
             except DatabaseUnavailable as error:
                 log.warning("%s of %s %s: %s", self._done, self._total, self._unit, error)
             self._written = time.monotonic()
 
     def finish(self) -> None:
-        self._tell(self._total)
+        self._write(self._total)
 
-    def _tell(self, done: int) -> None:
-        self._progress.tell(self._step, done, self._total, self._unit)
+    def _write(self, done: int) -> None:
+        self._progress.write(self._step, done, self._total, self._unit)
         self._written = time.monotonic()

@@ -1,6 +1,6 @@
 """The results of a job: the JSON report, and the model card of each artifact.
 
-Size is always said three ways: the fraction of the compressible linear parameters kept, the
+They give every size in three ways: the fraction of the compressible linear parameters kept, the
 fraction of the whole model's parameters, and bytes on disk. Pure functions on plain data.
 """
 
@@ -27,10 +27,10 @@ FORMAT = 1
 
 MAX_SPECTRUM_POINTS = 64
 MAX_SPECTRA_POINTS = 32_768
-"""Of one layer and of all together: a model of many experts has thousands of layers."""
+"""The limits for one layer and for all together; a mixture of experts has thousands of layers."""
 
-UNREACHED = "no token of the calibration reached it"
-"""Why an expert of a mixture can only stay dense."""
+UNREACHED = "no calibration token reached it"
+"""Why an expert of a mixture stays dense."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def job_report(
     probes: Sequence[Probe],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The whole job in one JSON document; `calibration_loss` is nats per predicted token."""
+    """The report of the whole job; `calibration_loss` is in nats per predicted token."""
     spec = job.spec
     documents = {text.name: text.documents for text in texts.evaluation}
     length = spec.calibration.sequence_length
@@ -207,7 +207,7 @@ def _curve(
     results: Sequence[TargetResult],
     probes: Sequence[Probe],
 ) -> list[dict[str, Any]]:
-    """Every size that was measured, the smallest first; a target's own probe is left out."""
+    """Every measured size, the smallest first; a probe of a target's size is left out."""
     if dense is None:
         return []
     written = [dict(result.ranks) for result in results]
@@ -249,13 +249,13 @@ def _point(
 
 
 def _spectra(options: Sequence[LayerCandidates]) -> list[dict[str, Any]]:
-    """Per layer the share of its energy that the first `rank` directions keep."""
+    """For each layer, the share of its energy that its first `rank` directions keep."""
     points = max(2, min(MAX_SPECTRUM_POINTS, MAX_SPECTRA_POINTS // max(1, len(options))))
     return [_spectrum(layer, points) for layer in options]
 
 
 def _spectrum(layer: LayerCandidates, points: int) -> dict[str, Any]:
-    """At `points` ranks at most, in a geometric series from 1 to the full rank."""
+    """The kept energy at most at `points` ranks, a geometric series from 1 to the full rank."""
     full = len(layer.spectrum)
     ranks = sorted(
         {round(full ** (point / (points - 1))) for point in range(points)} if full else []
@@ -285,7 +285,7 @@ def _layer(shape: LinearLayer, options: LayerCandidates, ranks: Ranks) -> dict[s
 def _measured(
     evaluation: Evaluation, dense: Evaluation | None, documents: Mapping[str, int]
 ) -> dict[str, Any]:
-    """With the differences from the dense model, if given; pairing makes these more precise."""
+    """The measurements, with the paired differences from the dense model if it is given."""
     perplexity, accuracy = {}, {}
     for name, loss in evaluation.losses.items():
         perplexity[name] = {

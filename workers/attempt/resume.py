@@ -1,4 +1,4 @@
-"""What a new attempt takes over from the earlier ones of its job, and what of theirs it refuses."""
+"""Decides which checkpoints of earlier attempts a new attempt reuses, and refuses the others."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from workers.resumption.fingerprint import Fingerprint
 from workers.resumption.journal import CALIBRATION_LOSS, Journal
 
 PARTS = "parts"
-"""The document with the parts of a fingerprint."""
+"""The name of the document with the parts of a fingerprint."""
 
 log = logging.getLogger("eigenpress.checkpoints")
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where an attempt begins: all of it empty where nothing was taken over."""
+    """The work that an attempt reuses; everything is empty if it starts anew."""
 
     journal: Journal
     solved: Mapping[str, list[LayerCandidates]]  # by group
-    calibrated: Sequence[Calibrated] | None  # by worker; None: nobody needs the statistics
+    calibrated: Sequence[Calibrated] | None  # by worker; None: no worker needs the statistics
 
     @property
     def sequences(self) -> int:
-        """How many need not be calibrated on again, where they are needed at all."""
+        """How many calibrated sequences are reused, if the statistics are needed."""
         return sum(each.sequences for each in self.calibrated or ())
 
 
@@ -50,7 +50,7 @@ def resume(
     progress: Progress,
     settings: Settings,
 ) -> Resumption:
-    """Look for checkpoints with this fingerprint; `owned` are the groups that each worker solves.
+    """Reuse the checkpoints with this fingerprint; `owned` has the groups that each worker solves.
 
     Events record what is reused and what is refused. Raises the storage's errors.
     """
@@ -89,8 +89,8 @@ def _announce(progress: Progress, resumption: Resumption, fingerprint: Fingerpri
     if resumption.sequences or groups or measurements or published:
         progress.note(
             "attempt.resumed",
-            f"Takes over {resumption.sequences} calibrated sequences, {groups} solved groups, "
-            f"{measurements} measurements and {len(published)} published artifacts.",
+            f"The attempt reuses {resumption.sequences} calibrated sequences, {groups} solved "
+            f"groups, {measurements} measurements and {len(published)} published artifacts.",
             {
                 "fingerprint": fingerprint.digest,
                 "sequences": resumption.sequences,
@@ -116,11 +116,11 @@ def _refuse_others(checkpoints: Checkpoints, fingerprint: Fingerprint, progress:
         _refuse(progress, Refusal(f"{root}{name}/", _difference(checkpoints, found, fingerprint)))
         _remove_unused(partial(checkpoints.delete, f"{root}{name}/"))
     if folders:
-        progress.withdraw("Published by another computation; all artifacts are made anew.")
+        progress.withdraw("Another computation published these; all artifacts are built again.")
 
 
 def _remove_unused(remove: Callable[[], None]) -> None:
-    """Remove unused objects, if possible now; the cleanup after the job removes them otherwise."""
+    """Try to remove unused objects; if that fails, the cleanup after the job removes them."""
     try:
         remove()
     except EigenpressError as error:
@@ -141,18 +141,18 @@ def _write_parts(
     try:
         checkpoints.put_sealed(checkpoints.place.prefix + PARTS, dict(fingerprint.parts))
     except EigenpressError as error:
-        log.warning("what the fingerprint is made of was not written: %s", error)
+        log.warning("the parts of the fingerprint were not written: %s", error)
 
 
 def _difference(checkpoints: Checkpoints, keys: Sequence[str], fingerprint: Fingerprint) -> str:
-    """In which parts another fingerprint differs from ours."""
+    """The reason to refuse the checkpoints of another fingerprint: the parts that differ."""
     key = _parts_key(keys)
     try:
         names = fingerprint.differences(checkpoints.read_sealed(key)) if key else []
     except Refused:
         names = []
-    what = ", ".join(names) or "something"
-    return f"it is of another computation: {what} has changed since"
+    changed = ", ".join(names) or "something"
+    return f"it belongs to another computation: {changed} has changed since"
 
 
 def _parts_key(keys: Sequence[str]) -> str | None:

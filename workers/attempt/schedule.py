@@ -1,4 +1,4 @@
-"""Keeps Ray actors busy: a queue of calls per actor, a few of them under way at a time."""
+"""Keeps Ray actors busy: each has a queue of calls, a few of which are in flight."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from typing import Any
 import ray
 
 IN_FLIGHT_PER_QUEUE = 2
-"""One call running and one waiting, so that an actor never waits for the driver."""
+"""One call runs and one waits, so that an actor never waits for the driver."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call to an actor, made when its turn comes; `label` tells whose result is whose."""
+    """One call to an actor, made in its turn; `label` identifies its result."""
 
     label: Hashable
     submit: Callable[[], Any]  # returns a ray.ObjectRef
 
 
 def drive(queues: Sequence[Iterable[Call]]) -> Iterator[tuple[Any, Any]]:
-    """Run the queues side by side, each in order; yields (label, result) as the calls end.
+    """Run the queues in parallel, each in order; yields (label, result) as the calls end.
 
     A result is fetched and its reference dropped before the next call of its queue is submitted,
-    so the object store holds no more than what is in flight. The first error of any call is
-    raised here.
+    so the object store holds only the results in flight. Raises the first error of any call.
     """
     waiting = [deque(queue) for queue in queues]
     running: dict[Any, tuple[int, Hashable]] = {}

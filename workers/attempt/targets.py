@@ -1,6 +1,6 @@
-"""From what a job asks for, sizes and qualities, to the rank of every layer.
+"""Chooses the rank of every layer from a job's targets, which are sizes and qualities.
 
-Pure functions: what a quality needs to know of a choice of ranks comes from a callback.
+Pure functions: a callback measures the quality of a choice of ranks.
 """
 
 from __future__ import annotations
@@ -14,50 +14,50 @@ from workers.compression.candidates import LayerCandidates, Ranks, least_cost
 from workers.compression.errors import BudgetTooSmall
 
 KEEP_STEPS = 200
-"""The sizes among which a quality is sought: multiples of 1/200, half a percent, of the
-compressible layers' parameters, and the smallest size that there is."""
+"""The number of candidate sizes for a quality target: the multiples of 1/200 (half a percent) of
+the compressible layers' parameters, below all of them, and the smallest possible size."""
 
 MAX_PROBES = KEEP_STEPS.bit_length()
-"""How many sizes are measured, at most, to find one among KEEP_STEPS."""
+"""The largest number of measurements for a bisection over KEEP_STEPS sizes."""
 
 Increase = Callable[[Ranks, str], float]
-"""How much larger the perplexity on a dataset is than the dense model's: 0.1 is 10 percent."""
+"""How much the perplexity on a dataset exceeds the dense model's: 0.1 is 10 percent."""
 
 
 def choose_ranks(
     spec: JobSpec, parameters: int, options: Sequence[LayerCandidates], increase: Increase
 ) -> list[Ranks]:
-    """The ranks of every target; `parameters` counts those of the whole dense model.
+    """The ranks of every target; `parameters` is the size of the whole dense model.
 
     Raises TargetUnreachable naming the first target that no ranks meet.
     """
-    sized = _allocation(spec, options)
+    allocate = _allocation(spec, options)
     chosen: list[Ranks] = []
     for number, target in enumerate(spec.targets):
         if isinstance(target, SizeTarget):
             param = f"targets.{number}.keep"
-            chosen.append(_sized_as(target, parameters, options, sized, param))
+            chosen.append(_ranks_of_size(target, parameters, options, allocate, param))
         else:
             param = f"targets.{number}.max_perplexity_increase"
-            chosen.append(_as_good_as(target, options, sized, increase, param))
+            chosen.append(_ranks_of_quality(target, options, allocate, increase, param))
     return chosen
 
 
 def curve_ranks(spec: JobSpec, options: Sequence[LayerCandidates]) -> list[Ranks]:
     """The ranks of every size of `evaluation.curve`. Raises TargetUnreachable."""
-    sized = _allocation(spec, options)
+    allocate = _allocation(spec, options)
     return [
-        _sized_as(SizeTarget(keep=keep), 0, options, sized, f"evaluation.curve.{number}")
+        _ranks_of_size(SizeTarget(keep=keep), 0, options, allocate, f"evaluation.curve.{number}")
         for number, keep in enumerate(spec.evaluation.curve)
     ]
 
 
 def smallest_that_meets(count: int, meets: Callable[[int], bool]) -> int | None:
-    """The least of the sizes 0 to `count` − 1 that meets a bound, by bisection.
+    """Find the smallest of the sizes 0 to `count` − 1 that meets a bound, by bisection.
 
-    What is returned has been asked for and meets the bound, and the size below it, if any, has
-    been asked for and does not: so also where the answers are not monotone. None says that the
-    largest does not meet it. Asks at most ⌈log2(count + 1)⌉ times.
+    The returned size was tested and meets the bound; the size below it, if any, was tested and
+    does not. This holds even if `meets` is not monotone. Returns None if the largest size does not
+    meet the bound. Calls `meets` at most ⌈log2(count + 1)⌉ times.
     """
     fails, answer = -1, count
     while answer - fails > 1:
@@ -70,7 +70,7 @@ def smallest_that_meets(count: int, meets: Callable[[int], bool]) -> int | None:
 
 
 def smallest_keep(target: SizeTarget, parameters: int, options: Sequence[LayerCandidates]) -> float:
-    """The least fraction, in thousandths rounded up, that the target's scope allows."""
+    """The smallest fraction, rounded up to thousandths, that the target's scope allows."""
     linear = _linear(options)
     whole, fixed = (linear, 0) if target.scope == "linear" else (parameters, parameters - linear)
     return math.ceil((fixed + least_cost(options)) / whole * 1000) / 1000
@@ -88,9 +88,9 @@ def linear_budget(target: SizeTarget, parameters: int, options: Sequence[LayerCa
 
 
 def candidate_budgets(options: Sequence[LayerCandidates]) -> list[int]:
-    """The sizes among which a quality is sought, ascending; none is as large as the dense layers.
+    """The candidate sizes for a quality target, ascending, all below that of the dense layers.
 
-    Empty where even rank 1 everywhere is as large.
+    Empty if rank 1 in every layer is no smaller than the dense layers.
     """
     linear, least = _linear(options), least_cost(options)
     steps = [linear * step // KEEP_STEPS for step in range(1, KEEP_STEPS)]
@@ -98,22 +98,22 @@ def candidate_budgets(options: Sequence[LayerCandidates]) -> list[int]:
 
 
 def _allocation(spec: JobSpec, options: Sequence[LayerCandidates]) -> Callable[[int], Ranks]:
-    """The ranks for a budget of parameters."""
-    # Imports torch, which a driver that starts does not wait for.
+    """A function from a budget of parameters to ranks."""
+    # This imports torch, which would delay the driver's start.
     from workers.compression.allocation import ALLOCATIONS
 
     return ALLOCATIONS[spec.allocation](options)
 
 
-def _sized_as(
+def _ranks_of_size(
     target: SizeTarget,
     parameters: int,
     options: Sequence[LayerCandidates],
-    sized: Callable[[int], Ranks],
+    allocate: Callable[[int], Ranks],
     param: str,
 ) -> Ranks:
     try:
-        return sized(linear_budget(target, parameters, options))
+        return allocate(linear_budget(target, parameters, options))
     except BudgetTooSmall as error:
         least = smallest_keep(target, parameters, options)
         raise TargetUnreachable(
@@ -123,31 +123,31 @@ def _sized_as(
         ) from error
 
 
-def _as_good_as(
+def _ranks_of_quality(
     target: QualityTarget,
     options: Sequence[LayerCandidates],
-    sized: Callable[[int], Ranks],
+    allocate: Callable[[int], Ranks],
     increase: Increase,
     param: str,
 ) -> Ranks:
     budgets = candidate_budgets(options)
     if not budgets:
-        raise TargetUnreachable("This model is not smaller at any rank.", param=param)
+        raise TargetUnreachable("No rank makes this model smaller.", param=param)
     tried: dict[int, tuple[Ranks, float]] = {}
 
     def meets(candidate: int) -> bool:
-        ranks = sized(budgets[candidate])
+        ranks = allocate(budgets[candidate])
         increased = increase(ranks, target.dataset)
         tried[candidate] = ranks, increased
         return increased <= target.max_perplexity_increase
 
     found = smallest_that_meets(len(budgets), meets)
     if found is None:
-        most = budgets[-1] / _linear(options)
+        largest = budgets[-1] / _linear(options)
         _, increased = tried[len(budgets) - 1]
         raise TargetUnreachable(
-            f"{target.name} is out of reach: with at most {most:.1%} of the compressible "
-            f"parameters, the most that is tried, the perplexity on '{target.dataset}' is "
+            f"{target.name} is out of reach: at the largest size tried, {largest:.1%} of the "
+            f"compressible parameters, the perplexity on '{target.dataset}' is "
             f"{1 + increased:.4g} times the dense model's.",
             param=param,
         )

@@ -1,11 +1,11 @@
-"""How many parameters each layer may keep.
+"""Chooses how many parameters each layer may keep.
 
-The spectra of all layers are in the same unit, the loss's square, so their eigenvalues compare.
-Given a budget, minimise the sum of dropped eigenvalues subject to the sum of costs: for a
-multiplier λ each layer on its own picks the rank, or stays dense, at the least error + λ · cost.
-Those picks are the corners of the layers' lower convex hulls, so the smallest λ that meets a
-budget is found among their slopes, and what is left of the budget is spent greedily. Pure
-functions on plain data.
+The spectra of all layers are in the same unit, the loss's square, so their eigenvalues are
+comparable. Given a budget, minimise the sum of dropped eigenvalues subject to the sum of costs:
+for a multiplier λ each layer independently takes the rank, or stays dense, with the least
+error + λ · cost. Those choices are the corners of the layers' lower convex hulls, so the smallest λ
+that meets a budget is among their slopes. The rest of the budget is spent greedily. Pure functions
+on plain data.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from workers.compression.candidates import (
 from workers.compression.errors import BudgetTooSmall
 
 LAYERS_AT_ONCE = 256
-"""Few enough for the options of so many layers to fit into memory and, mostly, into cache."""
+"""The options of this many layers fit into memory and, mostly, into cache."""
 
 Allocate = Callable[[int], dict[str, int | None]]
-"""From a budget in parameters to the ranks of all layers. Raises BudgetTooSmall."""
+"""Maps a budget in parameters to the ranks of all layers. Raises BudgetTooSmall."""
 
 
 def allocate_uniform(layers: Sequence[LayerCandidates], budget: int) -> dict[str, int | None]:
-    """The same fraction of every layer, rounded down to a whole rank; what SVD-LLM does.
+    """Keep the same fraction of every layer, rounded down to a whole rank, as SVD-LLM does.
 
     Raises BudgetTooSmall if rank 1 everywhere costs more than `budget` parameters.
     """
@@ -56,7 +56,7 @@ def allocate_uniform(layers: Sequence[LayerCandidates], budget: int) -> dict[str
         return max(affordable, 1)
 
     ranks: dict[str, int | None] = {layer.name: rank(layer) for layer in layers}
-    if total_cost(layers, ranks) > budget:  # layers too small for their share took rank 1
+    if total_cost(layers, ranks) > budget:  # rank 1 exceeds the share of some layers
         return _shrunk(layers, ranks, budget)
     return ranks
 
@@ -64,9 +64,9 @@ def allocate_uniform(layers: Sequence[LayerCandidates], budget: int) -> dict[str
 class ConvexHulls:
     """The lower convex hulls of all layers' errors over their costs, which serve every budget.
 
-    A corner of a layer's hull is a rank, or dense, that some multiplier picks. A step leads from
-    one corner to the next. The steps of all layers are sorted once, by the error that each saves
-    per parameter; a budget takes as many of the first as it pays for.
+    A corner of a layer's hull is the choice, a rank or dense, for some multiplier. A step leads
+    from one corner to the next. The steps of all layers are sorted once, by the error that each
+    saves per parameter; a budget takes as many of the first steps as it can pay for.
     """
 
     def __init__(self, layers: Sequence[LayerCandidates]) -> None:
@@ -85,7 +85,7 @@ class ConvexHulls:
     def allocate(self, budget: int) -> dict[str, int | None]:
         """The ranks that drop the least energy within `budget` parameters.
 
-        Never worse than `allocate_uniform`, whose result is taken where rounding favours it.
+        They are never worse than `allocate_uniform`, whose result is taken if rounding favours it.
         Raises BudgetTooSmall if rank 1 everywhere costs more than `budget` parameters.
         """
         _check_budget(self._layers, budget)
@@ -114,7 +114,7 @@ class _Steps:
 
 
 def _hull_steps(layers: Sequence[LayerCandidates], first: int) -> _Steps:
-    """All steps that save anything; `first` is the position of the first of the layers.
+    """All steps that save any error; `first` is the position of the first layer.
 
     A layer's options are its ranks from 1 to max_rank, then dense. Costs grow along them.
     """
@@ -126,7 +126,7 @@ def _hull_steps(layers: Sequence[LayerCandidates], first: int) -> _Steps:
     spectra = pad_sequence([layer.spectrum.cpu() for layer in layers], batch_first=True)
     dropped = spectra.flip(1).cumsum(1).flip(1)  # [:, r]: the sum from r on, the error of rank r
     errors = pad(dropped, (0, width))[:, 1 : width + 1].masked_fill(option >= last, 0)
-    # The hull's last step leads to dense, from where that step is least steep.
+    # The hull's last step leads to dense, from the option for which it is least steep.
     steepness = (errors / (costs.gather(1, last) - costs)).masked_fill(option >= last, math.inf)
     left = steepness.argmin(1, keepdim=True)
     ends = (option == 0) | (option == last)
@@ -134,14 +134,14 @@ def _hull_steps(layers: Sequence[LayerCandidates], first: int) -> _Steps:
     options = (where, *(each.flatten().take(where) for each in (costs, errors, ends)))
     while True:
         where, costs, errors, ends = options
-        saved = errors.diff() / costs.diff()  # negated; from layer to layer without a meaning
+        saved = errors.diff() / costs.diff()  # negated; meaningless between two layers
         corner = ends.clone()
         corner[1:-1] |= saved[:-1] < saved[1:]
         if corner.all():
             break
-        # An option on or above the line between two others is no corner: all such go at once.
-        left_over = corner.nonzero()[:, 0]
-        options = tuple(each.index_select(0, left_over) for each in options)
+        # An option on or above the line between its neighbours is no corner; remove all of these.
+        remaining = corner.nonzero()[:, 0]
+        options = tuple(each.index_select(0, remaining) for each in options)
     useful = 1 + ((where[1:] % width > 0) & (saved < 0)).nonzero()[:, 0]
     return _Steps(
         where[useful] // width + first,
@@ -152,7 +152,7 @@ def _hull_steps(layers: Sequence[LayerCandidates], first: int) -> _Steps:
 
 
 def _costs(layer: LayerCandidates, width: int, shapes: dict[tuple[object, ...], Tensor]) -> Tensor:
-    """The costs of ranks 1 to max_rank, then of dense, (width,) float64; those of a shape once."""
+    """The costs of ranks 1 to max_rank, then of dense, (width,) float64; cached by shape."""
     shape = (layer.max_rank, layer.dense_cost, layer.sides, layer.fixed_cost, layer.storage)
     if shape not in shapes:
         ranks = torch.arange(1, width + 1, dtype=torch.float64)
@@ -165,11 +165,11 @@ def _costs(layer: LayerCandidates, width: int, shapes: dict[tuple[object, ...], 
 def _spend(
     layers: Sequence[LayerCandidates], ranks: dict[str, int | None], budget: int
 ) -> dict[str, int | None]:
-    """Spend what is left of the budget, one rank at a time, where it saves most per parameter."""
+    """Spend the rest of the budget, one rank at a time, where it saves most per parameter."""
     left = budget - total_cost(layers, ranks)
 
     def gain(position: int) -> tuple[float, int, int] | None:
-        """Of one more rank: minus the error saved per parameter, the layer, the price."""
+        """The negated error that one more rank saves per parameter, the layer, the price."""
         layer = layers[position]
         rank = ranks[layer.name]
         if rank is None or rank >= layer.max_rank:
@@ -181,7 +181,7 @@ def _spend(
     heapify(gains)
     while gains:
         _, position, price = heappop(gains)
-        if price <= left:  # what is too dear now stays so
+        if price <= left:  # otherwise the layer stays too expensive
             name = layers[position].name
             ranks[name] = (ranks[name] or 0) + 1
             left -= price
@@ -204,17 +204,17 @@ def _check_budget(layers: Sequence[LayerCandidates], budget: int) -> None:
     least = least_cost(layers)
     if budget < least:
         raise BudgetTooSmall(
-            f"a budget of {budget} parameters is less than the {least} that rank 1 takes everywhere"
+            f"a budget of {budget} parameters is less than the {least} that rank 1 costs everywhere"
         )
 
 
 def global_allocation(layers: Sequence[LayerCandidates]) -> Allocate:
-    """Ranks over all layers together: see `ConvexHulls`."""
+    """Allocate ranks over all layers together: see `ConvexHulls`."""
     return ConvexHulls(layers).allocate
 
 
 def uniform_allocation(layers: Sequence[LayerCandidates]) -> Allocate:
-    """The same fraction of every layer: see `allocate_uniform`."""
+    """Keep the same fraction of every layer: see `allocate_uniform`."""
     return partial(allocate_uniform, layers)
 
 

@@ -1,6 +1,6 @@
-"""What each layer can be compressed to, at what error and cost: plain data.
+"""The error and the cost of each layer at every rank: plain data.
 
-Free of torch, but for the type of a spectrum, so that a driver can name it.
+A driver imports it, so it needs torch only for the type of a spectrum.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 T = TypeVar("T", int, "Tensor")
 
 Ranks = Mapping[str, int | None]
-"""Per layer its rank; None leaves it dense."""
+"""The rank of each layer; None leaves it dense."""
 
 
 class Storage(Enum):
-    """The form in which a layer of rank r is stored, which is what a rank costs."""
+    """The form in which a layer of rank r is stored; it determines the cost of a rank."""
 
     INTERPOLATIVE = "interpolative"
     """r (out + in − r) parameters: see `workers.compression.interpolation`."""
 
     FACTORS = "factors"
-    """r (out + in) parameters: two plain factors, as other methods' authors store them."""
+    """r (out + in) parameters: two plain factors, as in other methods."""
 
     def parameters(self, rank: T, sides: int) -> T:
-        """Of the factors of a layer with out + in = `sides`; a rank or a tensor of ranks."""
+        """The parameters of a layer with out + in = `sides`, for a rank or a tensor of ranks."""
         return rank * (sides - rank) if self is Storage.INTERPOLATIVE else rank * sides
 
 
 @dataclass(frozen=True)
 class LayerCandidates:
-    """What one layer offers: an error and a cost for every rank, and for staying dense."""
+    """The error and the cost of one layer for every rank, and for staying dense."""
 
     name: str
     spectrum: Tensor  # (k,) float64, descending
@@ -47,7 +47,7 @@ class LayerCandidates:
     storage: Storage = Storage.INTERPOLATIVE
 
     def cost(self, rank: int | None) -> int:
-        """Parameters of the layer as it is stored."""
+        """The number of parameters of the stored layer."""
         if rank is None:
             return self.dense_cost
         return self.fixed_cost + self.storage.parameters(rank, self.sides)
@@ -57,7 +57,7 @@ class LayerCandidates:
         return self.cost(1 if self.max_rank else None)
 
     def error(self, rank: int | None) -> float:
-        """The sum of the eigenvalues dropped; 0 for a dense layer."""
+        """The sum of the dropped eigenvalues; 0 for a dense layer."""
         return 0.0 if rank is None else float(self.spectrum[rank:].sum())
 
 
@@ -70,5 +70,5 @@ def total_error(layers: Sequence[LayerCandidates], ranks: Ranks) -> float:
 
 
 def least_cost(layers: Sequence[LayerCandidates]) -> int:
-    """The parameters of rank 1 everywhere: no budget below it can be met."""
+    """The number of parameters with rank 1 everywhere, which is the smallest possible budget."""
     return sum(layer.least_cost for layer in layers)

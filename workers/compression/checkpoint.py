@@ -2,15 +2,15 @@
 
 A compressed checkpoint is an ordinary Hugging Face folder. Each compressed layer ``L.weight``
 (out, in) is stored as ``L.basis.weight`` (r, in), ``L.rest.weight`` (out − r, r) and ``L.order``
-(out,), with ``L.bias`` (out,) where it has one: see `workers.compression.interpolation`.
+(out,), with ``L.bias`` (out,) if it has one: see `workers.compression.interpolation`.
 Every other tensor has its name in the unfused model (see `workers.compression.unfuse`).
 config.json carries the ranks under one key and an `auto_map` to a small generated modelling file,
 which subclasses the base architecture and needs only transformers.
 
-The configuration keeps the base's model type, so that transformers takes the tokenizer for one of
-the base's and neither runs the modelling file nor asks whether it may. Its `transformers_weights`
-names no file but says how to load the model: so a loader that was not told to trust the modelling
-file stops, instead of loading the base architecture with random weights in the gaps.
+The configuration keeps the base's model type, so that transformers loads the tokenizer as the
+base's, without running the modelling file or asking for permission. Its `transformers_weights`
+holds an instruction instead of a file's name. So a loader that may not run the modelling file
+stops, instead of loading the base architecture with random weights for the missing ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONFIG_KEY = "eigenpress"
 MODELING_MODULE = "modeling_eigenpress"
 WEIGHTS_KEY = "transformers_weights"
 WEIGHTS_REFUSAL = "load this model with trust_remote_code=True"
-"""transformers refuses a name of weights that is none, and shows it."""
+"""transformers refuses this as the name of a weights file, and shows it in the error."""
 
 _MODELING_TEMPLATE = '''"""A {base} compressed by Eigenpress.
 
@@ -45,7 +45,7 @@ from transformers import {config}, {base}
 {code}
 
 class Eigenpress{config}({config}):
-    # In config.json it is no file's name, so every class but this one refuses to load.
+    # In config.json this names no file, so every other class refuses to load the model.
     {weights_key} = property(lambda self: None, lambda self, value: None)
 
     def to_dict(self):
@@ -63,14 +63,14 @@ class Eigenpress{base}({base}):
 
 
 def replacement(dense: nn.Linear, rank: int | None, bias: bool) -> nn.Module:
-    """The module in place of a layer: of low rank, or as it was with a bias of its own."""
+    """The module that replaces a layer: low-rank, or dense with a bias of its own."""
     if rank is None:
         return nn.Linear(dense.in_features, dense.out_features, bias)
     return LowRankLinear(dense.in_features, dense.out_features, rank, bias)
 
 
 def tensors(name: str, layer: Interpolation) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that stand for the compressed layer `name`, by their names in the checkpoint."""
+    """The tensors of the compressed layer `name`, by their names in the checkpoint."""
     yield f"{name}.basis.weight", layer.basis
     yield f"{name}.rest.weight", layer.rest
     yield f"{name}.order", layer.order
@@ -81,7 +81,7 @@ def tensors(name: str, layer: Interpolation) -> Iterator[tuple[str, Tensor]]:
 def modeling_source(base_architecture: str, config_class: str, *, unfused: bool) -> str:
     """The text of the modelling file for a base class of transformers, such as LlamaForCausalLM.
 
-    `unfused` says that the checkpoint holds the tensors of the unfused model.
+    `unfused` is true if the checkpoint holds the tensors of the unfused model.
     """
     code = (*(UNFUSING if unfused else ()), LowRankLinear, replacement)
     return _MODELING_TEMPLATE.format(
@@ -101,9 +101,9 @@ def compressed_config(
     config_class: str,
     layers: Mapping[str, tuple[int | None, bool]],
 ) -> dict[str, Any]:
-    """config.json of the compressed model; `layers` gives rank and has-bias of each.
+    """config.json of the compressed model; `layers` maps each layer to (rank, has bias).
 
-    A layer with a bias and no rank is dense, in a model whose base has no place for the bias.
+    A layer with a bias and no rank is dense, and its base architecture lacks the bias.
     """
     module = MODELING_MODULE
     return {

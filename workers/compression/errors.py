@@ -1,4 +1,4 @@
-"""What can go wrong in the mathematics.
+"""The errors of the mathematics.
 
 CompressionError
 ├── UnsupportedLayer     a layer of a kind that cannot be compressed

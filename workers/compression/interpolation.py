@@ -1,10 +1,10 @@
-"""The form in which a low-rank layer is stored: an interpolative decomposition.
+"""The stored form of a low-rank layer: an interpolative decomposition.
 
 Factors of rank r are only defined up to an invertible r × r matrix: up · down = (up T)(T⁻¹ down).
-Choosing T so that r rows of `up` become the identity leaves r² numbers unsaid: r of the layer's
-outputs are computed by `basis`, and the others are combinations of those (Cheng, Gimbutas,
-Martinsson and Rokhlin, 2005). The layer computes the same at any rank, in r (out + in − r)
-parameters in place of r (out + in), so that even a full rank costs no more than staying dense.
+If T turns r rows of `up` into the identity, these r² numbers need not be stored: `basis` computes r
+of the layer's outputs, and the others are linear combinations of those (Cheng, Gimbutas, Martinsson
+and Rokhlin, 2005). At any rank the layer computes the same with r (out + in − r) parameters instead
+of r (out + in), so even full rank costs no more than staying dense.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Interpolation:
 
     basis: Tensor  # (r, in): rows of the approximated weight
     rest: Tensor  # (out − r, r)
-    order: Tensor  # (out,) int32: where each output stands in [z; rest · z]
+    order: Tensor  # (out,) int32: the position of each output in [z; rest · z]
     bias: Tensor | None  # (out,)
 
     @property
@@ -39,9 +39,9 @@ class Interpolation:
 def interpolate(factors: Factors) -> Interpolation:
     """The same layer with r of its outputs as the basis, in the precision of the factors.
 
-    The outputs are the pivots of an LU decomposition of `up`, which keeps the entries of `rest`
-    small. Taken in float64. Directions that are zero, beyond the numerical rank, do no harm: only
-    the lower factor is inverted, whose diagonal is one.
+    The outputs are the pivots of an LU decomposition of `up` in float64, which keeps the entries of
+    `rest` small. Zero directions, beyond the numerical rank, do no harm: only the lower factor,
+    whose diagonal is one, is inverted.
     """
     up, rank = factors.up.double(), factors.rank
     packed, pivots, _ = torch.linalg.lu_factor_ex(up)
@@ -58,7 +58,7 @@ def interpolate(factors: Factors) -> Interpolation:
 
 
 def _permutation(pivots: Tensor, size: int) -> Tensor:
-    """LAPACK's row exchanges, counted from 1, as the row that comes to each place."""
+    """Convert LAPACK's row exchanges, counted from 1, to the row that ends at each position."""
     rows = list(range(size))
     for place, other in enumerate((pivots - 1).tolist()):
         rows[place], rows[other] = rows[other], rows[place]

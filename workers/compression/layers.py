@@ -1,8 +1,8 @@
-"""Which linear layers of a model can be compressed, and which of them share an input.
+"""Finds the linear layers of a model that can be compressed, and which of them share an input.
 
 The model must be unfused (see `workers.compression.unfuse`): every matrix inside the transformer
-blocks is an `nn.Linear`, but for the routers of mixtures of experts, which stay as they are. A
-block that holds any other kind of matrix is refused by name, never skipped in silence.
+blocks is an `nn.Linear`, except for the routers of mixtures of experts, which stay dense. A block
+that holds any other kind of matrix is refused by name, never skipped silently.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def transformer_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of the model's blocks and its path.
 
     Raises UnsupportedLayer if the model does not keep its blocks in exactly one `nn.ModuleList`
-    as long as its configuration says it is deep.
+    whose length is the configured number of layers.
     """
     config = model.config
     depth = config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
@@ -44,7 +44,7 @@ def transformer_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def compressible_layers(model: nn.Module) -> tuple[LinearLayer, ...]:
-    """The linear layers inside the blocks of an unfused model, in module order, routers left out.
+    """The linear layers inside the blocks of an unfused model, in module order, without routers.
 
     Raises UnsupportedLayer naming the first matrix that is not the weight of an `nn.Linear`.
     """
@@ -62,7 +62,7 @@ def _linear_layers(
         matrices = [
             parameter
             for parameter in module.parameters(recurse=False)
-            if parameter.ndim >= 2  # vectors are norms and biases: they stay as they are
+            if parameter.ndim >= 2  # vectors are norms and biases, which do not change
         ]
         if not matrices:
             continue
@@ -75,31 +75,31 @@ def _linear_layers(
 
 
 def input_groups(model: nn.Module, layers: tuple[LinearLayer, ...]) -> tuple[InputGroup, ...]:
-    """Find which layers share an input by watching one short forward pass.
+    """Find which layers share an input by tracing one short forward pass.
 
     Two layers share an input when they are called with the same memory, shape and version. Experts
-    are not watched, since tokens may pass them by: each of their layers has an input of its own.
+    are not traced, because a token may skip them: each of their layers has an input of its own.
     Raises UnsupportedLayer if the pass does not call every other layer exactly once.
     """
     experts = tuple(
         f"{path}." for path, module in model.named_modules() if isinstance(module, RoutedExperts)
     )
     groups = [InputGroup((layer,)) for layer in layers if layer.name.startswith(experts)]
-    groups += _watched_groups(
+    groups += _traced_groups(
         model, tuple(layer for layer in layers if not layer.name.startswith(experts))
     )
     places = {layer.name: place for place, layer in enumerate(layers)}
     return tuple(sorted(groups, key=lambda group: places[group.name]))
 
 
-def _watched_groups(model: nn.Module, layers: tuple[LinearLayer, ...]) -> list[InputGroup]:
-    calls: list[tuple[str, Tensor]] = []  # the tensors are held, so that no memory is reused
+def _traced_groups(model: nn.Module, layers: tuple[LinearLayer, ...]) -> list[InputGroup]:
+    calls: list[tuple[str, Tensor]] = []  # references keep the tensors' memory from being reused
 
-    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
+    def trace(name: str) -> torch.utils.hooks.RemovableHandle:
         module = model.get_submodule(name)
         return module.register_forward_pre_hook(lambda _, args: calls.append((name, args[0])))
 
-    hooks = [watch(layer.name) for layer in layers]
+    hooks = [trace(layer.name) for layer in layers]
     try:
         device = next(model.parameters()).device
         with torch.no_grad():

@@ -1,6 +1,6 @@
-"""The module that takes a linear layer's place.
+"""The module that replaces a linear layer.
 
-The class stands alone on torch: its source is copied into every artifact's modelling file.
+The class depends only on torch: its source is copied into every artifact's modelling file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class LowRankLinear(nn.Module):
-    """A linear layer of rank `rank`: that many outputs, and the others as combinations of them."""
+    """A linear layer of rank `rank`: `rank` outputs, and the others as combinations of them."""
 
     order: Tensor
 

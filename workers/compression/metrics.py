@@ -1,10 +1,10 @@
-"""What a compression method is: a left metric L and a right metric R.
+"""Defines the compression methods, each by a left metric L and a right metric R.
 
 Every method minimises ‖L (W − Ŵ) R‖² over matrices Ŵ of rank r. By Eckart–Young the minimum is
-at L⁻¹ (U_r Σ_r V_rᵀ) R⁻¹ with L W R = U Σ Vᵀ, and the error left is the sum of the squared singular
-values dropped. A method is its metrics and what calibration must observe for them; nothing else in
-the code knows which method runs. With x a layer's input and g the gradient of the loss with
-respect to its output:
+at L⁻¹ (U_r Σ_r V_rᵀ) R⁻¹ with L W R = U Σ Vᵀ, and the remaining error is the sum of the dropped
+squared singular values. A method consists of its metrics and the observations that calibration
+makes for them; no other code depends on the method. With x a layer's input and g the gradient of
+the loss with respect to its output:
 
 | method      | LᵀL                           | R Rᵀ          | source                      |
 |-------------|-------------------------------|---------------|-----------------------------|
@@ -19,9 +19,9 @@ respect to its output:
 |             |                               |               | arXiv 1503.05671            |
 
 FWSVD's paper weights the rows of the W of Z = X W, which some read as the inputs of a layer; here
-the rows of the W of y = W x are weighted, its outputs. GFWSVD, arXiv 2505.17974, also factorises W
-between Kronecker factors of the Fisher information; impact-kron centres, shrinks, and keeps both on
-the smaller side.
+the rows of the W of y = W x, the outputs, are weighted. GFWSVD, arXiv 2505.17974, also factorises W
+between Kronecker factors of the Fisher information; impact-kron also centres and shrinks, and keeps
+both factors on the smaller side.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from workers.compression.shapes import LinearLayer
 from workers.compression.statistics import GroupStatistics, Observation, Observations
 
 IMPORTANCE_FLOOR = 1e-6
-"""ε of the guard mᵢ ≥ ε · mean(m): an output that saw no gradient keeps L invertible."""
+"""ε of the guard mᵢ ≥ ε · mean(m), which keeps L invertible if an output received no gradient."""
 
 NO_IMPORTANCE = 1e-20
-"""Of every output of a layer without any gradient."""
+"""The importance of every output of a layer that received no gradient."""
 
 MAGNITUDE_EXPONENT = 0.5
 """ASVD's α, as its authors set it."""
 
 MAGNITUDE_FLOOR = 1e-6
-"""An input that was always zero keeps R invertible."""
+"""The relative floor of E|x|, which keeps R invertible if an input was always zero."""
 
 SHRINKAGE = 0.2
 """How far impact-kron moves E[g gᵀ] towards its diagonal."""
 
 
 class RightMetric(Enum):
-    """R, by the matrix S = R Rᵀ of the layer's input."""
+    """R, given by the matrix S = R Rᵀ of the layer's input."""
 
     IDENTITY = "identity"
-    """S = I: the weights alone count."""
+    """S = I: only the weights matter."""
 
     MAGNITUDES = "magnitudes"
     """S = diag(E|x|)^2α."""
@@ -66,14 +66,14 @@ class RightMetric(Enum):
     """S = E[x xᵀ]."""
 
     CENTRED = "centred"
-    """S = Cov(x): the output's mean is kept exactly, by a bias."""
+    """S = Cov(x): a bias preserves the output's mean exactly."""
 
 
 @dataclass(frozen=True)
 class LeftMetric:
-    """L of one layer, by the matrix LᵀL = diag(diagonal) + moment.
+    """L of one layer, given by the matrix LᵀL = diag(diagonal) + moment.
 
-    `moment` is on the layer's smaller side: where in < out it is given as Wᵀ · moment · W.
+    `moment` is on the layer's smaller side: if in < out, it is given as Wᵀ · moment · W.
     """
 
     diagonal: Tensor  # (out,), float64, positive
@@ -91,7 +91,7 @@ class LeftMetric:
 
 @dataclass(frozen=True)
 class Method:
-    """A compression method; `left` raises SolveFailed where gradients are not finite."""
+    """A compression method; `left` raises SolveFailed if gradients are not finite."""
 
     left: Callable[[GroupStatistics, LinearLayer], LeftMetric]
     right: RightMetric
@@ -99,11 +99,11 @@ class Method:
 
 
 def importance(statistics: GroupStatistics, layer: LinearLayer) -> Tensor:
-    """m = E[g²] per output, guarded from below; shape (out,), float64. IMPACT's importance.
+    """IMPACT's importance m = E[g²] per output, guarded from below; shape (out,), float64.
 
-    The mean is over all tokens, so that an expert counts as often as it is used. Raises SolveFailed
-    if the gradients are not finite. A layer that no gradient reached at all has no effect on the
-    loss: its outputs count alike, and next to nothing.
+    The mean is over all tokens, so that an expert counts in proportion to its use. A layer that no
+    gradient reached has no effect on the loss: its outputs get the same, negligible importance.
+    Raises SolveFailed if the gradients are not finite.
     """
     return _guarded(statistics.gradient_squares[layer.name], statistics, layer)
 
@@ -132,7 +132,7 @@ def _fisher(statistics: GroupStatistics, layer: LinearLayer) -> LeftMetric:
 
 
 def _equal(statistics: GroupStatistics, layer: LinearLayer) -> LeftMetric:
-    """Every output counts alike, as often as a token reaches it."""
+    """Weight all outputs equally, by the fraction of tokens that reach the layer."""
     share = statistics.rows / statistics.tokens if statistics.tokens else 1.0
     return LeftMetric(torch.full((layer.out_features,), share, dtype=torch.float64))
 

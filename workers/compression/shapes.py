@@ -16,7 +16,7 @@ class LinearLayer:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the dense layer, its bias included."""
+        """The number of parameters of the dense layer, including its bias."""
         return self.out_features * (self.in_features + self.has_bias)
 
     @property
@@ -26,15 +26,15 @@ class LinearLayer:
 
     @property
     def output_is_smaller(self) -> bool:
-        """Whether the layer is solved, and its gradients kept, on the side of its outputs."""
+        """Whether the layer is solved, and its gradients accumulated, on the output side."""
         return self.out_features <= self.in_features
 
 
 @dataclass(frozen=True)
 class InputGroup:
-    """Layers that are given the very same input (q, k and v; gate and up), in calling order.
+    """Layers with the same input (q, k and v; gate and up), in calling order.
 
-    One second moment serves them all, so a group is the unit of statistics and of solving.
+    They share one second moment, so a group is the unit of statistics and of solving.
     """
 
     layers: tuple[LinearLayer, ...]
@@ -54,7 +54,7 @@ class InputGroup:
 
     @property
     def solve_operations(self) -> int:
-        """The order of floating-point operations that solving the group takes."""
+        """The approximate number of floating-point operations to solve the group."""
         root = 0 if self.keeps_outputs else self.in_features**3
         return root + sum(
             min(layer.out_features, layer.in_features) ** 3

@@ -1,16 +1,16 @@
-"""The eigenproblem of one layer: its spectrum, and the factors of every rank at once.
+"""Solves the eigenproblem of one layer for its spectrum and the factors of every rank at once.
 
 For A = L W R the top left singular vectors U of A give the best rank-r layer
-Ŵ = L⁻¹ U_r U_rᵀ L W. They come from the layer's smaller side; with G = LᵀL and S = R Rᵀ:
+Ŵ = L⁻¹ U_r U_rᵀ L W. They are computed on the layer's smaller side; with G = LᵀL and S = R Rᵀ:
 
 * out × out: U are the eigenvectors of A Aᵀ = L (W S Wᵀ) Lᵀ, which is IMPACT's C = Cov(D y);
   `up` = L⁻¹ U_r.
 * in × in: the eigenvectors V of Aᵀ A = Rᵀ (Wᵀ G W) R give `up` = L⁻¹ U_r = W R V_r Σ_r⁻¹, so that
   G is needed only as Wᵀ G W, which is no larger than the smaller side.
 
-Either way `down` = U_rᵀ L W = upᵀ G W: what is held of a layer is its metric and one matrix of the
-smaller side, which give every rank, and neither factor. All in float64. A spectrum that is not
-finite, or negative beyond rounding, raises SolveFailed.
+In both cases `down` = U_rᵀ L W = upᵀ G W. So a solution holds the layer's metric and one matrix of
+the smaller side, which give the factors of every rank. All arithmetic is in float64. A spectrum
+that is not finite, or negative beyond rounding, raises SolveFailed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NEGATIVE_TOLERANCE = 1e-6
 """How far below zero, relative to the largest, rounding may push an eigenvalue."""
 
 NUMERICAL_RANK = 1e-13
-"""Directions with a smaller share of the largest eigenvalue are rounding, and carry nothing."""
+"""Directions with a smaller share of the largest eigenvalue are rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -51,29 +51,29 @@ class Factors:
 
 @dataclass(frozen=True)
 class Solution:
-    """A solved layer: every rank up to `max_rank` is only a truncation of it."""
+    """A solved layer; truncating it gives every rank up to `max_rank`."""
 
     layer: LinearLayer
     weight: Tensor  # (out, in): the layer's own, not a copy
     bias: Tensor | None  # (out,): the layer's own
     left: LeftMetric
-    spectrum: Tensor  # (smaller side,) float64, descending: the error that each direction carries
+    spectrum: Tensor  # (smaller side,) float64, descending: the error without each direction
     directions: Tensor  # (smaller side, max_rank): L⁻¹ U_r, or R V_r Σ_r⁻¹
-    mean: Tensor | None  # (out,) float64: E[W x], where the method keeps the output's mean exactly
+    mean: Tensor | None  # (out,) float64: E[W x], if the method preserves the output's mean exactly
     mean_code: Tensor | None  # (max_rank,) float64: U_rᵀ L E[W x]
 
     @property
     def max_rank(self) -> int:
-        """0 for a layer that can only stay dense: no token reached it."""
+        """The largest rank; 0 for a layer that stays dense because no token reached it."""
         return self.directions.shape[1]
 
     @property
     def has_bias(self) -> bool:
-        """Whether the factors carry a bias: the layer's own, or the one that keeps the mean."""
+        """Whether the factors have a bias: the layer's own, or one that preserves the mean."""
         return self.bias is not None or self.mean is not None
 
     def options(self, storage: Storage = Storage.INTERPOLATIVE) -> LayerCandidates:
-        """What the layer offers to the allocation of ranks."""
+        """The layer's candidates for the allocation of ranks."""
         return LayerCandidates(
             name=self.layer.name,
             spectrum=self.spectrum.cpu(),
@@ -85,15 +85,15 @@ class Solution:
         )
 
     def to_host(self) -> Solution:
-        """The same with what the solver made moved to the host's memory."""
+        """The same solution, with the solver's results moved to the host's memory."""
         host = torch.device("cpu")
         return replace(self, directions=self.directions.to(host), left=self.left.to(host))
 
     def truncate(self, rank: int) -> Factors:
         """The best factors of the given rank, 1 to `max_rank`.
 
-        In the weight's dtype, or in float32 where that is a half precision. With b the layer's
-        bias the new one is ȳ + up U_rᵀ L (b − ȳ) = b + E[Wx] − up U_rᵀ L E[Wx].
+        They are in the weight's dtype, or in float32 if that is a half precision. With b the
+        layer's bias, the new bias is ȳ + up U_rᵀ L (b − ȳ) = b + E[Wx] − up U_rᵀ L E[Wx].
         """
         if not 1 <= rank <= self.max_rank:
             raise ValueError(f"{self.layer.name}: rank {rank} is not in 1..{self.max_rank}")
@@ -118,7 +118,7 @@ def break_even_rank(
 ) -> int:
     """The largest rank, at least 1, at which the stored layer is smaller than the dense one.
 
-    `has_bias` says whether the stored layer carries one.
+    `has_bias` is whether the stored layer has a bias.
     """
     sides = layer.out_features + layer.in_features
     spare = layer.parameters - _fixed_cost(layer, has_bias, storage)
@@ -127,7 +127,7 @@ def break_even_rank(
 
 
 def _fixed_cost(layer: LinearLayer, has_bias: bool, storage: Storage) -> int:
-    """The bias, and the order of the outputs where that must be said."""
+    """The parameters of the bias, and of the outputs' order if the form stores it."""
     return layer.out_features * (has_bias + (storage is Storage.INTERPOLATIVE))
 
 
@@ -143,8 +143,8 @@ def solve_group(
     """Solve every layer of a group; weights are (out, in), biases (out,).
 
     `max_rank` overrides the default, each layer's break-even rank (a larger rank costs more than
-    staying dense). Layers that no token of the calibration reached can only stay dense. Spectra
-    come in float64.
+    staying dense). Layers that no calibration token reached can only stay dense. Spectra are in
+    float64.
 
     Raises SolveFailed naming the layer, if its numbers are not finite.
     """
@@ -152,7 +152,7 @@ def solve_group(
     inputs = _Inputs(group, statistics, method.right)
 
     def solve(layer: LinearLayer) -> Solution:
-        # Detached: a parameter may be given other data later, as for a measurement.
+        # The tensors are detached because a parameter's data may be replaced for a measurement.
         weight, bias = weights[layer.name].detach(), biases[layer.name]
         bias = None if bias is None else bias.detach()
         if unreached:
@@ -191,7 +191,7 @@ def _solved(
         if mean is not None:
             mean_code = (directions.T @ left.times(mean[:, None])).squeeze(1)
         directions = directions.to(torch.promote_types(weight.dtype, torch.float32))
-    else:  # its directions stay in float64: the small singular values would enlarge any rounding
+    else:  # the directions stay in float64: small singular values would amplify rounding
         weighted = _weighted(layer, left, dense)
         spectrum, directions = _solve_inputs(layer.name, weighted, inputs.root)
         directions = directions[:, :rank]
@@ -209,7 +209,7 @@ def _weighted(layer: LinearLayer, left: LeftMetric, weight: Tensor) -> Tensor:
 
 
 class _Inputs:
-    """The right metric of a group, by its S = R Rᵀ; roots are computed once for the group."""
+    """The right metric of a group, given by S = R Rᵀ; computes roots once for the group."""
 
     def __init__(self, group: InputGroup, statistics: GroupStatistics, right: RightMetric) -> None:
         self._group = group
@@ -229,7 +229,7 @@ class _Inputs:
     def root(self) -> Tensor | None:
         """R: (in, in), or its diagonal, or None.
 
-        A Cholesky factor, or V √Λ where S is not definite: any root gives the same layers.
+        It is a Cholesky factor, or V √Λ if S is not definite; any root gives the same layers.
         """
         if self.moment is None or self.moment.ndim == 1:
             return None if self.moment is None else self.moment.sqrt()
@@ -249,7 +249,7 @@ class _Inputs:
         return self._inputs.mean()
 
     def mean_response(self, layer: LinearLayer, weight: Tensor) -> Tensor | None:
-        """E[W x], shape (out,), where the method keeps it."""
+        """E[W x], shape (out,), if the method preserves it."""
         if self._right is not RightMetric.CENTRED:
             return None
         kept = self._statistics.outputs.get(layer.name)
@@ -302,7 +302,7 @@ def _solve_inputs(name: str, weighted: Tensor, root: Tensor | None) -> tuple[Ten
 
 
 def _inverse_root(values: Tensor) -> Tensor:
-    """1/√λ, and 0 where λ is rounding beside the first."""
+    """1/√λ, and 0 if λ is a rounding error relative to the largest."""
     return torch.where(values > NUMERICAL_RANK * values[0], values.rsqrt(), 0.0)
 
 
@@ -329,7 +329,7 @@ def _cholesky(name: str, matrix: Tensor) -> Tensor:
 
 
 def _checked(name: str, spectrum: Tensor) -> Tensor:
-    """An ascending spectrum without the negative values of rounding."""
+    """An ascending spectrum, with negative rounding errors set to zero."""
     if not torch.isfinite(spectrum).all():
         raise SolveFailed(f"{name}: its spectrum is not finite")
     if spectrum[0] < -NEGATIVE_TOLERANCE * spectrum[-1].abs():

@@ -1,7 +1,7 @@
-"""What calibration and solving have made, as named tensors and back, to the last bit.
+"""Converts the results of calibration and solving to named tensors and back, bit for bit.
 
-For whoever stores them between attempts. What is read back lies in memory that torch allocated, in
-the layout that it had: the arithmetic that goes on with it gives the very same numbers.
+Checkpoints store these tensors between attempts. A restored tensor is in memory that torch
+allocated, in its original layout, so that further arithmetic gives identical results.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ COUNTS = "counts"
 
 
 def statistics_tensors(statistics: GroupStatistics) -> dict[str, Tensor]:
-    """All that a group's statistics hold; the tensors are the statistics' own, on their device."""
+    """All values of a group's statistics; the tensors are not copied and stay on their device."""
     moments = _moments(statistics).values()
     counts = [statistics.rows, statistics.tokens, *(each.count for each in moments)]
     return _sums(statistics) | {COUNTS: torch.tensor(counts, dtype=torch.int64)}
 
 
 def load_statistics(statistics: GroupStatistics, tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite the statistics of a group with what `statistics_tensors` gave of the same group.
+    """Overwrite the statistics of a group with the result of `statistics_tensors` for that group.
 
-    Raises ValueError, and changes nothing, if the tensors are those of another kind of group.
+    Raises ValueError, and changes nothing, if the tensors do not fit the group.
     """
     ours, moments = _sums(statistics), _moments(statistics)
     wanted = {name: (each.shape, each.dtype) for name, each in ours.items()}
@@ -45,7 +45,7 @@ def load_statistics(statistics: GroupStatistics, tensors: Mapping[str, Tensor]) 
 
 
 def clear_statistics(statistics: GroupStatistics) -> None:
-    """Have them as they were before the first token."""
+    """Reset the statistics to their state before the first token."""
     for each in _sums(statistics).values():
         each.zero_()
     for moments in _moments(statistics).values():
@@ -54,7 +54,7 @@ def clear_statistics(statistics: GroupStatistics) -> None:
 
 
 def solution_tensors(solution: Solution) -> dict[str, Tensor]:
-    """What the solver made of a layer: its weight and its bias are the model's."""
+    """The solver's results for a layer, without the weight and bias, which are the model's."""
     optional = {
         "moment": solution.left.moment,
         "mean": solution.mean,
@@ -70,7 +70,7 @@ def solution_tensors(solution: Solution) -> dict[str, Tensor]:
 def read_solution(
     layer: LinearLayer, weight: Tensor, bias: Tensor | None, tensors: Mapping[str, Tensor]
 ) -> Solution:
-    """The solution of a layer with this weight and bias, as `Solution.to_host` leaves it.
+    """The solution of a layer with this weight and bias, as `Solution.to_host` returns it.
 
     Raises KeyError if a tensor is missing.
     """
@@ -94,7 +94,7 @@ def _moments(statistics: GroupStatistics) -> dict[str, Moments]:
 
 
 def _sums(statistics: GroupStatistics) -> dict[str, Tensor]:
-    """Every tensor but the counts, by a name of its own."""
+    """Every tensor except the counts, by a unique name."""
     sums: dict[str, Tensor] = {}
     for name, moments in _moments(statistics).items():
         sums |= {f"{name}.average": moments.average, f"{name}.scatter": moments.scatter}

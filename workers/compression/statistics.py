@@ -1,9 +1,9 @@
 """Streaming statistics of activations and gradients, measured without weight gradients.
 
-A method says what it must know (`Observation`), and nothing else is measured. No statistic of a
-layer is larger than the square of its smaller side. The statistics of shards add up to those of
-the whole, but for the row Fisher of experts: their tokens have lost their order, so those of one
-batch count as one sequence.
+A method lists the statistics that it needs (`Observation`), and no others are measured. No
+statistic of a layer is larger than the square of its smaller side. The statistics of shards add up
+to those of the whole, except for the row Fisher of experts: their tokens have lost their order, so
+the tokens of a batch count as one sequence.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from workers.compression.layers import transformer_blocks
 from workers.compression.shapes import InputGroup, LinearLayer
 
 GRAM_BLOCK = 192
-"""Columns that are multiplied at a time; few enough to spare most of the lower triangle."""
+"""The number of columns multiplied at a time, small enough to skip most of the lower triangle."""
 
 
 class Observation(Enum):
-    """What calibration can learn about a layer with input x and output gradient g = ∂ℓ/∂y."""
+    """A statistic of a layer with input x and output gradient g = ∂ℓ/∂y."""
 
     MOMENTS = "moments"
-    """Mean and covariance of x, or of W x where that is smaller (`InputGroup.keeps_outputs`)."""
+    """Mean and covariance of x, or of W x if that is smaller (`InputGroup.keeps_outputs`)."""
 
     MAGNITUDES = "magnitudes"
     """E|x|, (in,)."""
@@ -42,7 +42,7 @@ class Observation(Enum):
     """E[g²], (out,)."""
 
     GRADIENT_MOMENTS = "gradient moments"
-    """E[g gᵀ], (out, out), or Wᵀ E[g gᵀ] W, (in, in), where that is smaller."""
+    """E[g gᵀ], (out, out), or Wᵀ E[g gᵀ] W, (in, in), if that is smaller."""
 
     ROW_FISHER = "row Fisher"
     """The sum over each row of W of the squared gradients ∂ℓ/∂W of whole sequences, (out,)."""
@@ -55,8 +55,8 @@ Observations = frozenset[Observation]
 class Moments:
     """Count, mean and scatter of a stream of row vectors of length n.
 
-    The scatter is kept about the mean and merged by the formula of Chan, Golub and LeVeque (1983),
-    so that a mean far from zero costs no digits of the covariance.
+    The scatter is taken about the mean and merged by the formula of Chan, Golub and LeVeque (1983),
+    so that the covariance loses no precision if the mean is far from zero.
     """
 
     count: int
@@ -108,16 +108,16 @@ class Moments:
 
 @dataclass
 class GroupStatistics:
-    """What calibration has learnt about the layers that share one input.
+    """The statistics of the layers that share one input.
 
-    What no method asked for is None or empty.
+    A statistic that the method does not need is None or empty.
     """
 
     inputs: Moments | None = None
-    """Of the shared input x; None where the outputs are kept instead."""
+    """The moments of the shared input x; None if those of the outputs are kept instead."""
 
     outputs: dict[str, Moments] = field(default_factory=dict)
-    """Per layer, of W x (the output without its bias); empty where the input is kept."""
+    """Per layer, the moments of W x (the output without its bias); empty if `inputs` is kept."""
 
     magnitudes: Tensor | None = None
     """The sum over rows of |x|, shape (in,)."""
@@ -132,10 +132,10 @@ class GroupStatistics:
     """Per layer, the sum over sequences and columns of (∂ℓ/∂W)², shape (out,)."""
 
     rows: int = 0
-    """Tokens that reached these layers: all, but for the experts of a mixture."""
+    """The number of tokens that reached these layers: all, except for the experts of a mixture."""
 
     tokens: int = 0
-    """All tokens of the calibration."""
+    """The number of all calibration tokens."""
 
     @classmethod
     def zeros(
@@ -209,7 +209,7 @@ class GroupStatistics:
 
     @property
     def has_gradients(self) -> bool:
-        """Whether any of it needs a backward pass."""
+        """Whether any statistic needs a backward pass."""
         return any(self.sums())
 
     def sums(self) -> tuple[dict[str, Tensor], ...]:
@@ -218,13 +218,13 @@ class GroupStatistics:
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """Sums over tokens are kept in float64 where memory is plentiful, in float32 on a GPU."""
+    """The dtype of sums over tokens: float64 on a CPU, float32 on a GPU to save memory."""
     return torch.float64 if device.type == "cpu" else torch.float32
 
 
 def merged(shards: Iterable[GroupStatistics]) -> GroupStatistics:
-    """The sum of the shards' statistics, in their order; the shards are left as they are."""
-    remaining = iter(shards)  # one at a time: they may be on their way to a device
+    """The sum of the shards' statistics, in their order; does not change the shards."""
+    remaining = iter(shards)  # one at a time, because each may be copied to a device
     whole = copy.deepcopy(next(remaining))
     for shard in remaining:
         whole.merge(shard)
@@ -232,14 +232,14 @@ def merged(shards: Iterable[GroupStatistics]) -> GroupStatistics:
 
 
 class Calibration:
-    """Adds to a model's statistics while batches are run forward and backward through it.
+    """Collects a model's statistics while batches run forward and backward through it.
 
-    Only ∂ℓ/∂y is needed, so every parameter is frozen and the embedding's output is what requires
-    grad: no weight gradient is ever computed or held. Where no gradient is observed there is no
-    backward pass at all. With `checkpoint_activations` one block's activations are held at a time,
-    for one more forward pass (and every layer's input, where the row Fisher is observed). With
-    `mixed_precision` the model runs under `torch.autocast` in bfloat16; the statistics do not. A
-    context manager; the model is left frozen.
+    Only ∂ℓ/∂y is needed, so every parameter is frozen, and only the embedding's output requires
+    grad: no weight gradient is ever computed or held. If no gradient is observed, there is no
+    backward pass. With `checkpoint_activations`, one block's activations are held at a time, at the
+    cost of one more forward pass (and every layer's input, if the row Fisher is observed). With
+    `mixed_precision` the model runs under `torch.autocast` in bfloat16; the statistics do not. It
+    is a context manager and leaves the model frozen.
     """
 
     def __init__(
@@ -294,7 +294,7 @@ class Calibration:
         self._hooks.close()
 
     def run(self, input_ids: Tensor) -> float:
-        """Add one batch of full sequences, shape (batch, length); the summed loss is returned.
+        """Add one batch of full sequences, shape (batch, length); return the summed loss.
 
         Raises SolveFailed if the loss is not finite.
         """
@@ -339,7 +339,7 @@ class Calibration:
             forward,
             *args,
             use_reentrant=False,
-            preserve_rng_state=False,  # nothing is random in a model that is not trained
+            preserve_rng_state=False,  # a model in evaluation mode is deterministic
             context_fn=lambda: (nullcontext(), self._recomputation()),
             **kwargs,
         )
@@ -354,10 +354,11 @@ class Calibration:
 
 
 def _cross_entropy(logits: Tensor, input_ids: Tensor, *, differentiate: bool) -> float:
-    """The summed loss of predicting each next token; ∂ℓ/∂logits takes the place of the logits.
+    """The summed next-token loss; with `differentiate`, ∂ℓ/∂logits overwrites the logits.
 
-    Shapes (batch, length, vocabulary) and (batch, length). By hand and sequence by sequence,
-    because a vocabulary is wide: autograd holds several copies of the logits, this holds none.
+    Shapes (batch, length, vocabulary) and (batch, length). The gradient is computed by hand, one
+    sequence at a time, because a vocabulary is wide: autograd would hold several copies of the
+    logits, this function holds none.
     """
     losses = []
     for scores, tokens in zip(logits, input_ids, strict=True):
@@ -373,7 +374,7 @@ def _cross_entropy(logits: Tensor, input_ids: Tensor, *, differentiate: bool) ->
 
 
 def _add_inputs(statistics: GroupStatistics, rows: Tensor) -> None:
-    """`rows` (tokens, in)."""
+    """Add the inputs `rows`, (tokens, in)."""
     statistics.rows += len(rows)
     if statistics.inputs is not None:
         statistics.inputs.update(rows)
@@ -388,7 +389,7 @@ def _add_gradients(
     inputs: Tensor | None,
     gradient: Tensor,
 ) -> None:
-    """`gradient` (..., tokens, out); `inputs` (..., tokens, in), where the Fisher is observed."""
+    """Add `gradient`, (..., tokens, out), and for the Fisher `inputs`, (..., tokens, in)."""
     rows = _at_least_float32(gradient.flatten(0, -2))
     if (squares := statistics.gradient_squares.get(layer.name)) is not None:
         squares += rows.square().sum(0)
@@ -401,12 +402,12 @@ def _add_gradients(
 
 
 def _sequences(rows: Tensor) -> Tensor:
-    """(sequences, tokens, n); an expert's tokens have lost their order and count as one."""
+    """(sequences, tokens, n); the tokens of an expert count as one sequence."""
     return rows.flatten(0, -3) if rows.ndim > 2 else rows[None]
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """rowsᵀ · rows, (n, n), from its blocks on and above the diagonal: the rest is their mirror."""
+    """rowsᵀ · rows, (n, n); computes the blocks on and above the diagonal and mirrors the rest."""
     size = rows.shape[1]
     gram = rows.new_empty(size, size)
     for start in range(0, size, GRAM_BLOCK):

@@ -1,13 +1,14 @@
-"""One form for every model: each matrix that can be compressed is the weight of an `nn.Linear`.
+"""Gives every model one form: each compressible matrix becomes the weight of an `nn.Linear`.
 
-Two kinds of modules keep theirs otherwise, and `unfuse` replaces them by linear layers that compute
-the same: GPT-2's `Conv1D`, whose weight is (in, out), and mixtures of experts, whose experts'
-weights are stacked in two parameters ``gate_up_proj`` (E, 2I, H) and ``down_proj`` (E, H, I).
+Two kinds of modules store theirs differently, and `unfuse` replaces them with linear layers that
+compute the same: GPT-2's `Conv1D`, whose weight is (in, out), and mixtures of experts, whose
+experts' weights are stacked in two parameters ``gate_up_proj`` (E, 2I, H) and ``down_proj``
+(E, H, I).
 
 A parameter that holds such matrices is called fused here. `fused_parameters`, `separated` and
-`joined` lead from a model's own parameters to the linear layers' and back.
+`joined` convert a model's own parameters to those of the linear layers and back.
 
-`UNFUSING` stands alone on torch: its source is copied into artifacts' modelling files.
+`UNFUSING` depends only on torch: its source is copied into artifacts' modelling files.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 
 class Expert(nn.Module):
-    """One gated expert of a mixture, H wide with I hidden units."""
+    """One gated expert of a mixture, with H inputs and I hidden units."""
 
     def __init__(self, gate_up_proj: Tensor, down_proj: Tensor, act_fn: nn.Module) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class Expert(nn.Module):
 
 
 class RoutedExperts(nn.ModuleList):
-    """The experts of one block; each is called with the tokens that the router sends it, if any."""
+    """The experts of one block; each is called with the tokens routed to it, if any."""
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Shapes (tokens, H), (tokens, k) and (tokens, k); the result is (tokens, H)."""
@@ -47,7 +48,7 @@ class RoutedExperts(nn.ModuleList):
 
 
 def linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
-    """A linear layer on the memory of `weight`, (out, in)."""
+    """A linear layer that shares the memory of `weight`, (out, in)."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
     layer.register_parameter("bias", bias)
@@ -62,7 +63,7 @@ def is_conv1d(module: nn.Module) -> bool:
 def is_experts(module: nn.Module) -> bool:
     """Whether the module is a mixture of gated experts without biases, in transformers' layout.
 
-    transformers marks such modules with what its other implementations must know of them.
+    transformers sets attributes on such modules that describe their layout.
     """
     marks = ("has_gate", "is_concatenated", "has_bias", "is_transposed", "has_post_expert_norm")
     return (
@@ -73,7 +74,7 @@ def is_experts(module: nn.Module) -> bool:
 
 
 def unfuse(model: nn.Module) -> bool:
-    """Replace every fused module by linear layers, on the same memory; whether there was any."""
+    """Replace every fused module with linear layers that share its memory; return if any was."""
     fused = [
         (path, module)
         for path, module in model.named_modules()
@@ -93,7 +94,7 @@ UNFUSING = (Expert, RoutedExperts, linear, is_conv1d, is_experts, unfuse)
 
 
 def fused_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """For each fused parameter of a model that is not unfused yet, its linear layers' weights."""
+    """The names of the unfused weights for each fused parameter of a model before `unfuse`."""
     names: dict[str, tuple[str, ...]] = {}
     for path, module in model.named_modules():
         if is_conv1d(module):
@@ -106,19 +107,19 @@ def fused_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def separated(parameter: Tensor) -> tuple[Tensor, ...]:
-    """The weights (out, in) that a fused parameter holds: (E, out, in), or a Conv1D's (in, out)."""
+    """The weights (out, in) in a fused parameter, (E, out, in) or a Conv1D's (in, out)."""
     return parameter.unbind() if parameter.ndim == 3 else (parameter.T,)
 
 
 def joined(weights: Sequence[Tensor], dimensions: int) -> Tensor:
-    """The fused parameter, of so many dimensions, that holds these weights."""
+    """The fused parameter with this number of dimensions that holds these weights."""
     return torch.stack(tuple(weights)) if dimensions == 3 else weights[0].T
 
 
 def router_paths(model: nn.Module) -> set[str]:
-    """The modules of an unfused model that send tokens to experts, by their paths.
+    """The paths of the modules of an unfused model that route tokens to experts.
 
-    A router stands beside the experts and has a weight (E, H).
+    A router has a weight (E, H) and the same parent module as its experts.
     """
     paths: set[str] = set()
     for path, module in model.named_modules():

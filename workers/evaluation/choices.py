@@ -1,4 +1,4 @@
-"""Multiple choice: the model answers with the choice that it finds most likely."""
+"""Multiple choice: the model's answer is the choice to which it assigns the highest likelihood."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from workers.evaluation.text import right_padded, token_log_likelihoods
 
 
 def score_questions(model: Any, questions: Sequence[Question], batch_size: int) -> Scores:
-    """`acc`: by the log-likelihood of the whole choice. `acc_norm`: per character of the choice.
+    """Score by the log-likelihood of a whole choice (`acc`), and per character (`acc_norm`).
 
-    `batch_size` sequences are read at a time. A model whose arithmetic overflows chooses the first.
+    `batch_size` sequences are read at a time. If the model's arithmetic overflows, the first choice
+    is its answer.
     """
     choices = [choice for question in questions for choice in question.choices]
     likelihoods = _log_likelihoods(model, choices, batch_size)
@@ -35,7 +36,7 @@ def score_questions(model: Any, questions: Sequence[Question], batch_size: int) 
 
 @torch.inference_mode()
 def _log_likelihoods(model: Any, choices: Sequence[Choice], batch_size: int) -> list[float]:
-    """Of each choice given its question, in nats."""
+    """The log-likelihood of each choice given its question, in nats."""
     device = next(model.parameters()).device
     found = [0.0] * len(choices)
     by_length = sorted(range(len(choices)), key=lambda number: len(choices[number].tokens))

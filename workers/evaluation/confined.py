@@ -1,10 +1,11 @@
-"""Run one untrusted program in this process, after giving up all rights that it must not have.
+"""Runs one untrusted program in this process, after giving up all rights that it must not have.
 
-Started by `workers.evaluation.sandbox` as ``python -I -S -B confined.py``: the standard library is
-all there is. Standard input is the request, standard output takes the verdict:
-the request's token, if the program ran to its end; standard error says why it could not be
-confined. In order: resource limits, Landlock (reads of Python and the system's libraries only,
-nothing else can be opened), seccomp (a list of harmless system calls, all others are refused).
+`workers.evaluation.sandbox` starts it as ``python -I -S -B confined.py``, so only the standard
+library can be imported. Standard input holds the request. Standard output takes the verdict, which
+is the request's token if the program ran to its end. Standard error takes the reason if the process
+could not be confined. It sets, in this order: resource limits; Landlock rules, under which only
+Python and the system's libraries can be read; a seccomp filter, which refuses all system calls but
+a list of harmless ones.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, NoReturn
 FILES = 32
 
 READABLE = (
-    os.path.dirname(os.__file__),  # noqa: PTH120 - no module that is not needed
+    os.path.dirname(os.__file__),  # noqa: PTH120 - no needless imports
     f"{sys.base_prefix}/lib",
     "/lib",
     "/lib64",
@@ -47,13 +48,13 @@ LANDLOCK_CREATE_RULESET_VERSION = 1
 LANDLOCK_RULE_PATH_BENEATH = 1
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
 FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""How many rights over files each version of Landlock knows; later versions add none."""
+"""How many file access rights each version of Landlock defines; later versions add none."""
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
-# The system calls that computing, reading libraries and ending take: x86_64, aarch64. Not among
-# them: sockets, processes and threads, signals to others, ptrace, mounts, anything that writes to,
-# makes, renames or removes a file, and changes of limits.
+# The system calls for computing, reading libraries and exiting, with their numbers on x86_64 and
+# aarch64. They exclude sockets, processes and threads, signals to others, ptrace, mounts, changes
+# of limits, and everything that writes, creates, renames or removes a file.
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "access": (21, None),
     "brk": (12, 214),
@@ -115,8 +116,9 @@ OPENING: dict[str, tuple[tuple[int | None, int | None], int]] = {
     "open": ((2, None), 1),
     "openat": ((257, 56), 2),
 }
-"""Allowed for reading only: the call's numbers, and which argument has its flags."""
-# O_PATH stays allowed: it opens nothing. O_TMPFILE has O_DIRECTORY in it, so its own bit counts.
+"""Calls allowed for reading only: their numbers, and the position of the flags argument."""
+# O_PATH stays allowed, because it opens nothing. O_TMPFILE includes O_DIRECTORY, so only its own
+# bit is listed.
 WRITING_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | 0o20000000
 
 LOAD, JUMP_EQUAL, JUMP_SET, RETURN = 0x20, 0x15, 0x45, 0x06  # classic BPF
@@ -131,7 +133,7 @@ class SockFprog(ctypes.Structure):
 
 
 def main() -> NoReturn:
-    """Confine this process, run the program, and hand back the token if it did not fail."""
+    """Confine this process, run the program, and return the token if it did not fail."""
     request = json.load(sys.stdin)
     verdict = os.dup(sys.stdout.fileno())
     token = request["token"].encode()
@@ -151,14 +153,14 @@ def main() -> NoReturn:
 
 
 def confine(cpu_seconds: int, memory_bytes: int) -> None:
-    """Give up everything; raises OSError or RuntimeError where that cannot be done."""
+    """Give up all rights but to compute. Raises OSError or RuntimeError if that fails."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):
         os.dup2(null, stream)
     machine = platform.machine()
     if machine not in AUDIT_ARCH:
-        raise RuntimeError(f"system calls of {machine} are not known")
+        raise RuntimeError(f"the system calls of {machine} are not known")
     _limit(cpu_seconds, memory_bytes)
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     _read_only(READABLE)
@@ -176,12 +178,12 @@ def _limit(cpu_seconds: int, memory_bytes: int) -> None:
         resource.RLIMIT_NPROC: 0,
         resource.RLIMIT_CORE: 0,
     }
-    for kind, most in limits.items():
-        resource.setrlimit(kind, (most, most))
+    for kind, limit in limits.items():
+        resource.setrlimit(kind, (limit, limit))
 
 
 def _read_only(paths: tuple[str, ...]) -> None:
-    """Deny every right over files, but for reading what lies below `paths`."""
+    """Deny all access to files, except reads below `paths`."""
     version = _syscall(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
     rights = (1 << FILE_RIGHTS[min(version, max(FILE_RIGHTS))]) - 1
     handled = ctypes.c_uint64(rights)
@@ -229,14 +231,14 @@ def _allow_calls(program: list[Instruction]) -> None:
 
 
 def _check() -> None:
-    """See for oneself that it holds: a kernel may take a filter and not apply it."""
+    """Check that the confinement works: a kernel may accept a filter and not apply it."""
     for name, attempt in (
         ("opening a socket", lambda: socket.socket()),
         ("reading the root folder", lambda: os.open("/", os.O_RDONLY)),
         ("starting a process", os.fork),
     ):
         try:
-            if attempt() == 0:  # the child of a fork that should not have been
+            if attempt() == 0:  # this is the child of a fork that was not refused
                 os._exit(1)
         except PermissionError:
             continue

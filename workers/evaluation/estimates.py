@@ -1,9 +1,10 @@
 """Estimates over a sample of clusters, each with its standard error.
 
-A cluster is a sequence of text or a problem of a task: what lies in one is not independent, so
-errors are computed over clusters. With totals a and weights w per cluster, the estimate is
-θ = Σa / Σw, and its variance, linearised, n/(n−1) · Σ(a − θw)² / (Σw)². Where every weight is 1
-this is the sample standard error of a mean; for zeros and ones, the binomial √(p(1−p)/(n−1)).
+A cluster is a sequence of text or a problem of a task. Observations within a cluster are not
+independent, so errors are computed over clusters. With totals a and weights w per cluster, the
+estimate is θ = Σa / Σw, and its linearised variance is n/(n−1) · Σ(a − θw)² / (Σw)². If every
+weight is 1, this is the sample standard error of a mean; for zeros and ones it is the binomial
+√(p(1−p)/(n−1)).
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ LARGEST_EXPONENT = math.log(1.7976931348623157e308)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its standard error: None for a single cluster, or a value beyond measure."""
+    """A number and its standard error, which is None for a single cluster or an infinite value."""
 
     value: float
     standard_error: float | None
 
     def exp(self) -> Estimate:
-        """Of the exponential, by the delta method; infinite where a float overflows."""
+        """The estimate of the exponential, by the delta method; infinite if a float overflows."""
         if self.value > LARGEST_EXPONENT:
             return Estimate(math.inf, None)
         value = math.exp(self.value)
@@ -32,7 +33,7 @@ class Estimate:
 
 
 def ratio(totals: Sequence[float], weights: Sequence[float]) -> Estimate:
-    """Σ totals / Σ weights over clusters, the same in whatever order they come."""
+    """Σ totals / Σ weights over clusters; their order does not change the result."""
     weight, count = math.fsum(weights), len(totals)
     value = math.fsum(totals) / weight
     if count < 2 or not math.isfinite(value):
@@ -42,10 +43,10 @@ def ratio(totals: Sequence[float], weights: Sequence[float]) -> Estimate:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """Of independent values."""
+    """The mean of independent values."""
     return ratio(values, [1.0] * len(values))
 
 
 def paired_difference(after: Sequence[float], before: Sequence[float]) -> Estimate:
-    """The mean of after − before on the same problems, which is surer than either mean."""
+    """The mean of after − before on the same problems; its error is smaller than with two means."""
     return mean([a - b for a, b in zip(after, before, strict=True)])

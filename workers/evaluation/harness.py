@@ -1,7 +1,7 @@
-"""Tasks of lm-eval, the field's evaluation harness, where it is installed beside the workers.
+"""Runs tasks of lm-eval, the field's evaluation harness, if it is installed with the workers.
 
-Its tasks fetch their data from the hub, or from wherever an operator's own tasks say. Tasks that
-run what models write are refused by the library unless it is told otherwise, and it is not.
+Its tasks fetch their data from the hub, or from the sources that an administrator's own tasks name.
+By default, which applies here, the library refuses tasks that run code written by models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workers.evaluation.estimates import Estimate, mean
 from workers.evaluation.scores import Scores
 
 BOOTSTRAP_SAMPLES = 1000
-"""For standard errors of metrics that are not means."""
+"""The sample count for the standard errors of metrics that are not means."""
 
 MAX_REASON_CHARACTERS = 300
 
@@ -32,10 +32,10 @@ def check_harness() -> None:
 
 
 def check_harness_tasks(task: LmEval, settings: Settings, param: str) -> None:
-    """Load the tasks and their data once, so that what is missing shows before hours of work.
+    """Load the tasks and their data once, to find errors before hours of work.
 
     Raises HarnessMissing, InvalidParameter for a name that lm-eval does not know and for a task
-    that another name's group has already, and DataNotFound where a task's data cannot be had.
+    that two names include, and DataNotFound if a task's data cannot be loaded.
     """
     check_harness()
     manager = _manager(settings.lm_eval_tasks)
@@ -46,14 +46,15 @@ def check_harness_tasks(task: LmEval, settings: Settings, param: str) -> None:
             raise InvalidParameter(f"lm-eval has no task '{name}'.", param=where)
         try:
             loaded = manager.load([name])
-        except Exception as error:  # whatever a task's own code and the hub's client raise
+        except Exception as error:  # a task's own code and the hub's client may raise anything
             raise DataNotFound(
-                f"The data of lm-eval's task '{name}' cannot be had: {_reason(error)}", param=where
+                f"The data of lm-eval's task '{name}' cannot be loaded: {_reason(error)}",
+                param=where,
             ) from error
         if any(getattr(each, "UNSAFE_CODE", False) for each in loaded["tasks"].values()):
             raise InvalidParameter(
-                f"lm-eval's task '{name}' runs what models write, and does so unprotected; "
-                "a task of kind 'pass_at_1' does so in a sandbox.",
+                f"lm-eval's task '{name}' runs code that models write, without a sandbox; "
+                "use a task of kind 'pass_at_1', which runs it in one.",
                 param=where,
             )
         for each in loaded["tasks"]:
@@ -68,9 +69,9 @@ def check_harness_tasks(task: LmEval, settings: Settings, param: str) -> None:
 def score_harness_task(
     model: Any, tokenizer: Any, name: str, task: LmEval, settings: Settings, batch_size: int
 ) -> Scores:
-    """All metrics of one task, and of the tasks that a group consists of.
+    """All metrics of one task, or of all tasks of a group.
 
-    Raises InvalidParameter where lm-eval cannot measure the model on it.
+    Raises InvalidParameter if lm-eval cannot measure the model on it.
     """
     import torch
     from lm_eval import simple_evaluate
@@ -87,7 +88,7 @@ def score_harness_task(
         )
     except (EigenpressError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever the library and a task's own code raise
+    except Exception as error:  # the library and a task's own code may raise anything
         raise InvalidParameter(
             f"lm-eval's task '{name}' cannot be measured: {_reason(error)}",
             param="evaluation.tasks",
@@ -96,30 +97,33 @@ def score_harness_task(
 
 
 def harness_scores(found: Mapping[str, Any]) -> Scores:
-    """What lm-eval says, with each problem's own values where they explain the metric."""
+    """Convert the results of lm-eval; keep each problem's value if the metric is their mean."""
     each: dict[str, tuple[float, ...]] = {}
     summaries: dict[str, Estimate] = {}
     for name, results in found["results"].items():
         samples = found["samples"].get(name, ())
         for key, value in results.items():
-            metric, _, kept = key.partition(",")
-            if not kept or metric.endswith("_stderr") or not isinstance(value, int | float):
+            metric, _, filter_name = key.partition(",")
+            if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            label = f"{name}/{metric}" if kept == "none" else f"{name}/{metric},{kept}"
-            values = tuple(_values(samples, metric, kept))
+            label = f"{name}/{metric}"
+            if filter_name != "none":
+                label += f",{filter_name}"
+            values = tuple(_values(samples, metric, filter_name))
             if values and math.isclose(mean(values).value, value, abs_tol=1e-9):
                 each[label] = values
             else:
-                error = results.get(f"{metric}_stderr,{kept}")
+                error = results.get(f"{metric}_stderr,{filter_name}")
                 summaries[label] = Estimate(value, error if isinstance(error, float) else None)
     problems = sum(counts["effective"] for counts in found["n-samples"].values())
     return Scores(problems, each, summaries)
 
 
-def _values(samples: Sequence[Mapping[str, Any]], metric: str, kept: str) -> Iterator[float]:
-    """The metric of every problem, in their order; nothing where it is not a number."""
-    ours = [sample for sample in samples if sample["filter"] == kept]
-    values = [sample.get(metric) for sample in sorted(ours, key=lambda sample: sample["doc_id"])]
+def _values(samples: Sequence[Mapping[str, Any]], metric: str, filter_name: str) -> Iterator[float]:
+    """The metric of every problem, in order; nothing if any is not a number."""
+    filtered = [sample for sample in samples if sample["filter"] == filter_name]
+    filtered.sort(key=lambda sample: sample["doc_id"])
+    values = [sample.get(metric) for sample in filtered]
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     if len(numbers) == len(values):
         yield from numbers
@@ -131,7 +135,7 @@ def _reason(error: Exception) -> str:
 
 @cache
 def _manager(folder: Path | None) -> Any:
-    """All tasks of the library and of a folder; to read their thousands of files takes seconds."""
+    """The tasks of the library and of `folder`; reading their thousands of files takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=None if folder is None else str(folder))

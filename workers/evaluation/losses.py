@@ -1,6 +1,6 @@
-"""The loss on a text, sequence by sequence, and how sure what follows from it is.
+"""The loss on a text, sequence by sequence, and the estimates that follow from it.
 
-Standard errors treat a sequence as one draw, and two models are compared sequence by sequence.
+For standard errors a sequence is one draw, and two models are compared sequence by sequence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from workers.evaluation.estimates import Estimate, ratio
 
 @dataclass(frozen=True)
 class SequenceLoss:
-    """One sequence: every token but the first is predicted."""
+    """The loss on one sequence, of which every token but the first is predicted."""
 
     negative_log_likelihood: float  # nats, summed over the predicted tokens
     tokens: int  # predicted
@@ -29,7 +29,7 @@ class TextLoss:
 
     @classmethod
     def total(cls, losses: Iterable[TextLoss]) -> TextLoss:
-        """The loss on all batches together; what is estimated is the same in any order of them."""
+        """The loss on all batches together; their order does not change the estimates."""
         return cls(tuple(sequence for loss in losses for sequence in loss.each))
 
     @property
@@ -47,7 +47,7 @@ class TextLoss:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean loss per token; infinite where that overflows a float."""
+        """exp of the mean loss per token; infinite if that overflows a float."""
         return self.estimated_perplexity().value
 
     def estimated_perplexity(self) -> Estimate:

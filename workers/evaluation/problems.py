@@ -1,4 +1,4 @@
-"""The problems of a job's tasks: read, checked and cut to tokens once, for every model."""
+"""Reads, checks and tokenizes the problems of a job's tasks, once for all its models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workers.text.sequences import Tokenizer, sequence_prefix
 
 MAX_CHOICES = 64
 DELIMITER = " "
-"""Between a question and a choice."""
+"""The text between a question and a choice."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Choice:
     """A question followed by one of its choices."""
 
     tokens: list[int]
-    scored: int  # of them the last, which are the choice's
+    scored: int  # how many of them, at the end, belong to the choice
     characters: int  # of the choice
 
 
@@ -48,13 +48,13 @@ class Question:
 class Function:
     """One problem of a `pass_at_1` task: the beginning of a Python function, and its tests."""
 
-    prompt: str  # without blanks at its end
+    prompt: str  # without trailing blanks
     tokens: list[int]
     test: str  # defines check(candidate)
     entry_point: str
 
     def program(self, completion: str) -> str:
-        """What must run to its end for the completion to be right."""
+        """The program that runs to its end if the completion is correct."""
         return f"{self.prompt}{completion}\n{self.test}\ncheck({self.entry_point})\n"
 
 
@@ -73,11 +73,11 @@ class Exercise:
 def read_exercises(
     spec: JobSpec, tokenizer: Tokenizer, longest: int | None, settings: Settings
 ) -> list[Exercise]:
-    """The problems of every task; `longest` is how many tokens the model can read.
+    """The problems of every task; `longest` is the model's context length in tokens.
 
     Raises the errors of `service.inputs.sources.fetch_data`,
     `service.inputs.documents.read_records` and `workers.evaluation.harness`, and DataInvalid for
-    rows that are no problems or are too long.
+    invalid or too long problems.
     """
     exercises = []
     for number, task in enumerate(spec.evaluation.tasks):
@@ -112,7 +112,7 @@ def _records(task: MultipleChoice | PassAt1, settings: Settings, param: str) -> 
 
 
 def _fields(task: MultipleChoice | PassAt1, param: str) -> dict[str, str]:
-    """What is read of every row, and the field of the request that names it."""
+    """The fields to read of every row, each with the field of the request that names it."""
     if isinstance(task, PassAt1):
         return dict.fromkeys(("task_id", "prompt", "entry_point", "test"), f"{param}.data")
     return {
@@ -131,13 +131,13 @@ def _question_reader(
         text = record.fields[task.question_field]
         choices = record.fields[task.choices_field]
         answer = record.fields[task.answer_field]
-        _check(_is_text(text), record, f"'{task.question_field}' is no text", param)
+        _check(_is_text(text), record, f"'{task.question_field}' is not text", param)
         _check(
             isinstance(choices, list)
             and 2 <= len(choices) <= MAX_CHOICES
             and all(map(_is_text, choices)),
             record,
-            f"'{task.choices_field}' is no list of 2 to {MAX_CHOICES} texts",
+            f"'{task.choices_field}' is not a list of 2 to {MAX_CHOICES} texts",
             param,
         )
         _check(
@@ -154,9 +154,9 @@ def _question_reader(
 
 
 def encode_choice(tokenizer: Tokenizer, prefix: Sequence[int], text: str, choice: str) -> Choice:
-    """The tokens of a question and a choice, cut where the question alone would end.
+    """The tokens of a question and a choice, split where the question alone would end.
 
-    Blanks at the question's end belong to the choice: tokenizers join them to what follows.
+    The question's trailing blanks belong to the choice, because tokenizers join them to it.
     """
     question = text.rstrip()
     whole = tokenizer(text + DELIMITER + choice, add_special_tokens=False)["input_ids"]
@@ -171,11 +171,11 @@ def _function_reader(
 
     def read(record: Record) -> Function:
         for name in ("prompt", "entry_point", "test"):
-            _check(_is_text(record.fields[name]), record, f"'{name}' is no text", param)
+            _check(_is_text(record.fields[name]), record, f"'{name}' is not text", param)
         fields: dict[str, Any] = dict(record.fields)
-        # After a line's end a model takes a docstring for a finished answer, and writes prose.
+        # If a docstring ends with a newline, models tend to go on with prose instead of code.
         prompt = fields["prompt"].rstrip()
-        _check(fields["entry_point"].isidentifier(), record, "'entry_point' is no name", param)
+        _check(fields["entry_point"].isidentifier(), record, "'entry_point' is not a name", param)
         tokens = [*prefix, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
         _check_length(len(tokens) + task.max_new_tokens, longest, record, param)
         return Function(prompt, tokens, fields["test"], fields["entry_point"])
@@ -187,15 +187,15 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _check(right: bool, record: Record, wrong: str, param: str) -> None:
-    if not right:
-        raise DataInvalid(f"'{record.id}': {wrong}.", param=f"{param}.data")
+def _check(valid: bool, record: Record, problem: str, param: str) -> None:
+    if not valid:
+        raise DataInvalid(f"'{record.id}': {problem}.", param=f"{param}.data")
 
 
 def _check_length(tokens: int, longest: int | None, record: Record, param: str) -> None:
     _check(
         longest is None or tokens <= longest,
         record,
-        f"it takes {tokens} tokens, and the model reads {longest} at most",
+        f"it has {tokens} tokens, but the model reads at most {longest}",
         param,
     )

@@ -16,16 +16,16 @@ from workers.evaluation.scores import Scores
 from workers.text.sequences import Tokenizer
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-"""Where a completion has left its function, as HumanEval's authors have it."""
+"""The stop sequences of HumanEval's authors: a completion ends before the first one."""
 
 TAIL_TOKENS = 8
-"""So many tokens at the end of what was written show every stop as it is completed."""
+"""The number of last tokens in which a stop sequence is sought; none is longer."""
 
 
 def score_functions(
     model: Any, tokenizer: Tokenizer, functions: Sequence[Function], task: PassAt1
 ) -> Scores:
-    """`pass@1`: whether the one, greedy completion passes the tests in the sandbox.
+    """Score `pass@1`: whether the greedy completion passes the tests in the sandbox.
 
     Raises SandboxUnavailable.
     """
@@ -42,7 +42,7 @@ def score_functions(
 def complete(
     model: Any, tokenizer: Tokenizer, functions: Sequence[Function], max_new_tokens: int
 ) -> list[str]:
-    """What the model writes after each prompt, greedily, up to the first stop."""
+    """The model's greedy completion of each prompt, up to the first stop sequence."""
     device = next(model.parameters()).device
     input_ids, attention_mask = _left_padded([function.tokens for function in functions])
     width = input_ids.shape[1]
@@ -67,7 +67,7 @@ def complete(
 
 
 class _Stopped(StoppingCriteria):  # type: ignore[misc]
-    """Says of each sequence whether a stop stands in what was written last."""
+    """Stops each sequence whose last tokens contain a stop sequence."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_width: int) -> None:
         self._tokenizer = tokenizer
@@ -82,9 +82,9 @@ class _Stopped(StoppingCriteria):  # type: ignore[misc]
 def _completion(
     tokenizer: Tokenizer, prompt: Sequence[int], written: list[int], ends: Sequence[int]
 ) -> str:
-    """Text of the tokens before the first end token and the first stop.
+    """The text before the first end token and the first stop sequence.
 
-    Decoded behind its prompt: alone, some tokenizers take blanks from its beginning.
+    It is decoded together with its prompt, because some tokenizers strip leading blanks.
     """
     length = next((i for i, token in enumerate(written) if token in ends), len(written))
     before, whole = (
@@ -97,7 +97,7 @@ def _completion(
 
 
 def _end_tokens(model: Any, tokenizer: Tokenizer) -> list[int]:
-    """The tokens that end a text, by the model's generation settings, else by the tokenizer."""
+    """The end tokens of the model's generation settings, or else of the tokenizer."""
     ends = model.generation_config.eos_token_id
     if ends is None:
         ends = tokenizer.eos_token_id
@@ -105,7 +105,7 @@ def _end_tokens(model: Any, tokenizer: Tokenizer) -> list[int]:
 
 
 def _left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both (batch, longest), zeros before the shorter ones."""
+    """Token ids and attention mask, both (batch, longest), with zeros before shorter sequences."""
     longest = max(map(len, sequences))
     padded = [[0] * (longest - len(tokens)) + [*tokens] for tokens in sequences]
     mask = [[0] * (longest - len(tokens)) + [1] * len(tokens) for tokens in sequences]

@@ -1,14 +1,13 @@
-"""Runs programs that a model wrote in a process that can compute and do nothing else.
+"""Runs programs that a model wrote in a process that can only compute.
 
 The process has an empty environment, no input, no output, a session of its own, and limits on
-processor time, memory and open files. It reads Python and the system's libraries and no other
-file; it cannot write files, open sockets, start processes or threads, or signal others:
-`workers.evaluation.confined` gives up these rights before it reads the program. If the kernel lacks
-the means (Linux 5.13 with Landlock, seccomp; x86_64 or aarch64) no program runs.
+processor time, memory and open files. It can read Python and the system's libraries, but no other
+file. It cannot write files, open sockets, start processes or threads, or signal others:
+`workers.evaluation.confined` gives up these rights before it runs the program. No program runs if
+the kernel lacks the means (Linux 5.13 with Landlock and seccomp, on x86_64 or aarch64).
 
-It does not stop a program from using the processor until its time is over, from seeing names and
-sizes of files, from exploiting a defect of the kernel, or from forging its own verdict by reaching
-into the interpreter that runs it.
+A program can still use the processor until its time is over, see names and sizes of files, exploit
+a defect of the kernel, or forge its own verdict by manipulating the interpreter that runs it.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ CONFINED = Path(__file__).with_name("confined.py")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use."""
+    """The limits of one program."""
 
-    seconds: float  # on the clock, the interpreter's start included
-    memory_bytes: int  # of address space, the interpreter's included
+    seconds: float  # of wall time, including the interpreter's start
+    memory_bytes: int  # of address space, including the interpreter's
 
 
 def passes(program: str, limits: Limits) -> bool:
     """Whether a Python program runs to its end without an error within its limits.
 
-    No process and no file is left behind. Raises SandboxUnavailable if the program could not be
-    confined; it was not run then.
+    It leaves no process and no file behind. Raises SandboxUnavailable, without running the program,
+    if the process could not be confined.
     """
     token = secrets.token_hex(TOKEN_BYTES)
     request = {
@@ -71,7 +70,7 @@ def passes(program: str, limits: Limits) -> bool:
             pass
         finally:
             process.kill()  # it cannot have started another
-        # Read only now, so a program that floods its pipe has waited: a pipe's worth at most.
+        # The output is read only now, so a program that floods its pipe blocks when it is full.
         verdict, unconfined = process.communicate()
     if unconfined:  # stderr is closed once the process is confined
         reason = unconfined[:MAX_REASON_BYTES].decode(errors="replace")
@@ -82,4 +81,4 @@ def passes(program: str, limits: Limits) -> bool:
 def check_sandbox() -> None:
     """Raise SandboxUnavailable unless programs can be confined on this machine."""
     if not passes("", Limits(CHECK_SECONDS, CHECK_MEMORY_BYTES)):
-        raise SandboxUnavailable("An empty program does not pass in the sandbox of this machine.")
+        raise SandboxUnavailable("An empty program fails in the sandbox of this machine.")

@@ -1,4 +1,4 @@
-"""The scores of a model on a task, by problem, so that two models can be compared in pairs."""
+"""The scores of a model on a task, by problem, for paired comparisons of two models."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from workers.evaluation.estimates import Estimate, mean, paired_difference
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one model on one task, or on a batch of its problems."""
+    """The scores of one model on one task, or on a batch of its problems."""
 
     problems: int
     each: Mapping[str, tuple[float, ...]]
-    """The value of every problem, by metric; for metrics that are means over problems."""
+    """The value of every problem, for each metric that is a mean over problems."""
     summaries: Mapping[str, Estimate] = field(default_factory=dict)
     """Metrics that a library aggregated, with its own standard errors."""
 
     @classmethod
     def total(cls, batches: Sequence[Scores]) -> Scores:
-        """All batches together, in the order given."""
+        """The scores on all batches together, in the order given."""
         metrics = dict.fromkeys(metric for batch in batches for metric in batch.each)
         return cls(
             sum(batch.problems for batch in batches),
@@ -35,9 +35,9 @@ class Scores:
 
     @classmethod
     def union(cls, tasks: Sequence[Scores]) -> Scores:
-        """Tasks of lm-eval beside each other.
+        """The scores of several tasks of lm-eval.
 
-        Raises InvalidParameter where two have a metric in common, as a group and a member of it.
+        Raises InvalidParameter if two share a metric, as a group and its member do.
         """
         labels = Counter(label for task in tasks for label in (*task.each, *task.summaries))
         for label, count in labels.items():
@@ -53,9 +53,9 @@ class Scores:
         return {metric: mean(values) for metric, values in self.each.items()} | dict(self.summaries)
 
     def differences(self, dense: Scores) -> dict[str, Estimate]:
-        """This minus another model's score on the same problems in the same order.
+        """These scores minus another model's, on the same problems in the same order.
 
-        Of metrics that are means over problems for both.
+        They include only metrics that are means over problems for both models.
         """
         return {
             metric: paired_difference(values, dense.each[metric])

@@ -1,4 +1,4 @@
-"""How fast a model decodes."""
+"""Measures how fast a model decodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPT_TOKENS = 16
 
 @torch.no_grad()
 def decode_speed(model: Any, prompt: Sequence[int], tokens: int) -> float:
-    """Tokens per second of greedy decoding, batch 1, with cache, prompt processing included."""
+    """Tokens per second of greedy decoding with batch 1 and a cache, prompt processing included."""
     input_ids = torch.tensor([prompt[:PROMPT_TOKENS]], device=next(model.parameters()).device)
 
     def generate(count: int) -> None:

@@ -1,7 +1,6 @@
-"""Low-rank layers put into a model in memory for a while: a size measured without writing it.
+"""Puts low-rank layers into a model in memory, to measure a size without writing it.
 
-The model computes what the artifact of that size would compute, in the precision that it is
-stored in.
+The model then computes the same as the artifact of that size, in the artifact's precision.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from workers.compression.interpolation import Interpolation
 
 
 class Substitution:
-    """Replaces layers of a model again and again, and keeps the dense ones to put them back.
+    """Replaces layers of a model repeatedly, and keeps the dense ones to restore them.
 
-    `dtype` is the artifact's. If it is not the model's own, all weights are rounded to it, for
-    good: `exact` then says that the model is no longer the one that was loaded.
+    `dtype` is the artifact's. If the model is `stored` in another one, all its weights are rounded
+    to `dtype` irreversibly, and `exact` is False.
     """
 
     def __init__(self, model: nn.Module, stored: torch.dtype, dtype: torch.dtype) -> None:
@@ -32,7 +31,7 @@ class Substitution:
             round_weights(model, dtype)
 
     def put(self, layers: Mapping[str, Interpolation | None]) -> None:
-        """Put in these layers, None for a dense one; all others stay as they are."""
+        """Put in these layers, or the dense ones for None; the other layers do not change."""
         for name, layer in layers.items():
             if name in self._dense:
                 self._model.set_submodule(name, self._dense.pop(name))
@@ -46,9 +45,9 @@ class Substitution:
 
 
 def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Round every weight as a checkpoint of that precision does, loaded as `load_model` does.
+    """Round every weight as if it came from a checkpoint in `dtype`, loaded by `load_model`.
 
-    On a CPU the weights are float32 again afterwards; on a GPU they stay in `dtype`.
+    On a CPU the rounded weights are float32; on a GPU they stay in `dtype`.
     """
     for parameter in model.parameters():
         rounded = parameter.data.to(dtype)

@@ -1,7 +1,6 @@
-"""The loss of a model on text that it was not calibrated on, and how sure that number is.
+"""Measures the loss of a model on text, sequence by sequence.
 
-Everything is kept per sequence: standard errors treat a sequence as one draw, and two models are
-compared sequence by sequence.
+For standard errors a sequence is one draw, and two models are compared sequence by sequence.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 from workers.evaluation.losses import SequenceLoss, TextLoss
 
 TOKENS_AT_ONCE = 128
-"""Logits of so many tokens are reduced together, so that what is made of them stays in cache."""
+"""The logits of this many tokens are reduced together, so that the intermediates stay in cache."""
 
 
 @torch.inference_mode()
@@ -26,10 +25,10 @@ def text_loss(
     """The loss on one batch of sequences of any lengths; every token but the first is predicted.
 
     With `mixed_precision` the model runs under `torch.autocast` in bfloat16. The loss is infinite
-    where the model's arithmetic overflows.
+    if the model's arithmetic overflows.
     """
     device = next(model.parameters()).device
-    # Padding stands on the right: under a causal mask no real token sees it.
+    # Padding is on the right: under a causal mask no real token attends to it.
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
         logits = model(input_ids=right_padded(sequences).to(device), use_cache=False).logits
     return TextLoss(
@@ -41,13 +40,13 @@ def text_loss(
 
 
 def right_padded(sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Token ids, (batch, longest), zeros behind the shorter ones."""
+    """Token ids, (batch, longest), with zeros after shorter sequences."""
     longest = max(map(len, sequences))
     return torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in sequences])
 
 
 def token_log_likelihoods(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-likelihood in float64 of each target, and whether it was the most likely token.
+    """The log-likelihood of each target in float64, and whether it was the most likely token.
 
     `logits` is (tokens, vocabulary), of any precision; `targets` and both results are (tokens,).
     """

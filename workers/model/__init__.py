@@ -1,1 +1,1 @@
-"""The source model: its files, its tensors by name, and how it is loaded."""
+"""Loads the source model, and maps its files to tensors by name."""

@@ -1,6 +1,6 @@
-"""Source models on a worker: fetched, converted where they are GGUF, and loaded whole.
+"""Fetches source models on a worker, converts GGUF files, and loads the models whole.
 
-A model that transformers would complete with random weights is refused.
+It refuses a model that transformers would complete with random weights.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from service.settings import Settings
 from workers.model.weight_files import weight_files
 
 GGUF_ERRORS = (OSError, LookupError, NotImplementedError, RuntimeError, ValueError, struct.error)
-"""What transformers raises for a GGUF file that is damaged or of an unknown kind."""
+"""The errors that transformers raises for a damaged or unknown GGUF file."""
 
 
 def prepare_model(source: ModelSource, settings: Settings) -> Path:
-    """A local Hugging Face folder with safetensors for any source; at most one fetch per node.
+    """Return a local Hugging Face folder with safetensors; fetch it at most once per node.
 
     Raises the errors of `service.inputs.sources.fetch_model`, and ModelInvalid for a GGUF file that
     transformers cannot read.
@@ -52,7 +52,7 @@ def load_tokenizer(folder: Path) -> Any:
 def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = False) -> Any:
     """The causal language model of a folder, ready for inference on `device`.
 
-    In float32 on a CPU, in the checkpoint's own precision on a GPU. Raises NotACausalLM, and
+    It is in float32 on a CPU, and in the checkpoint's precision on a GPU. Raises NotACausalLM, and
     ModelInvalid if any weight is missing or cannot be read.
     """
     dtype: torch.dtype | str = torch.float32 if device.type == "cpu" else "auto"
@@ -83,7 +83,7 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
 
 
 def parameter_count(model: nn.Module) -> int:
-    """All parameters of the model; tied ones count once."""
+    """The number of the model's parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -106,7 +106,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(**source)
     except GGUF_ERRORS as error:
         raise ModelInvalid(f"{gguf.name} cannot be read: {error}", param="model.path") from error
-    # What was loaded is dequantized; saying otherwise would make transformers refuse to save it.
+    # The loaded weights are dequantized; with these marks transformers would refuse to save them.
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
@@ -117,10 +117,10 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 @contextmanager
 def _parsing_once() -> Iterator[None]:
-    """Parse a GGUF file once and make its table of tensor names once.
+    """Parse a GGUF file once and build its table of tensor names once.
 
     transformers parses the file for the configuration, the weights and the tokenizer each, and
-    makes the table for every module of the model: most of the time that a conversion takes.
+    builds the table for every module of the model. This takes most of a conversion's time.
     """
     import gguf as module
 

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint's safetensors files, each read when it is asked for."""
+"""The tensors of a checkpoint's safetensors files, each read on demand."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from workers.model.weight_files import weight_files
 
 
 class StoredTensors:
-    """The tensors of a folder, by the names they are stored under."""
+    """The tensors of a folder, by their stored names."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Any] = {}
         for path in weight_files(folder):
-            file: Any = safe_open(path, framework="pt")  # maps the file: nothing is read yet
+            file: Any = safe_open(path, framework="pt")  # maps the file, reads nothing yet
             self._files |= dict.fromkeys(file.keys(), file)
 
     def keys(self) -> tuple[str, ...]:
-        """In the order of the files."""
+        """The names of all tensors, in the order of the files."""
         return tuple(self._files)
 
     def __contains__(self, key: str) -> bool:
         return key in self._files
 
     def shape(self, key: str) -> Tensor:
-        """A tensor of the same shape without memory."""
+        """A tensor of the same shape that takes no memory."""
         return torch.empty(self._files[key].get_slice(key).get_shape(), device="meta")
 
     def read(self, key: str) -> Tensor:

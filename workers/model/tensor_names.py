@@ -1,9 +1,9 @@
-"""Which tensors of a checkpoint make up which of the model's, and how.
+"""Maps the tensors of a checkpoint to the parameters of the model.
 
 transformers renames tensors while it loads a model, and merges some: checkpoints of a bare base
-model have no prefix, some architectures have changed names since theirs were written, and experts
-are stored one by one. It does not do so for classes from outside, which an artifact's is: an
-artifact is written under the names of the unfused model (see `workers.compression.unfuse`).
+model have no prefix, some architectures have new names since their checkpoints were written, and
+experts are stored one by one. It does not rename them for external classes such as an artifact's,
+so an artifact uses the names of the unfused model (see `workers.compression.unfuse`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Piece:
     _stored: StoredTensors
 
     def read(self) -> dict[str, Tensor]:
-        """By name; some are views of what was read."""
+        """The tensors by name; some are views of a stored one."""
         tensors = self._conversion.convert(
             [self._stored.read(key) for key in self._conversion.keys]
         )
@@ -63,10 +63,10 @@ class Piece:
 
 
 def source_tensors(folder: Path) -> Source:
-    """How a source model's checkpoint is read, in the order in which it is stored.
+    """The pieces of a source model's checkpoint, in the order in which they are stored.
 
-    Copies of tied weights are left out, and what the model does not have: masks and tables that
-    older releases stored. Raises ModelInvalid if any of the model's parameters is not there.
+    Copies of tied weights are left out, as are tensors that the model lacks, such as masks and
+    tables of older releases. Raises ModelInvalid if any of the model's parameters is missing.
     """
     stored = StoredTensors(folder)
     model = _empty_model(folder)
@@ -97,18 +97,18 @@ def _unfused(
 
 @dataclass(frozen=True)
 class _Conversion:
-    """How the tensors stored under `keys` become parameters of the model."""
+    """Converts the tensors stored under `keys` to parameters of the model."""
 
     parameter: str  # the first of them
     keys: tuple[str, ...]
-    patterns: tuple[str, ...]  # by which the converter matched each key
+    patterns: tuple[str, ...]  # the converter's pattern that matched each key
     converter: WeightConverter | None
     model: Any
 
     def convert(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         if self.converter is None:
             return {self.parameter: tensors[0]}
-        converter = deepcopy(self.converter)  # it collects what it converts
+        converter = deepcopy(self.converter)  # it accumulates the tensors that it converts
         for key, pattern, tensor in zip(self.keys, self.patterns, tensors, strict=True):
             converter.add_tensor(self.parameter, key, pattern, tensor)
         converted = converter.convert(self.parameter, model=self.model, config=self.model.config)
@@ -119,7 +119,7 @@ class _Conversion:
 
 
 def _conversions(model: Any, keys: Sequence[str]) -> list[_Conversion]:
-    """As `transformers.core_model_loading` chooses them."""
+    """The conversions that `transformers.core_model_loading` would choose."""
     mapping = get_model_conversion_mapping(model)
     renamings = [transform for transform in mapping if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in mapping if isinstance(transform, WeightConverter)]
@@ -144,7 +144,7 @@ def _conversions(model: Any, keys: Sequence[str]) -> list[_Conversion]:
 
 
 def _empty_model(folder: Path) -> Any:
-    """The model without memory."""
+    """The model on the meta device, where it takes no memory."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""Which files hold a model's weights."""
+"""Finds the files that hold a model's weights."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The checkpoints that an attempt resumes from, and whether they match its computation.
 
-resume ──> fingerprint    of everything that decides a bit of the result
-   ├─────> calibration    the statistics of each worker, every so often
-   ├─────> solved         each group's solution
-   └─────> journal        what was measured
-checkpoints               how all of these are kept in the bucket, and known to be whole
+resume ──> fingerprint    the hash of everything that affects the result
+   ├─────> calibration    the statistics of each worker, written at intervals
+   ├─────> solved         the solution of each group
+   └─────> journal        the measurements
+checkpoints               the format of all of these in the bucket, with its integrity checks
 """

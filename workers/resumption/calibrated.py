@@ -1,4 +1,4 @@
-"""How far the calibration of an earlier attempt has come."""
+"""The progress of a calibration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from workers.resumption.checkpoints import Refusal
 
 @dataclass
 class Calibrated:
-    """How far a worker has come with its share."""
+    """The progress of a worker with its share, and the checkpoints that it refused."""
 
     sequences: int = 0
     losses: list[float] = field(default_factory=list)  # of every batch, summed, in nats

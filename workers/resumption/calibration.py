@@ -1,8 +1,8 @@
-"""Checkpoints of a calibration under way: one worker's statistics of every group, and its losses.
+"""Checkpoints during calibration: one worker's statistics of every group, and its losses.
 
-Statistics are kept in the precision that they are summed in, so calibration goes on as if it had
-never stopped. A file holds one group and is made and read by itself: beside the statistics
-themselves there is memory for a few groups.
+Statistics are written in the precision of their sums, so a resumed calibration gives the same
+result as an uninterrupted one. A file holds one group and is written and read by itself, so the
+memory for a few groups suffices beside the statistics.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from workers.compression.statistics import GroupStatistics
 from workers.resumption.calibrated import Calibrated
 from workers.resumption.checkpoints import Checkpoints, Refused
 from workers.resumption.tensors import tensor_bytes
-from workers.resumption.write_throttle import Rhythm
+from workers.resumption.write_throttle import WriteThrottle
 
 ASSUMED_BYTES_PER_SECOND = 100e6
-"""Of the bucket, before anything has been written to it."""
+"""The assumed speed of the bucket before the first write."""
 
 
 class CalibrationCheckpoints:
@@ -34,7 +34,7 @@ class CalibrationCheckpoints:
         every: int,
         share_of_time: float,
     ) -> None:
-        """`every` so many sequences, at most, and using no more than this share of the time."""
+        """Write after at least `every` sequences, using at most `share_of_time` for writing."""
         self._checkpoints = checkpoints
         self._name = f"calibration/{worker}"
         self._statistics = statistics
@@ -45,12 +45,14 @@ class CalibrationCheckpoints:
             for group in statistics.values()
             for tensor in statistics_tensors(group).values()
         )
-        self._rhythm = Rhythm(every, size / ASSUMED_BYTES_PER_SECOND, share_of_time=share_of_time)
+        self._throttle = WriteThrottle(
+            every, size / ASSUMED_BYTES_PER_SECOND, share_of_time=share_of_time
+        )
         self.trouble: str | None = None
-        """Why the last writing failed."""
+        """Why the last write failed; None if it succeeded."""
 
     def restore(self) -> Calibrated:
-        """Fill the statistics from the checkpoint that has most sequences, if any is whole."""
+        """Fill the statistics from the intact checkpoint with the most sequences, if any."""
         found, refused = self._checkpoints.find(self._name)
         self._done = Calibrated(refused=refused)
         for manifest in sorted(found, key=lambda each: -int(each.content["sequences"])):
@@ -67,12 +69,12 @@ class CalibrationCheckpoints:
         return self._done
 
     def add(self, sequences: int, loss: float) -> None:
-        """Note a batch that the statistics now hold; write them where it is time to."""
+        """Record a batch that was added to the statistics; write them if that is due."""
         self._done.sequences += sequences
         self._done.losses.append(loss)
-        self._rhythm.worked(sequences)
-        if self._rhythm.due:
-            with self._rhythm.writing():
+        self._throttle.worked(sequences)
+        if self._throttle.due:
+            with self._throttle.writing():
                 self._try_to_write()
 
     def _try_to_write(self) -> None:

@@ -1,13 +1,13 @@
 """Checkpoints in the bucket, so that a later attempt need not repeat the computation.
 
     jobs/{job}/checkpoints/{fingerprint[:16]}/
-        parts-{sha256}.json                                    what the fingerprint was made of
-        calibration/{worker}/{attempt}-{8 hex}/                a checkpoint: files, and last of all
+        parts-{sha256}.json                                    the parts of the fingerprint
+        calibration/{worker}/{attempt}-{8 hex}/                a checkpoint: its files and, last,
         solved/{group}/{attempt}-{8 hex}/                      its manifest-{sha256}.json
         journal/{attempt}-{number}-{sha256}.json
 
 A checkpoint is never changed: each is written to a folder of its own, and exists once its manifest
-does. The manifest states size and sha256 of every file and carries its own sha256 in its name, so
+does. The manifest states the size and sha256 of every file and has its own sha256 in its name, so
 that no incomplete checkpoint is used. A checkpoint is an optimisation: a damaged one is refused by
 name, and its part is computed again.
 """
@@ -33,7 +33,7 @@ from service.storage.s3 import ObjectStorage, StoredObject
 FORMAT = 1
 FINGERPRINT_DIGITS = 16
 TRANSFERS = 4
-"""Files of one checkpoint that are written or read at a time, each whole in memory."""
+"""How many files of a checkpoint are written or read at a time, each whole in memory."""
 
 WRITING_PATIENCE_SECONDS = 10
 """How long to retry writing a checkpoint when the bucket is unavailable."""
@@ -44,7 +44,7 @@ _SEALED = re.compile(r"/(?P<name>[^/]+)-(?P<sha256>[0-9a-f]{64})\.json$")
 
 
 class Objects(Protocol):
-    """What checkpoints need of the object storage; all raise its errors."""
+    """The part of the object storage that checkpoints use; all methods raise its errors."""
 
     def put_bytes(self, key: str, data: bytes) -> object: ...
 
@@ -57,7 +57,7 @@ class Objects(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the checkpoints of an attempt lie; they are those of other attempts, too."""
+    """Where an attempt's checkpoints are; attempts with one fingerprint share them."""
 
     job_id: str
     attempt: int
@@ -70,14 +70,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A checkpoint that cannot be used: the object that is wrong, and what is wrong with it."""
+    """A checkpoint that cannot be used: the damaged object, and the reason."""
 
     key: str
     reason: str
 
 
 class Refused(Exception):
-    """An object of a checkpoint is not what was written."""
+    """An object of a checkpoint is missing or damaged."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"{key}: {reason}")
@@ -86,7 +86,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Manifest:
-    """One whole checkpoint; `content` is what it says of itself."""
+    """One intact checkpoint; `content` describes it."""
 
     folder: str  # the prefix of its files
     files: tuple[FileEntry, ...]
@@ -104,7 +104,7 @@ class Checkpoints:
 
     @classmethod
     def in_bucket(cls, place: Place, settings: Settings) -> Checkpoints:
-        """In the installation's bucket."""
+        """The checkpoints in the installation's bucket."""
         return cls(
             place,
             _bucket(settings, settings.retry_timeout_seconds),
@@ -114,7 +114,7 @@ class Checkpoints:
     def write(
         self, name: str, files: Mapping[str, Callable[[], bytes]], content: Mapping[str, Any]
     ) -> Manifest:
-        """Write a checkpoint called `name`; each file is made when its turn comes."""
+        """Write a checkpoint called `name`; each file is built just before it is written."""
         folder = f"{self.place.prefix}{name}/{new_folder(self.place.attempt)}"
 
         def put(path: str) -> FileEntry:
@@ -136,7 +136,7 @@ class Checkpoints:
     def replace(
         self, name: str, files: Mapping[str, Callable[[], bytes]], content: Mapping[str, Any]
     ) -> str | None:
-        """Replace the earlier checkpoints of that name; return why, if that fails."""
+        """Replace the earlier checkpoints of that name; return the reason if that fails."""
         try:
             self.delete_earlier(self.write(name, files, content))
         except EigenpressError as error:
@@ -147,7 +147,7 @@ class Checkpoints:
     def find(
         self, name: str, only: Container[str] | None = None
     ) -> tuple[list[Manifest], list[Refusal]]:
-        """The whole and the damaged checkpoints below `name`, or only those that `only` names.
+        """The intact and the damaged checkpoints below `name`, or only those named in `only`.
 
         Unfinished checkpoints are in neither list.
         """
@@ -168,10 +168,10 @@ class Checkpoints:
         return key.removeprefix(self.place.prefix).rsplit("/", 2)[0]
 
     def read(self, manifest: Manifest, use: Callable[[str, bytes], None]) -> None:
-        """Hand every file of a checkpoint to `use`, a few at a time from threads of their own.
+        """Pass every file of a checkpoint to `use`, which several threads call at once.
 
-        Raises Refused at the first file that does not match the manifest; others may have
-        been used.
+        Raises Refused at the first file that does not match the manifest; `use` may have been
+        called with others.
         """
 
         def get(entry: FileEntry) -> None:
@@ -187,12 +187,12 @@ class Checkpoints:
             list(pool.map(get, manifest.files))
 
     def put_sealed(self, name: str, value: object) -> None:
-        """Write a JSON document whose key, `name` and its sha256, tells if it is damaged."""
+        """Write a JSON document under a key of `name` and its sha256, which reveals damage."""
         data = json.dumps(value, sort_keys=True).encode()
         self._writing.put_bytes(f"{name}-{hashlib.sha256(data).hexdigest()}.json", data)
 
     def sealed(self, name: str) -> Iterator[tuple[str, Any] | Refusal]:
-        """Every JSON document below ``{name}/``, by its key."""
+        """Every JSON document below ``{name}/`` with its key, or a refusal."""
         for key in self.keys(f"{self.place.prefix}{name}/"):
             try:
                 yield key, self.read_sealed(key)
@@ -200,7 +200,7 @@ class Checkpoints:
                 yield error.refusal
 
     def read_sealed(self, key: str) -> Any:
-        """Raises Refused."""
+        """The JSON document with this key. Raises Refused if it is missing or damaged."""
         sealed = _SEALED.search(key)
         data = self._get(key)
         if sealed is None or hashlib.sha256(data).hexdigest() != sealed["sha256"]:
@@ -208,11 +208,11 @@ class Checkpoints:
         return json.loads(data)
 
     def keys(self, prefix: str) -> list[str]:
-        """Of all objects whose keys begin so, in order."""
+        """The keys of all objects that begin with `prefix`, in order."""
         return [stored.key for stored in self._reading.list_objects(prefix)]
 
     def delete(self, folder: str) -> None:
-        """Remove everything below, manifests first."""
+        """Remove everything below `folder`, manifests first."""
         keys = [stored.key for stored in self._writing.list_objects(folder)]
         self.remove([key for key in keys if _is_manifest(key)])
         self.remove([key for key in keys if not _is_manifest(key)])
@@ -222,9 +222,9 @@ class Checkpoints:
         self._writing.delete(keys)
 
     def delete_earlier(self, kept: Manifest) -> None:
-        """Remove all versions of a checkpoint by this and earlier attempts, except this one.
+        """Remove all versions of a checkpoint by this and earlier attempts, except `kept`.
 
-        Those of a later attempt stay: this attempt may no longer be the current one.
+        The versions of a later attempt stay, because this attempt may no longer be current.
         """
         parent = _parent(kept.folder)
         keys = [stored.key for stored in self._writing.list_objects(parent)]
@@ -252,7 +252,7 @@ class Checkpoints:
 
 @lru_cache(maxsize=4)
 def _bucket(settings: Settings, patience_seconds: float) -> ObjectStorage:
-    """Once per process: to make a client takes longer than to read a checkpoint."""
+    """A client of the bucket. To create one takes longer than to read a checkpoint."""
     return ObjectStorage.from_settings(settings, patience_seconds=patience_seconds)
 
 

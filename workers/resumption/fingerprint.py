@@ -26,7 +26,7 @@ from workers.model.weight_files import weight_files
 from workers.text.texts import Texts
 
 LIBRARIES = ("torch", "transformers", "safetensors", "gguf", "numpy")
-"""Those that compute or read what the result is made of; the last two expand GGUF files."""
+"""The libraries whose versions may affect the result; the last two expand GGUF files."""
 
 IRRELEVANT = {"name", "priority", "limits", "workers", "model"}
 """Fields of a request that do not affect the result, or that have their own part."""
@@ -39,7 +39,7 @@ HASHING_THREADS = 4
 
 @dataclass(frozen=True)
 class Machines:
-    """Where the workers run, as far as it decides how their arithmetic rounds."""
+    """The properties of the workers' machines that affect how their arithmetic rounds."""
 
     kinds: tuple[str, ...]  # of each worker's device
     threads: int  # of each worker
@@ -53,11 +53,11 @@ class Fingerprint:
 
     @cached_property
     def digest(self) -> str:
-        """One sha256 for all, in hexadecimal."""
+        """One sha256 over all parts, in hexadecimal."""
         return _hash(json.dumps(dict(self.parts), sort_keys=True).encode())
 
     def differences(self, other: Mapping[str, str]) -> list[str]:
-        """The names of the parts in which another fingerprint differs, in the order of names."""
+        """The sorted names of the parts in which another fingerprint differs."""
         names = self.parts.keys() | other.keys()
         return sorted(name for name in names if self.parts.get(name) != other.get(name))
 
@@ -72,7 +72,7 @@ def take_fingerprint(
     code: str,
     libraries: Mapping[str, str],
 ) -> Fingerprint:
-    """Of an attempt; `model` and `code` are the digests of their files."""
+    """The fingerprint of an attempt; `model` and `code` are the digests of their files."""
     request = spec.model_dump(mode="json", exclude=IRRELEVANT)
     return Fingerprint(
         {
@@ -91,20 +91,20 @@ def take_fingerprint(
 
 
 def model_digest(folder: Path) -> str:
-    """Of a model's weights, configuration and tokenizer."""
+    """The digest of a model's weights, configuration and tokenizer."""
     companions = (path for path in folder.iterdir() if path.is_file() and is_wanted(path.name))
     return files_digest(folder, {*weight_files(folder), *companions})
 
 
 def code_digest(*packages: str) -> str:
-    """Of the sources of packages of this product, as they are installed here."""
+    """The digest of the source files of these packages of the installation."""
     return files_digest(
         INSTALLED, (path for name in packages for path in (INSTALLED / name).rglob("*.py"))
     )
 
 
 def files_digest(folder: Path, files: Iterable[Path]) -> str:
-    """Of the contents of files and of their paths in a folder."""
+    """The digest of files' contents and of their paths in a folder."""
     ordered = sorted(files)
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         digests = pool.map(sha256_of, ordered)
@@ -117,7 +117,7 @@ def files_digest(folder: Path, files: Iterable[Path]) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Of the libraries that compute, as they are installed here."""
+    """The installed versions of LIBRARIES."""
     return {name: version(name) for name in LIBRARIES}
 
 

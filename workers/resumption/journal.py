@@ -1,6 +1,6 @@
 """The measurements of an attempt, kept so that a later one measures only the missing ones.
 
-Losses and scores are kept exactly: JSON carries a float64 without loss, infinities and all.
+It keeps losses and scores exactly: JSON carries every float64 without loss, infinities included.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from workers.evaluation.estimates import Estimate
 from workers.evaluation.losses import SequenceLoss, TextLoss
 from workers.evaluation.scores import Scores
 from workers.resumption.checkpoints import Checkpoints, Refusal
-from workers.resumption.write_throttle import Rhythm
+from workers.resumption.write_throttle import WriteThrottle
 
 FLUSH_SECONDS = 2.0
-"""Between two segments, at least: about so much measuring is lost with an attempt."""
+"""The shortest time between two segments, and about what a lost attempt loses of its work."""
 
 CALIBRATION_LOSS = "calibration/loss"
-"""The key of the mean loss in calibration, which is known once all of it is done."""
+"""The key of the calibration's mean loss, which is known once the calibration is complete."""
 
 log = logging.getLogger("eigenpress.checkpoints")
 
@@ -40,13 +40,13 @@ class Journal:
         self._entries: dict[str, Measured] = {}
         self._unwritten: dict[str, Any] = {}
         self._segments = 0
-        self._rhythm = Rhythm(1, least_seconds=FLUSH_SECONDS)
+        self._throttle = WriteThrottle(1, least_seconds=FLUSH_SECONDS)
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def restore(self) -> list[Refusal]:
-        """Read what other attempts have written; what is damaged is returned."""
+        """Read the segments of other attempts; return the damaged ones."""
         refused = []
         for segment in self._checkpoints.sealed("journal"):
             if isinstance(segment, Refusal):
@@ -57,28 +57,28 @@ class Journal:
         return refused
 
     def remove(self, refused: Sequence[Refusal]) -> None:
-        """Remove damaged segments, so that they are refused once only."""
+        """Remove damaged segments, so that they are refused only once."""
         keys = [refusal.key for refusal in refused if refusal.key.startswith(self._prefix)]
         self._checkpoints.remove(keys)
 
     def get(self, key: str) -> Any:
-        """What was measured under this key; None if nothing was."""
+        """The result under this key; None if there is none."""
         return self._entries.get(key)
 
     def put(self, key: str, measured: Measured) -> None:
-        """Keep a result; it is written some time later."""
+        """Record a result; it is written with the next segment."""
         self._entries[key] = measured
         self._unwritten[key] = _encoded(measured)
-        self._rhythm.worked(1)
-        if self._rhythm.due:
+        self._throttle.worked(1)
+        if self._throttle.due:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not yet written; where that fails it is tried again another time."""
+        """Write the new results; if that fails, the next flush tries again."""
         if not self._unwritten:
             return
         name = f"{self._prefix}{self._checkpoints.place.attempt}-{self._segments:06d}"
-        with self._rhythm.writing():
+        with self._throttle.writing():
             try:
                 self._checkpoints.put_sealed(name, self._unwritten)
             except EigenpressError as error:

@@ -1,4 +1,4 @@
-"""Checkpoints of solved groups: each is written once, while its owner solves the next."""
+"""Checkpoints of solved groups: each is written once, while its worker solves the next group."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from workers.resumption.checkpoints import Checkpoints, Manifest, Refusal, Refus
 from workers.resumption.tensors import tensor_bytes
 
 PAUSE_SECONDS = 60
-"""After a writing that failed: the bucket that does not take one group makes none of them wait."""
+"""The pause after a failed write, so that solving does not wait for a failing bucket."""
 
 
 class SolvedCheckpoints:
     """Writes and reads the solutions of a worker's groups; a file holds one layer."""
 
     def __init__(self, checkpoints: Checkpoints, groups: Iterable[InputGroup]) -> None:
-        """`groups` are all of the model, in its order."""
+        """`groups` are all groups of the model, in its order."""
         self._checkpoints = checkpoints
         self._groups = {group.name: group for group in groups}
         self._names = {name: f"solved/{number:05d}" for number, name in enumerate(self._groups)}
@@ -33,12 +33,12 @@ class SolvedCheckpoints:
         self._pending: Future[None] | None = None
         self._paused_until = 0.0
         self.trouble: str | None = None
-        """Why a writing failed, if one did."""
+        """Why a write failed; None if none did."""
 
     def restore(
         self, wanted: Iterable[str], model: nn.Module
     ) -> tuple[dict[str, dict[str, Solution]], list[Refusal]]:
-        """The solutions of these groups by group and layer, as far as whole checkpoints hold them.
+        """The solutions in intact checkpoints of these groups, by group and layer.
 
         `model` has the weights that the solutions belong to.
         """
@@ -55,13 +55,13 @@ class SolvedCheckpoints:
         return solved, refused
 
     def write(self, group: str, solutions: Mapping[str, Solution]) -> None:
-        """Begin to write a group, once the one before is written; not soon after one failed."""
+        """Start to write a group once the previous one is written; skip it soon after a failure."""
         self.finish()
         if time.monotonic() >= self._paused_until:
             self._pending = self._thread.submit(self._try_to_write, group, dict(solutions))
 
     def finish(self) -> None:
-        """Wait until all is written that ever will be."""
+        """Wait until the last write has ended."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None

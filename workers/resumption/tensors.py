@@ -9,5 +9,5 @@ from torch import Tensor
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file of these tensors, wherever they are."""
+    """A safetensors file of these tensors, which may be on any device."""
     return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})

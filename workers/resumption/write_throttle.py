@@ -1,4 +1,4 @@
-"""How often something is written: after so much work, and so seldom that it costs little time."""
+"""Limits how often something is written, so that writing takes only a small share of the time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Rhythm:
-    """Says when the next writing is due."""
+class WriteThrottle:
+    """Decides when the next write is due."""
 
     def __init__(
         self,
@@ -19,9 +19,9 @@ class Rhythm:
         least_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Not before `every` units of work and `least_seconds`.
+        """A write is due after `every` units of work and `least_seconds`, at the earliest.
 
-        Writing takes at most `share_of_time`; `expected_seconds` is a guess for the first one.
+        Writes take at most `share_of_time`; `expected_seconds` is an estimate for the first one.
         """
         self._rest = (1 - share_of_time) / share_of_time
         self._every = every
@@ -32,7 +32,7 @@ class Rhythm:
         self._since = clock()
 
     def worked(self, units: int) -> None:
-        """Say that so many more units are done."""
+        """Count `units` more of work."""
         self._units += units
 
     @property
@@ -42,7 +42,7 @@ class Rhythm:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Times a writing, whether it succeeds or fails: the next is due the later for it."""
+        """Time a write, successful or not; the longer it takes, the later the next one is due."""
         start = self._clock()
         try:
             yield

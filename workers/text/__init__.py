@@ -1,1 +1,1 @@
-"""Documents read and cut into token sequences."""
+"""Cuts documents into token sequences."""

@@ -1,11 +1,11 @@
-"""From documents to token sequences: the split into calibration and held-out text, and the cuts.
+"""Splits documents into calibration and held-out text, and cuts both into token sequences.
 
-* A document belongs to calibration or to evaluation by the hash of its text: equal texts are on
-  the same side, so the two never overlap.
-* Every sequence begins as the tokenizer begins one, with BOS where it adds one. Models that were
-  trained so measure several times their true perplexity on windows cut without it.
-* Sequences are drawn from the documents in turn, so that many documents are used before any
-  is used twice. The same documents and seed give the same sequences.
+* The hash of its text decides whether a document is for calibration or for evaluation. Equal texts
+  are on the same side, so the two never overlap.
+* Every sequence begins with BOS if the tokenizer adds one. Models trained in this way would show
+  several times their true perplexity on windows without it.
+* Sequences come from the documents in turn, so that many documents are used before any is used
+  twice. The same documents and seed give the same sequences.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def split_documents(
 ) -> tuple[list[Document], list[Document]]:
     """Calibration and held-out documents, each in a pseudo-random order fixed by `seed`.
 
-    Raises CalibrationTooShort if there is not enough text for one document on either side.
+    Raises CalibrationTooShort if the text does not give one document for each side.
     """
     unique = {_order(document, seed): document for document in documents if document.text.strip()}
     if len(unique) < MIN_DOCUMENTS:
@@ -56,26 +56,26 @@ def calibration_sequences(
 ) -> list[list[int]]:
     """`count` sequences of exactly `length` tokens.
 
-    Whole windows of long documents come first; the rests of documents, joined by the end-of-text
-    token, fill up what is missing. Raises CalibrationTooShort if all of the text is not enough.
+    Whole windows of long documents come first; then the remainders of documents follow, joined by
+    the end-of-text token. Raises CalibrationTooShort if the whole text is too short.
     """
     prefix = sequence_prefix(tokenizer)
     window = length - len(prefix)
     drawn: list[list[int]] = []
-    rests: list[int] = []
+    remainders: list[int] = []
     for tokens in _windows(documents, tokenizer, window, seed):
         if len(tokens) == window:
             drawn.append(prefix + tokens)
             if len(drawn) == count:
                 return drawn
         else:
-            rests += [*tokens, *_separator(tokenizer)]
-    packed = [rests[start : start + window] for start in range(0, len(rests), window)]
+            remainders += [*tokens, *_separator(tokenizer)]
+    packed = [remainders[start : start + window] for start in range(0, len(remainders), window)]
     drawn += [prefix + tokens for tokens in packed if len(tokens) == window]
     if len(drawn) < count:
         raise CalibrationTooShort(
             f"the calibration text gives {len(drawn)} sequences of {length} tokens, "
-            f"not the {count} asked for: add text, or ask for fewer or shorter sequences",
+            f"not the {count} that the job needs: add text, or use fewer or shorter sequences",
             param="calibration.sequences",
         )
     return drawn[:count]
@@ -84,7 +84,7 @@ def calibration_sequences(
 def evaluation_sequences(
     documents: Sequence[Document], tokenizer: Tokenizer, *, length: int, count: int, seed: int
 ) -> list[list[int]]:
-    """At most `count` sequences of at most `length` tokens, none of them joined to another."""
+    """At most `count` sequences of at most `length` tokens, each from a single document."""
     prefix = sequence_prefix(tokenizer)
     drawn = (
         prefix + tokens for tokens in _windows(documents, tokenizer, length - len(prefix), seed)
@@ -100,7 +100,7 @@ def in_batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 def sequence_prefix(tokenizer: Tokenizer) -> list[int]:
-    """The tokens that the tokenizer puts before any text: BOS, or nothing."""
+    """The tokens that the tokenizer puts before any text: BOS or none."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     starts = (i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare)
@@ -110,10 +110,10 @@ def sequence_prefix(tokenizer: Tokenizer) -> list[int]:
 def _windows(
     documents: Sequence[Document], tokenizer: Tokenizer, window: int, seed: int
 ) -> Iterator[list[int]]:
-    """Windows of `window` tokens, one document after the other, round after round.
+    """Windows of `window` tokens, one from each document in turn, in several rounds.
 
-    Each document's windows come in a random order, so that beginnings of files are not preferred;
-    tokenization stops with the reader.
+    Each document's windows come in a random order, so that the beginnings of files are not
+    preferred. A document is tokenized only when its first window is needed.
     """
     waiting: list[Iterator[list[int]]] = []
     for document in documents:
@@ -151,7 +151,7 @@ def _order(document: Document, seed: int) -> str:
 
 
 def _pieces(document: Document) -> Iterator[Document]:
-    """Cut a document at line ends into at most MIN_DOCUMENTS pieces of about one length."""
+    """Cut a document at line ends into at most MIN_DOCUMENTS pieces of similar length."""
     size = -(-len(document.text) // MIN_DOCUMENTS)
     number, length = 0, 0
     piece: list[str] = []

@@ -1,4 +1,4 @@
-"""The token sequences of a job: what it calibrates on and what it is measured on."""
+"""The token sequences of a job, for calibration and for evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workers.text.sequences import (
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """One dataset of the evaluation, cut to sequences."""
+    """One dataset of the evaluation, cut into sequences."""
 
     name: str
     documents: int
@@ -30,7 +30,7 @@ class EvaluationText:
 
 @dataclass(frozen=True)
 class Texts:
-    """All text of a job as tokens. No document is both calibrated and evaluated on."""
+    """All text of a job as tokens. Calibration and evaluation share no document."""
 
     calibration_documents: int
     calibration: list[list[int]]
@@ -39,12 +39,11 @@ class Texts:
 
 
 def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts:
-    """Fetch, split and cut the texts that a job names.
+    """Fetch, split and cut the texts of a job.
 
-    A document of an evaluation dataset that also stands in the calibration text is left out of
-    the latter. Raises the errors of `service.inputs.sources.fetch_data`,
-    `service.inputs.documents.read_documents` and `workers.text.sequences`, and DataInvalid for a
-    dataset without two tokens in a row.
+    The calibration text omits every document that is also in an evaluation dataset. Raises the
+    errors of `service.inputs.sources.fetch_data`, `service.inputs.documents.read_documents` and
+    `workers.text.sequences`, and DataInvalid for a dataset without two consecutive tokens.
     """
     skipped: list[str] = []
 
@@ -81,15 +80,15 @@ def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts
 def _split(
     everything: list[Document], datasets: Iterable[list[Document]], calibration: Calibration
 ) -> tuple[list[Document], list[Document]]:
-    """Calibration and held-out documents, without any that a dataset has."""
-    measured = {document.text for texts in datasets for document in texts}
-    unmeasured = [document for document in everything if document.text not in measured]
-    if not unmeasured:
+    """Calibration and held-out documents, without those of the datasets."""
+    in_datasets = {document.text for texts in datasets for document in texts}
+    others = [document for document in everything if document.text not in in_datasets]
+    if not others:
         raise CalibrationTooShort(
-            "every document of the calibration text is in an evaluation dataset too",
+            "every document of the calibration text is also in an evaluation dataset",
             param="calibration.data",
         )
-    return split_documents(unmeasured, calibration.held_out_fraction, calibration.seed)
+    return split_documents(others, calibration.held_out_fraction, calibration.seed)
 
 
 def _evaluation_cutter(
@@ -107,7 +106,7 @@ def _evaluation_cutter(
         )
         if not sequences:
             raise DataInvalid(
-                f"the text of '{name}' has no {MIN_SEQUENCE_TOKENS} tokens in a row to measure on",
+                f"no document of '{name}' has the {MIN_SEQUENCE_TOKENS} tokens to measure on",
                 param="calibration.data" if name == HELD_OUT else "evaluation.datasets",
             )
         return EvaluationText(name, len(documents), sequences)

@@ -1,4 +1,4 @@
-"""What Alembic runs: the migrations, inside the transaction that `Database.migrate` has begun."""
+"""Alembic's entry point: runs the migrations in the transaction that `Database.migrate` began."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.store.tables import metadata
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
-    # SQLite cannot alter most of a table in place; Alembic then copies it.
+    # SQLite cannot make most changes of a table in place; Alembic copies the table instead.
     render_as_batch=True,
 )
 with context.begin_transaction():

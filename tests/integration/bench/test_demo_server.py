@@ -1,4 +1,4 @@
-"""The demo's hold on its server, with small scripts in the place of `eigenpress serve`."""
+"""The demo starts and stops its server; small scripts stand in for `eigenpress serve`."""
 
 from __future__ import annotations
 

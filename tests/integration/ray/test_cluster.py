@@ -1,4 +1,4 @@
-"""The Ray client against a real Ray, by the contract that the fake keeps too."""
+"""The Ray client passes the cluster's contract tests against a real Ray."""
 
 from __future__ import annotations
 

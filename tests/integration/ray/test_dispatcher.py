@@ -1,4 +1,4 @@
-"""The dispatcher as it is deployed: a process of its own, between a database, Ray and S3."""
+"""The dispatcher as deployed: a separate process with a database, Ray and S3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drivers and workers killed on a real Ray: the job ends as if nothing had happened."""
+"""A job gives the same result after its driver or a worker was killed on a real Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A local Ray keeps to itself and leaves nothing behind."""
+"""A local Ray serves only its own processes and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drivers that are lost on a real Ray, each in its own way, or refuse it; what is said of it."""
+"""Drivers are lost on a real Ray, or refuse to run, and each failure names the cause."""
 
 from __future__ import annotations
 

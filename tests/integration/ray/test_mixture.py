@@ -1,4 +1,4 @@
-"""A mixture of experts through a whole job, on two workers: real Ray, real S3."""
+"""A whole job with a mixture of experts, on two workers, with real Ray and real S3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls to real actors: in order, a few at a time, and the first error ends it."""
+"""Calls to real actors run in order, a few at a time, until the first error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Sizes and qualities from one calibration, by one worker or two: real Ray, real S3.
 
-That two runs of one job write the same bytes is shown in test_killed.py.
+test_killed.py checks that two runs of one job write the same bytes.
 """
 
 from __future__ import annotations

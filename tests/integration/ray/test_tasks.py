@@ -1,4 +1,4 @@
-"""Tasks through the real service, and all of HumanEval in the real sandbox."""
+"""Tasks run through the real service, and all of HumanEval in the real sandbox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API on a real database, with S3 and Ray replaced: their checks say what a test wants."""
+"""The API on a real database, with fakes for S3 and Ray whose checks a test can make fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The application as a whole: its documents, and what it opens and closes."""
+"""The whole application: its documents, and the resources that it opens and closes."""
 
 from __future__ import annotations
 

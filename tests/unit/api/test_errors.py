@@ -1,4 +1,4 @@
-"""Every mistake in a request is answered with its code and the field at fault."""
+"""Every invalid request is answered with a code and the field at fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A body beyond the bound is refused, whether it says its size or not."""
+"""A body above the limit is refused, whether or not it declares its size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/api.md says what the code does: every route, every code, each with its status."""
+"""docs/api.md agrees with the code: every route, and every error code with its status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that load artifacts keep transformers' copies of their code in a folder of the tests."""
+"""transformers copies the code of loaded artifacts into a folder of the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the demo keeps its service running."""
+"""The demo keeps its service running on request."""
 
 from __future__ import annotations
 

@@ -97,28 +97,28 @@ def test_durations_are_those_of_all_steps_and_add_up() -> None:
     assert numbers(text, "sum") == ["90.5"]
 
 
-def test_a_good_report_has_nothing_to_complain_about() -> None:
-    assert list(demo_report.complaints(report(), ["keep-0.8", "keep-0.6"])) == []
+def test_a_good_report_has_no_defects() -> None:
+    assert list(demo_report.defects(report(), ["keep-0.8", "keep-0.6"])) == []
 
 
-def test_a_missing_target_is_a_complaint() -> None:
-    [complaint] = demo_report.complaints(report(targets=[]), ["keep-0.8"])
+def test_a_missing_target_is_a_defect() -> None:
+    [defect] = demo_report.defects(report(targets=[]), ["keep-0.8"])
 
-    assert "keep-0.8" in complaint
+    assert "keep-0.8" in defect
 
 
-def test_a_model_lost_beyond_measure_is_shown_and_is_a_complaint() -> None:
+def test_a_model_with_infinite_perplexity_is_shown_and_is_a_defect() -> None:
     bad = report(targets=[target(0.8, None, 0.8)])
 
-    [complaint] = demo_report.complaints(bad, ["keep-0.8"])
+    [defect] = demo_report.defects(bad, ["keep-0.8"])
 
-    assert "held-out" in complaint
+    assert "held-out" in defect
     assert "infinite" in shown(demo_report.comparison(bad))
 
 
 @pytest.mark.parametrize("place", demo_report.EXPECTED_RATIOS, ids=str)
 @pytest.mark.parametrize(("beyond", "count"), [(1.04, 0), (1.06, 1)])
-def test_a_loss_beyond_the_expected_is_a_complaint(
+def test_a_loss_beyond_the_expected_is_a_defect(
     place: tuple[float, str], beyond: float, count: int
 ) -> None:
     keep, dataset = place
@@ -127,10 +127,10 @@ def test_a_loss_beyond_the_expected_is_a_complaint(
     ratio = demo_report.EXPECTED_RATIOS[place] * beyond
     measured["perplexity"][dataset]["perplexity"] = dense * ratio
 
-    found = list(demo_report.complaints(report(targets=[measured]), [f"keep-{keep:g}"]))
+    found = list(demo_report.defects(report(targets=[measured]), [f"keep-{keep:g}"]))
 
     assert len(found) == count
-    assert all(f"on {dataset} is {ratio:.3f} times" in complaint for complaint in found)
+    assert all(f"on {dataset} is {ratio:.3f} times" in defect for defect in found)
 
 
 def test_a_text_without_an_expected_ratio_has_no_bound() -> None:
@@ -140,12 +140,12 @@ def test_a_text_without_an_expected_ratio_has_no_bound() -> None:
 
     report_of_it = report(targets=[lost], evaluation={"dense": dense})
 
-    assert list(demo_report.complaints(report_of_it, ["keep-0.8"])) == []
+    assert list(demo_report.defects(report_of_it, ["keep-0.8"])) == []
 
 
-def test_an_artifact_larger_than_asked_for_is_a_complaint() -> None:
+def test_an_artifact_larger_than_asked_for_is_a_defect() -> None:
     bad = report(targets=[target(0.8, 12.9, 0.81)])
 
-    [complaint] = demo_report.complaints(bad, ["keep-0.8"])
+    [defect] = demo_report.defects(bad, ["keep-0.8"])
 
-    assert "0.81" in complaint
+    assert "0.81" in defect

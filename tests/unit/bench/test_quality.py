@@ -1,4 +1,4 @@
-"""The benchmark of quality runs to its end on a tiny model, and goes on where it was cut off."""
+"""The quality benchmark runs to its end on a tiny model, and resumes after an interruption."""
 
 from __future__ import annotations
 

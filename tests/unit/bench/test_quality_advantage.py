@@ -1,4 +1,4 @@
-"""Interpolation and advantage, on curves whose answers can be worked out by hand."""
+"""Interpolation and advantage agree with results computed by hand."""
 
 from __future__ import annotations
 

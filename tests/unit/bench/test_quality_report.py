@@ -1,4 +1,4 @@
-"""The report and the chart on rows made up for the purpose."""
+"""The report and the chart from artificial rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of speed runs to its end on a tiny model, and compares like with like."""
+"""The speed benchmark runs to its end on a tiny model, and compares equal results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks without room: /dev/full stands for one."""
+"""Full disks, for which /dev/full stands in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`service.signals` under real signals, sent to this very process."""
+"""`service.signals` with real signals, sent to the test's own process."""
 
 from __future__ import annotations
 

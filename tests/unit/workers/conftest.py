@@ -1,4 +1,4 @@
-"""Artifacts bring code with them; what transformers copies of it stays in a folder of the tests."""
+"""transformers copies the code of loaded artifacts into a folder of the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every architecture goes the whole way: calibrate, solve, save, load, generate, expand."""
+"""Every architecture passes all steps: calibrate, solve, save, load, generate, expand."""
 
 from __future__ import annotations
 

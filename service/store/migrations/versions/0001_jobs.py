@@ -21,12 +21,10 @@ def upgrade() -> None:
         sa.Column("spec", sa.Text, nullable=False, comment="The JobSpec as JSON."),
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("created_at", UtcDateTime, nullable=False),
-        sa.Column("started_at", UtcDateTime, comment="Of the current attempt."),
+        sa.Column("started_at", UtcDateTime, comment="When the current attempt was claimed."),
         sa.Column("finished_at", UtcDateTime),
-        sa.Column(
-            "submitted_at", UtcDateTime, comment="When the cluster took the current attempt."
-        ),
-        sa.Column("cleaned_at", UtcDateTime, comment="When its objects left the bucket."),
+        sa.Column("submitted_at", UtcDateTime, comment="When the cluster accepted the attempt."),
+        sa.Column("cleaned_at", UtcDateTime, comment="When its objects were removed."),
         sa.Column("failure", sa.JSON),
     )
     op.create_index("ix_jobs_state_id", "jobs", ["state", "id"])

@@ -25,30 +25,26 @@ def _new_columns() -> tuple[sa.Column[Any], ...]:
     return (
         sa.Column("tenant", sa.String(64), nullable=False, server_default="default"),
         sa.Column(
-            "rank", sa.Integer, nullable=False, server_default="0", comment="The priority, negated."
+            "rank", sa.Integer, nullable=False, server_default="0", comment="The negated priority."
         ),
-        sa.Column("available_at", UtcDateTime, comment="Not claimed before."),
-        sa.Column(
-            "lease_until", UtcDateTime, comment="The attempt is lost if it is not heard until then."
-        ),
-        sa.Column("deadline", UtcDateTime, comment="When it has waited, or run, for too long."),
+        sa.Column("available_at", UtcDateTime, comment="No dispatcher claims the job before."),
+        sa.Column("lease_until", UtcDateTime, comment="When the attempt's lease expires."),
+        sa.Column("deadline", UtcDateTime, comment="When the job fails if it still waits or runs."),
         sa.Column(
             "ran_seconds",
             sa.Float,
             nullable=False,
             server_default="0",
-            comment="By ended attempts.",
+            comment="How long its ended attempts ran.",
         ),
         sa.Column(
             "attempts_before",
             sa.Integer,
             nullable=False,
             server_default="0",
-            comment="A retry's allowance.",
+            comment="Attempts before the user's last retry, which do not count.",
         ),
-        sa.Column(
-            "clean_after", UtcDateTime, comment="When the bucket may be cleaned; null: it is clean."
-        ),
+        sa.Column("clean_after", UtcDateTime, comment="When cleanup is due; null if all is clean."),
     )
 
 
@@ -67,7 +63,7 @@ def upgrade() -> None:
         "tenants",
         sa.Column("name", sa.String(64), primary_key=True),
         sa.Column(
-            "served_at", UtcDateTime, nullable=False, comment="When a job of theirs was claimed."
+            "served_at", UtcDateTime, nullable=False, comment="When its last job was claimed."
         ),
     )
     op.execute(
@@ -90,7 +86,7 @@ def downgrade() -> None:
         op.drop_index(name, "jobs")
     with op.batch_alter_table("jobs") as batch:
         batch.add_column(
-            sa.Column("cleaned_at", UtcDateTime, comment="When its objects left the bucket.")
+            sa.Column("cleaned_at", UtcDateTime, comment="When its objects were removed.")
         )
         for column in _new_columns():
             batch.drop_column(column.name)

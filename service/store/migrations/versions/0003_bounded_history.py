@@ -1,4 +1,4 @@
-"""Heartbeats are no events; jobs can be deleted."""
+"""Heartbeats append no events; users can delete jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def upgrade() -> None:
     op.execute("DELETE FROM events WHERE type = 'attempt.renewed'")
     op.add_column(
         "jobs",
-        sa.Column("deleted_at", UtcDateTime, comment="When it was deleted; a cleaner removes it."),
+        sa.Column("deleted_at", UtcDateTime, comment="When a user or the retention deleted it."),
     )
     op.create_index("ix_jobs_deleted_at_finished_at", "jobs", ["deleted_at", "finished_at"])
     op.create_index("ix_idempotency_keys_job_id", "idempotency_keys", ["job_id"])

@@ -1,4 +1,4 @@
-"""Handing out artifacts and the report."""
+"""The routes of artifacts and of the report."""
 
 from __future__ import annotations
 

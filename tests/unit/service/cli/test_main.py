@@ -1,4 +1,4 @@
-"""The command line, against an HTTP server that stands for the API."""
+"""The command line, against an HTTP server in place of the API."""
 
 from __future__ import annotations
 

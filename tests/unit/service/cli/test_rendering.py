@@ -1,4 +1,4 @@
-"""`service.cli.rendering`: what people read, drawn from the API's JSON."""
+"""`service.cli.rendering` turns the API's JSON into text for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`service.client.client` against scripted answers, and against a port where nobody listens."""
+"""`service.client.client` against scripted answers, and against a port without a server."""
 
 from __future__ import annotations
 

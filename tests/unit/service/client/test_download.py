@@ -1,4 +1,4 @@
-"""`service.client.download` against a real HTTP server that misbehaves on command."""
+"""`service.client.download` against a real HTTP server that fails as a test demands."""
 
 from __future__ import annotations
 

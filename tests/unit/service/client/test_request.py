@@ -1,4 +1,4 @@
-"""`service.client.request`: every body it makes is one that the server's own model reads."""
+"""`service.client.request` makes only bodies that the server's own model accepts."""
 
 from __future__ import annotations
 

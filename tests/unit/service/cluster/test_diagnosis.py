@@ -1,4 +1,4 @@
-"""Why an attempt was lost, from what Ray said when it was made to happen."""
+"""The cause of a lost attempt follows from what Ray really reported in each case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fake cluster keeps the contract; the real client keeps its word when Ray misbehaves."""
+"""The fake cluster passes the contract tests; the real client copes with errors of Ray."""
 
 from __future__ import annotations
 

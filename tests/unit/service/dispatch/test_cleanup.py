@@ -1,4 +1,4 @@
-"""What is removed after a job, and what never: real publications in a bucket in memory."""
+"""The cleanup after a job removes the right objects: real publications, a bucket in memory."""
 
 from __future__ import annotations
 
@@ -182,10 +182,10 @@ def test_a_failed_jobs_driver_is_not_left_to_run_for_as_long_as_its_checkpoints_
     attempts.start()
     job_store.attempts.fail(attempts.job.id, 1, MISTAKE, ONCE)
     job = job_store.claims.head(attempts.job.id)
-    cluster.deaf = True
+    cluster.agent_hangs = True
     clean(job, retention=3600)
     assert [due.id for due in job_store.claims.to_clean(grace_seconds=-AGAIN_SECONDS)] == [job.id]
-    cluster.deaf = False
+    cluster.agent_hangs = False
     clean(job, retention=3600)
     assert cluster.stopped == [f"{job.id}-1"]
     clean(job, retention=3600)

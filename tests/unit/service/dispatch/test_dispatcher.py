@@ -1,4 +1,4 @@
-"""The dispatcher, pass by pass, on a real database, a cluster and a bucket in memory."""
+"""The dispatcher, one pass at a time, with a real database, and cluster and bucket in memory."""
 
 from __future__ import annotations
 
@@ -513,7 +513,7 @@ class TestLeases:
         cluster: FakeCluster,
         silent: Job,
     ) -> None:
-        cluster.deaf = True
+        cluster.agent_hangs = True
         dispatcher.tick()
         assert job_store.users.get(silent.id).state is JobState.QUEUED
 
@@ -641,7 +641,7 @@ class TestCancelling:
         assert cluster.names == {}
         assert job_store.users.get(job.id).state is JobState.CANCELLED
 
-    @pytest.mark.parametrize("trouble", ["deaf", "down"])
+    @pytest.mark.parametrize("trouble", ["agent_hangs", "down"])
     @pytest.mark.parametrize(
         ("lapsed", "state"), [(False, JobState.CANCELLING), (True, JobState.CANCELLED)]
     )
@@ -688,7 +688,7 @@ class TestTrouble:
         queued: Callable[[], Job],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(service.dispatch.dispatcher, "ERRAND_SECONDS", 0.01)
+        monkeypatch.setattr(service.dispatch.dispatcher, "CALL_WAIT_SECONDS", 0.01)
         dispatcher, hanging = make(max_running_jobs=3), threading.Event()
         jobs = [queued() for _ in range(2)]
         dispatcher.tick()

@@ -1,7 +1,7 @@
-"""A dispatcher suspended before any of its calls for so long that another one has done its work.
+"""Suspends a dispatcher before any of its calls until another one has done its work.
 
-As SIGSTOP and SIGCONT do, but exactly there: before the call of that number the rest of the world
-goes on, claims lapse, the other dispatcher makes its passes and the job comes to its end.
+This has the effect of SIGSTOP and SIGCONT at an exact moment: before the call with a given number,
+claims expire, the other dispatcher makes its passes, and the job ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calls in threads: one for each name, and none waits for one that hangs."""
+"""Calls run in threads, one for each key, and none waits for one that hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests: what they say, and what is refused when one is read back."""
+"""Manifests: their content, and which ones are refused on reading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows a failure."""
+"""The policy decides whether and when a failed attempt is retried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of states: what it promises as a whole."""
+"""The properties of the whole table of states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Submissions are checked within a time, and code that models write runs only where allowed."""
+"""Checks of a submission have a time limit, and models' code runs only where it is allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents out of text, JSONL and Parquet; each bound and each kind of bad file."""
+"""Documents are read from text, JSONL and Parquet; tests cover each bound and each bad file."""
 
 from __future__ import annotations
 

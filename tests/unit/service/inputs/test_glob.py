@@ -1,4 +1,4 @@
-"""Patterns select as a user of globs expects, on any path, quickly."""
+"""Patterns select the files that a user of globs expects, on any path, quickly."""
 
 from __future__ import annotations
 

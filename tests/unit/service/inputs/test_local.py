@@ -1,4 +1,4 @@
-"""Which local paths a request may name."""
+"""A request may name only local paths below the allowed folders."""
 
 from __future__ import annotations
 

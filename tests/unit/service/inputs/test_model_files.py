@@ -1,4 +1,4 @@
-"""What is refused before a model is loaded, each by the name of its fault."""
+"""Invalid models are refused before they are loaded, each with an error of its own."""
 
 from __future__ import annotations
 

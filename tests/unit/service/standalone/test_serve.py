@@ -1,4 +1,4 @@
-"""`service.standalone.serve`: what it tells its parts and its user; an integration test runs it."""
+"""`service.standalone.serve`: the environment of its parts and its messages to the user."""
 
 from __future__ import annotations
 

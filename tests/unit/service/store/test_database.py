@@ -1,4 +1,4 @@
-"""What the store does when the database is in the way, and when several want it at once."""
+"""The store during outages of the database, and with several processes that use it at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call whose commit worked and whose answer was lost: doing it again has no second effect."""
+"""A call whose commit succeeded, but whose answer was lost, has no second effect when repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The migrations lead to the tables that the code uses, wherever they start."""
+"""From every version the migrations lead to the tables that the code uses."""
 
 from __future__ import annotations
 

@@ -534,7 +534,7 @@ def test_a_released_job_waits_and_its_attempt_is_not_counted(job_store: Store) -
 def test_what_another_dispatcher_has_submitted_is_not_released(job_store: Store) -> None:
     job = claimed(job_store)
     job_store.claims.submitted(job.id, 1)
-    with pytest.raises(AttemptStale, match="another submitted it"):
+    with pytest.raises(AttemptStale, match="Another dispatcher has submitted"):
         job_store.claims.release(job.id, 1, "Ray does not answer")
     assert job_store.users.get(job.id).state is JobState.RUNNING
 
@@ -545,7 +545,7 @@ def test_an_attempt_that_is_heard_was_submitted(job_store: Store) -> None:
     assert job_store.users.get(job.id).submitted_at is not None
     job_store.claims.submitted(job.id, 1)
     assert types(job_store, job.id).count(EventType.SUBMITTED) == 1
-    with pytest.raises(AttemptStale, match="another submitted it"):
+    with pytest.raises(AttemptStale, match="Another dispatcher has submitted"):
         job_store.claims.release(job.id, 1, "its answer was lost")
 
 

@@ -1,4 +1,4 @@
-"""What a driver may ask of its actors."""
+"""The actors' interface passes on every method of the objects behind it."""
 
 from __future__ import annotations
 

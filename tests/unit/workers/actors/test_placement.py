@@ -1,4 +1,4 @@
-"""Every item goes to exactly one worker, and no worker is left with much more than its share."""
+"""Every item goes to exactly one worker, and the shares are nearly equal."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ FOUR, EIGHT = Placement(4, 2, 1), Placement(8, 2, 1)
 
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "LOOKING_SECONDS", 0.01)
+    monkeypatch.setattr(placement, "POLL_SECONDS", 0.01)
 
 
 @pytest.mark.parametrize(

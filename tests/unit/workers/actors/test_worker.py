@@ -1,4 +1,4 @@
-"""A worker by itself: what it measures in memory is what its artifacts turn out to be."""
+"""A single worker: a size measured in memory agrees with its artifact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An artifact's tokenizer is its source's, and loads without a question and without remote code."""
+"""An artifact's tokenizer is its source's, and loads without a prompt or remote code."""
 
 from __future__ import annotations
 

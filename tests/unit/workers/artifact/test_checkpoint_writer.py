@@ -1,4 +1,4 @@
-"""The streamed folder is the model in memory, and loads with transformers alone."""
+"""The streamed folder equals the model in memory, and loads with only transformers."""
 
 from __future__ import annotations
 

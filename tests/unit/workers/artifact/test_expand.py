@@ -1,4 +1,4 @@
-"""Artifacts multiplied back to dense checkpoints."""
+"""Artifacts are expanded to dense checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the database hears of how an attempt has ended."""
+"""The driver records the outcome of its attempt in the database."""
 
 from __future__ import annotations
 

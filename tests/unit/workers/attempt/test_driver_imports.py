@@ -1,4 +1,4 @@
-"""A driver starts without the libraries that compute: they take seconds to import."""
+"""A driver starts without torch and transformers, which take seconds to import."""
 
 from __future__ import annotations
 

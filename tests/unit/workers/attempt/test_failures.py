@@ -1,4 +1,4 @@
-"""Every error of an attempt ends it with a failure that its user can read and act upon."""
+"""Every error of an attempt becomes a failure that tells the user what to do."""
 
 from __future__ import annotations
 

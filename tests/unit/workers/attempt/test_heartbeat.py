@@ -1,4 +1,4 @@
-"""A lease is renewed as long as the attempt is current, whatever else is wrong."""
+"""A lease is renewed as long as the attempt is current, despite other errors."""
 
 from __future__ import annotations
 

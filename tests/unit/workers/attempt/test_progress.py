@@ -1,4 +1,4 @@
-"""What the database hears of an attempt: bounds, a steady rhythm, and nothing once it is stale."""
+"""An attempt writes its progress within bounds and at intervals, and nothing once it is stale."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_step_shows_from_its_beginning(job_store: Store, job: Job, progress: P
     assert read(job_store, job).finished_at is not None
 
 
-def test_units_are_told_in_a_rhythm_and_the_last_only_with_the_end(
+def test_units_are_written_at_intervals_and_the_last_only_at_the_end(
     job_store: Store, job: Job, progress: Progress, clock: Clock
 ) -> None:
     with progress.step(Step.CALIBRATE, "sequences") as meter:
@@ -102,7 +102,7 @@ def test_notes_are_events_of_the_attempt(job_store: Store, job: Job, progress: P
     assert (event.attempt, event.data) == (1, {"files": ["a", "b"]})
 
 
-def test_a_stale_attempt_is_told_at_its_next_word(
+def test_a_stale_attempt_fails_at_its_next_write(
     job_store: Store, job: Job, progress: Progress, clock: Clock
 ) -> None:
     with progress.step(Step.RESOLVE, "workers") as meter:
@@ -110,11 +110,11 @@ def test_a_stale_attempt_is_told_at_its_next_word(
         meter.advance(2)
     job_store.users.cancel(job.id)
     clock.now += MIN_SECONDS_BETWEEN_WRITES
-    for speak in (
+    for write in (
         lambda: meter.advance(0),
         meter.finish,
         lambda: progress.note("any", "thing", {}),
         lambda: progress.step(Step.SOLVE, "groups").__enter__(),
     ):
         with pytest.raises(AttemptStale):
-            speak()
+            write()

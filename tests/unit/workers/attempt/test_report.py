@@ -1,4 +1,4 @@
-"""Three sizes for every target, JSON that any reader takes, and a card that says the same."""
+"""Three measures of size for every target, valid JSON, and a model card that agrees with it."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_what_stays_dense_is_said_with_its_reason(job: Job) -> None:
     report = job_report(job, MODEL, [unreached, OPTIONS[1]], TEXTS, 2.5, None, [], [], {})
     assert report["left_dense"] == [
         {"name": "head", "reason": "outside the transformer blocks"},
-        {"name": "block.up", "reason": "no token of the calibration reached it"},
+        {"name": "block.up", "reason": "no calibration token reached it"},
     ]
 
 

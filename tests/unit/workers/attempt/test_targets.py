@@ -1,4 +1,4 @@
-"""Sizes asked for, and the ranks that meet them."""
+"""Targets lead to ranks that meet them."""
 
 from __future__ import annotations
 
@@ -152,12 +152,12 @@ def test_a_quality_out_of_reach_says_how_near_it_came() -> None:
         choose_ranks(wanted, PARAMETERS, LAYERS, lambda *_: 0.03)
     assert caught.value.param == "targets.1.max_perplexity_increase"
     assert caught.value.detail == (
-        "increase-0.01 is out of reach: with at most 99.5% of the compressible parameters, the "
-        "most that is tried, the perplexity on 'held-out' is 1.03 times the dense model's."
+        "increase-0.01 is out of reach: at the largest size tried, 99.5% of the compressible "
+        "parameters, the perplexity on 'held-out' is 1.03 times the dense model's."
     )
 
 
 def test_a_model_that_no_rank_makes_smaller_has_no_quality() -> None:
     small = [LayerCandidates("a", torch.ones(2).double(), 1, dense_cost=4, sides=4, fixed_cost=2)]
-    with pytest.raises(TargetUnreachable, match="not smaller at any rank"):
+    with pytest.raises(TargetUnreachable, match="No rank makes this model smaller"):
         choose_ranks(spec({"max_perplexity_increase": 0.5}), 100, small, never)

@@ -1,4 +1,4 @@
-"""The stored form of a low-rank layer against the factors that it is made of."""
+"""The stored form of a low-rank layer agrees with its factors."""
 
 from __future__ import annotations
 

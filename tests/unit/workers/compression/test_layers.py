@@ -1,4 +1,4 @@
-"""Which layers are found, grouped and refused."""
+"""Layers are found, grouped or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The solver against independent float64 oracles."""
+"""The solver agrees with independent float64 oracles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics and solutions come back as they were, and what goes on with them gives equal bits."""
+"""Statistics and solutions are restored exactly, and later results are bit-identical."""
 
 from __future__ import annotations
 

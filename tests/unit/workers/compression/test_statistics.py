@@ -1,4 +1,4 @@
-"""Statistics of a model's layers against autograd and float64 sums over all tokens."""
+"""Statistics of a model's layers agree with autograd and float64 sums over all tokens."""
 
 from __future__ import annotations
 

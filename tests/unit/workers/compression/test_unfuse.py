@@ -1,4 +1,4 @@
-"""Unfused models compute what transformers computes, in linear layers."""
+"""Unfused models compute the same as transformers, with linear layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Likelihoods of choices against a brute force in float64, and ties, lengths and broken models."""
+"""Likelihoods of choices agree with a float64 brute force; ties, lengths and broken models."""
 
 from __future__ import annotations
 

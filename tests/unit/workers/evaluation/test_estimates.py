@@ -1,4 +1,4 @@
-"""Standard errors against closed forms."""
+"""Standard errors agree with closed forms."""
 
 from __future__ import annotations
 

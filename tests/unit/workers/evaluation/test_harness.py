@@ -1,4 +1,4 @@
-"""What lm-eval says, read as its documentation has it; the library itself need not be there."""
+"""Results of lm-eval are read as its documentation defines them, without the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows become problems, cut to tokens; every row that is none is refused by its name."""
+"""Rows become tokenized problems; every invalid row is refused with its name."""
 
 from __future__ import annotations
 
@@ -78,19 +78,19 @@ def test_no_more_problems_than_asked_for(tmp_path: Path, job_spec: JobSpec) -> N
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"question": " "}, "'question' is no text"),
-        ({"question": 7}, "'question' is no text"),
-        ({"choices": ["one"]}, "no list of 2 to 64 texts"),
-        ({"choices": "ab"}, "no list of 2 to 64 texts"),
-        ({"choices": ["a", ""]}, "no list of 2 to 64 texts"),
-        ({"choices": ["a"] * 65}, "no list of 2 to 64 texts"),
+        ({"question": " "}, "'question' is not text"),
+        ({"question": 7}, "'question' is not text"),
+        ({"choices": ["one"]}, "not a list of 2 to 64 texts"),
+        ({"choices": "ab"}, "not a list of 2 to 64 texts"),
+        ({"choices": ["a", ""]}, "not a list of 2 to 64 texts"),
+        ({"choices": ["a"] * 65}, "not a list of 2 to 64 texts"),
         ({"question": "half \ud83d"}, "half a character"),
         ({"choices": ["a", "half \ud83d"]}, "half a character"),
         ({"answer": 2}, "position of a choice"),
         ({"answer": -1}, "position of a choice"),
         ({"answer": "B"}, "position of a choice"),
         ({"answer": True}, "position of a choice"),
-        ({"question": "long " * 20}, "reads 50 at most"),
+        ({"question": "long " * 20}, "reads at most 50"),
     ],
     ids=ascii,
 )
@@ -149,10 +149,10 @@ def test_a_function_is_read_with_its_tests(tmp_path: Path, job_spec: JobSpec) ->
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"prompt": ""}, "'prompt' is no text"),
-        ({"test": None}, "'test' is no text"),
-        ({"entry_point": "f()"}, "'entry_point' is no name"),
-        ({"prompt": "x" * 90}, "takes 140 tokens"),
+        ({"prompt": ""}, "'prompt' is not text"),
+        ({"test": None}, "'test' is not text"),
+        ({"entry_point": "f()"}, "'entry_point' is not a name"),
+        ({"prompt": "x" * 90}, "it has 140 tokens"),
         ({"test": "'\ud83d'"}, "half a character"),
     ],
     ids=["prompt", "test", "entry point", "length", "surrogate"],

@@ -1,4 +1,4 @@
-"""Greedy completions: in batches as alone, cut at stops, and judged by their tests."""
+"""Greedy completions are the same in batches as alone, cut at stops, and judged by tests."""
 
 from __future__ import annotations
 

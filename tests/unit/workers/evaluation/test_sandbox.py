@@ -1,4 +1,4 @@
-"""Programs that attack the sandbox, each contained, with no process and no file left."""
+"""The sandbox contains programs that attack it, and leaves no process and no file behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of batches add up to those of the task, and models are compared problem by problem."""
+"""Scores of batches add up to those of the task, and comparisons are paired by problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding is timed over as many tokens as it says."""
+"""The decoding speed is measured over the requested number of tokens."""
 
 from __future__ import annotations
 

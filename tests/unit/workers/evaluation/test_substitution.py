@@ -1,4 +1,4 @@
-"""A size in memory is what the artifact of that size is, and leaves nothing behind."""
+"""A size in memory equals its artifact, and can be undone without a trace."""
 
 from __future__ import annotations
 

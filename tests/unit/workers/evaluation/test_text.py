@@ -1,4 +1,4 @@
-"""Perplexity against a brute force in float64, and what padding and broken models do to it."""
+"""Perplexity agrees with a float64 brute force, also with padding and broken models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model is loaded whole or not at all: nothing that is missing is made up."""
+"""A model is loaded whole or refused; no missing weight is made up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints over objects in memory: whole or refused by name, and in nobody's way."""
+"""Checkpoints in memory are whole or refused by name, and attempts do not disturb each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fingerprint changes with everything that may change a bit of the result, and nothing else."""
+"""A fingerprint changes with everything that can change the result, and with nothing else."""
 
 from __future__ import annotations
 

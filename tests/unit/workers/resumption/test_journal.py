@@ -1,4 +1,4 @@
-"""Measurements come back exactly, from whole segments of any attempt."""
+"""Measurements are restored exactly, from intact segments of any attempt."""
 
 from __future__ import annotations
 

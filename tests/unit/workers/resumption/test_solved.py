@@ -1,4 +1,4 @@
-"""Solved groups come back as they were, and a bucket that takes nothing holds up none of them."""
+"""Solved groups are restored exactly, and a failing bucket does not delay solving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing is due after enough work, and never takes more of the time than it may."""
+"""A write is due after enough work, and writing never takes more than its share of the time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from service.errors import StorageUnavailable
-from workers.resumption.write_throttle import Rhythm
+from workers.resumption.write_throttle import WriteThrottle
 
 
 @dataclass
@@ -20,57 +20,57 @@ class Clock:
 
 
 def test_nothing_is_due_before_the_work_is_done() -> None:
-    rhythm = Rhythm(32, clock=Clock())
-    rhythm.worked(31)
-    assert not rhythm.due
-    rhythm.worked(1)
-    assert rhythm.due
+    throttle = WriteThrottle(32, clock=Clock())
+    throttle.worked(31)
+    assert not throttle.due
+    throttle.worked(1)
+    assert throttle.due
 
 
-def test_the_first_writing_is_not_taken_for_free() -> None:
+def test_the_first_write_is_assumed_to_take_time() -> None:
     clock = Clock()
-    rhythm = Rhythm(1, expected_seconds=10, clock=clock)
-    rhythm.worked(100)
+    throttle = WriteThrottle(1, expected_seconds=10, clock=clock)
+    throttle.worked(100)
     clock.now = 89.9
-    assert not rhythm.due
+    assert not throttle.due
     clock.now = 90
-    assert rhythm.due
+    assert throttle.due
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 def test_writing_takes_no_more_than_its_share(share: float) -> None:
     clock = Clock()
-    rhythm = Rhythm(1, share_of_time=share, clock=clock)
+    throttle = WriteThrottle(1, share_of_time=share, clock=clock)
     written = 0.0
     for step in range(1000):
-        rhythm.worked(1)
+        throttle.worked(1)
         clock.now += 0.1
-        if rhythm.due:
-            with rhythm.writing():
+        if throttle.due:
+            with throttle.writing():
                 clock.now += 1 + step % 3
                 written += 1 + step % 3
-    assert written / clock.now <= share * 1.5  # a writing may take longer than the one before
+    assert written / clock.now <= share * 1.5  # a write may take longer than the one before
     assert written > 0
 
 
-def test_a_writing_that_fails_counts_as_one() -> None:
+def test_a_failed_write_counts_as_one() -> None:
     clock = Clock()
-    rhythm = Rhythm(1, clock=clock)
-    rhythm.worked(1)
-    with suppress(StorageUnavailable), rhythm.writing():
+    throttle = WriteThrottle(1, clock=clock)
+    throttle.worked(1)
+    with suppress(StorageUnavailable), throttle.writing():
         clock.now += 10
         raise StorageUnavailable
-    rhythm.worked(1)
+    throttle.worked(1)
     clock.now += 89
-    assert not rhythm.due
+    assert not throttle.due
     clock.now += 1
-    assert rhythm.due
+    assert throttle.due
 
 
-def test_there_may_be_a_least_pause() -> None:
+def test_a_shortest_pause_can_be_set() -> None:
     clock = Clock()
-    rhythm = Rhythm(1, least_seconds=2, clock=clock)
-    rhythm.worked(1)
-    assert not rhythm.due
+    throttle = WriteThrottle(1, least_seconds=2, clock=clock)
+    throttle.worked(1)
+    assert not throttle.due
     clock.now = 2
-    assert rhythm.due
+    assert throttle.due

@@ -1,4 +1,4 @@
-"""No text on both sides, every sequence begun as the tokenizer begins one, all of it repeatable."""
+"""The two sides share no text, sequences begin as the tokenizer begins them, all is repeatable."""
 
 from __future__ import annotations
 

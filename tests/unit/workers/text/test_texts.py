@@ -1,4 +1,4 @@
-"""What a job calibrates on and what it is measured on, read from its files and kept apart."""
+"""The texts for calibration and for evaluation are read from files and kept separate."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_not_even_where_it_would_be_cut_into_pieces(tmp_path: Path) -> None:
 
 def test_calibrating_on_nothing_but_a_dataset_is_refused(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a.jsonl", rows("a"))
-    with pytest.raises(CalibrationTooShort, match="in an evaluation dataset too") as caught:
+    with pytest.raises(CalibrationTooShort, match="also in an evaluation dataset") as caught:
         read(tmp_path, file, same=file)
     assert caught.value.param == "calibration.data"
     assert read(tmp_path, file, evaluate=False, same=file).evaluation == []
@@ -120,12 +120,12 @@ def test_without_evaluation_the_datasets_are_not_even_read(tmp_path: Path) -> No
     assert str(caught.value.param).startswith("evaluation.datasets.0.data")
 
 
-def test_a_dataset_without_two_tokens_in_a_row_is_refused(
+def test_a_dataset_without_two_consecutive_tokens_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(globals(), "TOKENIZER", byte_tokenizer(adds_bos=False))
     file = write_rows(tmp_path / "a.jsonl", rows("a", length=32))
-    with pytest.raises(DataInvalid, match=r"'letters' has no 2 tokens") as caught:
+    with pytest.raises(DataInvalid, match=r"no document of 'letters' has the 2 tokens") as caught:
         read(tmp_path, file, letters=write_rows(tmp_path / "l.jsonl", ["a", "b", "c"]))
     assert caught.value.param == "evaluation.datasets"
 
