@@ -42,8 +42,10 @@ class Holdings:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no attempt is under way."""
-        return not self.scratch and not any(name in _OF_ATTEMPTS for name in self.processes)
+        """Whether no attempt is under way, and none still holds resources of Ray."""
+        used = any(in_use for in_use, _ in self.resources.values())
+        running = any(name in _OF_ATTEMPTS for name in self.processes)
+        return not (self.scratch or used or running)
 
     def beyond(self, base: Holdings) -> list[str]:
         """Describe the differences from the base line: what is held in excess, or missing."""

@@ -23,7 +23,7 @@ from workers.evaluation.losses import TextLoss
 from workers.evaluation.problems import Exercise
 from workers.evaluation.scores import Scores
 from workers.resumption.journal import Journal
-from workers.text.sequences import in_batches
+from workers.text.sequences import in_batches, in_padded_batches
 from workers.text.texts import Texts
 
 TEXT, TASK = "text", "task"
@@ -135,7 +135,7 @@ class Measurements:
 def _batches(texts: Texts, exercises: Sequence[Exercise], size: int) -> list[Batch]:
     batches = []
     for text in texts.evaluation:
-        for number, sequences in enumerate(in_batches(sorted(text.sequences, key=len), size)):
+        for number, sequences in enumerate(in_padded_batches(text.sequences, size)):
             batches.append(Batch(TEXT, text.name, number, sequences))
     for exercise in exercises:
         batch_size = 1 if isinstance(exercise.task, LmEval) else size

@@ -24,7 +24,7 @@ from workers.attempt.schedule import Call, drive
 from workers.compression.candidates import Ranks
 from workers.evaluation.losses import TextLoss
 from workers.resumption.journal import Journal, ranks_key
-from workers.text.sequences import in_batches
+from workers.text.sequences import in_padded_batches
 from workers.text.texts import EvaluationText
 
 
@@ -127,7 +127,7 @@ class Probes:
     def _loss(self, dataset: str) -> TextLoss:
         """Measure the workers' current model; each worker takes a share of the batches."""
         queues: list[list[Call]] = [[] for _ in self._workers]
-        batches = in_batches(sorted(self._texts[dataset].sequences, key=len), self._batch_size)
+        batches = in_padded_batches(self._texts[dataset].sequences, self._batch_size)
         for batch, number in zip(batches, cycle(range(len(queues)))):
             measure = partial(self._workers[number].measure.remote, None, batch)
             queues[number].append(Call(dataset, measure))

@@ -99,6 +99,26 @@ def in_batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
         yield items[start : start + size]
 
 
+def in_padded_batches(
+    sequences: Iterable[Sequence[int]], size: int
+) -> Iterator[list[Sequence[int]]]:
+    """The sequences by length, in batches as large as `size` of the longest.
+
+    A batch that is padded to its longest sequence has at most `size` times as many tokens as the
+    longest of all: shorter sequences go in larger batches.
+    """
+    ordered = sorted(sequences, key=len)
+    most = size * len(ordered[-1]) if ordered else 0
+    batch: list[Sequence[int]] = []
+    for sequence in ordered:
+        if batch and (len(batch) + 1) * len(sequence) > most:
+            yield batch
+            batch = []
+        batch.append(sequence)
+    if batch:
+        yield batch
+
+
 def sequence_prefix(tokenizer: Tokenizer) -> list[int]:
     """The tokens that the tokenizer puts before any text: BOS or none."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]

@@ -18,6 +18,7 @@ from workers.text.sequences import (
     MIN_SEQUENCE_TOKENS,
     calibration_sequences,
     evaluation_sequences,
+    in_padded_batches,
     sequence_prefix,
     split_documents,
 )
@@ -241,3 +242,14 @@ def test_evaluation_sequences_are_never_joined_nor_too_short_to_predict() -> Non
     assert all(len(sequence) >= MIN_SEQUENCE_TOKENS for sequence in cuts)
     with_bos = evaluation_sequences(documents("d"), WITH_BOS, length=16, count=9, seed=0)
     assert with_bos == [[BOS, *PLAIN("d")["input_ids"]]]
+
+
+@given(st.lists(st.lists(st.just(7), min_size=1, max_size=30), max_size=30), st.integers(1, 5))
+def test_shorter_sequences_go_in_larger_batches(sequences: list[list[int]], size: int) -> None:
+    batches = list(in_padded_batches(sequences, size))
+    assert [each for batch in batches for each in batch] == sorted(sequences, key=len)
+    most = size * max(map(len, sequences), default=0)
+    for batch, following in itertools.pairwise([*batches, []]):
+        assert 0 < len(batch) * len(batch[-1]) <= most
+        if following:
+            assert (len(batch) + 1) * len(following[0]) > most
