@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,11 @@ def run(console: Console, folders: Folders, *, hold: bool) -> None:
         job = compress(console, client, spec)
         report = client.report(job["id"])
         (folders.output / "report.json").write_text(json.dumps(report, indent=2))
-        for name in NAMES:
-            folder = download(console, client, job["id"], name, folders.output)
-            write_code(console, folder)
+        artifacts = [download(console, client, job["id"], name, folders.output) for name in NAMES]
+        with ThreadPoolExecutor() as pool:
+            for name, code in zip(NAMES, pool.map(written_code, artifacts), strict=True):
+                text = Syntax(code, "python", background_color="default")
+                console.print(Panel(text, title=f"{name} writes", title_align="left"))
         show(console, job, report)
         show_links(console, server.url, job, folders.output)
         if hold:
@@ -136,10 +139,11 @@ def specification(console: Console, folder: Path) -> dict[str, Any]:
             "data": {"source": "local", "path": str(library), "pattern": "**/*.py"},
             "sequences": 96,
             "sequence_length": 256,
-            "batch_size": 4,  # a small machine has memory for this
+            "batch_size": 8,
         },
         "evaluation": {
             "sequences": 64,
+            "decode_tokens": 32,
             "datasets": [
                 {
                     "name": "humaneval",
@@ -165,8 +169,8 @@ def download(console: Console, client: Client, job_id: str, name: str, output: P
         return download_artifact(client, job_id, name, output / name, on_progress=on_progress)
 
 
-def write_code(console: Console, folder: Path) -> None:
-    """Generate code with the checkpoint, in a process with torch and transformers only."""
+def written_code(folder: Path) -> str:
+    """The code that the checkpoint generates, in a process with torch and transformers only."""
     with tempfile.TemporaryDirectory() as modules:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules}
         command = [sys.executable, "-I", str(GENERATE), str(folder)]
@@ -183,8 +187,7 @@ def write_code(console: Console, folder: Path) -> None:
             raise DemoFailed(f"{folder.name} took more than {error.timeout} s to write") from error
     if done.returncode:
         raise DemoFailed(f"{folder.name} failed to load or to write:\n{done.stderr[-4000:]}")
-    code = Syntax(done.stdout.rstrip(), "python", background_color="default")
-    console.print(Panel(code, title=f"{folder.name} writes", title_align="left"))
+    return done.stdout.rstrip()
 
 
 def show(console: Console, job: dict[str, Any], report: dict[str, Any]) -> None:

@@ -26,4 +26,4 @@ class LowRankLinear(nn.Module):
         y = torch.cat((z, self.rest(z)), dim=-1)
         # On a CPU index_select takes up to twelve times as long.
         y = y.gather(-1, self.order.long().expand_as(y))
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
