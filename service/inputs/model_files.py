@@ -115,11 +115,26 @@ def check_listing(
         raise ModelConfigMissing(f"There is no {CONFIG_NAME}.{hint}", param=param)
     _check_size(sizes, CONFIG_NAME, MAX_CONFIG_BYTES, param)
     check_config(read(CONFIG_NAME), param)
-    if WEIGHTS_NAME in sizes:
-        return {WEIGHTS_NAME: set()}
+    return checkpoint_files(sizes, read, param)
+
+
+def checkpoint_files(
+    sizes: Mapping[str, int], read: Callable[[str], bytes], param: str
+) -> dict[str, set[str]]:
+    """The weight files of a checkpoint, each with the tensors that the index lists for it.
+
+    Without an index the set is empty. Everything that must know which files are the weights asks
+    here, and transformers loads the same ones. A whole file beside an index of other files is two
+    checkpoints: it is refused, because loaders differ in which of them they take. Raises
+    `ModelInvalid` or `UnsafeWeights`.
+    """
     if INDEX_NAME in sizes:
         _check_size(sizes, INDEX_NAME, MAX_INDEX_BYTES, param)
+        if WEIGHTS_NAME in sizes:
+            return {WEIGHTS_NAME: _check_whole(read(INDEX_NAME), param)}
         return _check_index(read(INDEX_NAME), sizes, param)
+    if WEIGHTS_NAME in sizes:
+        return {WEIGHTS_NAME: set()}
     pickles = _having(sizes, PICKLE_SUFFIXES)
     if pickles:
         raise UnsafeWeights(
@@ -197,6 +212,19 @@ def _check_index(data: bytes, names: Collection[str], param: str) -> dict[str, s
         if name not in names:
             raise ModelInvalid(f"{INDEX_NAME} names '{name}', which is missing.", param=param)
     return weights
+
+
+def _check_whole(data: bytes, param: str) -> set[str]:
+    """The tensors that an index beside WEIGHTS_NAME lists, all of which must be in that file."""
+    try:
+        weights = _check_index(data, {WEIGHTS_NAME}, param)
+    except ModelInvalid as error:
+        raise ModelInvalid(
+            f"There are both {WEIGHTS_NAME} and {INDEX_NAME}, and the index does not describe that "
+            f"file: {error.detail} Remove the one that does not belong to the model.",
+            param=param,
+        ) from error
+    return weights[WEIGHTS_NAME]
 
 
 def _check_offsets(name: str, tensors: Mapping[str, _Tensor], size: int, param: str) -> None:

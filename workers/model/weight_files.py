@@ -1,15 +1,17 @@
-"""Finds the files that hold a model's weights."""
+"""Which files hold a model's weights."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from service.inputs.model_files import checkpoint_files
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the checkpoint, in name order."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = json.loads(index.read_text("utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
-    return sorted(folder.glob("*.safetensors"))
+    """The safetensors files that make up the checkpoint, in name order.
+
+    Raises the errors of `service.inputs.model_files.checkpoint_files`.
+    """
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    names = checkpoint_files(sizes, lambda name: (folder / name).read_bytes(), "model")
+    return [folder / name for name in sorted(names)]

@@ -186,6 +186,26 @@ def test_a_bad_index(model_folder: Path, weight_map: object, problem: str) -> No
     assert problem in refused(ModelInvalid, model_folder)
 
 
+@pytest.mark.parametrize(
+    "weight_map", [{"w": "part-1.safetensors"}, {}, {"w": "model-00001-of-00002.safetensors"}]
+)
+def test_two_checkpoints_in_one_folder(model_folder: Path, weight_map: object) -> None:
+    weights = (model_folder / "model.safetensors").read_bytes()
+    shard(model_folder, weight_map)
+    (model_folder / "model.safetensors").write_bytes(weights)
+    said = refused(ModelInvalid, model_folder)
+    assert "both model.safetensors and model.safetensors.index.json" in said
+
+
+def test_an_index_of_the_one_file_beside_it(model_folder: Path) -> None:
+    index = model_folder / "model.safetensors.index.json"
+    (name, *_) = check_safetensors(model_folder / "model.safetensors", PARAM)
+    index.write_text(json.dumps({"weight_map": {name: "model.safetensors"}}))
+    check_folder(model_folder, PARAM)
+    index.write_text(json.dumps({"weight_map": {"absent": "model.safetensors"}}))
+    assert "lacks the tensor 'absent'" in refused(ModelInvalid, model_folder)
+
+
 def test_an_index_beyond_the_bound(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service.inputs.model_files, "MAX_INDEX_BYTES", 10)
     shard(model_folder, {"w": "part-1.safetensors"})

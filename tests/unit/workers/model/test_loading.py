@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,5 +195,10 @@ def test_the_files_of_a_checkpoint_are_those_its_index_names(tmp_path: Path) -> 
     assert parameter_count(load_model(tmp_path, CPU)) == parameter_count(model)
 
 
-def test_a_checkpoint_without_an_index_is_all_of_its_files(tiny_llama: Path) -> None:
-    assert weight_files(tiny_llama) == [tiny_llama / "model.safetensors"]
+def test_a_checkpoint_without_an_index_is_the_file_that_transformers_loads(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_llama, model)
+    (model / "zz-adapter.safetensors").write_bytes(b"not of the model")
+    assert weight_files(model) == [model / "model.safetensors"]
