@@ -1,7 +1,7 @@
 """Writes artifacts: checkpoint, report and card, and their publication.
 
-It shares a process with the worker that will measure them, but not its thread: it waits for layers
-that this worker, too, hands out.
+It runs in the process of the worker that will measure them, on a thread of its own, because it also
+waits for layers that this worker serves.
 """
 
 from __future__ import annotations

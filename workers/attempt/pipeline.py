@@ -364,7 +364,7 @@ class Attempt:
                 meter.advance()
 
     def _clean(self) -> None:
-        # One that is dead or still writes is not waited for: what it leaves, a later driver sweeps.
+        # A worker may be dead or still writing; a later driver sweeps what it leaves.
         cleaning = [worker.clean.remote() for worker in self.workers]
         ray.wait(cleaning, num_returns=len(cleaning), timeout=CLEANING_SECONDS)
 

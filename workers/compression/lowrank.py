@@ -24,6 +24,6 @@ class LowRankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z = self.basis(x)
         y = torch.cat((z, self.rest(z)), dim=-1)
-        # On a CPU index_select takes up to twelve times as long.
+        # On a CPU index_select is several times slower.
         y = y.gather(-1, self.order.long().expand_as(y))
         return y if self.bias is None else y + self.bias.to(y.dtype)

@@ -390,13 +390,13 @@ def _add_gradients(
     gradient: Tensor,
 ) -> None:
     """Add `gradient`, (..., tokens, out), and for the Fisher `inputs`, (..., tokens, in)."""
-    rows = _at_least_float32(gradient.flatten(0, -2))
+    rows = gradient.flatten(0, -2)
     if (squares := statistics.gradient_squares.get(layer.name)) is not None:
-        squares += rows.square().sum(0)
+        squares += _at_least_float32(rows).square().sum(0)
     if (moments := statistics.gradient_moments.get(layer.name)) is not None:
         # In the gradient's own precision, as the backward pass multiplies the two itself.
-        sided = gradient if layer.output_is_smaller else gradient @ weight.to(gradient.dtype)
-        moments += _gram(_at_least_float32(sided.flatten(0, -2)))
+        sided = rows if layer.output_is_smaller else rows @ weight.to(rows.dtype)
+        moments += _gram(_at_least_float32(sided))
     if (fisher := statistics.row_fisher.get(layer.name)) is not None and inputs is not None:
         for g, x in zip(_sequences(gradient), _sequences(inputs), strict=True):
             fisher += (_at_least_float32(g).T @ _at_least_float32(x)).square().sum(1)
