@@ -1,9 +1,9 @@
 """The pinned worker: one Ray actor per GPU (or per share of the CPUs) that stays for a whole job.
 
 It calibrates its share of the sequences, solves the groups of layers that it owns, and measures
-models. Statistics and factors are served by a thread of their own, so that other workers never
-wait for what this one is computing. What it calibrates and solves it keeps in checkpoints, once
-`resume` has said where they are.
+models. A separate thread serves statistics and factors, so that other workers never wait for this
+one's computations. Once `resume` has named a place for checkpoints, it writes its statistics and
+solutions there.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ from workers.resumption.solved import SolvedCheckpoints
 from workers.text.texts import Texts, read_texts
 
 CACHED_BYTES = 1 << 30
-"""Of interpolated layers: a size that was probed is often the one that is written."""
+"""The limit of the cache of interpolated layers: a probed size is often the one written."""
 
 BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16", "bf16")
-"""Those of x86, and that of Arm."""
+"""The names in `torch.cpu.get_capabilities` of x86 and of Arm processors."""
 
 
 class Worker:
@@ -318,7 +318,7 @@ class Worker:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the processor has instructions that multiply bfloat16; without, it is slower."""
+    """Whether the processor has instructions for bfloat16, which is slow without them."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()

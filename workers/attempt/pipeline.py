@@ -2,10 +2,10 @@
 
     resolve ─> calibrate ─> solve ─> allocate ─> assemble ─> evaluate ─> publish
 
-Each step takes what the steps before it gave and returns plain data; big tensors stay on the
-workers. What earlier attempts of the job have calibrated, solved, measured and published is taken
-over at the end of `resolve`, so that later steps begin where they have ended; the result is the
-same to the last bit. An error of any step ends the attempt: nothing here retries.
+Each step uses the results of the steps before it and returns plain data; big tensors stay on the
+workers. At the end of `resolve` the attempt takes over the results of the job's earlier attempts
+(statistics, solved groups, measurements, artifacts), so that later steps resume there. The outcome
+is the same to the last bit. An error in any step ends the attempt: nothing here retries.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
 
     Raises the errors of `service.errors` and of the steps.
     """
-    spec = job.spec  # before anything is waited for: this version may not know it
+    spec = job.spec  # Raises before any waiting if this version does not know it.
     noted = progress.last_noted(PLACED) or {}
     placement = choose_placement(
         Placement(**noted["placement"]) if "placement" in noted else None,
@@ -370,10 +370,10 @@ class Attempt:
 
 
 def sweep_scratch(workers: Sequence[Any], progress: Progress) -> None:
-    """Have every worker remove from its machine what dead attempts have left there.
+    """Have every worker remove the files of dead attempts from its machine.
 
-    Folders are looked at before the database is asked which attempts are under way: what is there
-    and not under way then is dead, and an attempt that begins meanwhile is never taken for it.
+    The folders are listed before the database is asked which attempts run. So an attempt that
+    starts in between is never mistaken for a dead one.
     """
     found = ray.get([worker.attempts_in_scratch.remote() for worker in workers])
     live = progress.in_flight()
