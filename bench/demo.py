@@ -172,7 +172,12 @@ def download(console: Console, client: Client, job_id: str, name: str, output: P
 def written_code(folder: Path) -> str:
     """The code that the checkpoint generates, in a process with torch and transformers only."""
     with tempfile.TemporaryDirectory() as modules:
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules}
+        threads = max(1, (os.cpu_count() or 1) // len(NAMES))  # they write at the same time
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": modules,
+            "OMP_NUM_THREADS": str(threads),
+        }
         command = [sys.executable, "-I", str(GENERATE), str(folder)]
         try:
             done = subprocess.run(

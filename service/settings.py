@@ -119,7 +119,7 @@ class Settings(BaseSettings):
         default=32, ge=1, description="Sequences per worker between two checkpoints."
     )
     checkpoint_share_of_time: float = Field(
-        default=0.1, gt=0, le=1, description="Largest share of calibration time for writing."
+        default=0.05, gt=0, le=1, description="Largest share of calibration time for writing."
     )
     checkpoint_retention_seconds: float = Field(
         default=86_400.0, ge=0, description="How long a retry can resume a failed job."

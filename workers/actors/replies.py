@@ -17,6 +17,7 @@ class WorkerPlace:
 
     worker: int
     host: str
+    node: str  # Ray's id of the machine
     pid: int
     device: str
     kind: str  # of the device; devices of one kind round in the same way

@@ -102,16 +102,17 @@ class Worker:
         self._kept_solutions: SolvedCheckpoints | None = None
 
     def place(self) -> WorkerPlace:
-        gpu_ids = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        context = ray.get_runtime_context()
         return WorkerPlace(
             self._number,
             socket.gethostname(),
+            context.get_node_id(),
             os.getpid(),
             str(self._device),
             _device_kind(self._device),
             torch.get_num_threads(),
             self._mixed_precision,
-            gpu_ids,
+            context.get_accelerator_ids()["GPU"],
             os.environ.get("CUDA_VISIBLE_DEVICES"),
             self._versions,
         )

@@ -1,7 +1,8 @@
 """Measures every model of a job on texts and tasks, batch by batch.
 
-All workers share the batches of the dense model; an artifact's batches stay on its node. A result
-in the journal is not measured again.
+A worker first measures the artifacts that it has written, then the dense model together with all
+others, then what is left of the artifacts of other workers on its node. A result in the journal is
+not measured again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Subject:
     """A model that is measured."""
 
     key: str  # its name in the journal: equal keys are equal models
-    worker: int | None  # its node has the folder; None: every worker has the model
+    worker: int | None  # who wrote the folder, on its node; None: every worker has the model
     folder: Path | None  # None: the source model
 
 
@@ -61,6 +62,7 @@ class Measurements:
     def __init__(
         self,
         workers: Sequence[Any],
+        nodes: Sequence[str],
         texts: Texts,
         exercises: Sequence[Exercise],
         subjects: Sequence[Subject],
@@ -68,6 +70,7 @@ class Measurements:
         batch_size: int,
     ) -> None:
         self._workers = workers
+        self._nodes = nodes
         self._texts = texts
         self._exercises = exercises
         self._subjects = subjects
@@ -110,16 +113,38 @@ class Measurements:
             self._decode_speed(subject) if decode_tokens else None,
         )
 
-    def _queues(self) -> list[list[Call]]:
-        """Per worker: its share of the dense model's batches, then its artifacts' batches."""
-        queues: list[list[Call]] = [[] for _ in self._workers]
-        for subject in self._subjects:
-            missing = [b for b in self._batches if self._journal.get(_key(subject, b)) is None]
-            shared = range(len(queues)) if subject.worker is None else (subject.worker,)
-            for batch, number in zip(missing, cycle(shared)):
-                submit = partial(batch.submit, self._workers[number], subject.folder)
-                queues[number].append(Call((subject, batch), submit))
-        return queues
+    def _queues(self) -> list[Iterator[Call]]:
+        """A queue per worker; workers that measure the same model share its batches.
+
+        Their order spares loading models: a worker changes over to an artifact that another one
+        measures only when nothing else is left.
+        """
+        batches = {subject: iter(self._missing(subject)) for subject in self._subjects}
+        return [
+            chain.from_iterable(
+                self._calls(number, subject, batches[subject])
+                for subject in sorted(self._readable(number), key=partial(_distance, number))
+            )
+            for number in range(len(self._workers))
+        ]
+
+    def _missing(self, subject: Subject) -> list[Batch]:
+        """The batches whose results the journal lacks."""
+        return [b for b in self._batches if self._journal.get(_key(subject, b)) is None]
+
+    def _readable(self, number: int) -> list[Subject]:
+        """The models that a worker can load."""
+        return [
+            subject
+            for subject in self._subjects
+            if subject.worker is None or self._nodes[subject.worker] == self._nodes[number]
+        ]
+
+    def _calls(self, number: int, subject: Subject, batches: Iterator[Batch]) -> Iterator[Call]:
+        """Calls to a worker that measure a model, as long as there are batches."""
+        for batch in batches:
+            submit = partial(batch.submit, self._workers[number], subject.folder)
+            yield Call((subject, batch), submit)
 
     def _decode_speed(self, subject: Subject) -> float:
         key = f"speed/{subject.key}"
@@ -142,6 +167,11 @@ def _batches(texts: Texts, exercises: Sequence[Exercise], size: int) -> list[Bat
         for number, problems in enumerate(in_batches(exercise.problems, batch_size)):
             batches.append(Batch(TASK, exercise.task.name, number, problems, exercise.task))
     return batches
+
+
+def _distance(number: int, subject: Subject) -> int:
+    """The worker's own artifacts come first, then the dense model, then others' artifacts."""
+    return 1 if subject.worker is None else 0 if subject.worker == number else 2
 
 
 def _key(subject: Subject, batch: Batch) -> str:

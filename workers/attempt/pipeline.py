@@ -111,6 +111,7 @@ class Attempt:
         self.actors = actors
         self.owned: list[list[InputGroup]] = []  # by worker: the groups that it solves
         self.owners: dict[str, Any] = {}  # layer name -> the worker that solves it
+        self.nodes: list[str] = []  # by worker: the machine it runs on
         self.versions = own_versions()
 
     def run(self) -> dict[str, Any]:
@@ -147,6 +148,7 @@ class Attempt:
         with self.progress.step(Step.RESOLVE, "workers") as meter:
             meter.expect(len(self.workers))
             places = ray.get([worker.place.remote() for worker in self.workers])
+            self.nodes = [place.node for place in places]
             self.progress.note(
                 PLACED,
                 f"{len(places)} workers on {', '.join(place.device for place in places)}.",
@@ -326,7 +328,9 @@ class Attempt:
             return None, [None] * len(assembled)
         subjects = [DENSE, *(artifact.subject for artifact in assembled)]
         size = self.spec.calibration.batch_size
-        measurements = Measurements(self.workers, texts, exercises, subjects, resumed.journal, size)
+        measurements = Measurements(
+            self.workers, self.nodes, texts, exercises, subjects, resumed.journal, size
+        )
         with self.progress.step(Step.EVALUATE, "samples") as meter:
             meter.expect(measurements.samples, done=measurements.known)
             for samples in measurements.run():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +23,17 @@ class Call:
 def drive(queues: Sequence[Iterable[Call]]) -> Iterator[tuple[Any, Any]]:
     """Run the queues in parallel, each in order; yields (label, result) as the calls end.
 
-    A result is fetched and its reference dropped before the next call of its queue is submitted,
-    so the object store holds only the results in flight. Raises the first error of any call.
+    A call is taken from its queue when it is submitted, so queues that draw from one iterator share
+    its calls: an actor that is faster makes more of them. A result is fetched and its reference
+    dropped before the next call of its queue is submitted, so the object store holds only the
+    results in flight. Raises the first error of any call.
     """
-    waiting = [deque(queue) for queue in queues]
+    waiting = [iter(queue) for queue in queues]
     running: dict[Any, tuple[int, Hashable]] = {}
 
     def submit(number: int) -> None:
-        if waiting[number]:
-            call = waiting[number].popleft()
+        call = next(waiting[number], None)
+        if call is not None:
             running[call.submit()] = (number, call.label)
 
     for number in range(len(waiting)):

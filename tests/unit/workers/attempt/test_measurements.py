@@ -1,0 +1,81 @@
+"""Which worker measures which model, in which order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.workers.resumption.test_checkpoints import Memory, of_attempt
+from workers.attempt.measurements import Measurements, Subject
+from workers.attempt.schedule import Call
+from workers.resumption.journal import Journal
+from workers.text.texts import EvaluationText, Texts
+
+DENSE = Subject("dense", None, None)
+SMALL = Subject("small", 0, Path("small"))
+SMALLER = Subject("smaller", 1, Path("smaller"))
+
+
+class Worker:
+    """Stands for a Ray actor; a call to it returns what it was asked to measure."""
+
+    class measure:  # noqa: N801 - named as the method
+        @staticmethod
+        def remote(folder: Path | None, sequences: Sequence[Any]) -> tuple[Path | None, int]:
+            return folder, len(sequences)
+
+
+def test_a_worker_alone_on_its_node_measures_its_artifact_and_then_the_dense_model(
+    journal: Journal,
+) -> None:
+    one, other = queues(journal, ["a", "b"])
+    assert taken(one, 5) == [SMALL] * 4 + [DENSE]
+    assert taken(other, 99) == [SMALLER] * 4 + [DENSE] * 3
+    assert taken(one, 99) == []
+
+
+def test_a_worker_without_an_artifact_helps_those_on_its_node(journal: Journal) -> None:
+    one, other, helper, stranger = queues(journal, ["a", "b", "a", "c"])
+    assert taken(helper, 5) == [DENSE] * 4 + [SMALL]
+    assert taken(stranger, 99) == []
+    assert taken(other, 99) == [SMALLER] * 4
+    assert taken(one, 99) == [SMALL] * 3
+
+
+def test_every_batch_of_every_model_is_measured_once(journal: Journal) -> None:
+    waiting = queues(journal, ["a", "a"])
+    made: list[Call] = []
+    while calls := [call for queue in waiting if (call := next(queue, None)) is not None]:
+        made += calls
+    assert Counter(subject for subject, _ in labels(made)) == {DENSE: 4, SMALL: 4, SMALLER: 4}
+    assert len(set(labels(made))) == 12
+    for call, (subject, _) in zip(made, labels(made), strict=True):
+        assert call.submit() == (subject.folder, 2)
+
+
+@pytest.fixture
+def journal() -> Journal:
+    return Journal(of_attempt(Memory(), 1))
+
+
+def queues(journal: Journal, nodes: Sequence[str]) -> list[Iterator[Call]]:
+    """The queues of one worker per node for three models and a text of four batches."""
+    texts = Texts(2, [], [EvaluationText("held-out", 1, [[1, 2, 3]] * 8)], [])
+    measurements = Measurements(
+        [Worker() for _ in nodes], nodes, texts, [], [DENSE, SMALL, SMALLER], journal, 2
+    )
+    return measurements._queues()
+
+
+def taken(queue: Iterator[Call], count: int) -> list[Subject]:
+    """The models of the next calls of a queue, at most `count`."""
+    return [subject for subject, _ in labels(list(islice(queue, count)))]
+
+
+def labels(calls: Sequence[Call]) -> list[Any]:
+    return [call.label for call in calls]
