@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from service.errors import DatabaseUnavailable, SchemaMismatch
 
@@ -250,8 +252,23 @@ def _lock_for_migration(connection: Connection) -> None:
 def _open_sqlite(connection: Any, _record: object) -> None:
     # sqlite3 would begin deferred transactions itself; `_begin_sqlite` begins ours.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
+    connection.execute("PRAGMA foreign_keys=ON").close()
+    _use_write_ahead_log(connection)
+
+
+def _is_busy(error: BaseException) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
+
+# SQLite does not wait for another connection that switches a new database at the same time.
+@retry(
+    retry=retry_if_exception(_is_busy),
+    stop=stop_after_delay(BUSY_TIMEOUT_SECONDS),
+    wait=wait_random(0, 0.1),
+    reraise=True,
+)
+def _use_write_ahead_log(connection: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL").close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
