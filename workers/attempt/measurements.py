@@ -11,11 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from service.domain.spec import EvaluationTask, LmEval
 from workers.attempt.report import Evaluation
@@ -24,7 +21,6 @@ from workers.evaluation.losses import TextLoss
 from workers.evaluation.problems import Exercise
 from workers.evaluation.scores import Scores
 from workers.resumption.journal import Journal
-from workers.text.sequences import in_batches, in_padded_batches
 from workers.text.texts import Texts
 
 TEXT, TASK = "text", "task"
@@ -120,13 +116,7 @@ class Measurements:
         measures only when nothing else is left.
         """
         batches = {subject: iter(self._missing(subject)) for subject in self._subjects}
-        return [
-            chain.from_iterable(
-                self._calls(number, subject, batches[subject])
-                for subject in sorted(self._readable(number), key=partial(_distance, number))
-            )
-            for number in range(len(self._workers))
-        ]
+        return [self._queue(number, batches) for number in range(len(self._workers))]
 
     def _missing(self, subject: Subject) -> list[Batch]:
         """The batches whose results the journal lacks."""
@@ -140,33 +130,11 @@ class Measurements:
             if subject.worker is None or self._nodes[subject.worker] == self._nodes[number]
         ]
 
-    def _calls(self, number: int, subject: Subject, batches: Iterator[Batch]) -> Iterator[Call]:
-        """Calls to a worker that measure a model, as long as there are batches."""
-        for batch in batches:
-            submit = partial(batch.submit, self._workers[number], subject.folder)
-            yield Call((subject, batch), submit)
-
-    def _decode_speed(self, subject: Subject) -> float:
-        key = f"speed/{subject.key}"
-        speed: float | None = self._journal.get(key)
-        if speed is None:
-            worker = self._workers[subject.worker or 0]
-            prompt = self._texts.evaluation[0].sequences[0]
-            speed = round(ray.get(worker.decode_speed.remote(subject.folder, prompt)), 2)
-            self._journal.put(key, speed)
-        return speed
-
-
-def _batches(texts: Texts, exercises: Sequence[Exercise], size: int) -> list[Batch]:
-    batches = []
-    for text in texts.evaluation:
-        for number, sequences in enumerate(in_padded_batches(text.sequences, size)):
-            batches.append(Batch(TEXT, text.name, number, sequences))
-    for exercise in exercises:
-        batch_size = 1 if isinstance(exercise.task, LmEval) else size
-        for number, problems in enumerate(in_batches(exercise.problems, batch_size)):
-            batches.append(Batch(TASK, exercise.task.name, number, problems, exercise.task))
-    return batches
+    def _queue(self, number: int, batches: Mapping[Subject, Iterator[Batch]]) -> Iterator[Call]:
+        for subject in sorted(self._readable(number), key=partial(_distance, number)):
+            for batch in batches[subject]:
+                submit = partial(batch.submit, self._workers[number], subject.folder)
+                yield Call((subject, batch), submit)
 
 
 def _distance(number: int, subject: Subject) -> int:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,12 +22,10 @@ SMALLER = Subject("smaller", 1, Path("smaller"))
 
 
 class Worker:
-    """Stands for a Ray actor; a call to it returns what it was asked to measure."""
+    """Stands for a Ray actor; a call returns the actor's number and what it is to measure."""
 
-    class measure:  # noqa: N801 - named as the method
-        @staticmethod
-        def remote(folder: Path | None, sequences: Sequence[Any]) -> tuple[Path | None, int]:
-            return folder, len(sequences)
+    def __init__(self, number: int) -> None:
+        self.measure = SimpleNamespace(remote=lambda *arguments: (number, *arguments))
 
 
 def test_a_worker_alone_on_its_node_measures_its_artifact_and_then_the_dense_model(
@@ -47,15 +45,18 @@ def test_a_worker_without_an_artifact_helps_those_on_its_node(journal: Journal) 
     assert taken(one, 99) == [SMALL] * 3
 
 
-def test_every_batch_of_every_model_is_measured_once(journal: Journal) -> None:
+def test_every_batch_of_every_model_is_measured_once_by_the_worker_of_the_queue(
+    journal: Journal,
+) -> None:
     waiting = queues(journal, ["a", "a"])
-    made: list[Call] = []
-    while calls := [call for queue in waiting if (call := next(queue, None)) is not None]:
-        made += calls
-    assert Counter(subject for subject, _ in labels(made)) == {DENSE: 4, SMALL: 4, SMALLER: 4}
-    assert len(set(labels(made))) == 12
-    for call, (subject, _) in zip(made, labels(made), strict=True):
-        assert call.submit() == (subject.folder, 2)
+    measured: list[tuple[Subject, object]] = []
+    while calls := [(n, call) for n, queue in enumerate(waiting) if (call := next(queue, None))]:
+        for number, call in calls:
+            subject, batch = call.label
+            assert call.submit() == (number, subject.folder, batch.samples)
+            measured.append((subject, batch))
+    assert Counter(subject for subject, _ in measured) == {DENSE: 4, SMALL: 4, SMALLER: 4}
+    assert len(set(measured)) == len(measured)
 
 
 @pytest.fixture
@@ -67,15 +68,17 @@ def queues(journal: Journal, nodes: Sequence[str]) -> list[Iterator[Call]]:
     """The queues of one worker per node for three models and a text of four batches."""
     texts = Texts(2, [], [EvaluationText("held-out", 1, [[1, 2, 3]] * 8)], [])
     measurements = Measurements(
-        [Worker() for _ in nodes], nodes, texts, [], [DENSE, SMALL, SMALLER], journal, 2
+        [Worker(number) for number in range(len(nodes))],
+        nodes,
+        texts,
+        [],
+        [DENSE, SMALL, SMALLER],
+        journal,
+        2,
     )
     return measurements._queues()
 
 
 def taken(queue: Iterator[Call], count: int) -> list[Subject]:
     """The models of the next calls of a queue, at most `count`."""
-    return [subject for subject, _ in labels(list(islice(queue, count)))]
-
-
-def labels(calls: Sequence[Call]) -> list[Any]:
-    return [call.label for call in calls]
+    return [call.label[0] for call in islice(queue, count)]
