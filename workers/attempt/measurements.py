@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from service.domain.spec import EvaluationTask, LmEval
 from workers.attempt.report import Evaluation
 from workers.attempt.schedule import Call, drive
@@ -21,6 +23,7 @@ from workers.evaluation.losses import TextLoss
 from workers.evaluation.problems import Exercise
 from workers.evaluation.scores import Scores
 from workers.resumption.journal import Journal
+from workers.text.sequences import in_batches, in_padded_batches
 from workers.text.texts import Texts
 
 TEXT, TASK = "text", "task"
@@ -135,6 +138,28 @@ class Measurements:
             for batch in batches[subject]:
                 submit = partial(batch.submit, self._workers[number], subject.folder)
                 yield Call((subject, batch), submit)
+
+    def _decode_speed(self, subject: Subject) -> float:
+        key = f"speed/{subject.key}"
+        speed: float | None = self._journal.get(key)
+        if speed is None:
+            worker = self._workers[subject.worker or 0]
+            prompt = self._texts.evaluation[0].sequences[0]
+            speed = round(ray.get(worker.decode_speed.remote(subject.folder, prompt)), 2)
+            self._journal.put(key, speed)
+        return speed
+
+
+def _batches(texts: Texts, exercises: Sequence[Exercise], size: int) -> list[Batch]:
+    batches = []
+    for text in texts.evaluation:
+        for number, sequences in enumerate(in_padded_batches(text.sequences, size)):
+            batches.append(Batch(TEXT, text.name, number, sequences))
+    for exercise in exercises:
+        batch_size = 1 if isinstance(exercise.task, LmEval) else size
+        for number, problems in enumerate(in_batches(exercise.problems, batch_size)):
+            batches.append(Batch(TASK, exercise.task.name, number, problems, exercise.task))
+    return batches
 
 
 def _distance(number: int, subject: Subject) -> int:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.workers.resumption.test_checkpoints import Memory, of_attempt
-from workers.attempt.measurements import Measurements, Subject
+from workers.attempt.measurements import Batch, Measurements, Subject
 from workers.attempt.schedule import Call
 from workers.resumption.journal import Journal
 from workers.text.texts import EvaluationText, Texts
@@ -49,10 +49,10 @@ def test_every_batch_of_every_model_is_measured_once_by_the_worker_of_the_queue(
     journal: Journal,
 ) -> None:
     waiting = queues(journal, ["a", "a"])
-    measured: list[tuple[Subject, object]] = []
+    measured: list[tuple[Subject, Batch]] = []
     while calls := [(n, call) for n, queue in enumerate(waiting) if (call := next(queue, None))]:
         for number, call in calls:
-            subject, batch = call.label
+            subject, batch = label(call)
             assert call.submit() == (number, subject.folder, batch.samples)
             measured.append((subject, batch))
     assert Counter(subject for subject, _ in measured) == {DENSE: 4, SMALL: 4, SMALLER: 4}
@@ -81,4 +81,10 @@ def queues(journal: Journal, nodes: Sequence[str]) -> list[Iterator[Call]]:
 
 def taken(queue: Iterator[Call], count: int) -> list[Subject]:
     """The models of the next calls of a queue, at most `count`."""
-    return [call.label[0] for call in islice(queue, count)]
+    return [label(call)[0] for call in islice(queue, count)]
+
+
+def label(call: Call) -> tuple[Subject, Batch]:
+    """The model and the batch that a call measures."""
+    assert isinstance(call.label, tuple)
+    return call.label
