@@ -122,7 +122,10 @@ class Settings(BaseSettings):
         default=0.05, gt=0, le=1, description="Largest share of calibration time for writing."
     )
     checkpoint_retention_seconds: float = Field(
-        default=86_400.0, ge=0, description="How long a retry can resume a failed job."
+        default=86_400.0,
+        ge=0,
+        le=315_360_000,  # ten years
+        description="How long a retry can resume a failed job.",
     )
     job_retention_seconds: float | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""Writes artifacts: checkpoint, report and card, and their publication.
+"""Writes artifacts, with report and model card, and publishes them.
 
 It runs in the process of the worker that will measure them, on a thread of its own, because it also
 waits for layers that this worker serves.
@@ -28,7 +28,7 @@ from workers.compression.interpolation import Interpolation
 from workers.model.loading import prepare_model
 
 PREFETCHED_LAYERS = 4
-"""Layers that are factorised and sent while those before them are written."""
+"""The number of layers that are factorised and sent while the layers before them are written."""
 
 
 class Assembler:

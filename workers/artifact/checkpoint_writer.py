@@ -29,11 +29,11 @@ from workers.model.tensor_names import source_tensors
 MAX_SHARD_BYTES = 2 << 30
 
 Compressed = Callable[[Sequence[str]], Iterable[Interpolation]]
-"""From layers, in the order in which a checkpoint holds them, to what stands in for each."""
+"""A function from layer names, in the order of a checkpoint, to the layers' replacements."""
 
 
 def check_writable(source: Path) -> None:
-    """See whether `write_checkpoint` will know the model, before hours are spent on it.
+    """Check that `write_checkpoint` can write this model, before a job spends hours on it.
 
     Raises ModelInvalid if the source lacks any parameter of the model or transformers does not
     export its classes, and NotACausalLM.
@@ -49,7 +49,7 @@ def write_checkpoint(
     compressed: Compressed,
     dtype: torch.dtype,
 ) -> CheckpointSize:
-    """Write the checkpoint in which `compressed` stands in for every layer named in `ranks`.
+    """Write a checkpoint in which `compressed` replaces every layer named in `ranks`.
 
     Raises ModelInvalid if the source lacks any parameter of the model.
     """
@@ -85,7 +85,7 @@ def write_checkpoint(
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy, lest one expert's view keeps all of them in memory; integers stay integers."""
+    """A copy, because a view of one expert would keep all of them in memory; integers stay."""
     return tensor.to(
         dtype if tensor.is_floating_point() else tensor.dtype,
         copy=True,
@@ -94,7 +94,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy what a model needs beside its weights and configuration: tokenizer, licences."""
+    """Copy the other files that belong to a model: tokenizer, licences."""
     for file in source.iterdir():
         if is_companion(file.name) and file.is_file():
             shutil.copyfile(file, folder / file.name)
@@ -167,7 +167,7 @@ def write_modeling(folder: Path, architecture: str, config_class: str, *, unfuse
 
 
 def _base_classes(config: Mapping[str, Any]) -> tuple[str, str]:
-    """The base model's class and its configuration's, by the names that transformers exports."""
+    """The names of the model's class and its configuration's, which transformers exports."""
     model_type = config["model_type"]
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     if architecture is None:

@@ -1,14 +1,14 @@
-"""Multiplies the low-rank layers of an artifact out.
+"""Turns an artifact into a dense checkpoint by multiplying its low-rank layers out.
 
     python -m workers.artifact.expand ARTIFACT OUT
 
-What comes out is a dense checkpoint of the base architecture, as large as the original and stored
-as `save_pretrained` stores it, for engines that know no low-rank layers. It computes what the
-artifact computes.
+The dense checkpoint is for engines that know no low-rank layers. It has the base architecture and
+computes what the artifact computes. It is as large as the original and stored as `save_pretrained`
+stores it.
 
-Low-rank layers may carry biases, which keep the means of their outputs. Where the base architecture
-has no place for one, the dense checkpoint keeps a small modelling file that adds just the biases,
-and is loaded with ``trust_remote_code=True`` as the artifact is.
+Low-rank layers may have biases, which keep the means of their outputs. If the base architecture has
+no place for one of them, the dense checkpoint gets a small modelling file that adds the biases, and
+it loads with ``trust_remote_code=True``, as the artifact does.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from workers.compression.unfuse import fused_parameters, joined, unfuse
 from workers.model.stored_tensors import StoredTensors
 
 PARTS = ("basis.weight", "rest.weight", "order")
-"""What every low-rank layer is stored in; see `workers.compression.interpolation`."""
+"""The tensors of every low-rank layer; see `workers.compression.interpolation`."""
 
 BIAS_SWITCHES = ("attention_bias", "mlp_bias")
-"""Settings by which a base architecture gives its linear layers a bias."""
+"""The settings with which base architectures give their linear layers a bias."""
 
 
 class CannotExpand(EigenpressError):
@@ -51,7 +51,7 @@ class CannotExpand(EigenpressError):
 def expand(artifact: Path, folder: Path) -> bool:
     """Write the dense checkpoint into `folder`, which must not exist yet.
 
-    The result says whether it is a plain one, without a modelling file. Raises CannotExpand if
+    Returns whether the checkpoint is plain, without a modelling file. Raises CannotExpand if
     `artifact` is not an artifact, and ArtifactCorrupt if a part of it is missing.
     """
     config = _artifact_config(artifact)
@@ -92,7 +92,10 @@ def _base_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _switched_config(config: Mapping[str, Any], biased: set[str]) -> dict[str, Any] | None:
-    """The configuration with biases switched on as far as needed; None if that is not enough."""
+    """The configuration with the fewest switches on that give every layer in `biased` a bias.
+
+    None if the architecture has no such switches.
+    """
     switched = dict(config)
     for switch in (None, *BIAS_SWITCHES):
         if switch in switched:
@@ -105,14 +108,14 @@ def _switched_config(config: Mapping[str, Any], biased: set[str]) -> dict[str, A
 
 
 def _empty_model(config: Mapping[str, Any]) -> Any:
-    """The base model without memory."""
+    """The base model on the meta device: it has shapes, and no memory."""
     base = getattr(transformers, config["architectures"][0])
     with torch.device("meta"):
         return base(base.config_class.from_dict(dict(config)))
 
 
 class _DenseTensors:
-    """An artifact's tensors by their unfused names, low-rank layers multiplied out."""
+    """Reads an artifact's tensors by their unfused names and multiplies low-rank layers out."""
 
     def __init__(self, artifact: Path, layers: Mapping[str, Mapping[str, Any]]) -> None:
         self._stored = StoredTensors(artifact)
@@ -130,7 +133,7 @@ class _DenseTensors:
         return name.removesuffix(".weight") in self._low_rank or name in self._stored
 
     def read(self, name: str) -> Tensor:
-        """Raises ArtifactCorrupt if it is not there."""
+        """One tensor. Raises ArtifactCorrupt if the artifact lacks it."""
         layer = name.removesuffix(".weight")
         if layer in self._low_rank:
             return _multiplied(*(self._stored.read(f"{layer}.{part}") for part in PARTS))
@@ -172,15 +175,16 @@ def _base_tensors(
 
 
 def _own_tensors(model: Any) -> dict[str, Tensor]:
-    """What a checkpoint of the model holds: no copies of tied weights."""
+    """The tensors that a checkpoint of the model holds: tied weights only once."""
     tied = model.all_tied_weights_keys
     return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
 
 
 def _saved_form(model: Any) -> Callable[[str, Tensor], Mapping[str, Tensor]]:
-    """How `save_pretrained` stores a parameter: in parts for experts, under older names.
+    """A function from a parameter to the tensors that `save_pretrained` stores for it.
 
-    The model's own names, which transformers reads as well, where it merges several into one.
+    It splits experts and uses older names. If an architecture stores several parameters as one
+    tensor, the parameters keep their own names, which transformers reads as well.
     """
 
     def saved(name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -196,7 +200,7 @@ def _saved_form(model: Any) -> Callable[[str, Tensor], Mapping[str, Tensor]]:
 
 
 def _write_biased(folder: Path, base_config: Mapping[str, Any], biased: set[str]) -> None:
-    """The configuration and the modelling file of the base model with biases in these layers."""
+    """Write configuration and modelling file of the base model with biases in these layers."""
     model = _empty_model(base_config)
     architecture, config_class = type(model).__name__, type(model.config).__name__
     layers = dict.fromkeys(sorted(biased), (None, True))
