@@ -29,7 +29,7 @@ from service.errors import (
 )
 
 EXIT_SCHEMA_MISMATCH = 5
-"""Of a driver that found a schema that is not its own, and so left the database alone."""
+"""The exit status of a driver that left the database alone, because its schema differs."""
 
 Loss = AttemptLost | NodeLost | SchemaMismatch
 

@@ -128,7 +128,7 @@ class Job:
     failure: Failure | None
     """The error that ended the job; only a failed one has it."""
     steps: tuple[StepProgress, ...]
-    """Of the attempt above, in the order of `Step`."""
+    """The steps of that attempt, in the order of `Step`."""
     submitted_at: datetime | None = None
     """When the cluster accepted the current attempt; None until that is known."""
     last_failure: Failure | None = None

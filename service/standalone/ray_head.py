@@ -84,7 +84,7 @@ class LocalRay:
 
     @property
     def pid(self) -> int | None:
-        """Of the head's own process, whose session Ray's processes are in; None when stopped."""
+        """The head's process id; Ray's processes are in its session. None when stopped."""
         return self._head.pid if self._head is not None else None
 
     @property

@@ -62,7 +62,7 @@ class LocalS3:
 
     @property
     def pid(self) -> int | None:
-        """Of the server, while it runs."""
+        """The server's process id; None when it does not run."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def __enter__(self) -> LocalS3:

@@ -12,7 +12,7 @@ from service.errors import VersionMismatch
 from workers.resumption.fingerprint import code_digest, library_versions
 
 Versions = Mapping[str, str]
-"""By name: of our code, of Python, of each library. Plain, for a driver of any version to read."""
+"""By name: `code`, `python` and each library. A driver of any version can read this mapping."""
 
 BUILT_VARIOUSLY = frozenset({"torch"})
 """Libraries with a build for each kind of device, which the local part of a version names."""
@@ -22,13 +22,13 @@ MISSING = "missing"
 DRIVER = "the driver on Ray's head node"
 
 MAX_SHOWN_CHARACTERS = 20
-"""Of a digest; versions are shorter."""
+"""The length at which a message cuts a digest; versions are shorter."""
 
 MAX_LISTED = 5
 
 
 def own_versions() -> dict[str, str]:
-    """Of this process."""
+    """The versions that this process runs."""
     return {
         "code": code_digest("service", "workers"),
         "python": platform.python_version(),
