@@ -31,6 +31,8 @@ SECRETS_VARIABLE = "EIGENPRESS_SECRETS_DIR"
 DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
 """Schemes of a database's URL."""
 
+TEN_YEARS_SECONDS = 315_360_000
+
 
 class Settings(BaseSettings):
     """Read once at start; every process of an installation reads the same."""
@@ -124,13 +126,13 @@ class Settings(BaseSettings):
     checkpoint_retention_seconds: float = Field(
         default=86_400.0,
         ge=0,
-        le=315_360_000,  # ten years
+        le=TEN_YEARS_SECONDS,
         description="How long a retry can resume a failed job.",
     )
     job_retention_seconds: float | None = Field(
         default=None,
         ge=60,
-        le=315_360_000,  # ten years
+        le=TEN_YEARS_SECONDS,
         description="How long an ended job is kept, with its artifacts; unset: for ever.",
     )
     poll_seconds: float = Field(default=0.5, gt=0, le=60, description="Pause between passes.")

@@ -92,9 +92,9 @@ def _base_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _switched_config(config: Mapping[str, Any], biased: set[str]) -> dict[str, Any] | None:
-    """The configuration with the fewest switches on that give every layer in `biased` a bias.
+    """The configuration with biases switched on until every layer in `biased` has one.
 
-    None if the architecture has no such switches.
+    None if the architecture's switches do not suffice.
     """
     switched = dict(config)
     for switch in (None, *BIAS_SWITCHES):

@@ -84,12 +84,8 @@ class Measurements:
     @property
     def known(self) -> int:
         """The number of samples whose results the journal has."""
-        return sum(
-            len(batch.samples)
-            for subject in self._subjects
-            for batch in self._batches
-            if self._journal.get(_key(subject, batch)) is not None
-        )
+        missing = (batch for subject in self._subjects for batch in self._missing(subject))
+        return self.samples - sum(len(batch.samples) for batch in missing)
 
     def run(self) -> Iterator[int]:
         """Measure the missing batches; yield the number of samples of each as it ends."""
@@ -164,7 +160,9 @@ def _batches(texts: Texts, exercises: Sequence[Exercise], size: int) -> list[Bat
 
 def _distance(number: int, subject: Subject) -> int:
     """The worker's own artifacts come first, then the dense model, then others' artifacts."""
-    return 1 if subject.worker is None else 0 if subject.worker == number else 2
+    if subject.worker is None:
+        return 1
+    return 0 if subject.worker == number else 2
 
 
 def _key(subject: Subject, batch: Batch) -> str:

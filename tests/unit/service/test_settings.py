@@ -103,3 +103,12 @@ def test_a_wrong_retention_is_refused(wrong: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("EIGENPRESS_JOB_RETENTION_SECONDS", wrong)
     with pytest.raises(ValidationError, match="job_retention_seconds"):
         Settings()
+
+
+@pytest.mark.parametrize("wrong", ["-1", "nan", "inf", "1e9"])
+def test_a_wrong_retention_of_checkpoints_is_refused(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_CHECKPOINT_RETENTION_SECONDS", wrong)
+    with pytest.raises(ValidationError, match="checkpoint_retention_seconds"):
+        Settings()
