@@ -73,11 +73,11 @@ def test_it_is_ready_and_its_ray_is_guarded(composition: Composition, http: http
     assert answer.status_code == 401
 
 
-def submit(http: httpx.Client, inputs: Path) -> str:
-    """Start a job of two workers that takes a while to calibrate; its id."""
+def submit(http: httpx.Client, inputs: Path, workers: int) -> str:
+    """Start a job that takes a while to calibrate; its id."""
     job = eigenpress(
         http, "submit", "--model", str(inputs / "llama"), "--data", str(inputs / "texts"),
-        "--sequences", "2000", "--sequence-length", "32", "--keep", "0.7", "--workers", "2",
+        "--sequences", "2000", "--sequence-length", "32", "--keep", "0.7", "--workers", str(workers),
     )  # fmt: skip
     assert re.fullmatch(r"job-\w+", job)
     wait_until(lambda: calibrates(http, job), JOB_SECONDS)
@@ -99,7 +99,7 @@ def state(http: httpx.Client, job: str) -> dict[str, Any]:
 def test_a_job_outlives_an_api_and_a_dispatcher(
     composition: Composition, http: httpx.Client, inputs: Path, tmp_path: Path
 ) -> None:
-    job = submit(http, inputs)
+    job = submit(http, inputs, workers=1)
     composition.replicas["api"][0].kill()
     composition.replicas["dispatcher"][0].kill()
     wait_until(lambda: http.get("/healthz").is_success)
@@ -115,7 +115,7 @@ def test_a_job_outlives_an_api_and_a_dispatcher(
 def test_a_job_waits_for_a_machine_that_comes_back(
     composition: Composition, http: httpx.Client, inputs: Path
 ) -> None:
-    job = submit(http, inputs)
+    job = submit(http, inputs, workers=2)
     machine = composition.replicas["ray-worker"][1]
     machine.kill()
     wait_until(lambda: state(http, job)["attempt"] == 2, JOB_SECONDS)

@@ -226,7 +226,7 @@ def test_a_model_with_another_kind_of_layer_fails_the_job_by_name(
 
 def test_a_running_job_can_be_cancelled(client: Client, inputs: Path) -> None:
     long = body(inputs)["calibration"] | {"sequences": 400, "batch_size": 1}
-    job_id = client.submit(body(inputs, calibration=long))["id"]
+    job_id = client.submit(body(inputs, calibration=long, workers=1))["id"]
     wait_until(
         lambda: any(step["step"] == "calibrate" for step in client.job(job_id)["steps"]),
         JOB_SECONDS,

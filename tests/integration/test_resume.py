@@ -244,7 +244,7 @@ def test_every_damage_to_a_checkpoint_is_found(
 ) -> None:
     job = local_installation.create()
     local_installation.attempt(Moment("publish"))
-    assert damage_checkpoints(local_installation, job, trials=60, seed=1) == []
+    assert damage_checkpoints(local_installation, job, trials=30, seed=1) == []
     local_installation.attempt()
     assert local_installation.weights(job) == undisturbed
 

@@ -15,7 +15,7 @@ from tests.fixtures.installation import SHARED_INTERVAL, Installation, ended
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until
 
-WORKERS, INTERVAL, BATCH = 2, SHARED_INTERVAL, 2
+WORKERS, INTERVAL, BATCH, SEQUENCES = 2, SHARED_INTERVAL, 2, 128
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def installation(running_installation: Installation) -> Installation:
     return running_installation
 
 
-def create(installation: Installation, sequences: int = 256) -> Job:
+def create(installation: Installation, sequences: int = SEQUENCES) -> Job:
     """A job whose calibration and whose solving take seconds."""
     spec = installation.spec()
     model = installation.inputs / "larger"
@@ -84,7 +84,7 @@ def worker(installation: Installation, job: Job) -> psutil.Process:
 
 @pytest.mark.parametrize(
     ("victim", "step", "units"),
-    [(driver, Step.CALIBRATE, 80), (worker, Step.SOLVE, 2)],
+    [(driver, Step.CALIBRATE, 50), (worker, Step.SOLVE, 2)],
     ids=["driver-calibrate", "worker-solve"],
 )
 def test_a_killed_process_costs_one_interval_and_changes_no_bit(
@@ -105,11 +105,11 @@ def test_a_killed_process_costs_one_interval_and_changes_no_bit(
     if step is Step.CALIBRATE:
         assert resumed["sequences"] >= reached - WORKERS * (INTERVAL + BATCH)
     else:
-        assert resumed["sequences"] >= 256 - WORKERS * INTERVAL
+        assert resumed["sequences"] >= SEQUENCES - WORKERS * INTERVAL
         assert resumed["groups"] >= reached - WORKERS
 
 
-@pytest.mark.parametrize(("step", "sequences"), [(Step.CALIBRATE, 256), (Step.SOLVE, 16)])
+@pytest.mark.parametrize(("step", "sequences"), [(Step.CALIBRATE, SEQUENCES), (Step.SOLVE, 16)])
 def test_cancelling_stops_driver_and_workers_within_seconds(
     installation: Installation, step: Step, sequences: int
 ) -> None:
