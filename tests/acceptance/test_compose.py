@@ -77,7 +77,8 @@ def submit(http: httpx.Client, inputs: Path, workers: int) -> str:
     """Start a job that takes a while to calibrate; its id."""
     job = eigenpress(
         http, "submit", "--model", str(inputs / "llama"), "--data", str(inputs / "texts"),
-        "--sequences", "2000", "--sequence-length", "32", "--keep", "0.7", "--workers", str(workers),
+        "--sequences", "2000", "--sequence-length", "32", "--keep", "0.7",
+        "--workers", str(workers),
     )  # fmt: skip
     assert re.fullmatch(r"job-\w+", job)
     wait_until(lambda: calibrates(http, job), JOB_SECONDS)
