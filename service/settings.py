@@ -8,14 +8,17 @@ The first source in this order wins.
 
 from __future__ import annotations
 
+import json
 import os
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
@@ -23,6 +26,10 @@ from pydantic_settings import (
 )
 
 from service.domain.retry_policy import RetryPolicy
+
+PREFIX = "EIGENPRESS_"
+SIMILARITY = 0.85
+"""From this ratio on a variable that is no setting is taken for a misspelt one."""
 
 CONFIG_VARIABLE = "EIGENPRESS_CONFIG"
 DEFAULT_CONFIG = "eigenpress.toml"
@@ -38,7 +45,7 @@ class Settings(BaseSettings):
     """Read once at start; every process of an installation reads the same."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EIGENPRESS_",
+        env_prefix=PREFIX,
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,  # some are secret
@@ -78,8 +85,10 @@ class Settings(BaseSettings):
     s3_secret_access_key: SecretStr | None = None
     presigned_url_seconds: int = Field(default=3600, ge=60, le=604_800)
 
-    allowed_roots: tuple[Path, ...] = Field(
-        default=(), description="Folders that jobs may read models and text from."
+    allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Folders that jobs may read models and text from: separated as in PATH, or a "
+        "JSON list.",
     )
     allow_code_execution: bool = Field(
         default=False, description="Allow jobs to run code that models write, in a sandbox."
@@ -167,6 +176,25 @@ class Settings(BaseSettings):
                     "with a user and without a password: postgresql://USER@HOST/NAME"
                 )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_misspelt_variable(cls, values: Any) -> Any:
+        known = [name.upper() for name in cls.model_fields]
+        for variable in map(str.upper, os.environ):
+            name = variable.removeprefix(PREFIX)
+            if name == variable or name in known:
+                continue
+            if similar := get_close_matches(name, known, n=1, cutoff=SIMILARITY):
+                raise ValueError(f"{variable} is no setting; did you mean {PREFIX}{similar[0]}?")
+        return values
+
+    @field_validator("allowed_roots", mode="before")
+    @classmethod
+    def _listed(cls, roots: Any) -> Any:
+        if not isinstance(roots, str):
+            return roots
+        return json.loads(roots) if roots.startswith("[") else roots.split(os.pathsep)
 
     @field_validator("allowed_roots")
     @classmethod

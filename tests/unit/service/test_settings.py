@@ -112,3 +112,45 @@ def test_a_wrong_retention_of_checkpoints_is_refused(
     monkeypatch.setenv("EIGENPRESS_CHECKPOINT_RETENTION_SECONDS", wrong)
     with pytest.raises(ValidationError, match="checkpoint_retention_seconds"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/data", ("/data",)),
+        ("/data:/models", ("/data", "/models")),
+        ('["/data", "/with:colon"]', ("/data", "/with:colon")),
+        ("[]", ()),
+    ],
+)
+def test_allowed_roots_are_separated_as_in_path_or_are_json(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_ALLOWED_ROOTS", value)
+    assert Settings().allowed_roots == tuple(map(Path, expected))
+
+
+def test_allowed_roots_that_are_almost_json_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EIGENPRESS_ALLOWED_ROOTS", '["/data"')
+    with pytest.raises(ValidationError, match="allowed_roots"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [("ALOWED_ROOTS", "ALLOWED_ROOTS"), ("MAX_ATTEMPT", "MAX_ATTEMPTS"), ("S3_BUKET", "S3_BUCKET")],
+)
+def test_a_misspelt_variable_is_an_error_that_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, misspelt: str, meant: str
+) -> None:
+    monkeypatch.setenv(f"EIGENPRESS_{misspelt}", "1")
+    with pytest.raises(ValidationError, match=f"{misspelt} is no .* mean EIGENPRESS_{meant}?"):
+        Settings()
+
+
+@pytest.mark.parametrize("name", ["URL", "INPUTS", "SECRETS", "CPU_WORKERS", "WORKER_CPUS", "BIND"])
+def test_other_variables_of_an_installation_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"EIGENPRESS_{name}", "1")
+    Settings()
