@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from service.errors import ModelConfigMissing, ModelInvalid, NotACausalLM, Unsaf
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+ADAPTER_NAME = "adapter_config.json"
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 COMPANIONS = (
@@ -43,18 +44,22 @@ COMPANIONS = (
     "LICENSE*",
     "NOTICE*",
 )
-"""The only files that go with a model beside its configuration and weights."""
+"""The files that go with a model beside its configuration and weights, right in its folder."""
+TEMPLATES_FOLDER = "additional_chat_templates"
+"""The one folder below a model's: its further chat templates, as transformers saves them."""
 GGUF_SUFFIX = ".gguf"
-GGUF_VERSIONS = (2, 3)
 
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_INDEX_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
-MAX_GGUF_ENTRIES = 1_000_000
+
+QUANTISED_DTYPES = ("F8", "F6", "F4")
+"""The beginnings of the names of floating-point numbers of 8 bits or fewer."""
+DEQUANTISE = "Name the original model, or save a dequantised copy in bfloat16."
 
 _BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("BOOL", "U8", "I8"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
@@ -77,9 +82,23 @@ class _Index(BaseModel):
 _HEADER = TypeAdapter(dict[str, _Tensor])
 
 
-def is_companion(name: str) -> bool:
-    """Whether a file right in a model's folder goes with the model, to workers and artifacts."""
-    return any(fnmatchcase(name, pattern) for pattern in COMPANIONS) and "/" not in name
+def is_companion(path: str) -> bool:
+    """Whether a file, by its path in a model's folder, goes with the model to an artifact."""
+    folder, _, name = path.rpartition("/")
+    if folder:
+        return folder == TEMPLATES_FOLDER and name.endswith(".jinja")
+    return any(fnmatchcase(name, pattern) for pattern in COMPANIONS)
+
+
+def may_belong(path: str) -> bool:
+    """Whether a path is one where transformers looks for a file of the model."""
+    return "/" not in path or is_companion(path)
+
+
+def model_paths(folder: Path) -> Iterator[Path]:
+    """Everything in a model's folder that may belong to the model."""
+    yield from folder.iterdir()
+    yield from (folder / TEMPLATES_FOLDER).glob("*.jinja")
 
 
 def is_wanted(name: str) -> bool:
@@ -110,6 +129,12 @@ def check_listing(
     Returns the weight files that transformers would load, each with the tensors that the index
     lists for it (none if there is no index).
     """
+    if ADAPTER_NAME in sizes:
+        raise ModelInvalid(
+            f"There is an adapter ({ADAPTER_NAME}), which transformers may or may not apply. Merge "
+            "it into the model and save the result, or remove its files.",
+            param=param,
+        )
     if CONFIG_NAME not in sizes:
         hint = " Name the .gguf file itself." if _having(sizes, (GGUF_SUFFIX,)) else ""
         raise ModelConfigMissing(f"There is no {CONFIG_NAME}.{hint}", param=param)
@@ -146,8 +171,16 @@ def checkpoint_files(
 
 
 def check_config(data: bytes, param: str) -> None:
-    """Raise unless this is the config.json of a causal language model."""
+    """Raise unless this is the config.json of a causal language model that is not quantised."""
     config = _parse_object(data, CONFIG_NAME, param)
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise ModelInvalid(
+            f"{CONFIG_NAME} says that the weights are quantised "
+            f"({method or 'quantization_config'}). {DEQUANTISE}",
+            param=param,
+        )
     architectures = config.get("architectures")
     if isinstance(architectures, list) and any(
         isinstance(name, str) and name.endswith(CAUSAL_SUFFIXES) for name in architectures
@@ -177,25 +210,14 @@ def check_safetensors(path: Path, param: str) -> set[str]:
         tensors = _HEADER.validate_python(header)
     except ValidationError as error:
         raise ModelInvalid(f"The header of '{path.name}' is wrong: {error}", param=param) from error
+    for key, tensor in tensors.items():
+        if tensor.dtype.startswith(QUANTISED_DTYPES):
+            raise ModelInvalid(
+                f"The tensor '{key}' of '{path.name}' is quantised ({tensor.dtype}). {DEQUANTISE}",
+                param=param,
+            )
     _check_offsets(path.name, tensors, size - 8 - length, param)
     return set(tensors)
-
-
-def check_gguf(path: Path, param: str) -> None:
-    """Raise `ModelInvalid` unless the file begins as a GGUF model does."""
-    with path.open("rb") as file:
-        start = file.read(24)
-    version, tensors, entries = (
-        int.from_bytes(start[low:high], "little") for low, high in ((4, 8), (8, 16), (16, 24))
-    )
-    if len(start) < 24 or start[:4] != b"GGUF":
-        raise ModelInvalid(f"'{path.name}' is not a GGUF file.", param=param)
-    if version not in GGUF_VERSIONS:
-        raise ModelInvalid(
-            f"'{path.name}' has the GGUF version {version}, not 2 or 3.", param=param
-        )
-    if not 0 < tensors <= MAX_GGUF_ENTRIES or not 0 < entries <= MAX_GGUF_ENTRIES:
-        raise ModelInvalid(f"'{path.name}' claims {tensors} tensors, {entries} keys.", param=param)
 
 
 def _check_index(data: bytes, names: Collection[str], param: str) -> dict[str, set[str]]:

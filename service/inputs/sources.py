@@ -26,15 +26,17 @@ from service.errors import (
     ModelNotFound,
 )
 from service.inputs.cache import cached
+from service.inputs.gguf_header import check_gguf
 from service.inputs.glob import selected_files, selects
 from service.inputs.hub import HubRepository
 from service.inputs.local import allowed_path, refuse_outside
 from service.inputs.model_files import (
     GGUF_SUFFIX,
     check_folder,
-    check_gguf,
     check_listing,
     is_wanted,
+    may_belong,
+    model_paths,
 )
 from service.inputs.s3 import S3Listing, list_source, missing_as
 from service.settings import Settings
@@ -108,7 +110,7 @@ def _local_model(source: LocalPath, settings: Settings) -> Path:
     path = allowed_path(source.path, settings, ModelNotFound, param)
     try:
         if path.is_dir():
-            for file in path.iterdir():
+            for file in model_paths(path):
                 refuse_outside(file.resolve(), settings, param)
             check_folder(path, param)
         elif path.suffix == GGUF_SUFFIX and path.is_file():
@@ -121,12 +123,10 @@ def _local_model(source: LocalPath, settings: Settings) -> Path:
 
 
 def _list_s3_model(source: S3Prefix, settings: Settings, patience_seconds: float = 0) -> S3Listing:
-    """The objects right below the prefix, where transformers looks; or the one .gguf object."""
+    """The objects below the prefix where transformers looks; or the one .gguf object."""
     param = "model.uri"
     with missing_as(ModelNotFound, param):
-        listing = list_source(
-            source.uri, settings, lambda path: "/" not in path, param, patience_seconds
-        )
+        listing = list_source(source.uri, settings, may_belong, param, patience_seconds)
     if not listing.objects:
         raise ModelNotFound(f"There is nothing at {source.uri}.", param=param)
     if listing.is_one_object and not source.uri.endswith(GGUF_SUFFIX):
@@ -167,7 +167,7 @@ def _fetch_hub_model(source: HubModel, settings: Settings) -> Path:
     )
 
     def fill(folder: Path) -> None:
-        files = {path: file for path, file in repository.files().items() if "/" not in path}
+        files = {path: file for path, file in repository.files().items() if may_belong(path)}
         repository.download((files[name] for name in filter(is_wanted, files)), folder)
         sizes = {path: file.size for path, file in files.items()}
         weights = check_listing(sizes, lambda name: (folder / name).read_bytes(), param)

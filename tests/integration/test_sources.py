@@ -35,6 +35,7 @@ from service.inputs.sources import check_data, check_model, fetch_data, fetch_mo
 from service.settings import Settings
 from service.standalone.s3_server import LocalS3
 from service.storage.s3 import ObjectStorage, StoredObject
+from tests.fixtures.gguf_files import header
 from tests.fixtures.hub import REVISION, HubServer
 from tests.fixtures.storage import s3_settings_for
 
@@ -55,6 +56,9 @@ def refused(
         act(*args)
     assert caught.value.param == param
     return caught.value.detail
+
+
+TEMPLATE = "additional_chat_templates/tool_use.jinja"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -79,7 +83,7 @@ class TestLocalModel:
 
     def test_a_gguf_file_is_used_in_place(self, settings: Settings, allowed_root: Path) -> None:
         path = allowed_root / "model.gguf"
-        path.write_bytes(b"GGUF\x03\0\0\0" + b"\x01\0\0\0\0\0\0\0" * 2)
+        path.write_bytes(header())
         assert fetch_model(LocalPath(source="local", path=str(path)), settings) == path
 
     @pytest.mark.parametrize("act", [check_model, fetch_model])
@@ -101,11 +105,13 @@ class TestLocalModel:
         (model_folder / "config.json").unlink()
         fault(ModelConfigMissing, model_folder)
 
+    @pytest.mark.parametrize("name", ["tokenizer.json", TEMPLATE])
     def test_no_file_of_the_folder_may_be_a_link_out(
-        self, settings: Settings, model_folder: Path, tmp_path: Path
+        self, settings: Settings, model_folder: Path, tmp_path: Path, name: str
     ) -> None:
         (tmp_path / "secret").write_text("secret")
-        (model_folder / "tokenizer.json").symlink_to(tmp_path / "secret")
+        (model_folder / name).parent.mkdir(exist_ok=True)
+        (model_folder / name).symlink_to(tmp_path / "secret")
         source = LocalPath(source="local", path=str(model_folder))
         refused(PathNotAllowed, "model.path", check_model, source, settings)
 
@@ -126,7 +132,7 @@ class TestS3Model:
         for name, content in contents(model_folder).items():
             storage.put_bytes(prefix + "model/" + name, content)
         strangers = ("modeling_evil.py", "optimizer.bin", "trainer_state.json", "deep/other.json")
-        for name in ("tokenizer.json", *strangers):
+        for name in ("tokenizer.json", TEMPLATE, *strangers):
             storage.put_bytes(prefix + "model/" + name, b"{}")
         storage.put_bytes(prefix + "model/", b"")
         storage.put_bytes(prefix + "model-old/config.json", b"{}")
@@ -138,7 +144,7 @@ class TestS3Model:
         source = S3Prefix(source="s3", uri=uri)
         check_model(source, settings)
         assert not cached(settings, "models")
-        expected = contents(model_folder) | {"tokenizer.json": b"{}"}
+        expected = contents(model_folder) | {"tokenizer.json": b"{}", TEMPLATE: b"{}"}
         assert contents(fetch_model(source, settings)) == expected
         assert contents(fetch_model(S3Prefix(source="s3", uri=uri + "/"), settings)) == expected
 
@@ -154,7 +160,7 @@ class TestS3Model:
         assert (second / "tokenizer.json").read_bytes() == b'{"new": 1}'
 
     def test_a_gguf_object(self, settings: Settings, storage: ObjectStorage, prefix: str) -> None:
-        content = b"GGUF\x03\0\0\0" + b"\x01\0\0\0\0\0\0\0" * 2
+        content = header()
         storage.put_bytes(prefix + "model.gguf", content)
         source = S3Prefix(source="s3", uri=f"s3://{storage.bucket}/{prefix}model.gguf")
         check_model(source, settings)
@@ -230,6 +236,7 @@ class TestHubModel:
     def files(self, hub: HubServer, model_folder: Path) -> dict[str, bytes]:
         files = contents(model_folder) | {
             "tokenizer.json": b'{"a": 1}',
+            TEMPLATE: b"{{ messages }}",
             "modeling_evil.py": b"raise SystemExit",
             "pytorch_model.bin": b"\x80\x04.",
             "trainer_state.json": b"{}",
@@ -245,7 +252,7 @@ class TestHubModel:
         check_model(self.SOURCE, settings)
         assert not hub.requests
         folder = fetch_model(self.SOURCE, settings)
-        wanted = ("config.json", "model.safetensors", "tokenizer.json")
+        wanted = ("config.json", "model.safetensors", "tokenizer.json", TEMPLATE)
         assert contents(folder) == {name: files[name] for name in wanted}
         assert sorted(hub.requests) == sorted(wanted)
         assert fetch_model(self.SOURCE, settings) == folder

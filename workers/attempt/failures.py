@@ -23,9 +23,6 @@ from workers.compression import errors as compression
 NODE_DIED = "its node has died"
 """Ray's message about an actor whose machine is lost; the exception has no other sign of it."""
 
-CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""Torch names it in a plain RuntimeError when a machine's memory is exhausted."""
-
 MEMORY_ERRORS = (MemoryError, ray.OutOfMemoryError, ray.ObjectStoreFullError)
 
 CLUSTER_ERRORS = (
@@ -62,7 +59,7 @@ def failure_of(error: BaseException) -> Failure:
 def _of_memory(error: BaseException) -> EigenpressError | None:
     if _is_of_gpu(error):
         where, workers = "A worker's GPU", "more workers need as much memory each"
-    elif isinstance(error, MEMORY_ERRORS) or CPU_ALLOCATOR in str(error):
+    elif isinstance(error, MEMORY_ERRORS) or compression.CPU_ALLOCATOR in str(error):
         where, workers = "A worker's machine", "fewer workers share a machine's memory"
     else:
         return None

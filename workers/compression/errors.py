@@ -23,3 +23,7 @@ class SolveFailed(CompressionError):
 
 class BudgetTooSmall(CompressionError):
     """Rank one in every layer already exceeds the budget."""
+
+
+CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""Torch names it in a plain RuntimeError when a machine's memory is exhausted."""

@@ -18,16 +18,16 @@ from workers.compression.interpolation import Interpolation
 class Substitution:
     """Replaces layers of a model repeatedly, and keeps the dense ones to restore them.
 
-    `dtype` is the artifact's. If the model is `stored` in another one, all its weights are rounded
-    to `dtype` irreversibly, and `exact` is False.
+    `dtype` is the artifact's. Unless the source is stored in it throughout (`exact`), all weights
+    of the model are rounded to it irreversibly.
     """
 
-    def __init__(self, model: nn.Module, stored: torch.dtype, dtype: torch.dtype) -> None:
-        self.exact = stored == dtype
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, exact: bool) -> None:
+        self.exact = exact
         self._model = model
         self._dtype = dtype
         self._dense: dict[str, nn.Module] = {}
-        if not self.exact:
+        if not exact:
             round_weights(model, dtype)
 
     def put(self, layers: Mapping[str, Interpolation | None]) -> None:

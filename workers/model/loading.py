@@ -1,52 +1,51 @@
-"""Fetches source models on a worker, converts GGUF files, and loads the models whole.
+"""Fetches source models on a worker, has GGUF files converted, and loads the models whole.
 
 It refuses a model that transformers would complete with random weights.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache, partial
+import math
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from service.domain.manifest import sha256_of
 from service.domain.spec import ModelSource
-from service.errors import ModelInvalid, NotACausalLM
+from service.errors import ModelInvalid
 from service.inputs.cache import cached
 from service.inputs.sources import fetch_model
 from service.settings import Settings
+from workers.model.gguf_conversion import convert_gguf
+from workers.model.model_errors import naming_model_errors
 from workers.model.weight_files import weight_files
 
-GGUF_ERRORS = (OSError, LookupError, NotImplementedError, RuntimeError, ValueError, struct.error)
-"""The errors that transformers raises for a damaged or unknown GGUF file."""
+PRECISIONS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""What an artifact may be stored in, by the names of safetensors."""
 
 
 def prepare_model(source: ModelSource, settings: Settings) -> Path:
     """Return a local Hugging Face folder with safetensors; fetch it at most once per node.
 
-    Raises the errors of `service.inputs.sources.fetch_model`, and ModelInvalid for a GGUF file that
-    transformers cannot read.
+    Raises the errors of `service.inputs.sources.fetch_model` and of
+    `workers.model.gguf_conversion.convert_gguf`.
     """
     path = fetch_model(source, settings)
     if path.is_dir():
         return path
-    return cached(settings.cache_dir / "gguf", sha256_of(path), partial(_convert, path))
+    return cached(settings.cache_dir / "gguf", sha256_of(path), partial(convert_gguf, path))
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer. Raises ModelInvalid if the folder has none."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelInvalid(f"its tokenizer cannot be read: {error}", param="model") from error
+    """The model's tokenizer. Raises ModelInvalid if the folder has none, or one that is code."""
+    with naming_model_errors("its tokenizer cannot be read"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = False) -> Any:
@@ -56,7 +55,7 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
     ModelInvalid if any weight is missing or cannot be read.
     """
     dtype: torch.dtype | str = torch.float32 if device.type == "cpu" else "auto"
-    try:
+    with naming_model_errors("the model cannot be loaded"):
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -65,14 +64,6 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    except ValueError as error:
-        if "Unrecognized configuration class" in str(error):
-            raise NotACausalLM(
-                "transformers knows no causal language model of this architecture", param="model"
-            ) from error
-        raise ModelInvalid(f"the model cannot be loaded: {error}", param="model") from error
-    except (OSError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        raise ModelInvalid(f"the model cannot be loaded: {error}", param="model") from error
     missing = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
     if missing:
         raise ModelInvalid(
@@ -82,52 +73,38 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
     return model.eval().requires_grad_(False).to(device)
 
 
+def vocabulary_size(folder: Path) -> int:
+    """The number of token ids that the model of a folder has embeddings for."""
+    with naming_model_errors("config.json cannot be read"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return int(config.get_text_config().vocab_size)
+
+
 def parameter_count(model: nn.Module) -> int:
     """The number of the model's parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The precision of the checkpoint's first matrix."""
+def stored_dtypes(folder: Path) -> Counter[torch.dtype]:
+    """The bytes that the checkpoint stores in each precision that an artifact may have.
+
+    Raises ModelInvalid if there are none.
+    """
+    stored: Counter[torch.dtype] = Counter()
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                if len(tensors.get_slice(key).get_shape()) == 2:
-                    first: torch.Tensor = tensors.get_tensor(key)
-                    return first.dtype
-    raise ModelInvalid("the checkpoint holds no matrix", param="model")
+                tensor = tensors.get_slice(key)
+                if dtype := PRECISIONS.get(tensor.get_dtype()):
+                    stored[dtype] += math.prod(tensor.get_shape()) * dtype.itemsize
+    if not stored:
+        raise ModelInvalid(
+            f"the checkpoint holds no weights in {', '.join(PRECISIONS)}", param="model"
+        )
+    return stored
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    try:
-        with _parsing_once():
-            model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-    except GGUF_ERRORS as error:
-        raise ModelInvalid(f"{gguf.name} cannot be read: {error}", param="model.path") from error
-    # The loaded weights are dequantized; with these marks transformers would refuse to save them.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _parsing_once() -> Iterator[None]:
-    """Parse a GGUF file once and build its table of tensor names once.
-
-    transformers parses the file for the configuration, the weights and the tokenizer each, and
-    builds the table for every module of the model. This takes most of a conversion's time.
-    """
-    import gguf as module
-
-    gguf: Any = module
-    parse, name_tensors = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = cache(parse), cache(name_tensors)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = parse, name_tensors
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The precision of most of the checkpoint's bytes. Raises as `stored_dtypes` does."""
+    ((dtype, _),) = stored_dtypes(folder).most_common(1)
+    return dtype

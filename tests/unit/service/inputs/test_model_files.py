@@ -22,7 +22,6 @@ from service.errors import (
 )
 from service.inputs.model_files import (
     check_folder,
-    check_gguf,
     check_safetensors,
     is_companion,
     is_wanted,
@@ -35,10 +34,6 @@ TENSOR: dict[str, Any] = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 1
 def safetensors(header: object, data: bytes = bytes(16)) -> bytes:
     encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(encoded)) + encoded + data
-
-
-def gguf(magic: bytes = b"GGUF", version: int = 3, tensors: int = 5, entries: int = 7) -> bytes:
-    return magic + struct.pack("<IQQ", version, tensors, entries)
 
 
 def refused(kind: type[UserError], folder: Path) -> str:
@@ -68,6 +63,7 @@ COMPANIONS = [
     "LICENSE",
     "LICENSE.txt",
     "NOTICE",
+    "additional_chat_templates/tool_use.jinja",
 ]
 STRANGERS = [
     "training_args.json",
@@ -82,6 +78,9 @@ STRANGERS = [
     "README.md",
     "deep/tokenizer.json",
     "deep/tokenizer.model",
+    "deep/chat_template.jinja",
+    "additional_chat_templates/code.py",
+    "additional_chat_templates/deep/tool_use.jinja",
 ]
 
 
@@ -123,7 +122,7 @@ def test_no_config(model_folder: Path) -> None:
 
 
 def test_no_config_beside_a_gguf_file_says_what_to_name(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(gguf())
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert "Name the .gguf file itself" in refused(ModelConfigMissing, tmp_path)
 
 
@@ -261,26 +260,41 @@ def test_any_bytes_are_judged_without_a_crash(
         check_safetensors(path, PARAM)
 
 
-def test_a_gguf_file_passes(tmp_path: Path) -> None:
-    for version in (2, 3):
-        (tmp_path / "model.gguf").write_bytes(gguf(version=version))
-        check_gguf(tmp_path / "model.gguf", PARAM)
+def test_an_adapter_beside_a_model_is_refused(model_folder: Path) -> None:
+    (model_folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ModelInvalid, match=r"adapter_config\.json.*Merge it") as caught:
+        check_folder(model_folder, "model.path")
+    assert caught.value.param == "model.path"
+
+
+def test_an_adapter_alone_is_refused_as_an_adapter(model_folder: Path) -> None:
+    (model_folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (model_folder / "config.json").unlink()
+    with pytest.raises(ModelInvalid, match="There is an adapter"):
+        check_folder(model_folder, "model.path")
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"),
+    ("quantization", "said"),
     [
-        (b"", "is not a GGUF file"),
-        (gguf()[:-1], "is not a GGUF file"),
-        (gguf(magic=b"GGML"), "is not a GGUF file"),
-        (gguf(version=1), "version 1"),
-        (gguf(version=2**31), "version"),
-        (gguf(tensors=0), "claims 0 tensors"),
-        (gguf(tensors=2**63), "claims"),
-        (gguf(entries=2**63), "claims"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"group_size": 64, "bits": 4}, "quantization_config"),
+        ("odd", "quantization_config"),
     ],
 )
-def test_bad_gguf(tmp_path: Path, content: bytes, problem: str) -> None:
-    (tmp_path / "model.gguf").write_bytes(content)
-    with pytest.raises(ModelInvalid, match=problem):
-        check_gguf(tmp_path / "model.gguf", PARAM)
+def test_a_quantised_model_is_refused_by_its_method(
+    model_folder: Path, quantization: object, said: str
+) -> None:
+    path = model_folder / "config.json"
+    config = json.loads(path.read_text()) | {"quantization_config": quantization}
+    path.write_text(json.dumps(config))
+    assert f"quantised ({said}). Name the original" in refused(ModelInvalid, model_folder)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"])
+def test_a_quantised_tensor_is_refused_by_its_name(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors({"model.up": TENSOR | {"dtype": dtype, "shape": [16]}}))
+    with pytest.raises(ModelInvalid, match=rf"'model.up' .* is quantised \({dtype}\)"):
+        check_safetensors(path, PARAM)

@@ -1,0 +1,157 @@
+"""Reads the metadata of a GGUF file without the library, tensors, or unbounded work.
+
+The format is specified at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A submission
+must learn within milliseconds whether a file can be a whole model; the gguf library maps and parses
+everything first.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from service.errors import ModelInvalid
+
+VERSIONS = (2, 3)
+MAX_TENSORS = 1_000_000
+MAX_KEYS = 10_000
+MAX_ITEMS = 2_000_000
+"""The limit of all arrays together; the largest vocabularies have 262,144 tokens."""
+MAX_METADATA_BYTES = 2**28
+MAX_STRING_BYTES = 2**24
+"""The limit of one string; chat templates are the longest."""
+
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_STRING, _ARRAY = 8, 9
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """The number of tensors and the metadata, without arrays."""
+
+    tensors: int
+    metadata: Mapping[str, Value]
+
+
+def check_gguf(path: Path, param: str) -> None:
+    """Raise `ModelInvalid` unless the file's metadata describe a whole language model."""
+    header = read_gguf_header(path, param)
+    count, number = header.metadata.get("split.count", 1), header.metadata.get("split.no", 0)
+    if isinstance(count, int) and isinstance(number, int) and count > 1:
+        raise ModelInvalid(
+            f"'{path.name}' is part {number + 1} of a model split into {count} files. Merge them "
+            "(`llama-gguf-split --merge FIRST WHOLE`) and name the whole file.",
+            param=param,
+        )
+    architecture = header.metadata.get("general.architecture")
+    wanted = ["general.architecture"]
+    if isinstance(architecture, str):
+        wanted += [f"{architecture}.{key}" for key in ("block_count", "embedding_length")]
+    for key in wanted:
+        if not header.metadata.get(key):
+            raise ModelInvalid(
+                f"'{path.name}' has no '{key}': it is not a whole language model.", param=param
+            )
+
+
+def read_gguf_header(path: Path, param: str) -> GGUFHeader:
+    """The header of a GGUF file. Raises `ModelInvalid` if it is no header, or beyond the limits."""
+    with path.open("rb") as file:
+        start = file.read(24)
+        if len(start) < 24 or start[:4] != b"GGUF":
+            raise ModelInvalid(f"'{path.name}' is not a GGUF file.", param=param)
+        version, tensors, keys = struct.unpack("<IQQ", start[4:])
+        if version not in VERSIONS:
+            raise ModelInvalid(
+                f"'{path.name}' has the GGUF version {version}, not 2 or 3.", param=param
+            )
+        if not 0 < tensors <= MAX_TENSORS or not 0 < keys <= MAX_KEYS:
+            raise ModelInvalid(f"'{path.name}' claims {tensors} tensors, {keys} keys.", param=param)
+        try:
+            metadata = _Reader(file).metadata(keys)
+        except (EOFError, ValueError) as error:
+            raise ModelInvalid(
+                f"The header of '{path.name}' is damaged: {error}", param=param
+            ) from error
+    return GGUFHeader(tensors, metadata)
+
+
+class _Reader:
+    """Reads a file's key-value pairs; raises EOFError or ValueError."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._items = self._size = 0
+
+    def metadata(self, keys: int) -> dict[str, Value]:
+        found = {}
+        for _ in range(keys):
+            key = self._string()
+            (kind,) = self._unpack("I")
+            if kind == _ARRAY:
+                self._skip_array()
+            else:
+                found[key] = self._value(kind)
+        return found
+
+    def _value(self, kind: int) -> Value:
+        if kind == _STRING:
+            return self._string()
+        value: Value
+        (value,) = self._unpack(self._format(kind))
+        return value
+
+    def _skip_array(self) -> None:
+        kind, length = self._unpack("IQ")
+        self._items += length
+        if self._items > MAX_ITEMS:
+            raise ValueError(f"its arrays have more than {MAX_ITEMS} items")
+        if kind == _STRING:
+            for _ in range(length):
+                self._bytes()
+        else:
+            self._take(length * struct.calcsize(self._format(kind)))
+
+    def _format(self, kind: int) -> str:
+        try:
+            return _SCALARS[kind]
+        except KeyError:
+            raise ValueError(f"the value type {kind} is unknown") from None
+
+    def _string(self) -> str:
+        return self._bytes().decode("utf-8", errors="replace")
+
+    def _bytes(self) -> bytes:
+        (length,) = self._unpack("Q")
+        if length > MAX_STRING_BYTES:
+            raise ValueError(f"a string claims {length} bytes")
+        return self._take(length)
+
+    def _unpack(self, format_: str) -> tuple[Any, ...]:
+        return struct.unpack(f"<{format_}", self._take(struct.calcsize(f"<{format_}")))
+
+    def _take(self, size: int) -> bytes:
+        self._size += size
+        if self._size > MAX_METADATA_BYTES:
+            raise ValueError(f"it is larger than {MAX_METADATA_BYTES} bytes")
+        data = self._file.read(size)
+        if len(data) < size:
+            raise EOFError("the file ends early")
+        return data

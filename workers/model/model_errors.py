@@ -1,0 +1,41 @@
+"""Gives the errors that libraries raise about a model one name, so that they are never retried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from service.errors import EigenpressError, ModelInvalid, NotACausalLM
+from workers.compression.errors import CPU_ALLOCATOR
+
+MAX_MESSAGE_CHARACTERS = 300
+
+
+@contextmanager
+def naming_model_errors(what: str, param: str = "model") -> Iterator[None]:
+    """Raise ModelInvalid ("`what`: the message") or NotACausalLM for any error in the block.
+
+    Exhausted memory, which is not the model's fault, keeps its own error.
+    """
+    try:
+        yield
+    except (EigenpressError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers and tokenizers raise all kinds, even bare Exceptions
+        message = " ".join(str(error).split()) or type(error).__name__
+        if CPU_ALLOCATOR in message:
+            raise
+        if isinstance(error, KeyError):
+            message += " is unknown"
+        if "Unrecognized configuration class" in message:
+            raise NotACausalLM(
+                "transformers knows no causal language model of this architecture", param=param
+            ) from error
+        if "trust_remote_code" in message:
+            message = (
+                "it needs Python code that comes with the model, which is never run. Save it with "
+                "one of transformers' own classes."
+            )
+        raise ModelInvalid(f"{what}: {message[:MAX_MESSAGE_CHARACTERS]}", param=param) from error
