@@ -38,6 +38,8 @@ class ModelSummary:
     dtype: str  # of the checkpoint, as torch names it
     groups: tuple[InputGroup, ...]
     left_dense: Mapping[str, str]  # the reason for each matrix that no target compresses
+    carried: Mapping[str, str]  # the reason for each stored tensor that is copied though unused
+    left_out: Mapping[str, str]  # the reason for each stored tensor that artifacts lack
 
     @property
     def layers(self) -> tuple[LinearLayer, ...]:

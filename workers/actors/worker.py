@@ -58,6 +58,8 @@ from workers.model.loading import (
     parameter_count,
     prepare_model,
     stored_dtype,
+    stored_dtypes,
+    vocabulary_size,
 )
 from workers.model.weight_files import weight_files
 from workers.resumption.calibrated import Calibrated
@@ -65,7 +67,7 @@ from workers.resumption.calibration import CalibrationCheckpoints
 from workers.resumption.checkpoints import Checkpoints, Place
 from workers.resumption.fingerprint import model_digest
 from workers.resumption.solved import SolvedCheckpoints
-from workers.text.texts import Texts, read_texts
+from workers.text.texts import Texts, check_token_ids, read_texts
 
 CACHED_BYTES = 1 << 30
 """The limit of the cache of interpolated layers: a probed size is often the one written."""
@@ -133,11 +135,11 @@ class Worker:
         for the evaluation's tasks: CodeExecutionForbidden, SandboxUnavailable, HarnessMissing.
         """
         _check_tasks(self._spec, self._settings)
+        unused = check_writable(self._source)
         self._model = load_model(self._source, self._device)
         self._loaded_from = self._source
         self._unfused = unfuse(self._model)
         _check_positions(self._spec, self._model.config)
-        check_writable(self._source)
         groups = input_groups(self._model, compressible_layers(self._model))
         self._groups = {group.name: group for group in groups}
         self._statistics = Calibration.zeros(
@@ -150,6 +152,8 @@ class Worker:
             str(stored_dtype(self._source)).removeprefix("torch."),
             groups,
             _left_dense(self._model, groups),
+            unused.carried,
+            unused.left_out,
         )
 
     @cached_property
@@ -160,7 +164,9 @@ class Worker:
     def texts(self) -> Texts:
         """Read and tokenize the job's texts; one worker does it for all."""
         tokenizer = load_tokenizer(self._source)
-        return read_texts(self._spec, tokenizer, self._settings)
+        texts = read_texts(self._spec, tokenizer, self._settings)
+        check_token_ids(texts, tokenizer, vocabulary_size(self._source))
+        return texts
 
     def exercises(self) -> list[Exercise]:
         """Read the problems of the job's tasks; one worker does it for all, once it has loaded."""
@@ -272,8 +278,9 @@ class Worker:
     def substitute(self, dtype: str, names: Sequence[str], *layers: Interpolation | None) -> None:
         """Put layers into the source model as an artifact of a precision has them; None: dense."""
         if self._substitution is None:
-            stored = stored_dtype(self._source)
-            self._substitution = Substitution(self._model, stored, getattr(torch, dtype))
+            precision = getattr(torch, dtype)
+            exact = set(stored_dtypes(self._source)) == {precision}
+            self._substitution = Substitution(self._model, precision, exact=exact)
         self._substitution.put(dict(zip(names, layers, strict=True)))
 
     def restore(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from service.errors import ModelInvalid, NotACausalLM
-from service.inputs.model_files import is_companion
+from service.inputs.model_files import is_companion, model_paths
 from workers.artifact.size import CheckpointSize
 from workers.compression import checkpoint
 from workers.compression.interpolation import Interpolation
 from workers.model.tensor_names import source_tensors
+from workers.model.unused_tensors import UnusedTensors
 
 MAX_SHARD_BYTES = 2 << 30
 
@@ -32,14 +34,16 @@ Compressed = Callable[[Sequence[str]], Iterable[Interpolation]]
 """A function from layer names, in the order of a checkpoint, to the layers' replacements."""
 
 
-def check_writable(source: Path) -> None:
+def check_writable(source: Path) -> UnusedTensors:
     """Check that `write_checkpoint` can write this model, before a job spends hours on it.
 
-    Raises ModelInvalid if the source lacks any parameter of the model or transformers does not
-    export its classes, and NotACausalLM.
+    Returns what becomes of tensors that the model does not use. Raises the errors of
+    `workers.model.tensor_names.source_tensors`, ModelInvalid if transformers does not export the
+    model's classes, and NotACausalLM.
     """
-    source_tensors(source)
+    tensors = source_tensors(source)
     _base_classes(json.loads((source / "config.json").read_text("utf-8")))
+    return tensors.unused
 
 
 def write_checkpoint(
@@ -51,11 +55,14 @@ def write_checkpoint(
 ) -> CheckpointSize:
     """Write a checkpoint in which `compressed` replaces every layer named in `ranks`.
 
-    Raises ModelInvalid if the source lacks any parameter of the model.
+    Tensors that the model does not use do not count as its parameters. Raises the errors of
+    `workers.model.tensor_names.source_tensors`, and ModelInvalid for numbers that are not finite in
+    `dtype`.
     """
     tensors = source_tensors(source)
     folder.mkdir(parents=True)
     biased: dict[str, bool] = {}
+    carried = 0
     order = [
         layer
         for piece in tensors
@@ -65,39 +72,66 @@ def write_checkpoint(
     replacements = iter(compressed(order))
 
     def stream() -> Iterator[tuple[str, Tensor]]:
+        nonlocal carried
         for piece in tensors:
             layers = {name: name.rpartition(".")[0] for name in piece.names}
             dense = {} if ranks.keys() >= set(layers.values()) else piece.read()
             for name, layer in layers.items():
                 if layer not in ranks:
-                    yield name, _cast(dense[name], dtype)
+                    yield name, _cast(name, dense[name], dtype)
                 elif name == f"{layer}.weight":
                     replacement = next(replacements)
                     biased[layer] = replacement.bias is not None
                     for key, factor in checkpoint.tensors(layer, replacement):
-                        yield key, _cast(factor, dtype)
+                        yield key, _cast(key, factor, dtype)
+        for key, tensor in tensors.carried():
+            carried += tensor.numel()
+            yield key, _cast(key, tensor, dtype)
 
     size = write_shards(stream(), folder)
+    size = replace(size, parameters=size.parameters - carried)
     layers = {name: (ranks[name], biased[name]) for name in ranks}
     _write_configuration(source, folder, layers, dtype, unfused=tensors.unfused)
     copy_companions(source, folder)
     return size
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy, because a view of one expert would keep all of them in memory; integers stay."""
-    return tensor.to(
-        dtype if tensor.is_floating_point() else tensor.dtype,
-        copy=True,
-        memory_format=torch.contiguous_format,
-    )
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in the artifact's precision; integers stay as they are.
+
+    It is a copy because a view of one expert would keep all of them in memory. Raises ModelInvalid,
+    which names the tensor, unless every number is finite.
+    """
+    if not tensor.is_floating_point():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    cast = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    if not cast.isfinite().all():
+        if not tensor.isfinite().all():
+            raise ModelInvalid(f"the tensor '{name}' is not finite", param="model")
+        raise ModelInvalid(
+            f"the tensor '{name}' has values up to {tensor.abs().max():.3g}, which {dtype} cannot "
+            "hold: choose bfloat16 or float32",
+            param="dtype",
+        )
+    return cast
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy the other files that belong to a model: tokenizer, licences."""
-    for file in source.iterdir():
-        if is_companion(file.name) and file.is_file():
-            shutil.copyfile(file, folder / file.name)
+    """Copy the other files that belong to a model: tokenizer, chat templates, licences.
+
+    The tokenizer's reference to Python code of its own is left out: whoever loads an artifact
+    trusts the artifact's code, not the source's.
+    """
+    for file in model_paths(source):
+        path = file.relative_to(source)
+        if is_companion(path.as_posix()) and file.is_file():
+            (folder / path).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / path)
+    tokenizer = folder / "tokenizer_config.json"
+    if tokenizer.exists():
+        config = json.loads(tokenizer.read_text("utf-8"))
+        if config.pop("auto_map", None):
+            write_json(tokenizer, config)
 
 
 def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> CheckpointSize:

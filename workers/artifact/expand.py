@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,12 @@ def expand(artifact: Path, folder: Path) -> bool:
     switched = _switched_config(base_config, dense.biased)
     folder.mkdir(parents=True)
     if switched is None:
-        write_shards(_biased_tensors(dense, _empty_model(base_config)), folder)
+        tensors = _biased_tensors(dense, _empty_model(base_config))
+        write_shards(chain(tensors, dense.unread()), folder)
         _write_biased(folder, base_config, dense.biased)
     else:
-        write_shards(_base_tensors(dense, base_config, switched), folder)
+        tensors = _base_tensors(dense, base_config, switched)
+        write_shards(chain(tensors, dense.unread()), folder)
         write_json(folder / "config.json", switched)
     copy_companions(artifact, folder)
     return switched is not None
@@ -119,6 +122,7 @@ class _DenseTensors:
 
     def __init__(self, artifact: Path, layers: Mapping[str, Mapping[str, Any]]) -> None:
         self._stored = StoredTensors(artifact)
+        self._unread = dict.fromkeys(self._stored.keys())
         self._low_rank = {name for name, shape in layers.items() if shape["rank"] is not None}
         self.biased = {name for name, shape in layers.items() if shape["bias"]}
         self._check(f"{layer}.{part}" for layer in self._low_rank for part in PARTS)
@@ -136,9 +140,18 @@ class _DenseTensors:
         """One tensor. Raises ArtifactCorrupt if the artifact lacks it."""
         layer = name.removesuffix(".weight")
         if layer in self._low_rank:
-            return _multiplied(*(self._stored.read(f"{layer}.{part}") for part in PARTS))
+            return _multiplied(*(self._read(f"{layer}.{part}") for part in PARTS))
         self._check((name,))
-        return self._stored.read(name)
+        return self._read(name)
+
+    def unread(self) -> Iterator[tuple[str, Tensor]]:
+        """What is left at the end: the tensors that the model does not use."""
+        for key in self._unread:
+            yield key, self._stored.read(key)
+
+    def _read(self, key: str) -> Tensor:
+        self._unread.pop(key, None)
+        return self._stored.read(key)
 
 
 def _multiplied(basis: Tensor, rest: Tensor, order: Tensor) -> Tensor:

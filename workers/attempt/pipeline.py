@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,7 @@ class Attempt:
             for _, summary in drive([[Call(None, w.load.remote)] for w in self.workers]):
                 summaries.append(summary)
                 meter.advance()
+            self._note_unused(summaries[0])
             exercises: list[Exercise] = ray.get(self.workers[0].exercises.remote())
             texts: Texts = ray.get(texts_reference)
             if texts.skipped_files:
@@ -190,6 +192,19 @@ class Attempt:
                 self.job.id, fingerprint, self.workers, self.owned, self.progress, self.settings
             )
             return summaries[0], texts, exercises, resumed
+
+    def _note_unused(self, model: ModelSummary) -> None:
+        """Record the stored tensors that the model does not use, if there are any."""
+        if model.carried or model.left_out:
+            self.progress.note(
+                "tensors.unused",
+                f"The model does not use {len(model.carried) + len(model.left_out)} tensors of its "
+                f"checkpoint; artifacts lack {len(model.left_out)} of them.",
+                {
+                    "carried": dict(islice(model.carried.items(), MAX_NAMES_IN_EVENT)),
+                    "left_out": dict(islice(model.left_out.items(), MAX_NAMES_IN_EVENT)),
+                },
+            )
 
     def _assign(self, model: ModelSummary) -> None:
         self.owned = assign_owners(model.groups, len(self.workers))

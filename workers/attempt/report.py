@@ -99,6 +99,11 @@ def job_report(
                 *((each.name, UNREACHED) for each in options if not each.max_rank),
             )
         ],
+        "unused_tensors": [
+            {"name": name, "in_artifacts": in_artifacts, "reason": reason}
+            for in_artifacts, tensors in ((True, model.carried), (False, model.left_out))
+            for name, reason in tensors.items()
+        ],
         "seconds": dict(seconds),
     }
 
@@ -124,7 +129,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 
 `report.json` has the rank of every layer and the details of each measurement. Numbers after ± are
 standard errors. Accuracy is the fraction of tokens that were the model's most likely prediction.
-
+{unused}
 The licence and the terms of use of the original model apply.
 """
 
@@ -140,7 +145,22 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
         whole=target["size"]["model_fraction"],
         bytes=target["size"]["bytes"],
         measurements=_measurement_table(report["evaluation"]["dense"], target),
+        unused=_unused_tensors(report["unused_tensors"]),
     )
+
+
+def _unused_tensors(tensors: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each reason, with the number of its tensors and the name of the first."""
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor["in_artifacts"], tensor["reason"]), []).append(tensor["name"])
+    rows = [
+        f"- {len(names)} {'are' if in_artifacts else 'are not'} in this artifact, such as "
+        f"`{names[0]}`: {reason}."
+        for (in_artifacts, reason), names in groups.items()
+    ]
+    heading = "The original checkpoint has tensors that the model does not use:"
+    return "\n".join(["", heading, "", *rows, ""]) if rows else ""
 
 
 def _measurement_table(dense: Mapping[str, Any] | None, target: Mapping[str, Any]) -> str:

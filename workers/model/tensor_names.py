@@ -8,7 +8,7 @@ so an artifact uses the names of the unfused model (see `workers.compression.unf
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,9 @@ from transformers.core_model_loading import (
 
 from service.errors import ModelInvalid
 from workers.compression.unfuse import fused_parameters, separated
+from workers.model.model_errors import naming_model_errors
 from workers.model.stored_tensors import StoredTensors
+from workers.model.unused_tensors import UnusedTensors, judge_unused
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,16 @@ class Source:
 
     pieces: tuple[Piece, ...]
     unfused: bool  # whether unfusing changes the model
+    unused: UnusedTensors
+    _stored: StoredTensors
 
     def __iter__(self) -> Iterator[Piece]:
         return iter(self.pieces)
+
+    def carried(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that an artifact takes over although the model does not use them."""
+        for key in self.unused.carried:
+            yield key, self._stored.read(key)
 
 
 @dataclass(frozen=True)
@@ -65,14 +74,18 @@ class Piece:
 def source_tensors(folder: Path) -> Source:
     """The pieces of a source model's checkpoint, in the order in which they are stored.
 
-    Copies of tied weights are left out, as are tensors that the model lacks, such as masks and
-    tables of older releases. Raises ModelInvalid if any of the model's parameters is missing.
+    Copies of tied weights are left out. Raises ModelInvalid if any of the model's parameters is
+    missing, if a copy differs from the weight that it is tied to, and for tensors that the model
+    has no place for (see `workers.model.unused_tensors`).
     """
-    stored = StoredTensors(folder)
+    with naming_model_errors("its weights cannot be read"):
+        stored = StoredTensors(folder)
     model = _empty_model(folder)
     fused = fused_parameters(model)
+    matches = _Matches.of(model, stored.keys())
+    matches.check_copies(stored)
     pieces, found = [], set(model.all_tied_weights_keys)
-    for conversion in _conversions(model, stored.keys()):
+    for conversion in _conversions(model, matches):
         shapes = conversion.convert([stored.shape(key) for key in conversion.keys])
         names = [
             name
@@ -82,8 +95,16 @@ def source_tensors(folder: Path) -> Source:
         found |= shapes.keys()
         pieces.append(Piece(tuple(names), conversion, fused, stored))
     if missing := sorted({name for name, _ in model.named_parameters()} - found):
-        raise ModelInvalid(f"the checkpoint has no {missing[0]}", param="model")
-    return Source(tuple(pieces), bool(fused))
+        raise ModelInvalid(_missing(missing[0], matches.unused), param="model")
+    return Source(tuple(pieces), bool(fused), judge_unused(model, matches.unused), stored)
+
+
+def _missing(name: str, unused: Iterable[str]) -> str:
+    """The message about a missing parameter, with the likely cause if there is one."""
+    longer = next((key for key in unused if key.endswith(f".{name}")), None)
+    prefix = longer and longer.removesuffix(name)
+    hint = f"; it has '{longer}': remove '{prefix}' from the names of its tensors"
+    return f"the checkpoint has no {name}{hint if longer else ''}"
 
 
 def _unfused(
@@ -118,33 +139,74 @@ class _Conversion:
         }
 
 
-def _conversions(model: Any, keys: Sequence[str]) -> list[_Conversion]:
-    """The conversions that `transformers.core_model_loading` would choose."""
-    mapping = get_model_conversion_mapping(model)
-    renamings = [transform for transform in mapping if isinstance(transform, WeightRenaming)]
-    converters = [transform for transform in mapping if isinstance(transform, WeightConverter)]
-    by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
-    wanted, tied = model.state_dict(), model.all_tied_weights_keys
-    collected: dict[str, list[tuple[str, str | None]]] = {}
-    for key in keys:
-        for rules in ((renamings, converters), ([], [])):
-            name, pattern = rename_source_key(key, *rules, model.base_model_prefix, wanted)
-            if name in wanted:
-                break
-        if name in wanted and name not in tied:
-            collected.setdefault(name, []).append((key, pattern))
+@dataclass(frozen=True)
+class _Matches:
+    """How `transformers.core_model_loading` would match stored tensors with the model's."""
+
+    collected: Mapping[str, list[tuple[str, str | None]]]
+    """By parameter: the stored names, each with the converter's pattern that matched it."""
+    copies: Mapping[str, tuple[str, str]]
+    """By stored name: the tied parameter that it is a copy of, and that parameter's stored name."""
+    unused: Mapping[str, str]
+    """The names in the model that the other stored tensors would have, by stored name."""
+    converters: Mapping[str, WeightConverter]  # by pattern
+
+    @classmethod
+    def of(cls, model: Any, keys: Sequence[str]) -> _Matches:
+        mapping = get_model_conversion_mapping(model)
+        renamings = [transform for transform in mapping if isinstance(transform, WeightRenaming)]
+        converters = [transform for transform in mapping if isinstance(transform, WeightConverter)]
+        wanted, tied = model.state_dict(), model.all_tied_weights_keys
+        collected: dict[str, list[tuple[str, str | None]]] = {}
+        copies, unused = {}, {}
+        for key in keys:
+            renamed, pattern = rename_source_key(
+                key, renamings, converters, model.base_model_prefix, wanted
+            )
+            name = renamed
+            if name not in wanted:
+                name, pattern = rename_source_key(key, [], [], model.base_model_prefix, wanted)
+            if name not in wanted:
+                unused[key] = renamed
+            elif name in tied:
+                copies[key] = tied[name]
+            else:
+                collected.setdefault(name, []).append((key, pattern))
+        for key, name in copies.items():
+            collected.setdefault(name, [(key, None)])  # the only one of the two that is stored
+        return cls(
+            collected,
+            {key: (name, collected[name][0][0]) for key, name in copies.items()},
+            unused,
+            {pattern: each for each in converters for pattern in each.source_patterns},
+        )
+
+    def check_copies(self, stored: StoredTensors) -> None:
+        """Raise ModelInvalid if a copy of a tied weight is another tensor than the weight."""
+        for copy, (name, key) in self.copies.items():
+            if copy != key and not torch.equal(stored.read(copy), stored.read(key)):
+                raise ModelInvalid(
+                    f"config.json ties '{copy}' to '{name}', but the checkpoint holds different "
+                    "tensors for them: set tie_word_embeddings to false, or remove the wrong one",
+                    param="model",
+                )
+
+
+def _conversions(model: Any, matches: _Matches) -> list[_Conversion]:
     conversions = []
-    for name, matches in collected.items():
+    for name, found in matches.collected.items():
         # Experts are merged in the order of their numbers.
-        matches.sort(key=lambda match: dot_natural_key(match[0]))
-        keys, patterns = zip(*matches, strict=True)
-        converter = by_pattern[patterns[0]] if patterns[0] is not None else None
+        keys, patterns = zip(
+            *sorted(found, key=lambda match: dot_natural_key(match[0])), strict=True
+        )
+        converter = matches.converters[patterns[0]] if patterns[0] is not None else None
         conversions.append(_Conversion(name, keys, patterns, converter, model))
     return conversions
 
 
 def _empty_model(folder: Path) -> Any:
     """The model on the meta device, where it takes no memory."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    with naming_model_errors("the model's class cannot be built from config.json"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -20,7 +20,7 @@ from typing import Any
 
 from service.domain.manifest import sha256_of
 from service.domain.spec import JobSpec
-from service.inputs.model_files import is_wanted
+from service.inputs.model_files import is_wanted, model_paths
 from workers.evaluation.problems import Exercise
 from workers.model.weight_files import weight_files
 from workers.text.texts import Texts
@@ -92,8 +92,12 @@ def take_fingerprint(
 
 def model_digest(folder: Path) -> str:
     """The digest of a model's weights, configuration and tokenizer."""
-    companions = (path for path in folder.iterdir() if path.is_file() and is_wanted(path.name))
-    return files_digest(folder, {*weight_files(folder), *companions})
+    wanted = (
+        path
+        for path in model_paths(folder)
+        if path.is_file() and is_wanted(path.relative_to(folder).as_posix())
+    )
+    return files_digest(folder, {*weight_files(folder), *wanted})
 
 
 def code_digest(*packages: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from service.domain.spec import HELD_OUT, Calibration, DataSource, JobSpec
-from service.errors import CalibrationTooShort, DataInvalid
+from service.errors import CalibrationTooShort, DataInvalid, ModelInvalid
 from service.inputs.documents import Document, read_documents
 from service.inputs.sources import fetch_data
 from service.settings import Settings
@@ -75,6 +76,19 @@ def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts
     return Texts(
         len(ours), sequences, [cut(name, texts) for name, texts in datasets.items()], skipped
     )
+
+
+def check_token_ids(texts: Texts, tokenizer: Tokenizer, vocabulary_size: int) -> None:
+    """Raise ModelInvalid if a token of the texts has no embedding."""
+    sequences = chain(texts.calibration, *(text.sequences for text in texts.evaluation))
+    highest = max(max(sequence) for sequence in sequences)
+    if highest >= vocabulary_size:
+        (token,) = tokenizer.convert_ids_to_tokens([highest])
+        raise ModelInvalid(
+            f"its tokenizer has the id {highest} for '{token}', but vocab_size in config.json is "
+            f"{vocabulary_size}: use the tokenizer that the model was trained with",
+            param="model",
+        )
 
 
 def _split(

@@ -247,6 +247,32 @@ def test_the_tokenizer_comes_along(case: Case, tmp_path: Path) -> None:
     ]
 
 
+def test_the_tokenizer_keeps_its_templates_and_its_settings(case: Case, tmp_path: Path) -> None:
+    saved = byte_tokenizer(adds_bos=True)
+    saved.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    saved.model_max_length = 64
+    saved.add_special_tokens({"pad_token": "<pad>"})
+    saved.save_pretrained(case.source)
+    case.write(tmp_path / "artifact")
+    source = AutoTokenizer.from_pretrained(case.source)
+    written = AutoTokenizer.from_pretrained(tmp_path / "artifact")
+    assert written.chat_template == source.chat_template == saved.chat_template
+    assert written.special_tokens_map == source.special_tokens_map
+    assert (written.pad_token, written.model_max_length) == ("<pad>", 64)
+    assert written("to calibrate")["input_ids"] == source("to calibrate")["input_ids"]
+
+
+def test_a_reference_to_code_of_the_source_is_not_copied(case: Case, tmp_path: Path) -> None:
+    path = case.source / "tokenizer_config.json"
+    code = {"auto_map": {"AutoTokenizer": ["somebody/else--code.Tokenizer", None]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | code))
+    case.write(tmp_path / "artifact")
+    written = json.loads((tmp_path / "artifact" / "tokenizer_config.json").read_text())
+    assert written | code == json.loads(path.read_text())
+    assert "auto_map" not in written
+    assert AutoTokenizer.from_pretrained(tmp_path / "artifact", trust_remote_code=True)("a")
+
+
 @pytest.mark.parametrize("bound", [1, 20_000])
 def test_a_large_checkpoint_is_cut_into_shards(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: int
@@ -383,3 +409,37 @@ def test_masks_that_old_checkpoints_keep_are_no_parameters(tmp_path: Path) -> No
     written = case.write(tmp_path / "artifact")
     assert written.parameters == stored_numbers(case.expected)
     assert same(load(tmp_path / "artifact"), case.expected)
+
+
+def test_tensors_for_further_tokens_are_copied_and_are_no_parameters(
+    case: Case, tmp_path: Path
+) -> None:
+    file = case.source / "model.safetensors"
+    extra = {"mtp.fc.weight": torch.rand(4, 8), "mtp.norm.weight": torch.rand(8)}
+    save_file(load_file(file) | extra, file, metadata={"format": "pt"})
+    assert check_writable(case.source).carried.keys() == extra.keys()
+    written = case.write(tmp_path / "artifact", torch.bfloat16)
+    assert written.parameters == stored_numbers(case.expected)
+    stored = load_file(tmp_path / "artifact" / "model.safetensors")
+    assert all(torch.equal(stored[name], extra[name].bfloat16()) for name in extra)
+    assert load(tmp_path / "artifact").dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "problem", "param"),
+    [
+        (7e4, torch.float16, "up to 7e\\+04, which torch.float16 cannot hold", "dtype"),
+        (float("nan"), torch.float32, "is not finite", "model"),
+        (float("inf"), torch.float16, "is not finite", "model"),
+    ],
+)
+def test_numbers_that_the_artifact_cannot_hold_are_refused_by_tensor(
+    case: Case, tmp_path: Path, value: float, dtype: torch.dtype, problem: str, param: str
+) -> None:
+    file, name = case.source / "model.safetensors", "model.layers.1.input_layernorm.weight"
+    tensors = load_file(file)
+    tensors[name][3] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelInvalid, match=f"'{name}' .*{problem}") as caught:
+        case.write(tmp_path / "artifact", dtype)
+    assert caught.value.param == param

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from service.errors import ArtifactCorrupt
@@ -87,6 +88,16 @@ def test_a_base_without_room_for_a_bias_gets_a_modelling_file_that_has_it(
     with pytest.raises(ValueError, match="trust_remote_code"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "dense", trust_remote_code=False)
     same_logits(folder, tmp_path / "dense", trusted=True)
+
+
+def test_tensors_that_the_model_does_not_use_are_kept(tmp_path: Path) -> None:
+    folder = artifact(tmp_path, tiny_llama_config(), bias=False)
+    file, extra = folder / "model.safetensors", {"mtp.fc.weight": torch.rand(4, 8)}
+    save_file(load_file(file) | extra, file, metadata={"format": "pt"})
+    assert expand(folder, tmp_path / "dense")
+    expanded = load_file(tmp_path / "dense" / "model.safetensors")
+    assert torch.equal(expanded.pop("mtp.fc.weight"), extra["mtp.fc.weight"])
+    assert expanded.keys() == load_file(tmp_path / "source" / "model.safetensors").keys()
 
 
 def test_what_is_no_artifact_is_refused(

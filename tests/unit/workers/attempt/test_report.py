@@ -35,6 +35,8 @@ MODEL = ModelSummary(
     dtype="bfloat16",
     groups=(InputGroup(LAYERS[:1]), InputGroup(LAYERS[1:])),
     left_dense={"head": "outside the transformer blocks"},
+    carried={"mtp.fc.weight": "copied", "mtp.norm.weight": "copied"},
+    left_out={"v_head.weight": "foreign"},
 )
 OPTIONS = [
     LayerCandidates("block.up", torch.tensor([6.0, 3.0, 1.0, 0.0]).double(), 2, 32, 12, 0),
@@ -105,6 +107,19 @@ def test_what_stays_dense_is_said_with_its_reason(job: Job) -> None:
         {"name": "head", "reason": "outside the transformer blocks"},
         {"name": "block.up", "reason": "no calibration token reached it"},
     ]
+
+
+def test_tensors_that_the_model_does_not_use_are_named(job: Job) -> None:
+    report = report_of(job, DENSE, RESULT)
+    assert report["unused_tensors"] == [
+        {"name": "mtp.fc.weight", "in_artifacts": True, "reason": "copied"},
+        {"name": "mtp.norm.weight", "in_artifacts": True, "reason": "copied"},
+        {"name": "v_head.weight", "in_artifacts": False, "reason": "foreign"},
+    ]
+    card = model_card(report, "keep-0.8")
+    assert "- 2 are in this artifact, such as `mtp.fc.weight`: copied.\n" in card
+    assert "- 1 are not in this artifact, such as `v_head.weight`: foreign.\n" in card
+    assert "does not use" not in model_card(report | {"unused_tensors": []}, "keep-0.8")
 
 
 def test_size_is_said_three_ways(job: Job) -> None:

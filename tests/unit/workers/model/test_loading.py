@@ -16,7 +16,14 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassifica
 
 from service.errors import ModelInvalid, NotACausalLM
 from tests.fixtures.models import save_tiny_model, tiny_llama_config, tiny_model
-from workers.model.loading import load_model, load_tokenizer, parameter_count, stored_dtype
+from workers.model.loading import (
+    load_model,
+    load_tokenizer,
+    parameter_count,
+    stored_dtype,
+    stored_dtypes,
+)
+from workers.model.tensor_names import source_tensors
 from workers.model.weight_files import weight_files
 
 CPU = torch.device("cpu")
@@ -93,6 +100,29 @@ def test_a_configuration_of_another_depth_is_refused(folder: Path) -> None:
         load_model(folder, CPU)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_hidden_layers": "2"},
+        {"num_attention_heads": 3},
+        {"layer_types": ["full_attention"] * 5},
+        {"hidden_act": "banana"},
+        {"rope_parameters": {"rope_type": "banana", "factor": 2.0}},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_configuration_that_makes_no_model_is_refused(
+    folder: Path, fields: dict[str, Any]
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    for read in (lambda: load_model(folder, CPU), lambda: source_tensors(folder)):
+        with pytest.raises(ModelInvalid) as caught:
+            read()
+        assert caught.value.param == "model"
+        assert "\n" not in caught.value.detail
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x10\0\0\0\0\0\0\0{}"])
 def test_weights_that_cannot_be_read_are_refused(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
@@ -117,7 +147,7 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
     auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     configure(folder, model_type="evil", auto_map=auto_map)
-    with pytest.raises(ModelInvalid, match="trust_remote_code"):
+    with pytest.raises(ModelInvalid, match=r"loaded: it needs Python code .* never run"):
         load_model(folder, CPU)
     assert not mark.exists()
 
@@ -157,6 +187,17 @@ def test_a_tokenizer_that_is_not_there_is_refused(tiny_llama: Path, tmp_path: Pa
         load_tokenizer(tmp_path)
 
 
+def test_a_tokenizer_that_is_code_is_refused_and_not_run(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    code = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | code))
+    ran = folder / "ran"
+    (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    with pytest.raises(ModelInvalid, match=r"tokenizer .*: it needs Python code .* never run"):
+        load_tokenizer(folder)
+    assert not ran.exists()
+
+
 def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelInvalid, match="tokenizer cannot be read"):
@@ -170,9 +211,21 @@ def test_a_cpu_computes_in_float32_whatever_is_stored(tmp_path: Path, dtype: tor
     assert load_model(tmp_path, CPU).dtype is torch.float32
 
 
-def test_a_checkpoint_without_a_matrix_has_no_precision(tmp_path: Path) -> None:
-    save_file({"bias": torch.zeros(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelInvalid, match="no matrix"):
+def test_the_precision_of_a_checkpoint_is_that_of_most_of_its_bytes(tmp_path: Path) -> None:
+    tensors = {
+        "a.embedding": torch.zeros(4, 8),  # the first matrix
+        "b": torch.zeros(8, 8, dtype=torch.bfloat16),
+        "c": torch.zeros(8, 8, dtype=torch.bfloat16),
+        "mask": torch.ones(64, 64, dtype=torch.bool),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert stored_dtypes(tmp_path) == {torch.float32: 128, torch.bfloat16: 256}
+    assert stored_dtype(tmp_path) is torch.bfloat16
+
+
+def test_a_checkpoint_without_weights_has_no_precision(tmp_path: Path) -> None:
+    save_file({"mask": torch.ones(3, dtype=torch.bool)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelInvalid, match="no weights in F32, BF16, F16"):
         stored_dtype(tmp_path)
 
 

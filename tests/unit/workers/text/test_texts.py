@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from service.domain.spec import HELD_OUT, JobSpec
-from service.errors import CalibrationTooShort, DataInvalid, DataNotFound
+from service.errors import CalibrationTooShort, DataInvalid, DataNotFound, ModelInvalid
 from service.settings import Settings
 from tests.fixtures.models import byte_tokenizer
-from workers.text.texts import Texts, read_texts
+from workers.text.texts import Texts, check_token_ids, read_texts
 
 TOKENIZER = byte_tokenizer(adds_bos=True)
 BOS = TOKENIZER.bos_token_id
@@ -141,3 +141,12 @@ def test_skipped_files_are_named(tmp_path: Path) -> None:
 def test_the_same_files_and_seed_give_the_same_texts(tmp_path: Path) -> None:
     file: Any = write_rows(tmp_path / "a.jsonl", rows("a"))
     assert read(tmp_path, file) == read(tmp_path, file)
+
+
+def test_a_token_without_an_embedding_is_refused_by_its_name(tmp_path: Path) -> None:
+    texts = read(tmp_path, write_rows(tmp_path / "a.jsonl", rows("z")))
+    highest = max(map(max, texts.calibration))
+    (token,) = TOKENIZER.convert_ids_to_tokens([highest])
+    check_token_ids(texts, TOKENIZER, highest + 1)
+    with pytest.raises(ModelInvalid, match=f"the id {highest} for '{token}'.* is {highest}:"):
+        check_token_ids(texts, TOKENIZER, highest)
