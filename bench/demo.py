@@ -108,7 +108,8 @@ def run(console: Console, folders: Folders, arguments: argparse.Namespace) -> No
     console.print("Starting the service ...")
     command = [str(Path(sys.executable).with_name("eigenpress")), "serve"]
     with serving(command, folders.server, allowed) as server, Client(server.url) as client:
-        console.print(f"Watch it at {server.dashboard_url}, use it at {server.url}/docs")
+        console.print(f"Use it at {server.url}/docs, watch it at {server.dashboard_url}")
+        console.print(f"The dashboard asks for the token in {server.token_path}", soft_wrap=True)
         job = compress(console, client, spec)
         report = client.report(job["id"])
         (folders.output / "report.json").write_text(json.dumps(report, indent=2))

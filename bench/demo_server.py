@@ -33,6 +33,8 @@ class Server:
 
     url: str
     dashboard_url: str
+    token_path: Path
+    """The file with the dashboard's token."""
 
 
 @contextmanager
@@ -45,7 +47,11 @@ def serving(command: Sequence[str], data_dir: Path, allowed: Sequence[Path]) -> 
         ServerFailed: it is not ready in time, or leaves processes behind.
     """
     port, dashboard_port = choose_port(0, "--port"), choose_port(0, "--dashboard-port")
-    here = Server(f"http://{LOOPBACK}:{port}", f"http://{LOOPBACK}:{dashboard_port}")
+    here = Server(
+        f"http://{LOOPBACK}:{port}",
+        f"http://{LOOPBACK}:{dashboard_port}",
+        data_dir / "ray" / "token",
+    )
     log = data_dir / "serve.log"
     arguments = [*command, "--data-dir", str(data_dir)]
     arguments += ["--port", str(port), "--dashboard-port", str(dashboard_port)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +22,9 @@ pytest_plugins = [
     "tests.fixtures.installation",  # which imports others
     "tests.fixtures.in_process",
 ]
+
+# Every Ray that a test starts asks for this token, and every client in the test's process sends it.
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 SHARING = "tests/integration/ray"
 """The folder whose tests share the session's Ray, which starts slowly, and so one process."""

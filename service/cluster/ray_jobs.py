@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ READ_SECONDS = 10.0
 SUBMIT_SECONDS = 20.0
 """To submit a job, the dashboard itself may wait 10 s for an agent."""
 
+TOKEN_MODE = {"RAY_AUTH_MODE": "token"}
+"""The variable with which every process of a Ray cluster asks for the token."""
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  (Ray's own name for it)
 TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105
 MAX_LOG_LINE_CHARACTERS = 1000
@@ -199,13 +202,13 @@ class RayCluster:
         return ClusterUnavailable(f"The server at {self.dashboard_url} is not a Ray dashboard.")
 
 
-def authorization() -> dict[str, str]:
+def authorization(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The headers for a cluster that requires a token; empty if no token is set.
 
-    As in Ray, RAY_AUTH_TOKEN holds the token, or RAY_AUTH_TOKEN_PATH names its file. Raises
-    ClusterUnavailable if the file cannot be read.
+    As in Ray, RAY_AUTH_TOKEN in the environment holds the token, or RAY_AUTH_TOKEN_PATH names its
+    file. Raises ClusterUnavailable if the file cannot be read.
     """
-    token, path = os.environ.get(TOKEN_VARIABLE), os.environ.get(TOKEN_PATH_VARIABLE)
+    token, path = environment.get(TOKEN_VARIABLE), environment.get(TOKEN_PATH_VARIABLE)
     if not token and path:
         try:
             token = Path(path).read_text().strip()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -22,10 +23,16 @@ from pathlib import Path
 import httpx
 import psutil
 
-from service.cluster.ray_jobs import authorization
+from service.cluster.ray_jobs import (
+    TOKEN_MODE,
+    TOKEN_PATH_VARIABLE,
+    TOKEN_VARIABLE,
+    authorization,
+)
 from service.errors import ClusterUnavailable
 from service.standalone.die_with_parent import tied
 from service.standalone.ports import LOOPBACK, choose_port
+from service.standalone.private_files import write_private
 from service.standalone.subprocesses import is_running
 
 START_SECONDS = 120.0
@@ -57,7 +64,8 @@ class LocalRay:
 
     `directory` keeps the log of this start and, while Ray runs, the objects that memory has no
     room for. `env` is what drivers and workers see besides this process's environment. Unset, the
-    CPUs and GPUs are the machine's.
+    CPUs and GPUs are the machine's. The token is the one in this process's environment; if there is
+    none, it is a file in `directory`, which stays.
     """
 
     def __init__(
@@ -86,6 +94,19 @@ class LocalRay:
     def pid(self) -> int | None:
         """The head's process id; Ray's processes are in its session. None when stopped."""
         return self._head.pid if self._head is not None else None
+
+    @property
+    def token_path(self) -> Path:
+        """The file with the token, unless this process's environment has one."""
+        return self._directory / "token"
+
+    def token_environment(self) -> dict[str, str]:
+        """The variables with which clients and Ray's own processes find the token."""
+        if os.environ.get(TOKEN_VARIABLE) or os.environ.get(TOKEN_PATH_VARIABLE):
+            return dict(TOKEN_MODE)
+        if not self.token_path.exists():
+            write_private(self.token_path, secrets.token_hex(32))
+        return TOKEN_MODE | {TOKEN_PATH_VARIABLE: str(self.token_path)}
 
     @property
     def log_path(self) -> Path:
@@ -195,12 +216,20 @@ class LocalRay:
         # The dashboard leaves temporary files behind: they go with the session's folder.
         session = str(self._session)
         own = {"PATH": path, "TMPDIR": session, _MARK: session}
-        return {**os.environ, **self._env, **_ENVIRONMENT, **ports, **own}
+        return {
+            **os.environ,
+            **self._env,
+            **_ENVIRONMENT,
+            **self.token_environment(),
+            **ports,
+            **own,
+        }
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], session: Path) -> None:
         deadline = time.monotonic() + START_SECONDS
+        headers = authorization({**os.environ, **self.token_environment()})
         with httpx.Client(
-            base_url=self.dashboard_url, headers=authorization(), trust_env=False, timeout=5.0
+            base_url=self.dashboard_url, headers=headers, trust_env=False, timeout=5.0
         ) as client:
             while not _takes_jobs(client, session):
                 if process.poll() is not None:

@@ -25,6 +25,7 @@ from service.errors import EigenpressError, StorageUnavailable
 from service.settings import Settings
 from service.standalone.die_with_parent import tied
 from service.standalone.ports import LOOPBACK, choose_port
+from service.standalone.private_files import write_private
 from service.storage.s3 import ObjectStorage
 
 START_SECONDS = 60
@@ -201,12 +202,7 @@ def _load_or_create(path: Path) -> _Credentials:
     if path.exists():
         return _Credentials(**json.loads(path.read_bytes()))
     credentials = _Credentials(secrets.token_hex(10), secrets.token_hex(20))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(asdict(credentials), file)
-    partial.replace(path)
+    write_private(path, json.dumps(asdict(credentials)))
     return credentials
 
 

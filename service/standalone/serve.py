@@ -28,6 +28,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.text import Text
 
+from service.cluster.ray_jobs import TOKEN_PATH_VARIABLE
 from service.errors import InfrastructureError
 from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
@@ -154,6 +155,11 @@ class Installation:
     def credentials_path(self) -> Path:
         return self._s3.directory / "credentials.json"
 
+    @property
+    def ray_token(self) -> str:
+        """Where the token of Ray's dashboard is."""
+        return self._ray.token_environment().get(TOKEN_PATH_VARIABLE, "in the environment")
+
     def start(self, running: ExitStack) -> Iterator[str]:
         """Start the parts in order and yield a description before each; `running` stops them."""
         yield "Starting the S3 server"
@@ -191,7 +197,8 @@ class Installation:
     def _start_child(self, running: ExitStack, name: str, module: str, *arguments: str) -> None:
         log = self.settings.data_dir / "logs" / f"{name.lower()}.log"
         command = (sys.executable, "-m", module, *arguments)
-        child = running.enter_context(Child(command, environment(self.settings), log))
+        env = environment(self.settings) | self._ray.token_environment()
+        child = running.enter_context(Child(command, env, log))
         self._parts.append(Part(name, child.is_running, log))
 
 
@@ -215,6 +222,7 @@ def ready_block(installation: Installation) -> Text:
         "API": url,
         "API docs": f"{url}/docs",
         "Ray dashboard": settings.ray_address,
+        "Ray token": installation.ray_token,
         "S3": f"{settings.s3_endpoint_url}  bucket {settings.s3_bucket}",
         "S3 credentials": str(installation.credentials_path),
         "Data folder": str(settings.data_dir),

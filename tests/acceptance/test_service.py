@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, MambaConfig
 
 from bench.demo_server import Server, serving
 from service.client.client import Client
+from service.cluster.ray_jobs import authorization
 from service.domain.states import JobState
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
@@ -55,8 +56,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(inputs: Path, data_dir: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "service.cli.main", "serve", "--num-cpus", "2"]
-    with serving(command, data_dir, [inputs]) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_AUTH_TOKEN")  # it makes a token of its own
+        with serving(command, data_dir, [inputs]) as running:
+            yield running
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +160,8 @@ def test_the_dashboard_shows_the_job_its_actors_and_its_log(
     server: Server, done: dict[str, Any]
 ) -> None:
     attempt = f"{done['id']}-1"
-    with httpx.Client(base_url=server.dashboard_url, trust_env=False) as dashboard:
+    headers = authorization({"RAY_AUTH_TOKEN_PATH": str(server.token_path)})
+    with httpx.Client(base_url=server.dashboard_url, headers=headers, trust_env=False) as dashboard:
 
         def job() -> dict[str, Any]:
             found: dict[str, Any] = dashboard.get(f"/api/jobs/{attempt}").raise_for_status().json()

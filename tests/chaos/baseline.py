@@ -13,6 +13,7 @@ import httpx
 import psutil
 from sqlalchemy import create_engine, text
 
+from service.cluster.ray_jobs import authorization
 from tests.chaos.installation import Installation
 
 SETTLE_SECONDS = 60.0
@@ -115,7 +116,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def _resources(installation: Installation) -> dict[str, tuple[float, float]]:
-    with httpx.Client(trust_env=False, timeout=10) as http:
+    with httpx.Client(headers=authorization(), trust_env=False, timeout=10) as http:
         answer = http.get(f"{installation.ray.dashboard_url}/api/cluster_status")
     usage = answer.json()["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
     return {name: tuple(usage[name]) for name in ("CPU", "GPU")}

@@ -15,6 +15,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import secrets
 import signal
 import sys
 import tempfile
@@ -52,6 +53,7 @@ def main() -> int:
     LOG.parent.mkdir(exist_ok=True)
     logging.basicConfig(filename=LOG, level=logging.WARNING)
     signal.signal(signal.SIGTERM, _end)
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for all Rays and their clients
     found = False
     for name in names:
         print(f"{datetime.now(UTC):%H:%M:%S} {name} ...", flush=True)

@@ -91,6 +91,7 @@ def start(tmp_path: Path, output: Path, *arguments: str) -> subprocess.Popen[byt
     temp_dir = tmp_path / "t"
     temp_dir.mkdir(exist_ok=True)
     environment = os.environ | {"TMPDIR": str(temp_dir), MARKER: str(tmp_path / "data")}
+    del environment["RAY_AUTH_TOKEN"]  # it makes a token of its own
     command = [
         sys.executable,
         "-m",
@@ -160,12 +161,13 @@ def test_it_listens_on_loopback_keeps_its_keys_stays_alone_and_leaves_nothing_be
     assert {"weed", "raylet", "gcs_server"} <= names
     assert listening_addresses(family) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
-    credentials = server.data_dir / "s3" / "credentials.json"
-    assert stat.S_IMODE(credentials.stat().st_mode) == 0o600
+    credentials, token = server.data_dir / "s3" / "credentials.json", server.data_dir / "ray/token"
     assert stat.S_IMODE(server.data_dir.stat().st_mode) == 0o700
-    secret = json.loads(credentials.read_text())["secret_access_key"]
-    assert secret not in server.output.read_text()
-    assert all(secret not in " ".join(process.cmdline()) for process in family)
+    key = json.loads(credentials.read_text())["secret_access_key"]
+    for path, secret in ((credentials, key), (token, token.read_text())):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert secret not in server.output.read_text()
+        assert all(secret not in " ".join(process.cmdline()) for process in family)
 
     output = server.output.with_name("second.log")
     second = start(server.output.parent, output, "--port", "0")

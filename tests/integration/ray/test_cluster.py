@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from service.cluster import ray_jobs as cluster_module
-from service.cluster.ray_jobs import RayCluster, submission_id
+from service.cluster.ray_jobs import RayCluster, authorization, submission_id
 from service.domain.job import new_job_id
 from service.errors import ClusterUnavailable
 from service.standalone.ray_head import LocalRay
@@ -79,7 +79,7 @@ def test_the_dashboard_shows_which_job_it_is(local_ray: LocalRay) -> None:
     with RayCluster(local_ray.dashboard_url, python("")) as cluster:
         cluster.submit(job_id, 1, "named")
         path = f"{cluster.dashboard_url}/api/jobs/{submission_id(job_id, 1)}"
-        shown = httpx.get(path, trust_env=False, timeout=30).json()
+        shown = httpx.get(path, headers=authorization(), trust_env=False, timeout=30).json()
     assert shown["metadata"]["job_name"] == "named"
     assert shown["metadata"]["eigenpress_job"] == job_id
     assert shown["metadata"]["eigenpress_attempt"] == "1"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from service.cluster.ray_jobs import RayCluster
+from service.cluster.ray_jobs import RayCluster, authorization
 from service.domain.job import new_job_id
 from service.errors import ClusterUnavailable, InvalidParameter
 from service.standalone import ray_head as local_ray_module
@@ -77,6 +79,60 @@ def test_it_listens_on_loopback_only(ray: LocalRay, tmp_path: Path) -> None:
     assert {ip for ip, _ in listening} <= LOOPBACK
 
 
+STRANGER = """
+import os, sys, urllib.error, urllib.request
+url, token = sys.argv[1:]
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+try:
+    print(open(token).read())
+except PermissionError:
+    print("secret")
+data, headers = b'{"entrypoint": "true"}', {"Content-Type": "application/json"}
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+try:
+    print(direct.open(urllib.request.Request(url + "/api/jobs/", data, headers)).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_of_the_machine_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    with LocalRay(tmp_path / "ray", num_cpus=1) as ray:
+        command = [sys.executable, "-c", STRANGER, ray.dashboard_url, str(ray.token_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout.split() == ["secret", "401"]
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(ray.token_path))
+        with RayCluster(ray.dashboard_url, "true") as cluster:
+            cluster.submit(new_job_id(), 1)
+
+
+@pytest.mark.parametrize("token", [None, "wrong"])
+def test_nobody_joins_it_without_the_token(
+    ray: LocalRay, tmp_path: Path, token: str | None
+) -> None:
+    address = start_driver(
+        ray,
+        tmp_path,
+        "import os, pathlib, sys\npathlib.Path(sys.argv[1]).write_text(os.environ['RAY_ADDRESS'])",
+    )
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    del environment["RAY_AUTH_TOKEN"]
+    if token:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    join = "import ray; ray.init(); print('joined')"
+    done = subprocess.run(
+        [sys.executable, "-c", join], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    assert "joined" not in done.stdout
+
+
 def test_two_run_side_by_side(ray: LocalRay, local_ray: LocalRay) -> None:
     assert ray.dashboard_url != local_ray.dashboard_url
     for one in (ray, local_ray):
@@ -86,7 +142,8 @@ def test_two_run_side_by_side(ray: LocalRay, local_ray: LocalRay) -> None:
 
 
 def test_it_has_the_resources_asked_for(ray: LocalRay) -> None:
-    nodes = httpx.get(f"{ray.dashboard_url}/api/v0/nodes", trust_env=False, timeout=30).json()
+    url = f"{ray.dashboard_url}/api/v0/nodes"
+    nodes = httpx.get(url, headers=authorization(), trust_env=False, timeout=30).json()
     (node,) = nodes["data"]["result"]["result"]
     assert node["resources_total"]["CPU"] == 1
     assert node["resources_total"]["GPU"] == 2

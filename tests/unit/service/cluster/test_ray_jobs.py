@@ -76,6 +76,7 @@ def test_the_token_of_a_guarded_cluster_is_sent(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_token_may_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("t0ken\n")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     seen: list[str | None] = []
 

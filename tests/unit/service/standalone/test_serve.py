@@ -80,7 +80,10 @@ def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None
     assert not (tmp_path / "data" / "ray").exists()
 
 
-def test_the_ready_block_says_where_everything_is(tmp_path: Path) -> None:
+def test_the_ready_block_says_where_everything_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
     installation = Installation(options(tmp_path))
     text = ready_block(installation).plain
     for place in (
@@ -89,6 +92,7 @@ def test_the_ready_block_says_where_everything_is(tmp_path: Path) -> None:
         installation.settings.ray_address,
         installation.settings.s3_endpoint_url,
         installation.credentials_path,
+        tmp_path / "data" / "ray" / "token",
         tmp_path / "data",
     ):
         assert str(place) in text
