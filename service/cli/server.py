@@ -57,8 +57,8 @@ def serve(
             exists=True,
             file_okay=False,
             metavar="FOLDER",
-            help="Another folder that jobs may read models and text from, beside the "
-            "current one. Repeat for several.",
+            help="A folder that jobs may read models and text from; without one, they may read "
+            "the current folder. Repeat for several.",
         ),
     ] = None,
 ) -> None:

@@ -28,7 +28,17 @@ def allowed_path(path: str, settings: Settings, not_found: type[UserError], para
 
 
 def refuse_outside(resolved: Path, settings: Settings, param: str) -> None:
-    """Raise `PathNotAllowed` unless the resolved path lies in an allowed root."""
+    """Raise `PathNotAllowed` unless the resolved path lies in an allowed root.
+
+    The server's data folder, which has its keys and everyone's jobs, is never allowed, nor is a
+    folder that contains it.
+    """
+    data_dir = settings.data_dir.resolve()
+    if resolved.is_relative_to(data_dir) or data_dir.is_relative_to(resolved):
+        raise PathNotAllowed(
+            f"{resolved} is part of the server's data folder, or contains it; jobs may not read it.",
+            param=param,
+        )
     if any(resolved.is_relative_to(root) for root in settings.allowed_roots):
         return
     roots = ", ".join(map(str, settings.allowed_roots))

@@ -123,7 +123,7 @@ class Installation:
         )
         dashboard_port = choose_port(options.dashboard_port, "--dashboard-port")
         dashboard = f"http://{LOOPBACK}:{dashboard_port}"
-        roots = (*(base.allowed_roots or (Path.cwd(),)), *options.allow)
+        roots = (*base.allowed_roots, *options.allow) or (Path.cwd(),)
         self.settings = base.model_copy(
             update={
                 "data_dir": data_dir,

@@ -63,6 +63,23 @@ def test_a_path_that_is_not_absolute(tmp_path: Path, path: str) -> None:
         allowed(path, tmp_path)
 
 
+def test_the_data_folder_is_never_read_nor_a_folder_that_contains_it(tmp_path: Path) -> None:
+    data_dir = tmp_path / "root" / "data"
+    (data_dir / "s3").mkdir(parents=True)
+    (tmp_path / "root" / "texts").mkdir()
+    (tmp_path / "root" / "link").symlink_to(data_dir)
+    settings = Settings(allowed_roots=(tmp_path,), data_dir=data_dir)
+
+    def read(path: Path) -> Path:
+        return allowed_path(str(path), settings, ModelNotFound, "model.path")
+
+    assert read(tmp_path / "root" / "texts")
+    for path in (data_dir, data_dir / "s3", tmp_path / "root", tmp_path / "root" / "link"):
+        with pytest.raises(PathNotAllowed, match="data folder") as caught:
+            read(path)
+        assert caught.value.param == "model.path"
+
+
 def test_an_absent_path(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="nothing at"):
         allowed(tmp_path / "absent", tmp_path)

@@ -57,10 +57,11 @@ def test_everything_is_on_loopback_whatever_the_environment_says(
     assert settings.s3_access_key_id is not None
 
 
-def test_jobs_may_read_the_current_folder_and_those_allowed(tmp_path: Path) -> None:
+def test_jobs_may_read_the_current_folder_unless_others_are_allowed(tmp_path: Path) -> None:
+    assert Installation(options(tmp_path)).settings.allowed_roots == (Path.cwd(),)
     (tmp_path / "link").symlink_to("/usr")
     settings = Installation(options(tmp_path, allow=(tmp_path / "link", tmp_path))).settings
-    assert settings.allowed_roots == (tmp_path.resolve(), Path("/usr").resolve())
+    assert settings.allowed_roots == (Path("/usr").resolve(), tmp_path.resolve())
 
 
 def test_roots_that_are_configured_replace_the_current_folder(
