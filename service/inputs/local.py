@@ -36,7 +36,7 @@ def refuse_outside(resolved: Path, settings: Settings, param: str) -> None:
     data_dir = settings.data_dir.resolve()
     if resolved.is_relative_to(data_dir) or data_dir.is_relative_to(resolved):
         raise PathNotAllowed(
-            f"{resolved} is part of the server's data folder, or contains it; jobs may not read it.",
+            f"{resolved} is part of the server's data folder, or contains it; no job reads that.",
             param=param,
         )
     if any(resolved.is_relative_to(root) for root in settings.allowed_roots):
