@@ -13,7 +13,14 @@ import typer
 from service.cli.defaults import with_default
 from service.cli.jobs import Url, console, watch_to_end
 from service.client.client import DEFAULT_URL, Client, Json
-from service.client.request import SourceInvalid, evaluation_dataset, job_body, source
+from service.client.request import (
+    ValueInvalid,
+    evaluation_dataset,
+    fraction,
+    job_body,
+    label,
+    source,
+)
 from service.domain.spec import AllocationKind, Dtype, JobSpec, Method, MixedPrecision, Scope
 
 SIZE, TEXT = "What to make", "Text"  # panels of the help
@@ -29,7 +36,7 @@ def submit(
         str | None, typer.Option(metavar="PLACE", help=f"The model. {PLACE}", rich_help_panel=SIZE)
     ] = None,
     keep: Annotated[
-        list[float] | None,
+        list[str] | None,
         typer.Option(
             metavar="FRACTION",
             help="The fraction of the parameters to keep, such as 0.8. Repeat for several sizes.",
@@ -150,7 +157,8 @@ def submit(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help=r"\[default: one per GPU, or per two CPUs]")
+        int | None,
+        typer.Option(min=1, metavar="N", help=r"\[default: one per GPU, or per two CPUs]"),
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="A label for the job.")] = None,
     priority: Annotated[
@@ -190,7 +198,7 @@ def submit(
         body = _read_job(file, context)
     else:
         body = job_body(
-            name=name,
+            name=name and _parsed(label, name, "--name"),
             model=_source(model, "--model"),
             data={**_source(data, "--data"), "pattern": pattern, "text_field": text_field},
             calibration={
@@ -198,7 +206,10 @@ def submit(
                 "sequence_length": sequence_length,
                 "batch_size": batch_size,
             },
-            keep=keep or [] if max_perplexity_increase else _required(keep, "--keep"),
+            keep=[
+                _parsed(fraction, each, "--keep")
+                for each in (keep or [] if max_perplexity_increase else _required(keep, "--keep"))
+            ],
             scope=scope,
             max_perplexity_increase=max_perplexity_increase or [],
             method=method,
@@ -254,8 +265,8 @@ def _source(text: str | None, option: str) -> Json:
     return _parsed(source, _required(text, option), option)
 
 
-def _parsed(parse: Callable[[str], Json], text: str, option: str) -> Json:
+def _parsed(parse: Callable[[str], Value], text: str, option: str) -> Value:
     try:
         return parse(text)
-    except SourceInvalid as error:
+    except ValueInvalid as error:
         raise typer.BadParameter(str(error), param_hint=option) from error

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from service.client.client import Json
+from service.domain.spec import NAME_PATTERN
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
-class SourceInvalid(ValueError):
-    """The place of a model or a text cannot be parsed; the message lists the valid forms."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class ValueInvalid(ValueError):
+    """A value of the command line cannot be parsed; the message says what to type."""
 
 
 def source(text: str) -> Json:
@@ -31,18 +35,48 @@ def source(text: str) -> Json:
     if text.startswith("hub:"):
         repository, _, commit = text.removeprefix("hub:").partition("@")
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
-            raise SourceInvalid(f"{text} lacks a full commit: hub:org/name@<40 hex digits>")
+            raise ValueInvalid(f"{text} lacks a full commit: hub:org/name@<40 hex digits>")
         return {"source": "hub", "id": repository, "revision": commit}
     if not text or _SCHEME.match(text):
-        raise SourceInvalid(f"{text!r} is not a path, s3://bucket/prefix or hub:org/name@commit")
-    return {"source": "local", "path": str(Path(text).expanduser().absolute())}
+        raise ValueInvalid(f"{text!r} is not a path, s3://bucket/prefix or hub:org/name@commit")
+    path = Path(text).expanduser().absolute()
+    if _HUB_ID.fullmatch(text) and not path.exists():
+        raise ValueInvalid(
+            f"there is no {path}; a model or dataset of the hub is hub:{text}@<40 hex digits>"
+        )
+    return {"source": "local", "path": str(path)}
+
+
+def fraction(text: str) -> float:
+    """A number between 0 and 1, such as ``0.8``."""
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        raise ValueInvalid(f"{text!r} is not a fraction such as 0.8") from None
+    if text.endswith("%") or 1 < number < 100:
+        raise ValueInvalid(
+            f"{text!r} is not a fraction; for {number:g} percent, type {number / 100:g}"
+        )
+    if not 0 < number < 1:
+        raise ValueInvalid(f"{text!r} is not between 0 and 1")
+    return number
+
+
+def label(text: str) -> str:
+    """A job's name."""
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise ValueInvalid(
+            f"{text!r} is not a name: up to 63 letters, digits and . _ - are, such as "
+            f"{re.sub(r'[^A-Za-z0-9._-]+', '-', text).strip('._-')[:63] or 'my-model'}"
+        )
+    return text
 
 
 def evaluation_dataset(text: str) -> Json:
     """``NAME=DATA``: a further text to measure perplexity on."""
     name, _, place = text.partition("=")
     if not (name and place):
-        raise SourceInvalid(f"{text!r} is not NAME=DATA")
+        raise ValueInvalid(f"{text!r} is not NAME=DATA")
     return {"name": name, "data": source(place)}
 
 

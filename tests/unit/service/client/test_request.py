@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.client.request import SourceInvalid, evaluation_dataset, job_body, source
+from service.client.request import ValueInvalid, evaluation_dataset, job_body, source
 from service.domain.spec import HubModel, JobSpec, LocalPath, S3Prefix
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -32,13 +32,13 @@ def test_a_bucket_and_the_hub_are_recognised() -> None:
     ["", "hub:org/name", "hub:org/name@main", "http://host/model", "gs://bucket/m", "S3://b/m"],
 )
 def test_what_is_not_understood_is_refused(text: str) -> None:
-    with pytest.raises(SourceInvalid):
+    with pytest.raises(ValueInvalid):
         source(text)
 
 
 @pytest.mark.parametrize("text", ["/data", "=/data", "name="])
 def test_an_evaluation_text_has_a_name_and_a_place(text: str) -> None:
-    with pytest.raises(SourceInvalid, match="NAME=DATA"):
+    with pytest.raises(ValueInvalid, match="NAME=DATA"):
         evaluation_dataset(text)
 
 
