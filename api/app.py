@@ -12,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
 from api import errors
+from api.browsers import SameSite
 from api.limits import BodyLimit
 from api.routes import artifacts, health, jobs
 from api.services import Services, open_services
@@ -61,6 +62,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.add_middleware(BodyLimit)
+    app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
     errors.install(app)
     for routes in (jobs, artifacts, health):
         app.include_router(routes.router)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -98,6 +98,10 @@ class Settings(BaseSettings):
     )
     hub_endpoint: str = Field(default="https://huggingface.co")
 
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names under which clients reach the API, separated by commas; unset: any.",
+    )
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8400, ge=0, le=65_535)
     submission_check_seconds: float = Field(
@@ -189,12 +193,14 @@ class Settings(BaseSettings):
                 raise ValueError(f"{variable} is no setting; did you mean {PREFIX}{similar[0]}?")
         return values
 
-    @field_validator("allowed_roots", mode="before")
+    @field_validator("allowed_roots", "allowed_hosts", mode="before")
     @classmethod
-    def _listed(cls, roots: Any) -> Any:
-        if not isinstance(roots, str):
-            return roots
-        return json.loads(roots) if roots.startswith("[") else roots.split(os.pathsep)
+    def _listed(cls, value: Any, field: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.startswith("["):
+            return json.loads(value)
+        return value.split(os.pathsep if field.field_name == "allowed_roots" else ",")
 
     @field_validator("allowed_roots")
     @classmethod

@@ -129,6 +129,7 @@ class Installation:
                 "data_dir": data_dir,
                 "api_host": LOOPBACK,
                 "api_port": choose_port(port, "--port"),
+                "allowed_hosts": (LOOPBACK, "localhost"),
                 "ray_address": dashboard,
                 "ray_public_address": dashboard,
                 "s3_endpoint_url": self._s3.endpoint_url,

@@ -16,6 +16,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def test_a_path_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/ada")
+    (tmp_path / "models" / "m").mkdir(parents=True)
     assert LocalPath(**source("models/m")).path == str(tmp_path / "models/m")
     assert LocalPath(**source("~/m")).path == "/home/ada/m"
     assert LocalPath(**source("/data/m.gguf")).path == "/data/m.gguf"
@@ -34,6 +35,14 @@ def test_a_bucket_and_the_hub_are_recognised() -> None:
 def test_what_is_not_understood_is_refused(text: str) -> None:
     with pytest.raises(ValueInvalid):
         source(text)
+
+
+def test_a_bare_id_of_the_hub_is_answered_with_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueInvalid, match=r"there is no .*org/name; .* is hub:org/name@<40 hex"):
+        source("org/name")
 
 
 @pytest.mark.parametrize("text", ["/data", "=/data", "name="])
