@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 import typer
 
 from service.cli.defaults import with_default
 from service.cli.jobs import Url, console, watch_to_end
 from service.client.client import DEFAULT_URL, Client, Json
+from service.client.hub import commit_of
 from service.client.request import (
+    CommitOf,
     ValueInvalid,
     evaluation_dataset,
     fraction,
@@ -25,7 +28,7 @@ from service.domain.spec import AllocationKind, Dtype, JobSpec, Method, MixedPre
 
 SIZE, TEXT = "What to make", "Text"  # panels of the help
 DTYPES = ", ".join(get_args(Dtype))
-PLACE = "A path, s3://bucket/prefix or hub:org/name@commit."
+PLACE = "A path, s3://bucket/prefix or hub:org/name@revision."
 
 Value = TypeVar("Value")
 
@@ -199,8 +202,12 @@ def submit(
     else:
         body = job_body(
             name=name and _parsed(label, name, "--name"),
-            model=_source(model, "--model"),
-            data={**_source(data, "--data"), "pattern": pattern, "text_field": text_field},
+            model=_source(model, "--model", "model"),
+            data={
+                **_source(data, "--data", "dataset"),
+                "pattern": pattern,
+                "text_field": text_field,
+            },
             calibration={
                 "sequences": sequences,
                 "sequence_length": sequence_length,
@@ -214,7 +221,12 @@ def submit(
             max_perplexity_increase=max_perplexity_increase or [],
             method=method,
             allocation=allocation,
-            evaluation=[_parsed(evaluation_dataset, each, "--evaluate") for each in evaluate or ()],
+            evaluation=[
+                _parsed(
+                    partial(evaluation_dataset, commit_of=_commit_of("dataset")), each, "--evaluate"
+                )
+                for each in evaluate or ()
+            ],
             dtype=dtype,
             mixed_precision=mixed_precision,
             workers=workers,
@@ -261,8 +273,20 @@ def _required(value: Value | None, option: str) -> Value:
     return value
 
 
-def _source(text: str | None, option: str) -> Json:
-    return _parsed(source, _required(text, option), option)
+def _source(text: str | None, option: str, kind: Literal["model", "dataset"]) -> Json:
+    parse = partial(source, commit_of=_commit_of(kind))
+    return _parsed(parse, _required(text, option), option)
+
+
+def _commit_of(kind: Literal["model", "dataset"]) -> CommitOf:
+    """Finds the commit of a revision on the hub, and shows it."""
+
+    def found(repository: str, revision: str) -> str:
+        commit = commit_of(kind, repository, revision)
+        console(sys.stderr).print(f"hub:{repository}@{revision} is now {commit}", style="dim")
+        return commit
+
+    return found
 
 
 def _parsed(parse: Callable[[str], Value], text: str, option: str) -> Value:

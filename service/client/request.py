@@ -7,7 +7,7 @@ rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ from service.domain.spec import NAME_PATTERN
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+CommitOf = Callable[[str, str], str]
+"""A function from a repository on the hub and a revision to the commit that it names."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -24,8 +29,10 @@ class ValueInvalid(ValueError):
     """A value of the command line cannot be parsed; the message says what to type."""
 
 
-def source(text: str) -> Json:
+def source(text: str, commit_of: CommitOf | None = None) -> Json:
     """Where a model or a text is: a path, ``s3://bucket/prefix`` or ``hub:org/name@commit``.
+
+    Without a commit, or with a branch or a tag in its place, `commit_of` finds the commit.
 
     >>> source("hub:org/model@" + 40 * "0")["id"]
     'org/model'
@@ -33,17 +40,17 @@ def source(text: str) -> Json:
     if text.startswith("s3://"):
         return {"source": "s3", "uri": text}
     if text.startswith("hub:"):
-        repository, _, commit = text.removeprefix("hub:").partition("@")
-        if not re.fullmatch(r"[0-9a-f]{40}", commit):
-            raise ValueInvalid(f"{text} lacks a full commit: hub:org/name@<40 hex digits>")
-        return {"source": "hub", "id": repository, "revision": commit}
+        repository, _, revision = text.removeprefix("hub:").partition("@")
+        if not COMMIT.fullmatch(revision):
+            if commit_of is None or not _HUB_ID.fullmatch(repository):
+                raise ValueInvalid(f"{text} lacks a full commit: hub:org/name@<40 hex digits>")
+            revision = commit_of(repository, revision or "main")
+        return {"source": "hub", "id": repository, "revision": revision}
     if not text or _SCHEME.match(text):
         raise ValueInvalid(f"{text!r} is not a path, s3://bucket/prefix or hub:org/name@commit")
     path = Path(text).expanduser().absolute()
     if _HUB_ID.fullmatch(text) and not path.exists():
-        raise ValueInvalid(
-            f"there is no {path}; a model or dataset of the hub is hub:{text}@<40 hex digits>"
-        )
+        raise ValueInvalid(f"there is no {path}; a model or dataset of the hub is hub:{text}")
     return {"source": "local", "path": str(path)}
 
 
@@ -72,12 +79,12 @@ def label(text: str) -> str:
     return text
 
 
-def evaluation_dataset(text: str) -> Json:
+def evaluation_dataset(text: str, commit_of: CommitOf | None = None) -> Json:
     """``NAME=DATA``: a further text to measure perplexity on."""
     name, _, place = text.partition("=")
     if not (name and place):
         raise ValueInvalid(f"{text!r} is not NAME=DATA")
-    return {"name": name, "data": source(place)}
+    return {"name": name, "data": source(place, commit_of)}
 
 
 def job_body(
