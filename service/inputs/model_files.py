@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from service.errors import ModelConfigMissing, ModelInvalid, NotACausalLM, UnsafeWeights
 
@@ -51,8 +51,13 @@ GGUF_SUFFIX = ".gguf"
 
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_INDEX_BYTES = 64 * 2**20
-MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors library itself."""
+MAX_HEADER_BYTES = 32 * 2**20
+"""The header of a file with a hundred thousand tensors takes half of it."""
+MAX_DIMENSIONS = 16
+MAX_EXTENT = 2**48
+"""The limits of a tensor's shape; products of larger numbers take long to compute."""
+MAX_SHOWN_CHARACTERS = 80
+"""Longer names of a file's author are cut in messages."""
 
 QUANTISED_DTYPES = ("F8", "F6", "F4")
 """The beginnings of the names of floating-point numbers of 8 bits or fewer."""
@@ -66,20 +71,13 @@ _BYTES = {
 }
 """The size of one element, by dtype; tensors of other dtypes are not checked."""
 
-_NonNegative = Annotated[int, Field(ge=0)]
+_Extent = Annotated[int, Field(ge=0, le=MAX_EXTENT)]
 
 
 class _Tensor(BaseModel):
     dtype: str
-    shape: list[_NonNegative]
-    data_offsets: tuple[_NonNegative, _NonNegative]
-
-
-class _Index(BaseModel):
-    weight_map: dict[str, str] = Field(min_length=1)
-
-
-_HEADER = TypeAdapter(dict[str, _Tensor])
+    shape: Annotated[list[_Extent], Field(max_length=MAX_DIMENSIONS), FailFast()]
+    data_offsets: tuple[_Extent, _Extent]
 
 
 def is_companion(path: str) -> bool:
@@ -206,33 +204,50 @@ def check_safetensors(path: Path, param: str) -> set[str]:
             )
         header = _parse_object(file.read(length), f"the header of {path.name}", param)
     header.pop("__metadata__", None)
-    try:
-        tensors = _HEADER.validate_python(header)
-    except ValidationError as error:
-        raise ModelInvalid(f"The header of '{path.name}' is wrong: {error}", param=param) from error
-    for key, tensor in tensors.items():
-        if tensor.dtype.startswith(QUANTISED_DTYPES):
-            raise ModelInvalid(
-                f"The tensor '{key}' of '{path.name}' is quantised ({tensor.dtype}). {DEQUANTISE}",
-                param=param,
-            )
+    tensors = {key: _tensor(path.name, key, entry, param) for key, entry in header.items()}
     _check_offsets(path.name, tensors, size - 8 - length, param)
     return set(tensors)
 
 
-def _check_index(data: bytes, names: Collection[str], param: str) -> dict[str, set[str]]:
+def _tensor(file: str, key: str, entry: object, param: str) -> _Tensor:
+    """One entry of a header. Raises `ModelInvalid` at the first that is wrong or quantised."""
+    name = f"The tensor '{_shown(key)}' of '{file}'"
     try:
-        index = _Index.model_validate(_parse_object(data, INDEX_NAME, param))
+        tensor = _Tensor.model_validate(entry)
     except ValidationError as error:
-        raise ModelInvalid(f"{INDEX_NAME} is wrong: {error}", param=param) from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ModelInvalid(
+            f"{name} is described wrongly: {field}: {first['msg']}", param=param
+        ) from None
+    if tensor.dtype.startswith(QUANTISED_DTYPES):
+        raise ModelInvalid(
+            f"{name} is quantised ({_shown(tensor.dtype)}). {DEQUANTISE}", param=param
+        )
+    return tensor
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
+
+
+def _check_index(data: bytes, names: Collection[str], param: str) -> dict[str, set[str]]:
+    weight_map = _parse_object(data, INDEX_NAME, param).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelInvalid(f"{INDEX_NAME} has no weight_map with tensors.", param=param)
     weights: dict[str, set[str]] = {}
-    for tensor, name in index.weight_map.items():
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str):
+            raise ModelInvalid(
+                f"{INDEX_NAME} gives no file name for '{_shown(tensor)}'.", param=param
+            )
         weights.setdefault(name, set()).add(tensor)
     for name in weights:
+        file = f"{INDEX_NAME} names '{_shown(name)}'"
         if "/" in name or "\\" in name or not name.endswith(".safetensors"):
-            raise ModelInvalid(f"{INDEX_NAME} names '{name}': not a safetensors file.", param=param)
+            raise ModelInvalid(f"{file}: not a safetensors file.", param=param)
         if name not in names:
-            raise ModelInvalid(f"{INDEX_NAME} names '{name}', which is missing.", param=param)
+            raise ModelInvalid(f"{file}, which is missing.", param=param)
     return weights
 
 

@@ -10,7 +10,7 @@ from tests.fixtures.hub import REVISION, HubServer
 
 
 @pytest.fixture(autouse=True)
-def repository(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def endpoint(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     hub.add("model", "org/model", {"config.json": b"{}"})
 

@@ -38,6 +38,12 @@ def cluster_answering(handler: Handler) -> RayCluster:
     )
 
 
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' own token stays out of this file's."""
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+
+
 def test_a_submission_carries_ids_and_nothing_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EIGENPRESS_S3_SECRET_ACCESS_KEY", "hush")
     requests: list[httpx.Request] = []
@@ -76,7 +82,6 @@ def test_the_token_of_a_guarded_cluster_is_sent(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_token_may_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("t0ken\n")
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     seen: list[str | None] = []
 
