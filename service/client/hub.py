@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Literal
 from urllib.parse import quote
 
 import httpx
 
-from service.client.request import COMMIT, ValueInvalid
+from service.client.request import ValueInvalid
+from service.domain.spec import COMMIT_PATTERN
 
 ENDPOINT_VARIABLE, DEFAULT_ENDPOINT = "HF_ENDPOINT", "https://huggingface.co"
 TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105 - the hub's own name for it
@@ -33,7 +35,7 @@ def commit_of(kind: Literal["model", "dataset"], repository: str, revision: str)
             f"{endpoint} does not say which commit '{revision}' of {repository} is "
             f"({type(error).__name__}): name one, hub:{repository}@<40 hex digits>"
         ) from error
-    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+    if not isinstance(commit, str) or not re.fullmatch(COMMIT_PATTERN, commit):
         raise ValueInvalid(
             f"{endpoint} has no {kind} '{repository}' with the revision '{revision}', or it is "
             f"private and {TOKEN_VARIABLE} is not set (status {answer.status_code})"

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from service.client.client import Json
-from service.domain.spec import NAME_PATTERN
+from service.domain.spec import COMMIT_PATTERN, NAME_PATTERN
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 CommitOf = Callable[[str, str], str]
 """A function from a repository on the hub and a revision to the commit that it names."""
@@ -41,7 +39,7 @@ def source(text: str, commit_of: CommitOf | None = None) -> Json:
         return {"source": "s3", "uri": text}
     if text.startswith("hub:"):
         repository, _, revision = text.removeprefix("hub:").partition("@")
-        if not COMMIT.fullmatch(revision):
+        if not re.fullmatch(COMMIT_PATTERN, revision):
             if commit_of is None or not _HUB_ID.fullmatch(repository):
                 raise ValueInvalid(f"{text} lacks a full commit: hub:org/name@<40 hex digits>")
             revision = commit_of(repository, revision or "main")

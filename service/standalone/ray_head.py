@@ -3,7 +3,8 @@
 Everything it listens on is bound to loopback, on free ports, so that several may run side by
 side; when it is stopped, none of its processes is left, drivers and workers included. If the
 process that started it is killed, Ray's processes end by themselves, and `remove_leftovers` sees
-to what could not.
+to what could not. All its servers ask for a token: a Jobs API runs commands for whoever reaches it,
+and other users of the machine can reach loopback.
 """
 
 from __future__ import annotations

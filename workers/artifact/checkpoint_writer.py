@@ -62,7 +62,6 @@ def write_checkpoint(
     tensors = source_tensors(source)
     folder.mkdir(parents=True)
     biased: dict[str, bool] = {}
-    carried = 0
     order = [
         layer
         for piece in tensors
@@ -72,7 +71,6 @@ def write_checkpoint(
     replacements = iter(compressed(order))
 
     def stream() -> Iterator[tuple[str, Tensor]]:
-        nonlocal carried
         for piece in tensors:
             layers = {name: name.rpartition(".")[0] for name in piece.names}
             dense = {} if ranks.keys() >= set(layers.values()) else piece.read()
@@ -85,11 +83,10 @@ def write_checkpoint(
                     for key, factor in checkpoint.tensors(layer, replacement):
                         yield key, _cast(key, factor, dtype)
         for key, tensor in tensors.carried():
-            carried += tensor.numel()
             yield key, _cast(key, tensor, dtype)
 
     size = write_shards(stream(), folder)
-    size = replace(size, parameters=size.parameters - carried)
+    size = replace(size, parameters=size.parameters - tensors.carried_numbers)
     layers = {name: (ranks[name], biased[name]) for name in ranks}
     _write_configuration(source, folder, layers, dtype, unfused=tensors.unfused)
     copy_companions(source, folder)

@@ -37,10 +37,9 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             **source, dtype=torch.float32, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        reader = module.GGUFReader(str(gguf))
-    missing = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
-    if problem := _problem(model, missing, reader):
-        raise ModelInvalid(f"{gguf.name} {problem}", param=PARAM)
+        missing = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
+        if problem := _problem(model, missing, module.GGUFReader(str(gguf))):
+            raise ModelInvalid(f"{gguf.name} {problem}", param=PARAM)
     # The loaded weights are dequantized; with these marks transformers would refuse to save them.
     model.hf_quantizer = None
     model.is_quantized = False

@@ -44,6 +44,11 @@ class Source:
     def __iter__(self) -> Iterator[Piece]:
         return iter(self.pieces)
 
+    @property
+    def carried_numbers(self) -> int:
+        """How many numbers `carried` holds."""
+        return sum(self._stored.shape(key).numel() for key in self.unused.carried)
+
     def carried(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that an artifact takes over although the model does not use them."""
         for key in self.unused.carried:

@@ -61,12 +61,14 @@ def judge_unused(model: Any, unused: Mapping[str, str]) -> UnusedTensors:
 
 
 def _predicts_further_tokens(name: str, config: Any) -> bool:
-    if _MULTI_TOKEN_NAME.search(name):
-        return True
     further = getattr(config, "num_nextn_predict_layers", None) or 0
-    return (layer := _LAYER.search(name)) is not None and config.num_hidden_layers <= int(
-        layer[2]
-    ) < config.num_hidden_layers + further
+    return bool(_MULTI_TOKEN_NAME.search(name)) or 0 < _layers_beyond(name, config) <= further
+
+
+def _layers_beyond(name: str, config: Any) -> int:
+    """How many layers after the configuration's last one the tensor's layer comes; 0 if not."""
+    layer, depth = _LAYER.search(name), getattr(config, "num_hidden_layers", None)
+    return 0 if layer is None or depth is None else max(0, int(layer[2]) + 1 - depth)
 
 
 def _skipped_by_class(model: Any, names: Iterable[str]) -> set[str]:
@@ -78,16 +80,14 @@ def _skipped_by_class(model: Any, names: Iterable[str]) -> set[str]:
 
 def _problem(model: Any, name: str) -> str | None:
     """What is wrong with a tensor that the model would need; None if it is foreign to the model."""
-    class_name = type(model).__name__
     if _ADAPTER.search(name):
         return "which belongs to an adapter: merge the adapter into the model and save the result"
-    depth = getattr(model.config, "num_hidden_layers", None)
-    layer = _LAYER.search(name)
-    if layer and depth is not None and int(layer[2]) >= depth:
+    if _layers_beyond(name, model.config):
+        depth = model.config.num_hidden_layers
         return f"but num_hidden_layers in config.json is {depth}: correct one of the two"
     if name.partition(".")[0] in dict(model.named_children()):
         return (
-            f"for which {class_name} has no place, so that the loaded model would compute "
-            "something else: use the configuration that the checkpoint was saved with"
+            f"for which {type(model).__name__} has no place, so that the loaded model would "
+            "compute something else: use the configuration that the checkpoint was saved with"
         )
     return None
