@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bench import demo_data
-from service.domain.spec import LocalPath
 from service.inputs.documents import Document, read_documents
 from service.settings import Settings
 from workers.compression.layers import compressible_layers, input_groups
@@ -49,8 +48,7 @@ def model_folder(path: Path | None, state: Path) -> Path:
     Raises the errors of `workers.model.loading.prepare_model`, and FileNotFoundError.
     """
     path = (path or demo_data.model_file()).resolve()
-    settings = Settings(data_dir=state.resolve(), allowed_roots=(path.parent,))
-    return prepare_model(LocalPath(source="local", path=str(path)), settings)
+    return prepare_model(path, Settings(data_dir=state.resolve()))
 
 
 def library_documents() -> list[Document]:

@@ -22,6 +22,7 @@
     ├── JobConflict                  the job's state does not allow what was asked
     ├── AttemptStale                 a write by an attempt that is not the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
+    ├── ArtifactMismatch             an artifact that is not the model that was compressed
     ├── ArtifactConflict             another attempt has already published it
     ├── ObjectMissing                no object in the bucket has this key
     ├── SolveFailed                  an eigenproblem without a finite solution
@@ -221,6 +222,12 @@ class ArtifactCorrupt(EigenpressError):
     """A file does not match the size and sha256 that its manifest states."""
 
     code = "artifact_corrupt"
+
+
+class ArtifactMismatch(EigenpressError):
+    """An artifact is not the model that was compressed. Nothing was published."""
+
+    code = "artifact_mismatch"
 
 
 class ArtifactConflict(EigenpressError):

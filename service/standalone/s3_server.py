@@ -21,9 +21,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
+from service.die_with_parent import tied
 from service.errors import EigenpressError, StorageUnavailable
 from service.settings import Settings
-from service.standalone.die_with_parent import tied
 from service.standalone.ports import LOOPBACK, choose_port
 from service.standalone.private_files import write_private
 from service.storage.s3 import ObjectStorage

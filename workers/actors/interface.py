@@ -53,7 +53,7 @@ class Worker:
         from workers.actors.worker import Worker
 
         self.worker = Worker(spec, number, threads)
-        self.assembler = Assembler(spec, attempt)
+        self.assembler = Assembler(spec, attempt, self.worker)
 
     place = _passed_on("place")
     attempts_in_scratch = _passed_on("attempts_in_scratch")
@@ -77,5 +77,6 @@ class Worker:
     score = _passed_on("score")
     decode_speed = _passed_on("decode_speed")
     assemble = _passed_on("assemble", ASSEMBLING, to="assembler")
+    prove = _passed_on("prove", ASSEMBLING, to="assembler")
     publish = _passed_on("publish", ASSEMBLING, to="assembler")
     clean = _passed_on("clean", ASSEMBLING, to="assembler")

@@ -24,6 +24,7 @@ from torch import nn
 from service.domain.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
 from service.errors import InvalidParameter
 from service.inputs.checks import check_allowed
+from service.inputs.sources import fetch_model
 from service.settings import Settings
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
 from workers.actors.scratch import attempts_in, remove_attempts
@@ -90,6 +91,7 @@ class Worker:
         self._mixed_precision = spec.mixed_precision == "bf16" or (
             spec.mixed_precision == "auto" and multiplies_bfloat16(self._device)
         )
+        self.carried: list[str] = []  # names of stored tensors that the model does not use
         self._groups: dict[str, InputGroup] = {}
         self._statistics: dict[str, GroupStatistics] = {}
         self._solutions: dict[str, Solution] = {}
@@ -99,7 +101,6 @@ class Worker:
         self._model: Any = None
         self._substitution: Substitution | None = None
         self._loaded_from: Path | None = None
-        self._unfused = False
         self._kept_calibration: CalibrationCheckpoints | None = None
         self._kept_solutions: SolvedCheckpoints | None = None
 
@@ -135,10 +136,11 @@ class Worker:
         for the evaluation's tasks: CodeExecutionForbidden, SandboxUnavailable, HarnessMissing.
         """
         _check_tasks(self._spec, self._settings)
-        unused = check_writable(self._source)
-        self._model = load_model(self._source, self._device)
-        self._loaded_from = self._source
-        self._unfused = unfuse(self._model)
+        unused = check_writable(self.source)
+        self.carried = [*unused.carried]
+        self._model = load_model(self.source, self._device)
+        self._loaded_from = self.source
+        unfuse(self._model)
         _check_positions(self._spec, self._model.config)
         groups = input_groups(self._model, compressible_layers(self._model))
         self._groups = {group.name: group for group in groups}
@@ -148,8 +150,8 @@ class Worker:
         return ModelSummary(
             type(self._model).__name__,
             parameter_count(self._model),
-            sum(file.stat().st_size for file in weight_files(self._source)),
-            str(stored_dtype(self._source)).removeprefix("torch."),
+            sum(file.stat().st_size for file in weight_files(self.source)),
+            str(stored_dtype(self.source)).removeprefix("torch."),
             groups,
             _left_dense(self._model, groups),
             unused.carried,
@@ -157,25 +159,35 @@ class Worker:
         )
 
     @cached_property
-    def _source(self) -> Path:
-        """The model's folder on this node, prepared once."""
-        return prepare_model(self._spec.model, self._settings)
+    def original(self) -> Path:
+        """What the job names, on this node: a model's folder, or a GGUF file."""
+        return fetch_model(self._spec.model, self._settings)
+
+    @cached_property
+    def source(self) -> Path:
+        """The model's folder on this node."""
+        return prepare_model(self.original, self._settings)
+
+    @property
+    def model(self) -> Any:
+        """The model that it holds now, with the layers that were put into it."""
+        return self._model
 
     def texts(self) -> Texts:
         """Read and tokenize the job's texts; one worker does it for all."""
-        tokenizer = load_tokenizer(self._source)
+        tokenizer = load_tokenizer(self.source)
         texts = read_texts(self._spec, tokenizer, self._settings)
-        check_token_ids(texts, tokenizer, vocabulary_size(self._source))
+        check_token_ids(texts, tokenizer, vocabulary_size(self.source))
         return texts
 
     def exercises(self) -> list[Exercise]:
         """Read the problems of the job's tasks; one worker does it for all, once it has loaded."""
-        tokenizer = load_tokenizer(self._source)
+        tokenizer = load_tokenizer(self.source)
         return read_exercises(self._spec, tokenizer, _positions(self._model.config), self._settings)
 
     def digest(self) -> str:
         """The sha256 of the model's files; one worker computes it for all."""
-        return model_digest(self._source)
+        return model_digest(self.source)
 
     def resume(self, place: Place, owned: Sequence[str]) -> TakenOver:
         """Have those of the owned groups that an earlier attempt has solved.
@@ -266,20 +278,19 @@ class Worker:
         return interpolate(self._solutions[layer].truncate(rank))
 
     def release(self) -> None:
-        """Forget the factors: every artifact is written. What follows are measurements.
-
-        A model that was unfused is loaded again for them, as its user would load it.
-        """
+        """Forget factors and model: every artifact is written. What follows loads models anew."""
         self._solutions.clear()
         self._interpolated.clear()
-        if self._unfused:
-            self._loaded_from = None
+        self._substitution = None
+        self._model = self._loaded_from = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def substitute(self, dtype: str, names: Sequence[str], *layers: Interpolation | None) -> None:
         """Put layers into the source model as an artifact of a precision has them; None: dense."""
         if self._substitution is None:
             precision = getattr(torch, dtype)
-            exact = set(stored_dtypes(self._source)) == {precision}
+            exact = set(stored_dtypes(self.source)) == {precision}
             self._substitution = Substitution(self._model, precision, exact=exact)
         self._substitution.put(dict(zip(names, layers, strict=True)))
 
@@ -302,10 +313,10 @@ class Worker:
             case MultipleChoice():
                 return score_questions(model, problems, size)
             case PassAt1():
-                return score_functions(model, load_tokenizer(self._source), problems, task)
+                return score_functions(model, load_tokenizer(self.source), problems, task)
             case LmEval():
                 (name,) = problems
-                tokenizer = load_tokenizer(self._source)
+                tokenizer = load_tokenizer(self.source)
                 return score_harness_task(model, tokenizer, name, task, self._settings, size)
 
     def decode_speed(self, folder: Path | None, prompt: Sequence[int]) -> float:
@@ -317,7 +328,7 @@ class Worker:
 
         The model held before is dropped first: a worker has memory for one.
         """
-        folder = artifact or self._source
+        folder = artifact or self.source
         if folder != self._loaded_from:
             self._model = None
             self._model = load_model(folder, self._device, trust_remote_code=artifact is not None)

@@ -64,6 +64,11 @@ class Piece:
     _fused: Mapping[str, tuple[str, ...]]
     _stored: StoredTensors
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names under which the checkpoint stores what is read."""
+        return self._conversion.keys
+
     def read(self) -> dict[str, Tensor]:
         """The tensors by name; some are views of a stored one."""
         tensors = self._conversion.convert(
@@ -87,7 +92,7 @@ def source_tensors(folder: Path) -> Source:
         stored = StoredTensors(folder)
     model = _empty_model(folder)
     fused = fused_parameters(model)
-    matches = _Matches.of(model, stored.keys())
+    matches = _Matches.of(model, tuple(stored))
     matches.check_copies(stored)
     pieces, found = [], set(model.all_tied_weights_keys)
     for conversion in _conversions(model, matches):
