@@ -47,8 +47,11 @@ def _invented(source: Path, gguf: Path) -> str | None:
 
 
 def _has_copy(written: StoredTensors, tensor: torch.Tensor) -> bool:
-    """Whether the artifact has an equal tensor, as it has of a tied weight that is stored twice."""
+    """Whether the artifact has an equal matrix, as it has of a tied weight that is stored twice.
+
+    Vectors are never tied, and many are equal: norms of ones, biases of zeros.
+    """
     alike = (key for key in written if written.shape(key).shape == tensor.shape)
-    return any(
+    return tensor.ndim > 1 and any(
         torch.equal(own, tensor.to(own.dtype)) for key in alike for own in [written.read(key)]
     )

@@ -109,9 +109,8 @@ def _tokenized_differently(source: Path, folder: Path) -> Iterator[str]:
     except Exception as error:
         yield f"its tokenizer does not load: {type(error).__name__}: {_one_line(error)}"
         return
-    for what, value in theirs.items():
-        if ours[what] != value:
-            yield f"its tokenizer differs from the source's in {what}"
+    if different := [what for what, value in theirs.items() if ours[what] != value]:
+        yield f"its tokenizer differs from the source's in {', '.join(different)}"
 
 
 @cache
@@ -128,6 +127,7 @@ def _description(folder: Path) -> Mapping[str, Any]:
         "its chat template": tokenizer.chat_template,
         "its longest text": tokenizer.model_max_length,
         "its padding": (tokenizer.padding_side, tokenizer.pad_token_id),
+        "its reference to Python code": "auto_map" in tokenizer.init_kwargs,
         "the ids of a text": [tokenizer(text)["input_ids"] for text in texts],
     }
 
