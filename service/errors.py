@@ -44,6 +44,7 @@
         ├── DiskFull
         ├── NodeLost
         ├── OutOfMemory          not retried: it would run out again
+        ├── MemoryTaken
         ├── SandboxUnavailable   not retried: the machine needs another kernel
         ├── HarnessMissing       not retried: an administrator must install it
         ├── AttemptLost              the attempt ended and its driver reported no result
@@ -358,6 +359,12 @@ class OutOfMemory(InfrastructureError):
 
     code = "out_of_memory"
     retryable = False
+
+
+class MemoryTaken(InfrastructureError):
+    """Processes other than the job's took the memory of a worker's machine."""
+
+    code = "memory_taken"
 
 
 class SandboxUnavailable(InfrastructureError):

@@ -1,18 +1,26 @@
 """The interface of the actors. Each call is passed on to the object that does the work.
 
+Errors that are not ours are named here, see `workers.actors.failures`.
+
 Those objects' modules import torch and transformers, which takes seconds. The actor's process
 imports them, while the driver goes on; the driver never does.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from service.domain.spec import JobSpec
+from service.errors import EigenpressError
+from workers.actors.failures import named
+
+log = logging.getLogger("eigenpress.worker")
 
 SERVING = "serving"
 """The concurrency group of the methods that only return finished results."""
@@ -25,7 +33,13 @@ def _passed_on(
     name: str, concurrency_group: str | None = None, *, to: str = "worker"
 ) -> Callable[..., Any]:
     def method(self: Any, *arguments: Any) -> Any:
-        return getattr(getattr(self, to), name)(*arguments)
+        try:
+            return getattr(getattr(self, to), name)(*arguments)
+        except (EigenpressError, RayError):
+            raise
+        except Exception as error:
+            log.exception("%s failed", name)
+            raise named(error) from None
 
     method.__name__ = name
     if concurrency_group is None:

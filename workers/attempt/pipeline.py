@@ -99,6 +99,12 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
         return Attempt(job, progress, settings, actors).run()
 
 
+def worker_pids(progress: Progress) -> frozenset[int]:
+    """The process ids of the workers that the job was placed on last."""
+    placed = progress.last_noted(PLACED) or {}
+    return frozenset(worker["pid"] for worker in placed.get("workers", ()))
+
+
 class Attempt:
     """One attempt on its group of actors."""
 
