@@ -22,7 +22,6 @@ from cachetools import LRUCache, cachedmethod
 from torch import nn
 
 from service.domain.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
-from service.errors import InvalidParameter
 from service.inputs.checks import check_allowed
 from service.inputs.sources import fetch_model
 from service.settings import Settings
@@ -46,11 +45,12 @@ from workers.compression.unfuse import router_paths, unfuse
 from workers.evaluation.choices import score_questions
 from workers.evaluation.harness import check_harness, score_harness_task
 from workers.evaluation.losses import TextLoss
+from workers.evaluation.positions import check_positions, positions
 from workers.evaluation.problems import Exercise, read_exercises
 from workers.evaluation.programs import score_functions
 from workers.evaluation.sandbox import check_sandbox
 from workers.evaluation.scores import Scores
-from workers.evaluation.speed import PROMPT_TOKENS, decode_speed
+from workers.evaluation.speed import decode_speed
 from workers.evaluation.substitution import Substitution
 from workers.evaluation.text import text_loss
 from workers.model.loading import (
@@ -141,7 +141,7 @@ class Worker:
         self._model = load_model(self.source, self._device)
         self._loaded_from = self.source
         unfuse(self._model)
-        _check_positions(self._spec, self._model.config)
+        check_positions(self._spec, self._model.config)
         groups = input_groups(self._model, compressible_layers(self._model))
         self._groups = {group.name: group for group in groups}
         self._statistics = Calibration.zeros(
@@ -183,7 +183,7 @@ class Worker:
     def exercises(self) -> list[Exercise]:
         """Read the problems of the job's tasks; one worker does it for all, once it has loaded."""
         tokenizer = load_tokenizer(self.source)
-        return read_exercises(self._spec, tokenizer, _positions(self._model.config), self._settings)
+        return read_exercises(self._spec, tokenizer, positions(self._model.config), self._settings)
 
     def digest(self) -> str:
         """The sha256 of the model's files; one worker computes it for all."""
@@ -350,24 +350,6 @@ def _device_kind(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     bfloat16 = " bfloat16" if multiplies_bfloat16(device) else ""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}{bfloat16}"
-
-
-def _check_positions(spec: JobSpec, config: Any) -> None:
-    longest = _positions(config)
-    lengths = {
-        "calibration.sequence_length": spec.calibration.sequence_length,
-        "evaluation.decode_tokens": spec.evaluation.decode_tokens + PROMPT_TOKENS,
-    }
-    for param, length in lengths.items():
-        if longest is not None and length > longest:
-            raise InvalidParameter(
-                f"The model reads {longest} tokens at most; this asks for {length}.", param=param
-            )
-
-
-def _positions(config: Any) -> int | None:
-    """How many tokens the model can read, where its configuration says so."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _check_tasks(spec: JobSpec, settings: Settings) -> None:
