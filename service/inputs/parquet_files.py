@@ -87,7 +87,7 @@ class ParquetReader:
         said = next(answers)
         columns_there = {name: Column(**column) for name, column in said["columns"].items()}
         return Footer(said["rows"], columns_there), (
-            dict(zip(columns or (), row, strict=True)) for row in answers
+            dict(zip(columns or (), row, strict=True)) for rows in answers for row in rows
         )
 
     def _answers(self, file: Path, columns: Sequence[str] | None, max_bytes: int) -> Iterator[Any]:
@@ -164,7 +164,7 @@ def _read_line(process: subprocess.Popen[bytes]) -> bytes:
     if line.endswith(b"\n"):
         return line
     if len(line) == MAX_ROW_BYTES:
-        raise ParquetUnreadable(f"a row has more than {MAX_ROW_BYTES} bytes as JSON")
+        raise ParquetUnreadable(f"it has rows of more than {MAX_ROW_BYTES} bytes as JSON")
     raise _death(process.wait())
 
 

@@ -3,8 +3,8 @@
 A small Parquet file can expand to any size: pages, dictionaries and nested lists are allocated as
 the file declares them. `service.inputs.parquet_files` starts this program. Each line of standard
 input is a request: a path, the columns to read (null: none) and the bounds. The answer is a line
-that describes the file, a line for each row (an array with the values of the columns) and an empty
-line. A line `{"error": ...}` takes the place of what cannot be read.
+that describes the file, lines with arrays of rows (each an array of the columns' values) and an
+empty line. A line `{"error": ...}` takes the place of what cannot be read.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
-BATCH_ROWS = 16
-"""All of them are in memory at once, each up to the largest document."""
+MAX_BATCH_ROWS = 1024
+BATCH_BYTES = 4 * 2**20
+"""About how much of a file is in memory at once, if its rows are as large as its footer says."""
 TAIL = struct.Struct("<I4s")
 FAILURES = (
     ArithmeticError,
@@ -81,8 +82,28 @@ def _read(path: str, columns: list[str] | None) -> Iterator[Any]:
             "columns": {field.name: describe(field.type) for field in table.schema_arrow},
         }
         if columns is not None and set(columns) <= set(table.schema_arrow.names):
-            for batch in table.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
-                yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+            count = _batch_rows(table.metadata)
+            for batch in table.iter_batches(count, columns=columns, use_threads=False):
+                yield from _rows([_expanded(batch.column(name)) for name in columns])
+
+
+def _batch_rows(footer: parquet.FileMetaData) -> int:
+    total = sum(footer.row_group(n).total_byte_size for n in range(footer.num_row_groups))
+    rows: int = BATCH_BYTES * footer.num_rows // max(1, total)
+    return max(1, min(rows, MAX_BATCH_ROWS))
+
+
+def _expanded(column: arrow.Array) -> arrow.Array:
+    return column.dictionary_decode() if isinstance(column, arrow.DictionaryArray) else column
+
+
+def _rows(columns: list[arrow.Array]) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows of a batch: together if they are small, which is faster, else one by one."""
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
+    if sum(column.nbytes for column in columns) <= 2 * BATCH_BYTES:
+        yield list(rows)
+    else:
+        yield from ([row] for row in rows)
 
 
 def _check_footer(path: str, bound: int) -> None:

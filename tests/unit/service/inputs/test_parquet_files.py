@@ -73,7 +73,7 @@ def test_a_row_of_nulls_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(parquet_files, "MAX_ROW_BYTES", 1000)
     nulls = arrow.ListArray.from_arrays([0, 1000], arrow.nulls(1000, arrow.int8()))
     parquet.write_table(arrow.table({"text": nulls}), tmp_path / "a.parquet")
-    with pytest.raises(ParquetUnreadable, match="a row has more than 1000 bytes"):
+    with pytest.raises(ParquetUnreadable, match="rows of more than 1000 bytes"):
         read(tmp_path / "a.parquet")
 
 
@@ -98,6 +98,12 @@ def test_a_large_footer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(parquet_files, "MAX_FOOTER_BYTES", 100)
     with pytest.raises(ParquetUnreadable, match="its footer has more than 100 bytes"):
         read(tmp_path / "a.parquet")
+
+
+def test_large_and_small_rows_come_in_order(tmp_path: Path) -> None:
+    texts = ["a" * 24 * MIB, "small", None, "b" * 24 * MIB, *map(str, range(5000))]
+    parquet.write_table(arrow.table({"text": texts}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == [{"text": text} for text in texts]
 
 
 def test_one_process_reads_many_files(tmp_path: Path) -> None:
