@@ -83,7 +83,9 @@ class EigenpressError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str | None = None, *, param: str | None = None) -> None:
-        self.detail = detail or inspect.cleandoc(type(self).__doc__ or "")
+        detail = detail or inspect.cleandoc(type(self).__doc__ or "")
+        # Names of files and fields may hold half a character, which no answer can carry.
+        self.detail = detail.encode(errors="backslashreplace").decode()
         self.param = param
         super().__init__(self.detail)
 
