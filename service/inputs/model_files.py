@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from service.errors import ModelConfigMissing, ModelInvalid, NotACausalLM, UnsafeWeights
+from service.printable import shortened
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -56,8 +57,6 @@ MAX_HEADER_BYTES = 32 * 2**20
 MAX_DIMENSIONS = 16
 MAX_EXTENT = 2**48
 """The limits of a tensor's shape; products of larger numbers take long to compute."""
-MAX_SHOWN_CHARACTERS = 80
-"""Longer names of a file's author are cut in messages."""
 
 QUANTISED_DTYPES = ("F8", "F6", "F4")
 """The beginnings of the names of floating-point numbers of 8 bits or fewer."""
@@ -115,7 +114,8 @@ def check_folder(folder: Path, param: str) -> None:
         missing = tensors - check_safetensors(folder / name, param)
         if missing:
             raise ModelInvalid(
-                f"'{name}' lacks the tensor '{min(missing)}' that {INDEX_NAME} names.", param=param
+                f"'{name}' lacks the tensor '{shortened(min(missing))}' that {INDEX_NAME} names.",
+                param=param,
             )
 
 
@@ -176,7 +176,7 @@ def check_config(data: bytes, param: str) -> None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise ModelInvalid(
             f"{CONFIG_NAME} says that the weights are quantised "
-            f"({method or 'quantization_config'}). {DEQUANTISE}",
+            f"({shortened(str(method or 'quantization_config'))}). {DEQUANTISE}",
             param=param,
         )
     architectures = config.get("architectures")
@@ -185,8 +185,8 @@ def check_config(data: bytes, param: str) -> None:
     ):
         return
     raise NotACausalLM(
-        f"{CONFIG_NAME} names the architectures {architectures!r}, none of which is a "
-        "causal language model.",
+        f"{CONFIG_NAME} names the architectures {shortened(repr(architectures))}, none of which is "
+        "a causal language model.",
         param=param,
     )
 
@@ -211,7 +211,7 @@ def check_safetensors(path: Path, param: str) -> set[str]:
 
 def _tensor(file: str, key: str, entry: object, param: str) -> _Tensor:
     """One entry of a header. Raises `ModelInvalid` at the first that is wrong or quantised."""
-    name = f"The tensor '{_shown(key)}' of '{file}'"
+    name = f"The tensor '{shortened(key)}' of '{file}'"
     try:
         tensor = _Tensor.model_validate(entry)
     except ValidationError as error:
@@ -222,13 +222,9 @@ def _tensor(file: str, key: str, entry: object, param: str) -> _Tensor:
         ) from None
     if tensor.dtype.startswith(QUANTISED_DTYPES):
         raise ModelInvalid(
-            f"{name} is quantised ({_shown(tensor.dtype)}). {DEQUANTISE}", param=param
+            f"{name} is quantised ({shortened(tensor.dtype)}). {DEQUANTISE}", param=param
         )
     return tensor
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
 
 
 def _check_index(data: bytes, names: Collection[str], param: str) -> dict[str, set[str]]:
@@ -239,11 +235,11 @@ def _check_index(data: bytes, names: Collection[str], param: str) -> dict[str, s
     for tensor, name in weight_map.items():
         if not isinstance(name, str):
             raise ModelInvalid(
-                f"{INDEX_NAME} gives no file name for '{_shown(tensor)}'.", param=param
+                f"{INDEX_NAME} gives no file name for '{shortened(tensor)}'.", param=param
             )
         weights.setdefault(name, set()).add(tensor)
     for name in weights:
-        file = f"{INDEX_NAME} names '{_shown(name)}'"
+        file = f"{INDEX_NAME} names '{shortened(name)}'"
         if "/" in name or "\\" in name or not name.endswith(".safetensors"):
             raise ModelInvalid(f"{file}: not a safetensors file.", param=param)
         if name not in names:
@@ -270,10 +266,11 @@ def _check_offsets(name: str, tensors: Mapping[str, _Tensor], size: int, param: 
     for key, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         begin, after = tensor.data_offsets
         item = _BYTES.get(tensor.dtype)
+        what = f"The tensor '{shortened(key)}' of '{name}'"
         if begin != end or after < begin:
-            raise ModelInvalid(f"The tensor '{key}' of '{name}' is out of place.", param=param)
+            raise ModelInvalid(f"{what} is out of place.", param=param)
         if item and math.prod(tensor.shape) * item != after - begin:
-            raise ModelInvalid(f"The tensor '{key}' of '{name}' has a wrong size.", param=param)
+            raise ModelInvalid(f"{what} has a wrong size.", param=param)
         end = after
     if end != size:
         state = "is truncated" if end > size else "has bytes that belong to no tensor"

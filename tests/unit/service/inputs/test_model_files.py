@@ -177,7 +177,7 @@ def test_safetensors_under_a_name_that_transformers_does_not_read(model_folder: 
         ({"w": "pytorch_model.bin"}, "not a safetensors file"),
         ({}, "index.json has no weight_map"),
         ({"w": 1}, "index.json gives no file name for 'w'"),
-        ({"w" * 1000: [1]}, "gives no file name for '" + "w" * 80 + "...'"),
+        ({"w" * 1000: [1]}, "gives no file name for '" + "w" * 80 + "…'"),
         ([], "index.json has no weight_map"),
     ],
 )
