@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, LiteralString, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -33,6 +34,8 @@ MAX_CURVE_POINTS = 64
 MAX_TASKS = 32
 MAX_PROBLEMS = 100_000
 MAX_PERPLEXITY_INCREASE = 1000.0
+MAX_WILDCARD_NAMES = 16
+"""Each costs time for every file that the pattern is compared with."""
 MAX_WORKERS = 1024
 MAX_SEQUENCES = 1_000_000
 MAX_SEQUENCE_LENGTH = 131_072
@@ -85,6 +88,22 @@ def _refuse_repeated(names: Sequence[str], code: LiteralString, message: Literal
             raise PydanticCustomError(code, message, {"name": name})
 
 
+def _refuse_many_wildcards(pattern: str) -> str:
+    wild = [name for name in pattern.split("/") if name != "**" and set(name) & set("*?[")]
+    if len(wild) > MAX_WILDCARD_NAMES:
+        raise PydanticCustomError(
+            "invalid_parameter",
+            "has wildcards in {count} names; at most {most} are allowed",
+            {"count": len(wild), "most": MAX_WILDCARD_NAMES},
+        )
+    return pattern
+
+
+Pattern = Annotated[
+    str, Field(min_length=1, max_length=512), AfterValidator(_refuse_many_wildcards)
+]
+
+
 class LocalPath(Body):
     """A folder or file that every machine of the cluster sees under the same path."""
 
@@ -113,21 +132,21 @@ class LocalData(LocalPath):
     Each file, JSONL line or Parquet row is a document.
     """
 
-    pattern: str = Field(default="**/*", min_length=1, max_length=512)
+    pattern: Pattern = "**/*"
     text_field: str = Field(default="text", min_length=1, max_length=200)
 
 
 class S3Data(S3Prefix):
     """Text files below an S3 prefix."""
 
-    pattern: str = Field(default="**/*", min_length=1, max_length=512)
+    pattern: Pattern = "**/*"
     text_field: str = Field(default="text", min_length=1, max_length=200)
 
 
 class HubData(HubModel):
     """Text, JSONL or Parquet files of a hub dataset, pinned to a commit."""
 
-    pattern: str = Field(default="**/*", min_length=1, max_length=512)
+    pattern: Pattern = "**/*"
     text_field: str = Field(default="text", min_length=1, max_length=200)
 
 

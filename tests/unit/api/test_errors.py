@@ -145,6 +145,13 @@ INVALID = [
         "calibration.data.path", "", "invalid_parameter", "calibration.data.path", id="empty-path"
     ),
     pytest.param(
+        "calibration.data.pattern",
+        "a*/**/" * 17 + "x",
+        "invalid_parameter",
+        "calibration.data.pattern",
+        id="many-wildcards",
+    ),
+    pytest.param(
         "calibration.sequences", 0, "invalid_parameter", "calibration.sequences", id="no-sequences"
     ),
     pytest.param("name", "a b", "invalid_parameter", "name", id="name-with-space"),
