@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
-MAX_VALUE_CHARACTERS = 512 * 1024
+MAX_VALUE_CHARACTERS = 128 * 1024
 """Of one value; real ones have hundreds, and the free text of a header some thousands."""
 FIRST_LOOK = 1024
 """Characters that nearly every value fits into; the parser gets a copy."""
+
+TURN = Lock()
+"""Held while JSON is parsed. Python runs one thread at a time, so several that parse side by side
+are no faster, but each of them delays the threads that only answer."""
 
 _BLANK = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
@@ -25,7 +30,8 @@ def read_object(text: str, visit: Callable[[str, int], int]) -> None:
 
     Raises ValueError if the text is something else.
     """
-    end = _after_blank(text, read_members(text, 0, visit))
+    with TURN:
+        end = _after_blank(text, read_members(text, 0, visit))
     if end != len(text):
         raise ValueError(f"Extra data at character {end}")
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from service.errors import ModelConfigMissing, ModelInvalid, NotACausalLM, UnsafeWeights
-from service.inputs.json_members import read_members, read_object, read_value
+from service.inputs.json_members import TURN, read_members, read_object, read_value
 from service.printable import shortened
 
 CONFIG_NAME = "config.json"
@@ -53,12 +53,12 @@ TEMPLATES_FOLDER = "additional_chat_templates"
 """The one folder below a model's: its further chat templates, as transformers saves them."""
 GGUF_SUFFIX = ".gguf"
 
-MAX_CONFIG_BYTES = 2**19
+MAX_CONFIG_BYTES = 2**18
 """It is parsed in one piece, while other requests wait."""
 MAX_INDEX_BYTES = 32 * 2**20
 MAX_HEADER_BYTES = 32 * 2**20
 """The header of a file with a hundred thousand tensors takes half of it."""
-MAX_TENSORS = 300_000
+MAX_TENSORS = 200_000
 """The limit of an index, and of a file; the largest models have about a hundred thousand."""
 MAX_DIMENSIONS = 16
 MAX_EXTENT = 2**48
@@ -350,7 +350,7 @@ def _not_json(what: str, param: str) -> Iterator[None]:
 
 
 def _parse_object(data: bytes, what: str, param: str) -> dict[str, Any]:
-    with _not_json(what, param):
+    with _not_json(what, param), TURN:
         parsed = json.loads(data)
     if not isinstance(parsed, dict):
         raise ModelInvalid(f"{what} is not a JSON object.", param=param)

@@ -230,7 +230,7 @@ def test_an_index_beyond_the_bound(model_folder: Path, monkeypatch: pytest.Monke
         ),
         (safetensors({"w": {**TENSOR, "data_offsets": [-16, 0]}}), "wrongly: data_offsets.0: "),
         (safetensors({"w": {**TENSOR, "shape": [-2, -2]}}), "described wrongly: shape.0: "),
-        (safetensors({"w": {**TENSOR, "shape": [1] * 100_000}}), "described wrongly: shape: "),
+        (safetensors({"w": {**TENSOR, "shape": [1] * 40_000}}), "described wrongly: shape: "),
         (safetensors({"w": {**TENSOR, "shape": [2**200]}}), "described wrongly: shape.0: "),
         (safetensors({"w": {**TENSOR, "data_offsets": [16, 0]}}), "out of place"),
         (safetensors({"w": {**TENSOR, "data_offsets": [1, 17]}}, bytes(17)), "out of place"),
