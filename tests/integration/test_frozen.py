@@ -191,7 +191,7 @@ def _probe(port: int, bodies: list[bytes]) -> list[float]:
     stop = Event()
 
     def attack(body: bytes) -> set[int]:
-        answers = set()
+        answers: set[int] = set()
         with _client(port) as http:
             while not (stop.is_set() and answers):
                 answers.add(http.post("/v1/jobs", content=body, headers=JSON).status_code)

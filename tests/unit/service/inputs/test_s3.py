@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from service.errors import InvalidParameter, PathNotAllowed
-from service.inputs import s3
 from service.inputs.s3 import list_source
 from service.settings import Settings
+from service.storage.s3 import ObjectStorage
 
 ALLOWED = ("s3://models/public", "s3://texts/")
 
@@ -23,7 +23,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def reach(*_: object, **__: object) -> None:
         raise Reached
 
-    monkeypatch.setattr(s3.ObjectStorage, "from_settings", reach)
+    monkeypatch.setattr(ObjectStorage, "from_settings", reach)
 
 
 def read(uri: str, **settings: Any) -> None:
