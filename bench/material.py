@@ -8,6 +8,7 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from bench import demo_data
 from service.domain.spec import LocalPath
 from service.inputs.documents import Document, read_documents
+from service.inputs.opening import HeldFiles
 from service.settings import Settings
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import Method
@@ -49,8 +51,12 @@ def model_folder(path: Path | None, state: Path) -> Path:
     Raises the errors of `workers.model.loading.prepare_model`, and FileNotFoundError.
     """
     path = (path or demo_data.model_file()).resolve()
+    if path.is_dir():
+        return path
     settings = Settings(data_dir=state.resolve(), allowed_roots=(path.parent,))
-    return prepare_model(LocalPath(source="local", path=str(path)), settings)
+    with TemporaryDirectory() as scratch:
+        source = LocalPath(source="local", path=str(path))
+        return prepare_model(source, settings, HeldFiles(Path(scratch)))
 
 
 def library_documents() -> list[Document]:
@@ -67,7 +73,7 @@ def problem_documents(state: Path) -> list[Document]:
     state.mkdir(parents=True, exist_ok=True)
     file = state / "humaneval.jsonl"
     demo_data.write_problems(file)
-    return list(read_documents(file, "*", "text", "humaneval"))
+    return list(read_documents(file.resolve(), "*", "text", "humaneval"))
 
 
 def load(folder: Path, device: torch.device) -> Any:

@@ -18,13 +18,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from service.errors import DataInvalid, DataNotFound, PathNotAllowed
 from service.inputs.glob import has_wildcard, selected_files
+from service.inputs.opening import open_file
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
 MAX_DOCUMENTS = 10_000_000
@@ -62,20 +63,20 @@ def read_records(
 ) -> Iterator[Record]:
     """Every JSONL line and Parquet row of one file, or of the files below a folder.
 
-    `params` maps each field to read to the field of the request that names it. Raises
-    `DataNotFound` if the pattern selects nothing, `PathNotAllowed` for a link that leads out of
-    `root`, and `DataInvalid` for files of another kind and for rows that cannot be read, lack a
-    field or exceed a bound. The size of a row is that of its fields as JSON.
+    `root` is a resolved path. `params` maps each field to read to the field of the request that
+    names it. Raises `DataNotFound` if the pattern selects nothing, `PathNotAllowed` for a link that
+    leads out of `root`, and `DataInvalid` for files of another kind and for rows that cannot be
+    read, lack a field or exceed a bound. The size of a row is that of its fields as JSON.
     """
-    folder, paths = _files(root, pattern, param)
     count = size = 0
-    for path in paths:
+    for path in _files(root, pattern, param):
         try:
-            for row, fields in _records(_inside(folder, path, param), path, params, param):
-                where = f"{path}:{row}"
-                count, size = count + 1, size + _checked_size(fields, where, param)
-                _check_bounds(count, size, param)
-                yield Record(where, fields)
+            with _opened(root, path, param) as file:
+                for row, fields in _records(file, path, params, param):
+                    where = f"{path}:{row}"
+                    count, size = count + 1, size + _checked_size(fields, where, param)
+                    _check_bounds(count, size, param)
+                    yield Record(where, fields)
         except _NotText as reason:
             raise _refusal(reason, path, param) from reason
         except READING_ERRORS as error:
@@ -91,17 +92,18 @@ def read_documents(
 ) -> Iterator[Document]:
     """Every document of one file, or of the files below a folder in the order of their paths.
 
-    Calls `on_skip` with the path of each skipped file and the reason. Raises `DataNotFound` if the
-    pattern selects nothing, `PathNotAllowed` if it names a link that leads out of `root`, and
-    `DataInvalid` for text that cannot be read, exceeds a bound or is missing.
+    `root` is a resolved path. Calls `on_skip` with the path of each skipped file and the reason.
+    Raises `DataNotFound` if the pattern selects nothing, `PathNotAllowed` if it names a link that
+    leads out of `root`, and `DataInvalid` for text that cannot be read, exceeds a bound or is
+    missing.
     """
-    folder, paths = _files(root, pattern, param)
+    paths = _files(root, pattern, param)
     tolerant = has_wildcard(pattern) and root.is_dir()
     skipped: list[str] = []
     count = size = 0
     for path in paths:
         try:
-            for document in _read(folder, path, text_field, param):
+            for document in _read(root, path, text_field, param):
                 count, size = count + 1, size + len(document.text.encode())
                 _check_bounds(count, size, param)
                 yield document
@@ -127,10 +129,10 @@ def _refusal(reason: _NotText | PathNotAllowed, path: str, param: str) -> Except
     return DataInvalid(f"'{path}' cannot be read as text: {reason}.", param=param)
 
 
-def _files(root: Path, pattern: str, param: str) -> tuple[Path, list[str]]:
-    """The folder and, relative to it, the files to read."""
+def _files(root: Path, pattern: str, param: str) -> list[str]:
+    """The files to read, relative to the folder; or the name of the one file."""
     if root.is_file():
-        return root.parent, [root.name]
+        return [root.name]
     if not root.is_dir():
         raise DataNotFound(f"There is no text at {root}.", param=param)
     try:
@@ -139,7 +141,7 @@ def _files(root: Path, pattern: str, param: str) -> tuple[Path, list[str]]:
         raise DataInvalid(f"A folder below {root} cannot be read: {error}", param=param) from error
     if not paths:
         raise DataNotFound(f"No file below {root} matches '{pattern}'.", param=f"{param}.pattern")
-    return root, paths
+    return paths
 
 
 def _check_bounds(count: int, size: int, param: str) -> None:
@@ -154,18 +156,20 @@ def _check_bounds(count: int, size: int, param: str) -> None:
             )
 
 
-def _read(folder: Path, path: str, text_field: str, param: str) -> Iterator[Document]:
+def _read(root: Path, path: str, text_field: str, param: str) -> Iterator[Document]:
     """The documents of one file that have any text."""
-    file = _inside(folder, path, param)
     try:
-        for row, text in _rows(file, path, text_field, param):
-            if text.strip():
-                yield Document(path if row is None else f"{path}:{row}", text)
+        with _opened(root, path, param) as file:
+            for row, text in _rows(file, path, text_field, param):
+                if text.strip():
+                    yield Document(path if row is None else f"{path}:{row}", text)
     except READING_ERRORS as error:
         raise DataInvalid(f"'{path}' cannot be read: {error}", param=param) from error
 
 
-def _rows(file: Path, path: str, text_field: str, param: str) -> Iterator[tuple[int | None, str]]:
+def _rows(
+    file: IO[bytes], path: str, text_field: str, param: str
+) -> Iterator[tuple[int | None, str]]:
     if path.endswith(RECORD_SUFFIXES):
         params = {text_field: f"{param}.text_field"}
         for row, record in _records(file, path, params, param):
@@ -175,7 +179,7 @@ def _rows(file: Path, path: str, text_field: str, param: str) -> Iterator[tuple[
 
 
 def _records(
-    file: Path, path: str, params: Mapping[str, str], param: str
+    file: IO[bytes], path: str, params: Mapping[str, str], param: str
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if not path.endswith(RECORD_SUFFIXES):
         raise _NotText(f"it is none of {', '.join(RECORD_SUFFIXES)}")
@@ -183,21 +187,21 @@ def _records(
     return read(file, path, params, param)
 
 
-def _inside(folder: Path, path: str, param: str) -> Path:
+def _opened(root: Path, path: str, param: str) -> IO[bytes]:
+    """A file of the folder `root`, or `root` itself, opened below it whatever becomes of links."""
     try:
-        file = (folder / path).resolve()
+        file = (root if root.is_file() else root / path).resolve()
     except (OSError, RuntimeError) as error:  # a loop of links
         raise _NotText("it is a broken link") from error
-    if not file.is_relative_to(folder.resolve()):
-        raise PathNotAllowed(f"'{path}' is a link that leads out of {folder}.", param=param)
+    if not file.is_relative_to(root):
+        raise PathNotAllowed(f"'{path}' is a link that leads out of {root}.", param=param)
     if not file.is_file():
         raise _NotText("it is not a regular file")
-    return file
+    return open_file(file)
 
 
-def _whole_file(file: Path, path: str, param: str) -> str:
-    with file.open("rb") as stream:
-        data = stream.read(MAX_DOCUMENT_BYTES + 1)
+def _whole_file(file: IO[bytes], path: str, param: str) -> str:
+    data = file.read(MAX_DOCUMENT_BYTES + 1)
     whole = len(data) <= MAX_DOCUMENT_BYTES
     try:  # incrementally, because the bound may have cut a character in two
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=whole)
@@ -211,9 +215,9 @@ def _whole_file(file: Path, path: str, param: str) -> str:
 
 
 def _json_lines(
-    file: Path, path: str, params: Mapping[str, str], param: str
+    file: IO[bytes], path: str, params: Mapping[str, str], param: str
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with gzip.open(file) if path.endswith(".gz") else file.open("rb") as lines:
+    with gzip.open(file) if path.endswith(".gz") else file as lines:
         row = 0
         while line := lines.readline(MAX_DOCUMENT_BYTES + 1):
             row += 1
@@ -237,7 +241,7 @@ def _parse_json(line: bytes, where: str, param: str) -> dict[str, Any]:
 
 
 def _parquet_rows(
-    file: Path,
+    file: IO[bytes],
     path: str,
     params: Mapping[str, str],
     param: str,  # noqa: ARG001 - the signature of _json_lines

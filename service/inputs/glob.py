@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from service.inputs.opening import scan_folder
+
 WILDCARDS = "*?["
 ANY_FOLDERS = "**"
 
@@ -35,16 +37,28 @@ def selects(pattern: str, path: str) -> bool:
 
 
 def selected_files(root: Path, pattern: str) -> Iterator[str]:
-    """Relative paths of the selected files below `root`, in no particular order.
+    """Relative paths of the selected files below `root`, a resolved path, in no particular order.
 
     Links to folders are not entered. Raises OSError for a folder that cannot be read.
     """
-    for folder, folders, names in os.walk(root, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name).relative_to(root).as_posix()
-            if selects(pattern, path):
-                yield path
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with scan_folder(root / folder) as entries:
+            for entry in entries:
+                path = f"{folder}{entry.name}"
+                if _is_folder(entry):
+                    if not entry.is_symlink() and not entry.name.startswith("."):
+                        pending.append(f"{path}/")
+                elif selects(pattern, path):
+                    yield path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links, or one to a place that this process must not look at
+        return False
 
 
 def _matches(pattern: str, names: list[str]) -> bool:
@@ -85,7 +99,3 @@ def _steps(pattern: str) -> tuple[re.Pattern[str] | None, ...]:
         None if step == ANY_FOLDERS else re.compile(fnmatch.translate(step))
         for step in pattern.split("/")
     )
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -18,14 +18,13 @@ import torch
 
 from service.disk_full import naming_full_disk
 from service.domain.job import Artifact
-from service.domain.spec import JobSpec
 from service.settings import Settings
 from service.storage.publication import publish
 from service.storage.s3 import ObjectStorage
 from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.artifact.size import CheckpointSize
 from workers.compression.interpolation import Interpolation
-from workers.model.loading import prepare_model
+from workers.model.source import Source
 
 PREFETCHED_LAYERS = 4
 """The number of layers that are factorised and sent while the layers before them are written."""
@@ -34,8 +33,8 @@ PREFETCHED_LAYERS = 4
 class Assembler:
     """See the module. Its Ray actor is the worker's, in `workers.actors.interface`."""
 
-    def __init__(self, spec: JobSpec, attempt: str) -> None:
-        self._spec = spec
+    def __init__(self, attempt: str, source: Source) -> None:
+        self._source = source
         self._settings = Settings()
         self._scratch = self._settings.scratch_dir / attempt
 
@@ -46,7 +45,6 @@ class Assembler:
 
         Raises ModelInvalid if the source lacks any parameter of the model, and DiskFull.
         """
-        source = prepare_model(self._spec.model, self._settings)
 
         def compressed(layers: Sequence[str]) -> Iterator[Interpolation]:
             requested: deque[Any] = deque()
@@ -59,7 +57,9 @@ class Assembler:
 
         folder = self._scratch / target
         with naming_full_disk(folder):
-            size = write_checkpoint(source, folder, ranks, compressed, getattr(torch, dtype))
+            size = write_checkpoint(
+                self._source.folder, folder, ranks, compressed, getattr(torch, dtype)
+            )
         return folder, size
 
     def publish(

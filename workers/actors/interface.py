@@ -25,7 +25,8 @@ def _passed_on(
     name: str, concurrency_group: str | None = None, *, to: str = "worker"
 ) -> Callable[..., Any]:
     def method(self: Any, *arguments: Any) -> Any:
-        return getattr(getattr(self, to), name)(*arguments)
+        with self.source.naming_paths():
+            return getattr(getattr(self, to), name)(*arguments)
 
     method.__name__ = name
     if concurrency_group is None:
@@ -51,9 +52,11 @@ class Worker:
             _hide_gpus()
         from workers.actors.assembler import Assembler
         from workers.actors.worker import Worker
+        from workers.model.source import Source
 
-        self.worker = Worker(spec, number, threads)
-        self.assembler = Assembler(spec, attempt)
+        self.source = Source(spec.model, attempt)
+        self.worker = Worker(spec, number, threads, self.source)
+        self.assembler = Assembler(attempt, self.source)
 
     place = _passed_on("place")
     attempts_in_scratch = _passed_on("attempts_in_scratch")

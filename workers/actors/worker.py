@@ -12,7 +12,6 @@ import os
 import platform
 import socket
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +55,11 @@ from workers.model.loading import (
     load_model,
     load_tokenizer,
     parameter_count,
-    prepare_model,
     stored_dtype,
     stored_dtypes,
     vocabulary_size,
 )
+from workers.model.source import Source
 from workers.model.weight_files import weight_files
 from workers.resumption.calibrated import Calibrated
 from workers.resumption.calibration import CalibrationCheckpoints
@@ -79,11 +78,12 @@ BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16", "bf16")
 class Worker:
     """See the module. `workers.actors.interface` is its Ray actor; tests call it directly."""
 
-    def __init__(self, spec: JobSpec, number: int, threads: int) -> None:
+    def __init__(self, spec: JobSpec, number: int, threads: int, source: Source) -> None:
         torch.set_num_threads(threads)
         self._spec = spec
         self._number = number
         self._method = METHODS[spec.method]
+        self._prepared = source
         self._settings = Settings()
         self._versions = own_versions()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -156,10 +156,10 @@ class Worker:
             unused.left_out,
         )
 
-    @cached_property
+    @property
     def _source(self) -> Path:
-        """The model's folder on this node, prepared once."""
-        return prepare_model(self._spec.model, self._settings)
+        """The model's folder on this node."""
+        return self._prepared.folder
 
     def texts(self) -> Texts:
         """Read and tokenize the job's texts; one worker does it for all."""

@@ -20,6 +20,7 @@ from service.domain.manifest import sha256_of
 from service.domain.spec import ModelSource
 from service.errors import ModelInvalid
 from service.inputs.cache import cached
+from service.inputs.opening import HeldFiles
 from service.inputs.sources import fetch_model
 from service.settings import Settings
 from workers.model.gguf_conversion import convert_gguf
@@ -30,13 +31,13 @@ PRECISIONS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16
 """What an artifact may be stored in, by the names of safetensors."""
 
 
-def prepare_model(source: ModelSource, settings: Settings) -> Path:
+def prepare_model(source: ModelSource, settings: Settings, held: HeldFiles) -> Path:
     """Return a local Hugging Face folder with safetensors; fetch it at most once per node.
 
-    Raises the errors of `service.inputs.sources.fetch_model` and of
-    `workers.model.gguf_conversion.convert_gguf`.
+    A local model is read through `held`. Raises the errors of
+    `service.inputs.sources.fetch_model` and of `workers.model.gguf_conversion.convert_gguf`.
     """
-    path = fetch_model(source, settings)
+    path = fetch_model(source, settings, held)
     if path.is_dir():
         return path
     return cached(settings.cache_dir / "gguf", sha256_of(path), partial(convert_gguf, path))

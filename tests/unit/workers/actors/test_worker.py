@@ -12,6 +12,7 @@ import torch
 from service.domain.spec import JobSpec
 from workers.actors.worker import Worker
 from workers.artifact.checkpoint_writer import write_checkpoint
+from workers.model.source import Source
 
 SEQUENCES = [[number, *range(2, 33)] for number in range(2, 10)]
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -32,7 +33,8 @@ def worker(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             "targets": [{"max_perplexity_increase": 0.1}],
         }
     )
-    worker: Any = Worker(spec, 0, threads=torch.get_num_threads())
+    source = Source(spec.model, "job-1-1")
+    worker: Any = Worker(spec, 0, torch.get_num_threads(), source)
     model = worker.load()
     worker.calibrate(SEQUENCES)
     for group in model.groups:
@@ -80,7 +82,8 @@ def test_auto_is_mixed_precision_where_the_processor_has_instructions_for_it(
 ) -> None:
     exact = worker.measure(None, SEQUENCES)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
-    auto: Any = Worker(worker._spec.model_copy(update={"mixed_precision": "auto"}), 0, threads=1)
+    spec = worker._spec.model_copy(update={"mixed_precision": "auto"})
+    auto: Any = Worker(spec, 0, 1, worker._prepared)
     auto.load()
     assert (auto.measure(None, SEQUENCES) != exact) is mixed
 
