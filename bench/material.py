@@ -8,16 +8,13 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench import demo_data
-from service.domain.spec import LocalPath
 from service.inputs.documents import Document, read_documents
-from service.inputs.opening import HeldFiles
 from service.settings import Settings
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import Method
@@ -51,12 +48,7 @@ def model_folder(path: Path | None, state: Path) -> Path:
     Raises the errors of `workers.model.loading.prepare_model`, and FileNotFoundError.
     """
     path = (path or demo_data.model_file()).resolve()
-    if path.is_dir():
-        return path
-    settings = Settings(data_dir=state.resolve(), allowed_roots=(path.parent,))
-    with TemporaryDirectory() as scratch:
-        source = LocalPath(source="local", path=str(path))
-        return prepare_model(source, settings, HeldFiles(Path(scratch)))
+    return prepare_model(path, Settings(data_dir=state.resolve()))
 
 
 def library_documents() -> list[Document]:

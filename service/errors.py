@@ -22,6 +22,7 @@
     ├── JobConflict                  the job's state does not allow what was asked
     ├── AttemptStale                 a write by an attempt that is not the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
+    ├── ArtifactMismatch             an artifact that is not the model that was compressed
     ├── ArtifactConflict             another attempt has already published it
     ├── ObjectMissing                no object in the bucket has this key
     ├── SolveFailed                  an eigenproblem without a finite solution
@@ -43,6 +44,7 @@
         ├── DiskFull
         ├── NodeLost
         ├── OutOfMemory          not retried: it would run out again
+        ├── MemoryTaken
         ├── SandboxUnavailable   not retried: the machine needs another kernel
         ├── HarnessMissing       not retried: an administrator must install it
         ├── AttemptLost              the attempt ended and its driver reported no result
@@ -81,7 +83,9 @@ class EigenpressError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str | None = None, *, param: str | None = None) -> None:
-        self.detail = detail or inspect.cleandoc(type(self).__doc__ or "")
+        detail = detail or inspect.cleandoc(type(self).__doc__ or "")
+        # Names of files and fields may hold half a character, which no answer can carry.
+        self.detail = detail.encode(errors="backslashreplace").decode()
         self.param = param
         super().__init__(self.detail)
 
@@ -223,6 +227,12 @@ class ArtifactCorrupt(EigenpressError):
     code = "artifact_corrupt"
 
 
+class ArtifactMismatch(EigenpressError):
+    """An artifact is not the model that was compressed. Nothing was published."""
+
+    code = "artifact_mismatch"
+
+
 class ArtifactConflict(EigenpressError):
     """Another attempt has already published this artifact."""
 
@@ -351,6 +361,12 @@ class OutOfMemory(InfrastructureError):
 
     code = "out_of_memory"
     retryable = False
+
+
+class MemoryTaken(InfrastructureError):
+    """Processes other than the job's took the memory of a worker's machine."""
+
+    code = "memory_taken"
 
 
 class SandboxUnavailable(InfrastructureError):

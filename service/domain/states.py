@@ -46,6 +46,7 @@ class Step(StrEnum):
     SOLVE = "solve"
     ALLOCATE = "allocate"
     ASSEMBLE = "assemble"
+    PROVE = "prove"
     EVALUATE = "evaluate"
     PUBLISH = "publish"
 

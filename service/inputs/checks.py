@@ -15,7 +15,7 @@ from typing import Self
 
 from service.domain.spec import DataSource, JobSpec, MultipleChoice, PassAt1
 from service.errors import CodeExecutionForbidden, SubmissionCheckTimeout
-from service.inputs.sources import check_data, check_model
+from service.inputs.sources import check_data, check_model, check_problems
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
 
@@ -103,17 +103,18 @@ def _checks(
     yield "evaluation.tasks", partial(check_allowed, spec, settings)
     for param, source in _texts(spec):
         yield param, partial(check_data, source, settings, param)
+    for number, task in enumerate(spec.evaluation.tasks):
+        if isinstance(task, MultipleChoice | PassAt1):
+            param = f"evaluation.tasks.{number}"
+            yield f"{param}.data", partial(check_problems, task, settings, param)
     yield BUCKET, storage.check
 
 
 def _texts(spec: JobSpec) -> Iterator[tuple[str, DataSource]]:
-    """Every text and set of problems that the job names, and the field that names it."""
+    """Every text that the job names, and the field that names it."""
     yield "calibration.data", spec.calibration.data
     for number, dataset in enumerate(spec.evaluation.datasets):
         yield f"evaluation.datasets.{number}.data", dataset.data
-    for number, task in enumerate(spec.evaluation.tasks):
-        if isinstance(task, MultipleChoice | PassAt1):
-            yield f"evaluation.tasks.{number}.data", task.data
 
 
 def check_allowed(spec: JobSpec, settings: Settings) -> None:

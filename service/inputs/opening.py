@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,16 @@ def open_file(resolved: Path) -> IO[bytes]:
 
 
 @contextmanager
+def open_path(resolved: Path) -> Iterator[Path]:
+    """A path of the regular file at a resolved path, kept open. Raises OSError as `open_file`."""
+    descriptor = _open_file(resolved)
+    try:
+        yield _path_of(descriptor, resolved)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def scan_folder(resolved: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
     """What is in the folder at a resolved path. Raises OSError as `open_file` does."""
     descriptor = _open(resolved, os.O_RDONLY | _FOLDER)
@@ -50,6 +61,7 @@ class HeldFiles:
     """Files that stay open, and a private folder in which links to them stand at their paths.
 
     Whoever reads below the folder reads what was opened, whatever has become of the names since.
+    Threads may share it.
     """
 
     def __init__(self, parent: Path) -> None:
@@ -57,6 +69,7 @@ class HeldFiles:
         self._parent = parent
         self._root: Path | None = None
         self._held: dict[Path, int] = {}
+        self._lock = threading.Lock()
         self.close = weakref.finalize(self, _close, self._held)
 
     @property
@@ -72,15 +85,14 @@ class HeldFiles:
 
     def open(self, path: Path, resolved: Path) -> IO[bytes]:
         """Open a file as `open_file` does, and keep it. It is opened once for every path."""
-        link = self.view(path)
-        if path not in self._held:
-            descriptor = self._held[path] = _open_file(resolved)
-            target = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
-            with naming_full_disk(self.root):
-                link.parent.mkdir(parents=True, exist_ok=True)
-                # Where there is no such folder (macOS), a path is all that libraries can be given.
-                link.symlink_to(target if target.exists() else resolved)
-        return link.open("rb")
+        with self._lock:
+            link = self.view(path)
+            if path not in self._held:
+                descriptor = self._held[path] = _open_file(resolved)
+                with naming_full_disk(self.root):
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(_path_of(descriptor, resolved))
+            return link.open("rb")
 
     @contextmanager
     def naming_paths(self) -> Iterator[None]:
@@ -99,6 +111,15 @@ def _open_file(resolved: Path) -> int:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "It is not a regular file", str(resolved))
     return descriptor
+
+
+def _path_of(descriptor: int, resolved: Path) -> Path:
+    """A path by which libraries and other processes read an open file.
+
+    macOS has none: there they open the file again, and a link may have taken its place.
+    """
+    path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+    return path if path.exists() else resolved
 
 
 def _open(resolved: Path, flags: int) -> int:

@@ -39,6 +39,10 @@ class S3Listing:
     def read(self, path: str) -> bytes:
         return self.storage.get_bytes(self.objects[path].key)
 
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """The bytes of a part of an object, which must have these bytes."""
+        return self.storage.get_range(self.objects[path].key, start, length)
+
     def fetch(self, path: str, folder: Path) -> None:
         """Download one object to its own path below `folder`."""
         target = folder / path

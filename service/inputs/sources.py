@@ -7,7 +7,12 @@ submission does not contact the hub, which may be slow; its problems show when t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
 from service.domain.spec import (
@@ -17,16 +22,20 @@ from service.domain.spec import (
     LocalData,
     LocalPath,
     ModelSource,
+    MultipleChoice,
+    PassAt1,
     S3Data,
     S3Prefix,
 )
 from service.errors import (
     DataInvalid,
     DataNotFound,
+    InvalidParameter,
     ModelInvalid,
     ModelNotFound,
 )
 from service.inputs.cache import cached
+from service.inputs.documents import CHECKED_FILES, check_documents, check_records
 from service.inputs.gguf_header import check_gguf
 from service.inputs.glob import selected_files, selects
 from service.inputs.hub import HubRepository
@@ -42,6 +51,7 @@ from service.inputs.model_files import (
 )
 from service.inputs.opening import HeldFiles, Open, open_file, scan_folder
 from service.inputs.s3 import S3Listing, list_source, missing_as
+from service.inputs.text_files import copy_checked
 from service.settings import Settings
 
 MAX_MODEL_FILES = 500
@@ -83,18 +93,36 @@ def fetch_model(source: ModelSource, settings: Settings, held: HeldFiles) -> Pat
 
 
 def check_data(source: DataSource, settings: Settings, param: str) -> None:
-    """Raise unless the source has at least one file that its pattern selects.
+    """Raise unless the pattern selects files, and the beginnings of the first ones are text.
 
     Raises `PathNotAllowed`, `DataNotFound`, `DataInvalid`, and for S3 the storage's errors, about
     fields of `param`. Does not contact the hub.
     """
-    match source:
-        case LocalData():
-            _local_data(source, settings, param)
-        case S3Data():
-            _list_s3_data(source, settings, param)
-        case HubData():
-            pass
+    with _beginnings(source, settings, param) as root:
+        if root:
+            check_documents(root, source.pattern, source.text_field, param)
+
+
+def check_problems(task: MultipleChoice | PassAt1, settings: Settings, param: str) -> None:
+    """Raise unless the pattern selects files of rows, and the first ones have the task's fields.
+
+    `param` is the field of the request that holds the task. Raises the errors of `check_data`.
+    """
+    data = f"{param}.data"
+    with _beginnings(task.data, settings, data) as root:
+        if root:
+            check_records(root, task.data.pattern, problem_fields(task, param), data)
+
+
+def problem_fields(task: MultipleChoice | PassAt1, param: str) -> dict[str, str]:
+    """The fields to read of every row, each with the field of the request that names it."""
+    if isinstance(task, PassAt1):
+        return dict.fromkeys(("task_id", "prompt", "entry_point", "test"), f"{param}.data")
+    return {
+        task.question_field: f"{param}.question_field",
+        task.choices_field: f"{param}.choices_field",
+        task.answer_field: f"{param}.answer_field",
+    }
 
 
 def fetch_data(source: DataSource, settings: Settings, param: str) -> Path:
@@ -250,6 +278,37 @@ def _list_s3_data(
         raise _no_match(source.uri, source.pattern, param)
     _check_bounds(listing.sizes, param)
     return listing
+
+
+@contextmanager
+def _beginnings(source: DataSource, settings: Settings, param: str) -> Iterator[Path | None]:
+    """The text's folder, or its one file, of which the beginnings can be read; None on the hub."""
+    match source:
+        case LocalData():
+            yield _local_data(source, settings, param)
+        case S3Data():
+            listing = _list_s3_data(source, settings, param)
+            with TemporaryDirectory() as folder, missing_as(DataNotFound, f"{param}.uri"):
+                yield _copy_beginnings(listing, Path(folder).resolve(), param)
+        case HubData():
+            yield None
+
+
+def _copy_beginnings(listing: S3Listing, folder: Path, param: str) -> Path:
+    """Copy what is checked of the first objects; the files have the sizes of the objects."""
+    for path in islice(listing.objects, CHECKED_FILES + 1):  # shows whether there are more
+        target = folder / path
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy = target.open("wb")
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            raise InvalidParameter(
+                f"The object '{path}' cannot become a file beside the others: {error.strerror}.",
+                param=f"{param}.uri",
+            ) from error
+        with copy:
+            copy_checked(path, listing.sizes[path], partial(listing.read_range, path), copy)
+    return folder / next(iter(listing.objects)) if listing.is_one_object else folder
 
 
 def _fetch_s3_data(source: S3Data, settings: Settings, param: str) -> Path:

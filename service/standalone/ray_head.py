@@ -30,8 +30,8 @@ from service.cluster.ray_jobs import (
     TOKEN_VARIABLE,
     authorization,
 )
+from service.die_with_parent import tied
 from service.errors import ClusterUnavailable
-from service.standalone.die_with_parent import tied
 from service.standalone.ports import LOOPBACK, choose_port
 from service.standalone.private_files import write_private
 from service.standalone.subprocesses import is_running

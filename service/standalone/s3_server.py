@@ -1,9 +1,9 @@
 """A local S3 server: SeaweedFS on this machine's loopback interface.
 
 It serves `eigenpress serve` and the tests. The data and the generated credentials stay in one
-directory and are used again at the next start. Only loopback addresses are bound, but other
-users of the same machine can reach them, and SeaweedFS's inner ports ask for no credentials:
-use a real bucket on a shared machine.
+directory and are used again at the next start. Only loopback addresses are bound. Other users of
+the same machine can reach those, but the S3 port asks for the credentials, and SeaweedFS's inner
+ports for a certificate (`service.standalone.s3_security`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
+from service.die_with_parent import tied
 from service.errors import EigenpressError, StorageUnavailable
 from service.settings import Settings
-from service.standalone.die_with_parent import tied
 from service.standalone.ports import LOOPBACK, choose_port
 from service.standalone.private_files import write_private
+from service.standalone.s3_security import write_security
 from service.storage.s3 import ObjectStorage
 
 START_SECONDS = 60
@@ -111,6 +112,11 @@ class LocalS3:
         return self.directory / "server.log"
 
     @property
+    def security_folder(self) -> Path:
+        """SeaweedFS's working directory, and that of its tools that are to reach the server."""
+        return self.directory / "security"
+
+    @property
     def _keys(self) -> _Credentials:
         if self._credentials is None:
             self._credentials = _load_or_create(self.directory / "credentials.json")
@@ -118,9 +124,11 @@ class LocalS3:
 
     def _launch(self) -> subprocess.Popen[bytes]:
         self._ports = [choose_port(port, "port") for port in (self._wanted_port, *[0] * 9)]
+        write_security(self.security_folder)
         with self._log.open("wb") as log:
             return subprocess.Popen(
                 tied(self._command()),
+                cwd=self.security_folder,
                 env={
                     **os.environ,
                     "AWS_ACCESS_KEY_ID": self.access_key_id,
@@ -130,12 +138,13 @@ class LocalS3:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which stops the server
+                umask=0o077,  # the Unix sockets in /tmp are for their owner alone
             )
 
     def _command(self) -> list[str]:
         s3, master, volume, filer, admin, *grpc = (str(port) for port in self._ports)
         options = {
-            "dir": str(self._data_directory),
+            "dir": str(self._data_directory.absolute()),
             "bucket": self.bucket,
             "ip": LOOPBACK,
             "ip.bind": LOOPBACK,
@@ -152,6 +161,7 @@ class LocalS3:
             "s3.port.iceberg": "0",
             "s3.port.lance": "0",
             "s3.autoCreateBucket": "false",
+            "s3.allowedOrigins": "",  # no page of another site may read an answer
             "webdav": "false",
             "admin.ui": "false",
             "master.telemetry": "false",

@@ -14,7 +14,7 @@ from typing import Self
 
 import psutil
 
-from service.standalone.die_with_parent import tied
+from service.die_with_parent import tied
 
 STOP_SECONDS = 15.0
 

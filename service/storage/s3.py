@@ -152,6 +152,17 @@ class ObjectStorage:
         """The whole object in memory. Raises `ObjectMissing`."""
         return self.get_version(key)[0]
 
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """The bytes of a part of an object. Raises `ObjectMissing`."""
+        part = f"bytes={start}-{start + length - 1}"
+
+        def get() -> bytes:
+            answer = self._client.get_object(Bucket=self.bucket, Key=key, Range=part)
+            data: bytes = answer["Body"].read(length)  # a server may ignore the range
+            return data
+
+        return self._retry(get, key)
+
     def get_version(self, key: str) -> tuple[bytes, str]:
         """The whole object and its etag, read together. Raises `ObjectMissing`."""
         return self._retry(lambda: self._get(key), key)

@@ -16,6 +16,11 @@ from safetensors.torch import load_file
 
 from tests.fixtures.composition import Composition
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
+from tests.fixtures.strangers import (
+    assert_refuses_clients_with,
+    assert_refuses_clients_without_tls,
+    listening_ports,
+)
 from tests.fixtures.waiting import wait_until
 
 JOB_SECONDS = 240.0
@@ -71,6 +76,18 @@ def test_it_is_ready_and_its_ray_is_guarded(composition: Composition, http: http
     dashboard = f"http://{composition.address('ray-head')}:8265"
     answer = httpx.get(f"{dashboard}/api/jobs/", trust_env=False, timeout=30)
     assert answer.status_code == 401
+
+
+def test_seaweedfs_answers_strangers_on_the_s3_port_alone(composition: Composition) -> None:
+    """Its S3 server, and so its gRPC port, listens on all addresses of the container."""
+    (server,) = composition.replicas["seaweedfs"]
+    assert server.process is not None
+    ports = listening_ports(server.process.pid)
+    assert {8333, 18333} < ports
+    certificate = composition.path("seaweedfs", "/var/lib/seaweedfs/security/certificate.pem")
+    for port in ports - {8333}:
+        assert_refuses_clients_without_tls(server.address, port)
+        assert_refuses_clients_with(None, server.address, port, certificate)
 
 
 def submit(http: httpx.Client, inputs: Path, workers: int) -> str:

@@ -24,7 +24,7 @@ from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until
 
 GENERATE = Path(__file__).parents[2] / "bench" / "generate.py"
-STEPS = ["resolve", "calibrate", "solve", "allocate", "assemble", "evaluate", "publish"]
+STEPS = ["resolve", "calibrate", "solve", "allocate", "assemble", "prove", "evaluate", "publish"]
 JOB_SECONDS = 240.0
 
 

@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from bench import demo_data
-from service.domain.spec import LocalPath
 from service.errors import ModelInvalid
 from service.inputs.documents import read_documents
-from service.inputs.opening import HeldFiles
 from service.settings import Settings
 from workers.compression.allocation import ALLOCATIONS
 from workers.compression.checkpoint import replace_layers
@@ -34,21 +32,14 @@ from workers.text.sequences import calibration_sequences, evaluation_sequences, 
 SORTING = "def bubble_sort(items):\n    for i in range(len(items)):\n        for j in range(i):\n"
 
 
-def prepare(path: Path, settings: Settings) -> Path:
-    source = LocalPath(source="local", path=str(path))
-    return prepare_model(source, settings, HeldFiles(settings.scratch_dir))
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return Settings(
-        data_dir=tmp_path_factory.mktemp("data"), allowed_roots=(demo_data.model_file().parent,)
-    )
+    return Settings(data_dir=tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def folder(settings: Settings) -> Path:
-    return prepare(demo_data.model_file(), settings)
+    return prepare_model(demo_data.model_file(), settings)
 
 
 def test_a_gguf_file_becomes_a_plain_checkpoint(folder: Path) -> None:
@@ -58,7 +49,7 @@ def test_a_gguf_file_becomes_a_plain_checkpoint(folder: Path) -> None:
 
 def test_it_is_converted_once(folder: Path, settings: Settings) -> None:
     written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert prepare(demo_data.model_file(), settings) == folder
+    assert prepare_model(demo_data.model_file(), settings) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
 
 
@@ -124,7 +115,6 @@ def test_methods_rank_as_they_should_on_a_real_model(folder: Path, tmp_path: Pat
 def test_a_damaged_gguf_file_is_refused(settings: Settings, tmp_path: Path) -> None:
     damaged = tmp_path / "model.gguf"
     damaged.write_bytes(demo_data.model_file().read_bytes()[:1_000_000])
-    allowed = settings.model_copy(update={"allowed_roots": (tmp_path,)})
     with pytest.raises(ModelInvalid):
-        prepare(damaged, allowed)
+        prepare_model(damaged, settings)
     assert not list(settings.cache_dir.glob("gguf/*.partial"))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as arrow
 import pytest
+from pyarrow import parquet
 
 import service.inputs.hub
 import service.inputs.s3
@@ -38,9 +42,11 @@ from service.errors import (
     StorageUnavailable,
     UnsafeWeights,
 )
-from service.inputs.documents import read_documents
+from service.inputs.documents import CHECKED_FILES, read_documents
 from service.inputs.opening import HeldFiles
+from service.inputs.parquet_files import FOOTER_BYTES
 from service.inputs.sources import check_data, check_model, fetch_data, fetch_model
+from service.inputs.text_files import CHECKED_BYTES
 from service.settings import Settings
 from service.standalone.s3_server import LocalS3
 from service.storage.s3 import ObjectStorage, StoredObject
@@ -69,6 +75,13 @@ def refused(
 
 def fetch(source: ModelSource, settings: Settings) -> Path:
     return fetch_model(source, settings, HeldFiles(settings.scratch_dir))
+
+
+def table(columns: dict[str, list[Any]]) -> bytes:
+    """A Parquet file."""
+    file = io.BytesIO()
+    parquet.write_table(arrow.table(columns), file)
+    return file.getvalue()
 
 
 TEMPLATE = "additional_chat_templates/tool_use.jinja"
@@ -422,6 +435,85 @@ class TestS3Data:
         source = S3Data(source="s3", uri=uri)
         detail = refused(DataInvalid, f"{PARAM}.pattern", check_data, source, settings, PARAM)
         assert f"more than {value}" in detail
+
+    @pytest.mark.parametrize(
+        ("name", "content", "param", "said"),
+        [
+            ("a.txt", b"caf\xe9", PARAM, "'a.txt' cannot be read as text: it is not UTF-8"),
+            ("a.jsonl", b'{"body": 1}\n', f"{PARAM}.text_field", "'a.jsonl:1' has no field"),
+            ("a.parquet", table({"body": ["x"]}), f"{PARAM}.text_field", "it has: 'body'"),
+            ("a.parquet", table({"text": [1]}), f"{PARAM}.text_field", "is int64, not text"),
+            ("a.parquet", b"", PARAM, "'a.parquet' cannot be read"),
+            ("a.txt", b"", PARAM, "There is no text in 'a.txt'."),
+            ("a.txt", b" \n", PARAM, "There is no text in 'a.txt'."),
+        ],
+        ids=["latin-1", "no field", "no column", "not text", "no Parquet", "empty", "blank"],
+    )
+    def test_what_the_beginning_shows(
+        self,
+        settings: Settings,
+        storage: ObjectStorage,
+        prefix: str,
+        name: str,
+        content: bytes,
+        param: str,
+        said: str,
+    ) -> None:
+        storage.put_bytes(f"{prefix}odd/{name}", content)
+        source = S3Data(source="s3", uri=f"s3://{storage.bucket}/{prefix}odd/{name}")
+        assert said in refused(DataInvalid, param, check_data, source, settings, PARAM)
+        assert not cached(settings, "data")
+
+    def test_only_the_beginning_is_read(
+        self,
+        settings: Settings,
+        storage: ObjectStorage,
+        prefix: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        rows = [f"{number} {os.urandom(500).hex()}" for number in range(1000)]
+        large = {
+            "a.txt": b"x" * 2**20 + b"\xff",
+            "b.jsonl": b'{"text": "x"}\n' * 2**16 + b"broken",
+            "c.parquet": table({"text": rows}),
+        }
+        for path, content in large.items():
+            storage.put_bytes(f"{prefix}large/{path}", content)
+        lengths: list[int] = []
+        get_range = ObjectStorage.get_range
+
+        def read(storage: ObjectStorage, key: str, start: int, length: int) -> bytes:
+            data = get_range(storage, key, start, length)
+            lengths.append(len(data))
+            return data
+
+        monkeypatch.setattr(ObjectStorage, "get_range", read)
+        source = S3Data(source="s3", uri=f"s3://{storage.bucket}/{prefix}large")
+        check_data(source, settings, PARAM)
+        assert lengths == [CHECKED_BYTES, CHECKED_BYTES, FOOTER_BYTES]
+
+    def test_texts_after_many_empty_objects(
+        self, settings: Settings, storage: ObjectStorage, prefix: str
+    ) -> None:
+        for number in range(CHECKED_FILES):
+            storage.put_bytes(f"{prefix}many/{number}.txt", b"")
+        source = S3Data(source="s3", uri=f"s3://{storage.bucket}/{prefix}many")
+        refused(DataInvalid, PARAM, check_data, source, settings, PARAM)
+        storage.put_bytes(f"{prefix}many/z.txt", b"text")
+        check_data(source, settings, PARAM)
+
+    def test_keys_that_cannot_be_files_beside_each_other(
+        self,
+        settings: Settings,
+        storage: ObjectStorage,
+        prefix: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The local server will not store such keys; other servers do."""
+        listing = [StoredObject(f"{prefix}texts/{path}", 0, "etag") for path in ("a", "a/b.txt")]
+        monkeypatch.setattr(ObjectStorage, "list_objects", lambda *_: iter(listing))
+        source = S3Data(source="s3", uri=f"s3://{storage.bucket}/{prefix}texts")
+        refused(InvalidParameter, f"{PARAM}.uri", check_data, source, settings, PARAM)
 
     def test_keys_that_cannot_be_files(
         self,

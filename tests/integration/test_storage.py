@@ -50,6 +50,7 @@ def operations(storage: ObjectStorage, folder: Path) -> dict[str, Callable[[], o
         "put_if_absent": lambda: storage.put_bytes("key", b"text", only_if_absent=True),
         "put_replacing": lambda: storage.put_bytes("key", b"text", replacing="etag"),
         "get_bytes": lambda: storage.get_bytes("key"),
+        "get_range": lambda: storage.get_range("key", 0, 1),
         "get_file": lambda: storage.get_file("key", folder / "target"),
         "list_objects": lambda: list(storage.list_objects("")),
         "delete": lambda: storage.delete(["deleted"]),  # the others run beside it
@@ -65,6 +66,7 @@ OPERATIONS = (
     "put_if_absent",
     "put_replacing",
     "get_bytes",
+    "get_range",
     "get_file",
     "list_objects",
     "delete",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from service.settings import CONFIG_VARIABLE, SECRETS_VARIABLE, Settings
+from service.standalone import s3_security
 from tests.fixtures.composition import COMPOSE_FILE, ROOT, read_compose_file, start_order
 
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
@@ -122,6 +123,13 @@ def test_only_the_api_and_s3_can_be_published_beyond_loopback() -> None:
         for service in SERVICES.values()
         for port in service.get("ports", ())
     )
+
+
+def test_seaweedfs_runs_with_the_configuration_that_closes_its_inner_ports() -> None:
+    python, module, name, _, address, weed, *options = SERVICES["seaweedfs"]["command"]
+    assert (python, module, name, weed) == ("python", "-m", s3_security.__name__, "weed")
+    assert {f"-ip={address}", f"-ip.bind={address}"} <= set(options)
+    assert "-s3.allowedOrigins=" in options
 
 
 def test_every_variable_is_explained_at_the_top() -> None:

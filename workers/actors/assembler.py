@@ -1,4 +1,4 @@
-"""Writes artifacts, with report and model card, and publishes them.
+"""Writes artifacts, proves them, and publishes them with report and model card.
 
 It runs in the process of the worker that will measure them, on a thread of its own, because it also
 waits for layers that this worker serves.
@@ -18,13 +18,17 @@ import torch
 
 from service.disk_full import naming_full_disk
 from service.domain.job import Artifact
+from service.domain.spec import JobSpec
 from service.settings import Settings
 from service.storage.publication import publish
 from service.storage.s3 import ObjectStorage
+from workers.actors.worker import Worker
 from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.artifact.size import CheckpointSize
 from workers.compression.interpolation import Interpolation
-from workers.model.source import Source
+from workers.proof.accounts import unaccounted
+from workers.proof.proof import Claim, Reference, prove, refuse
+from workers.proof.result import Proof
 
 PREFETCHED_LAYERS = 4
 """The number of layers that are factorised and sent while the layers before them are written."""
@@ -33,34 +37,60 @@ PREFETCHED_LAYERS = 4
 class Assembler:
     """See the module. Its Ray actor is the worker's, in `workers.actors.interface`."""
 
-    def __init__(self, attempt: str, source: Source) -> None:
-        self._source = source
+    def __init__(self, spec: JobSpec, attempt: str, worker: Worker) -> None:
+        self._spec = spec
+        self._worker = worker
         self._settings = Settings()
+        self._claims: list[Claim] = []
         self._scratch = self._settings.scratch_dir / attempt
 
     def assemble(
-        self, target: str, ranks: Mapping[str, int], owners: Mapping[str, Any], dtype: str
+        self,
+        target: str,
+        ranks: Mapping[str, int],
+        owners: Mapping[str, Any],
+        dtype: str,
+        sequences: Sequence[Sequence[int]],
     ) -> tuple[Path, CheckpointSize]:
         """Write a target's checkpoint; `owners` are the workers that solved each layer.
 
-        Raises ModelInvalid if the source lacks any parameter of the model, and DiskFull.
+        The layers are put into the worker's model as well, and its logits for the sequences are
+        kept for `prove`. Raises ModelInvalid if the source lacks any parameter of the model, and
+        DiskFull.
         """
+        worker = self._worker
 
         def compressed(layers: Sequence[str]) -> Iterator[Interpolation]:
-            requested: deque[Any] = deque()
+            requested: deque[tuple[str, Any]] = deque()
+            worker.restore()
             for layer in layers:
-                requested.append(owners[layer].compressed.remote(layer, ranks[layer]))
+                requested.append((layer, owners[layer].compressed.remote(layer, ranks[layer])))
                 if len(requested) > PREFETCHED_LAYERS:
-                    yield ray.get(requested.popleft())
+                    yield received(*requested.popleft())
             while requested:
-                yield ray.get(requested.popleft())
+                yield received(*requested.popleft())
+
+        def received(layer: str, reference: Any) -> Interpolation:
+            interpolation: Interpolation = ray.get(reference)
+            worker.substitute(dtype, [layer], interpolation)
+            return interpolation
 
         folder = self._scratch / target
         with naming_full_disk(folder):
-            size = write_checkpoint(
-                self._source.folder, folder, ranks, compressed, getattr(torch, dtype)
-            )
+            size = write_checkpoint(worker.source, folder, ranks, compressed, getattr(torch, dtype))
+        self._claims.append(Claim(target, folder, Reference.of(worker.model, sequences)))
         return folder, size
+
+    def prove(self) -> dict[str, Proof]:
+        """Prove every artifact that was written here. Raises the errors of `proof.prove`."""
+        worker = self._worker
+        for claim in self._claims:
+            refuse(claim.name, [*unaccounted(worker.source, claim.folder, worker.original)])
+        dtype = None if self._spec.dtype == "auto" else self._spec.dtype
+        with naming_full_disk(self._scratch):
+            return prove(
+                self._claims, worker.source, self._scratch, dtype=dtype, carried=worker.carried
+            )
 
     def publish(
         self, job_id: str, attempt: int, target: str, report: Mapping[str, Any], card: str

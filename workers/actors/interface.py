@@ -1,18 +1,28 @@
 """The interface of the actors. Each call is passed on to the object that does the work.
 
+Errors that are not ours are named here, see `workers.actors.failures`.
+
 Those objects' modules import torch and transformers, which takes seconds. The actor's process
 imports them, while the driver goes on; the driver never does.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from service.domain.spec import JobSpec
+from service.errors import EigenpressError
+from service.inputs.opening import HeldFiles
+from service.settings import Settings
+from workers.actors.failures import named
+
+log = logging.getLogger("eigenpress.worker")
 
 SERVING = "serving"
 """The concurrency group of the methods that only return finished results."""
@@ -25,8 +35,14 @@ def _passed_on(
     name: str, concurrency_group: str | None = None, *, to: str = "worker"
 ) -> Callable[..., Any]:
     def method(self: Any, *arguments: Any) -> Any:
-        with self.source.naming_paths():
-            return getattr(getattr(self, to), name)(*arguments)
+        with self.held.naming_paths():
+            try:
+                return getattr(getattr(self, to), name)(*arguments)
+            except (EigenpressError, RayError):
+                raise
+            except Exception as error:
+                log.exception("%s failed", name)
+                raise named(error) from None
 
     method.__name__ = name
     if concurrency_group is None:
@@ -52,11 +68,10 @@ class Worker:
             _hide_gpus()
         from workers.actors.assembler import Assembler
         from workers.actors.worker import Worker
-        from workers.model.source import Source
 
-        self.source = Source(spec.model, attempt)
-        self.worker = Worker(spec, number, threads, self.source)
-        self.assembler = Assembler(attempt, self.source)
+        self.held = HeldFiles(Settings().scratch_dir / attempt)
+        self.worker = Worker(spec, number, threads, self.held)
+        self.assembler = Assembler(spec, attempt, self.worker)
 
     place = _passed_on("place")
     attempts_in_scratch = _passed_on("attempts_in_scratch")
@@ -80,5 +95,6 @@ class Worker:
     score = _passed_on("score")
     decode_speed = _passed_on("decode_speed")
     assemble = _passed_on("assemble", ASSEMBLING, to="assembler")
+    prove = _passed_on("prove", ASSEMBLING, to="assembler")
     publish = _passed_on("publish", ASSEMBLING, to="assembler")
     clean = _passed_on("clean", ASSEMBLING, to="assembler")

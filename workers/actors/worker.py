@@ -12,6 +12,7 @@ import os
 import platform
 import socket
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from cachetools import LRUCache, cachedmethod
 from torch import nn
 
 from service.domain.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
-from service.errors import InvalidParameter
 from service.inputs.checks import check_allowed
+from service.inputs.opening import HeldFiles
+from service.inputs.sources import fetch_model
 from service.settings import Settings
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
 from workers.actors.scratch import attempts_in, remove_attempts
@@ -44,22 +46,23 @@ from workers.compression.unfuse import router_paths, unfuse
 from workers.evaluation.choices import score_questions
 from workers.evaluation.harness import check_harness, score_harness_task
 from workers.evaluation.losses import TextLoss
+from workers.evaluation.positions import check_positions, positions
 from workers.evaluation.problems import Exercise, read_exercises
 from workers.evaluation.programs import score_functions
 from workers.evaluation.sandbox import check_sandbox
 from workers.evaluation.scores import Scores
-from workers.evaluation.speed import PROMPT_TOKENS, decode_speed
+from workers.evaluation.speed import decode_speed
 from workers.evaluation.substitution import Substitution
 from workers.evaluation.text import text_loss
 from workers.model.loading import (
     load_model,
     load_tokenizer,
     parameter_count,
+    prepare_model,
     stored_dtype,
     stored_dtypes,
     vocabulary_size,
 )
-from workers.model.source import Source
 from workers.model.weight_files import weight_files
 from workers.resumption.calibrated import Calibrated
 from workers.resumption.calibration import CalibrationCheckpoints
@@ -78,18 +81,19 @@ BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16", "bf16")
 class Worker:
     """See the module. `workers.actors.interface` is its Ray actor; tests call it directly."""
 
-    def __init__(self, spec: JobSpec, number: int, threads: int, source: Source) -> None:
+    def __init__(self, spec: JobSpec, number: int, threads: int, held: HeldFiles) -> None:
         torch.set_num_threads(threads)
         self._spec = spec
         self._number = number
         self._method = METHODS[spec.method]
-        self._prepared = source
+        self._held = held
         self._settings = Settings()
         self._versions = own_versions()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._mixed_precision = spec.mixed_precision == "bf16" or (
             spec.mixed_precision == "auto" and multiplies_bfloat16(self._device)
         )
+        self.carried: list[str] = []  # names of stored tensors that the model does not use
         self._groups: dict[str, InputGroup] = {}
         self._statistics: dict[str, GroupStatistics] = {}
         self._solutions: dict[str, Solution] = {}
@@ -99,7 +103,6 @@ class Worker:
         self._model: Any = None
         self._substitution: Substitution | None = None
         self._loaded_from: Path | None = None
-        self._unfused = False
         self._kept_calibration: CalibrationCheckpoints | None = None
         self._kept_solutions: SolvedCheckpoints | None = None
 
@@ -135,11 +138,12 @@ class Worker:
         for the evaluation's tasks: CodeExecutionForbidden, SandboxUnavailable, HarnessMissing.
         """
         _check_tasks(self._spec, self._settings)
-        unused = check_writable(self._source)
-        self._model = load_model(self._source, self._device)
-        self._loaded_from = self._source
-        self._unfused = unfuse(self._model)
-        _check_positions(self._spec, self._model.config)
+        unused = check_writable(self.source)
+        self.carried = [*unused.carried]
+        self._model = load_model(self.source, self._device)
+        self._loaded_from = self.source
+        unfuse(self._model)
+        check_positions(self._spec, self._model.config)
         groups = input_groups(self._model, compressible_layers(self._model))
         self._groups = {group.name: group for group in groups}
         self._statistics = Calibration.zeros(
@@ -148,34 +152,44 @@ class Worker:
         return ModelSummary(
             type(self._model).__name__,
             parameter_count(self._model),
-            sum(file.stat().st_size for file in weight_files(self._source)),
-            str(stored_dtype(self._source)).removeprefix("torch."),
+            sum(file.stat().st_size for file in weight_files(self.source)),
+            str(stored_dtype(self.source)).removeprefix("torch."),
             groups,
             _left_dense(self._model, groups),
             unused.carried,
             unused.left_out,
         )
 
-    @property
-    def _source(self) -> Path:
+    @cached_property
+    def original(self) -> Path:
+        """What the job names, on this node: a model's folder, or a GGUF file."""
+        return fetch_model(self._spec.model, self._settings, self._held)
+
+    @cached_property
+    def source(self) -> Path:
         """The model's folder on this node."""
-        return self._prepared.folder
+        return prepare_model(self.original, self._settings)
+
+    @property
+    def model(self) -> Any:
+        """The model that it holds now, with the layers that were put into it."""
+        return self._model
 
     def texts(self) -> Texts:
         """Read and tokenize the job's texts; one worker does it for all."""
-        tokenizer = load_tokenizer(self._source)
+        tokenizer = load_tokenizer(self.source)
         texts = read_texts(self._spec, tokenizer, self._settings)
-        check_token_ids(texts, tokenizer, vocabulary_size(self._source))
+        check_token_ids(texts, tokenizer, vocabulary_size(self.source))
         return texts
 
     def exercises(self) -> list[Exercise]:
         """Read the problems of the job's tasks; one worker does it for all, once it has loaded."""
-        tokenizer = load_tokenizer(self._source)
-        return read_exercises(self._spec, tokenizer, _positions(self._model.config), self._settings)
+        tokenizer = load_tokenizer(self.source)
+        return read_exercises(self._spec, tokenizer, positions(self._model.config), self._settings)
 
     def digest(self) -> str:
         """The sha256 of the model's files; one worker computes it for all."""
-        return model_digest(self._source)
+        return model_digest(self.source)
 
     def resume(self, place: Place, owned: Sequence[str]) -> TakenOver:
         """Have those of the owned groups that an earlier attempt has solved.
@@ -266,20 +280,19 @@ class Worker:
         return interpolate(self._solutions[layer].truncate(rank))
 
     def release(self) -> None:
-        """Forget the factors: every artifact is written. What follows are measurements.
-
-        A model that was unfused is loaded again for them, as its user would load it.
-        """
+        """Forget factors and model: every artifact is written. What follows loads models anew."""
         self._solutions.clear()
         self._interpolated.clear()
-        if self._unfused:
-            self._loaded_from = None
+        self._substitution = None
+        self._model = self._loaded_from = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def substitute(self, dtype: str, names: Sequence[str], *layers: Interpolation | None) -> None:
         """Put layers into the source model as an artifact of a precision has them; None: dense."""
         if self._substitution is None:
             precision = getattr(torch, dtype)
-            exact = set(stored_dtypes(self._source)) == {precision}
+            exact = set(stored_dtypes(self.source)) == {precision}
             self._substitution = Substitution(self._model, precision, exact=exact)
         self._substitution.put(dict(zip(names, layers, strict=True)))
 
@@ -302,10 +315,10 @@ class Worker:
             case MultipleChoice():
                 return score_questions(model, problems, size)
             case PassAt1():
-                return score_functions(model, load_tokenizer(self._source), problems, task)
+                return score_functions(model, load_tokenizer(self.source), problems, task)
             case LmEval():
                 (name,) = problems
-                tokenizer = load_tokenizer(self._source)
+                tokenizer = load_tokenizer(self.source)
                 return score_harness_task(model, tokenizer, name, task, self._settings, size)
 
     def decode_speed(self, folder: Path | None, prompt: Sequence[int]) -> float:
@@ -317,7 +330,7 @@ class Worker:
 
         The model held before is dropped first: a worker has memory for one.
         """
-        folder = artifact or self._source
+        folder = artifact or self.source
         if folder != self._loaded_from:
             self._model = None
             self._model = load_model(folder, self._device, trust_remote_code=artifact is not None)
@@ -339,24 +352,6 @@ def _device_kind(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     bfloat16 = " bfloat16" if multiplies_bfloat16(device) else ""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}{bfloat16}"
-
-
-def _check_positions(spec: JobSpec, config: Any) -> None:
-    longest = _positions(config)
-    lengths = {
-        "calibration.sequence_length": spec.calibration.sequence_length,
-        "evaluation.decode_tokens": spec.evaluation.decode_tokens + PROMPT_TOKENS,
-    }
-    for param, length in lengths.items():
-        if longest is not None and length > longest:
-            raise InvalidParameter(
-                f"The model reads {longest} tokens at most; this asks for {length}.", param=param
-            )
-
-
-def _positions(config: Any) -> int | None:
-    """How many tokens the model can read, where its configuration says so."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _check_tasks(spec: JobSpec, settings: Settings) -> None:

@@ -42,7 +42,7 @@ def check_writable(source: Path) -> UnusedTensors:
     model's classes, and NotACausalLM.
     """
     tensors = source_tensors(source)
-    _base_classes(json.loads((source / "config.json").read_text("utf-8")))
+    base_classes(json.loads((source / "config.json").read_text("utf-8")))
     return tensors.unused
 
 
@@ -183,7 +183,7 @@ def _write_configuration(
     config = json.loads((source / "config.json").read_text("utf-8"))
     config.pop("torch_dtype", None)  # the name that older checkpoints give it
     config["dtype"] = str(dtype).removeprefix("torch.")
-    architecture, config_class = _base_classes(config)
+    architecture, config_class = base_classes(config)
     compressed: dict[str, Any] = checkpoint.compressed_config(
         config, architecture, config_class, layers
     )
@@ -197,8 +197,11 @@ def write_modeling(folder: Path, architecture: str, config_class: str, *, unfuse
     (folder / f"{checkpoint.MODELING_MODULE}.py").write_text(text, "utf-8")
 
 
-def _base_classes(config: Mapping[str, Any]) -> tuple[str, str]:
-    """The names of the model's class and its configuration's, which transformers exports."""
+def base_classes(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The names of the model's class and its configuration's, which transformers exports.
+
+    Raises NotACausalLM, and ModelInvalid if it does not export them.
+    """
     model_type = config["model_type"]
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     if architecture is None:

@@ -122,7 +122,7 @@ class _DenseTensors:
 
     def __init__(self, artifact: Path, layers: Mapping[str, Mapping[str, Any]]) -> None:
         self._stored = StoredTensors(artifact)
-        self._unread = dict.fromkeys(self._stored.keys())
+        self._unread = dict.fromkeys(self._stored)
         self._low_rank = {name for name, shape in layers.items() if shape["rank"] is not None}
         self.biased = {name for name, shape in layers.items() if shape["bias"]}
         self._check(f"{layer}.{part}" for layer in self._low_rank for part in PARTS)

@@ -28,9 +28,9 @@ from service.errors import AttemptStale, ClusterUnavailable, DatabaseUnavailable
 from service.retrying import retry
 from service.settings import Settings
 from service.store.store import Store
-from workers.attempt.failures import failure_of
+from workers.actors.failures import named
 from workers.attempt.heartbeat import Heartbeat
-from workers.attempt.pipeline import run_attempt
+from workers.attempt.pipeline import run_attempt, worker_pids
 from workers.attempt.progress import Progress
 
 log = logging.getLogger("eigenpress.driver")
@@ -79,7 +79,7 @@ def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
         raise
     except Exception as error:
         log.exception("%s, attempt %d failed", job.id, job.attempt)
-        failure = failure_of(error)
+        failure = named(error, worker_pids(progress)).failure()
         _retry(
             settings,
             lambda: store.attempts.fail(job.id, job.attempt, failure, settings.retry_policy),

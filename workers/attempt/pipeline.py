@@ -1,6 +1,6 @@
-"""One attempt from beginning to end: the seven steps, on one group of actors.
+"""One attempt from beginning to end: its steps, on one group of actors.
 
-    resolve ─> calibrate ─> solve ─> allocate ─> assemble ─> evaluate ─> publish
+    resolve ─> calibrate ─> solve ─> allocate ─> assemble ─> prove ─> evaluate ─> publish
 
 Each step uses the results of the steps before it and returns plain data; big tensors stay on the
 workers. At the end of `resolve` the attempt takes over the results of the job's earlier attempts
@@ -46,6 +46,7 @@ from workers.attempt.targets import MAX_PROBES, choose_ranks, curve_ranks
 from workers.compression.candidates import LayerCandidates, Ranks
 from workers.compression.shapes import InputGroup
 from workers.evaluation.problems import Exercise
+from workers.proof.result import SEQUENCES, Proof
 from workers.resumption.calibrated import Calibrated
 from workers.resumption.fingerprint import Machines, code_digest, library_versions, take_fingerprint
 from workers.resumption.journal import CALIBRATION_LOSS, ranks_key
@@ -98,6 +99,12 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
         return Attempt(job, progress, settings, actors).run()
 
 
+def worker_pids(progress: Progress) -> frozenset[int]:
+    """The process ids of the workers that the job was placed on last."""
+    placed = progress.last_noted(PLACED) or {}
+    return frozenset(worker["pid"] for worker in placed.get("workers", ()))
+
+
 class Attempt:
     """One attempt on its group of actors."""
 
@@ -116,17 +123,18 @@ class Attempt:
         self.versions = own_versions()
 
     def run(self) -> dict[str, Any]:
-        """The seven steps; returns the report."""
+        """All steps; returns the report."""
         try:
             model, texts, exercises, resumed = self.resolve()
             calibration_loss = self.calibrate(texts, resumed)
             options = self.solve(model, resumed)
             choices, probes = self.allocate(model, options, texts, resumed)
-            assembled = self.assemble(model, choices)
+            assembled = self.assemble(model, choices, texts)
+            proofs = self.prove(assembled)
             dense, evaluations = self.evaluate(texts, exercises, assembled, resumed)
             results = [
-                TargetResult(artifact.target, artifact.ranks, artifact.size, evaluation)
-                for artifact, evaluation in zip(assembled, evaluations, strict=True)
+                TargetResult(artifact.target, artifact.ranks, artifact.size, proof, evaluation)
+                for artifact, proof, evaluation in zip(assembled, proofs, evaluations, strict=True)
             ]
             report = job_report(
                 self.job,
@@ -308,9 +316,11 @@ class Attempt:
     def _dtype(self, model: ModelSummary) -> str:
         return model.dtype if self.spec.dtype == "auto" else self.spec.dtype
 
-    def assemble(self, model: ModelSummary, choices: Sequence[Ranks]) -> list[Assembled]:
+    def assemble(
+        self, model: ModelSummary, choices: Sequence[Ranks], texts: Texts
+    ) -> list[Assembled]:
         """Have every target's checkpoint written by the worker that will measure it."""
-        dtype = self._dtype(model)
+        dtype, sequences = self._dtype(model), texts.calibration[:SEQUENCES]
         with self.progress.step(Step.ASSEMBLE, "targets") as meter:
             meter.expect(len(choices))
             count = len(self.workers)
@@ -319,7 +329,9 @@ class Attempt:
                 ranks = {name: rank for name, rank in choice.items() if rank is not None}
                 owners = {name: self.owners[name] for name in ranks}
                 worker = self.workers[number % count]
-                write = partial(worker.assemble.remote, target.name, ranks, owners, dtype)
+                write = partial(
+                    worker.assemble.remote, target.name, ranks, owners, dtype, sequences
+                )
                 queues[number % count].append(Call(number, write))
             written = {}
             for number, result in drive(queues):
@@ -330,6 +342,17 @@ class Attempt:
             Assembled(target, choice, number % count, *written[number])
             for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True))
         ]
+
+    def prove(self, assembled: Sequence[Assembled]) -> list[Proof]:
+        """Have every artifact compared with the compressed model that was in memory."""
+        with self.progress.step(Step.PROVE, "artifacts") as meter:
+            meter.expect(len(assembled))
+            proofs: dict[str, Proof] = {}
+            writers = [self.workers[number] for number in {each.worker for each in assembled}]
+            for _, found in drive([[Call(None, writer.prove.remote)] for writer in writers]):
+                proofs |= found
+                meter.advance(len(found))
+        return [proofs[artifact.target.name] for artifact in assembled]
 
     def evaluate(
         self,

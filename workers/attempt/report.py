@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from service.domain.job import Job
@@ -21,6 +21,7 @@ from workers.compression.shapes import LinearLayer
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.losses import TextLoss
 from workers.evaluation.scores import Scores
+from workers.proof.result import Proof
 from workers.text.texts import Texts
 
 FORMAT = 1
@@ -49,6 +50,7 @@ class TargetResult:
     target: Target
     ranks: Ranks
     size: CheckpointSize
+    proof: Proof
     evaluation: Evaluation | None
 
 
@@ -127,6 +129,9 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
+Loaded in a process of its own, its logits differed by {logit_error:.1g} (relative) from those of
+the compressed model in memory, and {same_predictions:.1%} of its predictions were the same.
+
 `report.json` has the rank of every layer and the details of each measurement. Numbers after ± are
 standard errors. Accuracy is the fraction of tokens that were the model's most likely prediction.
 {unused}
@@ -145,6 +150,7 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
         whole=target["size"]["model_fraction"],
         bytes=target["size"]["bytes"],
         measurements=_measurement_table(report["evaluation"]["dense"], target),
+        **target["proof"],
         unused=_unused_tensors(report["unused_tensors"]),
     )
 
@@ -215,6 +221,7 @@ def _target(
             "parameters": result.size.parameters,
         },
         "dropped_energy_fraction": _ratio(total_error(options, result.ranks), energy),
+        "proof": asdict(result.proof),
         **measured,
         "layers": [_layer(shapes[layer.name], layer, result.ranks) for layer in options],
     }

@@ -17,7 +17,7 @@ from service.domain.spec import (
 )
 from service.errors import DataInvalid
 from service.inputs.documents import Record, read_records
-from service.inputs.sources import fetch_data
+from service.inputs.sources import fetch_data, problem_fields
 from service.settings import Settings
 from workers.evaluation.harness import check_harness_tasks
 from workers.text.sequences import Tokenizer, sequence_prefix
@@ -100,7 +100,7 @@ def read_exercises(
 def _records(task: MultipleChoice | PassAt1, settings: Settings, param: str) -> Iterator[Record]:
     data = f"{param}.data"
     root = fetch_data(task.data, settings, data)
-    records = read_records(root, task.data.pattern, _fields(task, param), data)
+    records = read_records(root, task.data.pattern, problem_fields(task, param), data)
     wanted = list(islice(records, task.limit or MAX_PROBLEMS + 1))
     if not wanted:
         raise DataInvalid(f"There is no problem in {root}.", param=data)
@@ -109,17 +109,6 @@ def _records(task: MultipleChoice | PassAt1, settings: Settings, param: str) -> 
             f"There are more than {MAX_PROBLEMS} problems; set a limit.", param=f"{param}.limit"
         )
     yield from wanted
-
-
-def _fields(task: MultipleChoice | PassAt1, param: str) -> dict[str, str]:
-    """The fields to read of every row, each with the field of the request that names it."""
-    if isinstance(task, PassAt1):
-        return dict.fromkeys(("task_id", "prompt", "entry_point", "test"), f"{param}.data")
-    return {
-        task.question_field: f"{param}.question_field",
-        task.choices_field: f"{param}.choices_field",
-        task.answer_field: f"{param}.answer_field",
-    }
 
 
 def _question_reader(

@@ -1,4 +1,4 @@
-"""Fetches source models on a worker, has GGUF files converted, and loads the models whole.
+"""Loads source models whole; GGUF files are converted first.
 
 It refuses a model that transformers would complete with random weights.
 """
@@ -18,11 +18,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from service.domain.manifest import sha256_of
-from service.domain.spec import ModelSource
 from service.errors import ModelInvalid
 from service.inputs.cache import cached
-from service.inputs.opening import HeldFiles
-from service.inputs.sources import fetch_model
 from service.settings import Settings
 from workers.model.gguf_conversion import PARAM, convert_gguf
 from workers.model.model_errors import naming_model_errors
@@ -32,13 +29,12 @@ PRECISIONS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16
 """What an artifact may be stored in, by the names of safetensors."""
 
 
-def prepare_model(source: ModelSource, settings: Settings, held: HeldFiles) -> Path:
-    """Return a local Hugging Face folder with safetensors; fetch it at most once per node.
+def prepare_model(path: Path, settings: Settings) -> Path:
+    """Return a local Hugging Face folder with safetensors: `path`, or its GGUF file converted.
 
-    A local model is read through `held`. Raises the errors of
-    `service.inputs.sources.fetch_model` and of `workers.model.gguf_conversion.convert_gguf`.
+    A file is converted at most once per node. Raises the errors of
+    `workers.model.gguf_conversion.convert_gguf`.
     """
-    path = fetch_model(source, settings, held)
     if path.is_dir():
         return path
     digest = sha256_of(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,9 @@ from service.errors import EigenpressError, ModelInvalid, NotACausalLM
 from workers.compression.errors import CPU_ALLOCATOR
 
 MAX_MESSAGE_CHARACTERS = 300
+
+_VALIDATION = re.compile(r"^(Class v|V)alidation error for (validator|field) '\w+': \w+: ")
+"""What transformers puts before the message of a check of a configuration."""
 
 
 @contextmanager
@@ -24,7 +28,7 @@ def naming_model_errors(what: str, param: str = "model") -> Iterator[None]:
     except (EigenpressError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers and tokenizers raise all kinds, even bare Exceptions
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = _VALIDATION.sub("", " ".join(str(error).split())) or type(error).__name__
         if CPU_ALLOCATOR in message:
             raise
         if isinstance(error, KeyError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ class StoredTensors:
             file: Any = safe_open(path, framework="pt")  # maps the file, reads nothing yet
             self._files |= dict.fromkeys(file.keys(), file)
 
-    def keys(self) -> tuple[str, ...]:
+    def __iter__(self) -> Iterator[str]:
         """The names of all tensors, in the order of the files."""
-        return tuple(self._files)
+        return iter(self._files)
 
     def __contains__(self, key: str) -> bool:
         return key in self._files

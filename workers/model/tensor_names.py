@@ -8,6 +8,7 @@ so an artifact uses the names of the unfused model (see `workers.compression.unf
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from transformers.core_model_loading import (
 )
 
 from service.errors import ModelInvalid
+from service.inputs.model_files import CONFIG_NAME
 from workers.compression.unfuse import fused_parameters, separated
 from workers.model.model_errors import naming_model_errors
 from workers.model.stored_tensors import StoredTensors
@@ -64,6 +66,11 @@ class Piece:
     _fused: Mapping[str, tuple[str, ...]]
     _stored: StoredTensors
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names under which the checkpoint stores what is read."""
+        return self._conversion.keys
+
     def read(self) -> dict[str, Tensor]:
         """The tensors by name; some are views of a stored one."""
         tensors = self._conversion.convert(
@@ -79,29 +86,50 @@ class Piece:
 def source_tensors(folder: Path) -> Source:
     """The pieces of a source model's checkpoint, in the order in which they are stored.
 
-    Copies of tied weights are left out. Raises ModelInvalid if any of the model's parameters is
-    missing, if a copy differs from the weight that it is tied to, and for tensors that the model
-    has no place for (see `workers.model.unused_tensors`).
+    Copies of tied weights are left out. Raises the errors of `match`, and ModelInvalid if a copy
+    differs from the weight that it is tied to.
     """
     with naming_model_errors("its weights cannot be read"):
         stored = StoredTensors(folder)
-    model = _empty_model(folder)
-    fused = fused_parameters(model)
-    matches = _Matches.of(model, stored.keys())
+    model = empty_model(folder)
+    matches = match(model, {key: stored.shape(key) for key in stored})
     matches.check_copies(stored)
-    pieces, found = [], set(model.all_tied_weights_keys)
-    for conversion in _conversions(model, matches):
-        shapes = conversion.convert([stored.shape(key) for key in conversion.keys])
-        names = [
-            name
-            for parameter, tensor in shapes.items()
-            for name, _ in _unfused(parameter, tensor, fused)
-        ]
+    fused = fused_parameters(model)
+    pieces = [
+        Piece(
+            tuple(name for each in shapes.items() for name, _ in _unfused(*each, fused)),
+            conversion,
+            fused,
+            stored,
+        )
+        for conversion, shapes in matches.converted
+    ]
+    return Source(tuple(pieces), bool(fused), matches.judged, stored)
+
+
+def match(model: Any, stored: Mapping[str, Tensor]) -> Matches:
+    """Match the tensors of a checkpoint, by name and shape, with a model on the meta device.
+
+    Raises ModelInvalid if a parameter of the model is missing or has another shape, and for tensors
+    that the model has no place for (see `workers.model.unused_tensors`).
+    """
+    names = _Names.of(model, tuple(stored))
+    wanted, found = model.state_dict(), set(model.all_tied_weights_keys)
+    converted = []
+    for conversion in _conversions(model, names):
+        shapes = conversion.convert([stored[key] for key in conversion.keys])
+        for name, tensor in shapes.items():
+            if name in wanted and tensor.shape != wanted[name].shape:
+                raise ModelInvalid(
+                    f"'{conversion.keys[0]}' has the shape {[*tensor.shape]}, but with config.json "
+                    f"{type(model).__name__} has {[*wanted[name].shape]}",
+                    param="model",
+                )
         found |= shapes.keys()
-        pieces.append(Piece(tuple(names), conversion, fused, stored))
+        converted.append((conversion, shapes))
     if missing := sorted({name for name, _ in model.named_parameters()} - found):
-        raise ModelInvalid(_missing(missing[0], matches.unused), param="model")
-    return Source(tuple(pieces), bool(fused), judge_unused(model, matches.unused), stored)
+        raise ModelInvalid(_missing(missing[0], names.unused), param="model")
+    return Matches(converted, names.copies, judge_unused(model, names.unused))
 
 
 def _missing(name: str, unused: Iterable[str]) -> str:
@@ -145,7 +173,28 @@ class _Conversion:
 
 
 @dataclass(frozen=True)
-class _Matches:
+class Matches:
+    """What becomes of a checkpoint's tensors."""
+
+    converted: Sequence[tuple[_Conversion, Mapping[str, Tensor]]]
+    """Each conversion, and the parameters that it gives, on the meta device."""
+    copies: Mapping[str, tuple[str, str]]
+    """By stored name: the tied parameter that it is a copy of, and that parameter's stored name."""
+    judged: UnusedTensors
+
+    def check_copies(self, stored: StoredTensors) -> None:
+        """Raise ModelInvalid if a copy of a tied weight is another tensor than the weight."""
+        for copy, (name, key) in self.copies.items():
+            if copy != key and not torch.equal(stored.read(copy), stored.read(key)):
+                raise ModelInvalid(
+                    f"config.json ties '{copy}' to '{name}', but the checkpoint holds different "
+                    "tensors for them: set tie_word_embeddings to false, or remove the wrong one",
+                    param="model",
+                )
+
+
+@dataclass(frozen=True)
+class _Names:
     """How `transformers.core_model_loading` would match stored tensors with the model's."""
 
     collected: Mapping[str, list[tuple[str, str | None]]]
@@ -157,7 +206,7 @@ class _Matches:
     converters: Mapping[str, WeightConverter]  # by pattern
 
     @classmethod
-    def of(cls, model: Any, keys: Sequence[str]) -> _Matches:
+    def of(cls, model: Any, keys: Sequence[str]) -> _Names:
         mapping = get_model_conversion_mapping(model)
         renamings = [transform for transform in mapping if isinstance(transform, WeightRenaming)]
         converters = [transform for transform in mapping if isinstance(transform, WeightConverter)]
@@ -186,32 +235,43 @@ class _Matches:
             {pattern: each for each in converters for pattern in each.source_patterns},
         )
 
-    def check_copies(self, stored: StoredTensors) -> None:
-        """Raise ModelInvalid if a copy of a tied weight is another tensor than the weight."""
-        for copy, (name, key) in self.copies.items():
-            if copy != key and not torch.equal(stored.read(copy), stored.read(key)):
-                raise ModelInvalid(
-                    f"config.json ties '{copy}' to '{name}', but the checkpoint holds different "
-                    "tensors for them: set tie_word_embeddings to false, or remove the wrong one",
-                    param="model",
-                )
 
-
-def _conversions(model: Any, matches: _Matches) -> list[_Conversion]:
+def _conversions(model: Any, names: _Names) -> list[_Conversion]:
     conversions = []
-    for name, found in matches.collected.items():
+    for name, found in names.collected.items():
         # Experts are merged in the order of their numbers.
         keys, patterns = zip(
             *sorted(found, key=lambda match: dot_natural_key(match[0])), strict=True
         )
-        converter = matches.converters[patterns[0]] if patterns[0] is not None else None
+        converter = names.converters[patterns[0]] if patterns[0] is not None else None
         conversions.append(_Conversion(name, keys, patterns, converter, model))
     return conversions
 
 
-def _empty_model(folder: Path) -> Any:
+def empty_model(folder: Path) -> Any:
     """The model on the meta device, where it takes no memory."""
     with naming_model_errors("the model's class cannot be built from config.json"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        try:
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except (KeyError, AttributeError) as error:  # a name, such as that of an activation
+            if field := _field_of(error, json.loads((folder / CONFIG_NAME).read_bytes())):
+                raise ModelInvalid(
+                    f"{CONFIG_NAME} sets {field}, which transformers does not know", param="model"
+                ) from error
+            raise
+
+
+def _field_of(error: KeyError | AttributeError, config: Mapping[str, Any]) -> str | None:
+    """The setting whose value transformers looked up in vain, with the value."""
+    unknown = error.args[0] if isinstance(error, KeyError) else error.name
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            if field := _field_of(error, value):
+                return f"{name}.{field}"
+        elif isinstance(value, str) and value == unknown:
+            return f"{name} to '{value}'"
+    return None

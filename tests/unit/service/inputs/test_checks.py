@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -11,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from service.domain.spec import JobSpec
-from service.errors import CodeExecutionForbidden, SubmissionCheckTimeout
+from service.errors import CodeExecutionForbidden, DataInvalid, SubmissionCheckTimeout
 from service.inputs import checks
 from service.inputs.checks import CHECK_THREADS, SubmissionChecks, check_allowed
 from service.settings import Settings
@@ -26,11 +27,14 @@ class Bucket:
 
 
 @pytest.fixture
-def spec(job_body: dict[str, Any], text_folder: Path) -> JobSpec:
+def spec(job_body: dict[str, Any], allowed_root: Path, text_folder: Path) -> JobSpec:
     data = {"source": "local", "path": str(text_folder)}
+    problem = dict.fromkeys(("task_id", "prompt", "entry_point", "test"), "x")
+    (allowed_root / "problems.jsonl").write_text(json.dumps(problem))
+    problems = {"source": "local", "path": str(allowed_root / "problems.jsonl")}
     tasks = [
         {"kind": "lm_eval", "name": "harness", "tasks": ["arc_easy"]},
-        {"kind": "pass_at_1", "name": "code", "data": data},
+        {"kind": "pass_at_1", "name": "code", "data": problems},
     ]
     datasets = [{"name": "prose", "data": data}]
     return JobSpec.model_validate(job_body | {"evaluation": {"datasets": datasets, "tasks": tasks}})
@@ -69,6 +73,24 @@ def test_what_is_there_and_allowed_passes(
     run(spec, allowing, bucket)
 
 
+def test_problems_without_a_field_of_their_task_are_refused(
+    spec: JobSpec, allowing: Settings, bucket: Bucket, allowed_root: Path
+) -> None:
+    (allowed_root / "problems.jsonl").write_text('{"task_id": 1, "prompt": "", "test": ""}\n')
+    with pytest.raises(DataInvalid, match="no field 'entry_point'") as caught:
+        run(spec, allowing, bucket)
+    assert caught.value.param == "evaluation.tasks.1.data"
+
+
+def test_text_that_its_beginning_shows_to_be_none_is_refused(
+    spec: JobSpec, allowing: Settings, bucket: Bucket, text_folder: Path
+) -> None:
+    (text_folder / "text.txt").write_bytes(b"")
+    with pytest.raises(DataInvalid, match=r"There is no text in 'text\.txt'") as caught:
+        run(spec, allowing, bucket)
+    assert caught.value.param == "calibration.data"
+
+
 @pytest.mark.parametrize(
     "param",
     ["calibration.data", "evaluation.datasets.0.data", "evaluation.tasks.1.data"],
@@ -81,11 +103,12 @@ def test_a_slow_text_is_named(
     bucket: Bucket,
     param: str,
 ) -> None:
-    def check_data(_source: object, _settings: Settings, name: str) -> None:
-        if name == param:
+    def check(_source: object, _settings: Settings, name: str) -> None:
+        if name in (param, param.removesuffix(".data")):
             answers.wait()
 
-    monkeypatch.setattr(checks, "check_data", check_data)
+    monkeypatch.setattr(checks, "check_data", check)
+    monkeypatch.setattr(checks, "check_problems", check)
     with pytest.raises(SubmissionCheckTimeout, match=rf"^{param}: .* 0\.05 seconds") as caught:
         run(spec, hurried(allowing), bucket)
     assert caught.value.param == param

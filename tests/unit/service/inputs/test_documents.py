@@ -13,8 +13,18 @@ import pytest
 from pyarrow import parquet
 
 import service.inputs.documents
+import service.inputs.text_files
 from service.errors import DataInvalid, DataNotFound, PathNotAllowed, UserError
-from service.inputs.documents import Document, Record, read_documents, read_records
+from service.inputs.documents import (
+    CHECKED_FILES,
+    Document,
+    Record,
+    check_documents,
+    check_records,
+    read_documents,
+    read_records,
+)
+from service.inputs.text_files import CHECKED_BYTES
 
 PARAM = "calibration.data"
 EVERYTHING = "**/*"
@@ -98,7 +108,8 @@ def test_a_missing_field_is_named_with_those_there_are(tmp_path: Path, name: str
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_field_that_is_not_text_is_refused(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / name, [{"text": 1}])
-    assert "is int, not text" in refused(DataInvalid, tmp_path).detail
+    kind = "int64" if name.endswith(".parquet") else "int"
+    assert f"is {kind}, not text" in refused(DataInvalid, tmp_path).detail
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -117,7 +128,7 @@ def test_blank_lines_of_jsonl_are_passed_over(tmp_path: Path) -> None:
     [
         (b'{"text": "x"', "is not JSON"),
         (b'["text"]', "is not a JSON object"),
-        (b'{"text": "\xff"}', "is not JSON"),
+        (b'{"text": "\xff"}', "is not UTF-8 (byte 0xff at position 10)"),
         (b"[" * 100_000, "is not JSON"),
         (b'{"text": "\\ud800"}', "half a character"),
     ],
@@ -145,6 +156,140 @@ def test_a_parquet_column_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     broken = arrow.array([b"caf\xc3"]).view(arrow.string())
     parquet.write_table(arrow.table({"text": broken}), tmp_path / "a.parquet")
     assert "'a.parquet' cannot be read" in refused(DataInvalid, tmp_path).detail
+
+
+ROWS = b'{"text": "fine"}\n{"text": "also fine"}\n'
+
+SHOWN_AT_SUBMISSION = {
+    "empty.txt": (b"", "There is no text in 'empty.txt'."),
+    "blank.txt": (b" \n\n", "There is no text in 'blank.txt'."),
+    "empty.jsonl": (b"", "There is no text in 'empty.jsonl'."),
+    "latin1.txt": ("café".encode("latin-1"), "it is not UTF-8 (byte 0xe9 at position 3)"),
+    "utf16.txt": ("text".encode("utf-16"), "it is UTF-16; convert it to UTF-8"),
+    "binary.txt": (b"GIF\0", "it is binary: it contains null bytes, first at position 3"),
+    "latin1.jsonl": (b'{"text": "caf\xe9"}\n', "'latin1.jsonl:1': it is not UTF-8 (byte 0xe9 at"),
+    "utf16.jsonl": (ROWS.decode().encode("utf-16"), "'utf16.jsonl:1': it is not UTF-8"),
+    "array.jsonl": (b"[\n" + ROWS, "'array.jsonl:1' is not JSON: "),
+    "number.jsonl": (ROWS + b'{"text": 5}\n', "'text' of 'number.jsonl:3' is int, not text."),
+    "late.JSONL": (
+        ROWS + b'{"body": "x"}\n',
+        "'late.JSONL:3' has no field 'text'; it has: 'body'.",
+    ),
+    "chat.ndjson": (
+        b'{"messages": [{"role": "user", "content": "Hello"}]}\n',
+        "it has: 'messages'. Chats are not read: render each",
+    ),
+    "sharegpt.jsonl": (
+        b'{"text": [{"from": "human", "value": "Hello"}]}\n',
+        "'text' of 'sharegpt.jsonl:1' is list, not text. Chats are not read: render each",
+    ),
+    "plain.jsonl.gz": (ROWS, "'plain.jsonl.gz' cannot be read: Not a gzipped file"),
+    "cut.jsonl.gz": (gzip.compress(ROWS)[:-9], "'cut.jsonl.gz' cannot be read: Compressed file"),
+    "a.parquet": (b"PAR1 nonsense PAR1", "'a.parquet' cannot be read: "),
+    "array.json": (b'[{"text": "x"}]', "'array.json' cannot be read as text: it is one JSON doc"),
+    "table.csv": (b"id,text\n1,x\n", "'table.csv' cannot be read as text: it is a table; write"),
+    "TABLE.TSV": (b"id\ttext\n1\tx\n", "'TABLE.TSV' cannot be read as text: it is a table"),
+    "a.txt.gz": (gzip.compress(b"x"), "'a.txt.gz' cannot be read as text: it is compressed"),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN_AT_SUBMISSION)
+def test_what_the_beginning_shows_is_refused_at_submission_in_the_same_words(
+    tmp_path: Path, name: str
+) -> None:
+    content, said = SHOWN_AT_SUBMISSION[name]
+    (tmp_path / name).write_bytes(content)
+    at_work = refused(DataInvalid, tmp_path / name)
+    with pytest.raises(DataInvalid) as at_submission:
+        check_documents(tmp_path / name, EVERYTHING, "text", PARAM)
+    assert said in at_work.detail
+    assert at_submission.value.detail == at_work.detail
+    assert at_submission.value.param == at_work.param
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        (arrow.binary(), b"x", "is binary, not text."),
+        (arrow.list_(arrow.string()), ["x"], "is list<element: string>, not text."),
+        (
+            arrow.list_(arrow.struct({"role": arrow.string(), "content": arrow.string()})),
+            [{"role": "user", "content": "x"}],
+            "not text. Chats are not read",
+        ),
+    ],
+    ids=["binary", "list", "chat"],
+)
+def test_a_parquet_column_that_is_not_text_is_refused_at_submission(
+    tmp_path: Path, kind: arrow.DataType, value: object, said: str
+) -> None:
+    table = arrow.table({"text": arrow.array([value], kind)})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataInvalid, match=said) as caught:
+        check_documents(tmp_path, EVERYTHING, "text", PARAM)
+    assert caught.value.detail == refused(DataInvalid, tmp_path).detail
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [arrow.string(), arrow.large_string(), arrow.dictionary(arrow.int32(), arrow.string())],
+    ids=str,
+)
+def test_text_in_parquet_is_read_however_it_is_encoded(
+    tmp_path: Path, kind: arrow.DataType
+) -> None:
+    table = arrow.table({"text": arrow.array(["x", "y", "x"], kind)})
+    parquet.write_table(table, tmp_path / "a.PARQUET")
+    check_documents(tmp_path, EVERYTHING, "text", PARAM)
+    assert [document.text for document in read(tmp_path)] == ["x", "y", "x"]
+
+
+BEYOND = b"x" * CHECKED_BYTES
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", BEYOND[1:] + "é".encode() + b"\xff"),
+        ("a.txt", b" " * CHECKED_BYTES + b"x"),
+        ("a.jsonl", b'{"text": "' + BEYOND + b'"}\n'),
+        ("a.jsonl", ROWS + b"\n" * CHECKED_BYTES + b"broken"),
+        ("a.jsonl.gz", gzip.compress(ROWS + BEYOND)),
+        ("a.jsonl.gz", gzip.compress(ROWS + os.urandom(2 * CHECKED_BYTES).hex().encode())),
+    ],
+    ids=["text", "blank", "long row", "rows", "gzip", "long gzip"],
+)
+def test_a_check_ends_with_the_beginning(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    check_documents(tmp_path, EVERYTHING, "text", PARAM)
+
+
+def test_a_check_opens_a_few_files(tmp_path: Path) -> None:
+    for number in range(CHECKED_FILES):
+        (tmp_path / f"{number}.txt").touch()
+    with pytest.raises(DataInvalid, match="There is no text in the 8 files that"):
+        check_documents(tmp_path, EVERYTHING, "text", PARAM)
+    (tmp_path / "one more.txt").touch()
+    check_documents(tmp_path, EVERYTHING, "text", PARAM)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_fields_of_problems_are_checked(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name, [{"q": "a"}])
+    check_records(tmp_path, "*", {"q": f"{PARAM}.question_field"}, PARAM)
+    with pytest.raises(DataInvalid, match=r"'q'\. Name the right one in .*answer_field") as caught:
+        check_records(tmp_path, "*", {"a": f"{PARAM}.answer_field"}, PARAM)
+    assert caught.value.param == f"{PARAM}.answer_field"
+
+
+def test_every_message_can_be_sent(tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9.jsonl").write_text('{"half \\ud800": "x"}\n')
+    refused(DataInvalid, tmp_path).detail.encode()
+
+
+def test_long_names_of_fields_are_cut(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"x" * 100_000: ""}])
+    assert len(refused(DataInvalid, tmp_path).detail) < 300
 
 
 BINARY = {
@@ -179,7 +324,16 @@ def test_what_is_no_text_is_refused_when_it_is_named(tmp_path: Path, name: str) 
 
 def test_nothing_but_skipped_files_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(BINARY["not-utf8"])
-    assert "no text" in refused(DataInvalid, tmp_path).detail
+    (tmp_path / "b.csv").write_text("x")
+    detail = refused(DataInvalid, tmp_path).detail
+    assert "There is no text in the 2 files that '**/*' selects. 'a.png' was skipped: it" in detail
+
+
+def test_a_wildcard_skips_data_that_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "labels.csv").write_text("x")
+    (tmp_path / "text").write_text("x")
+    assert [document.id for document in read(tmp_path)] == ["text"]
 
 
 def test_a_pattern_that_selects_nothing(tmp_path: Path) -> None:
@@ -215,7 +369,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.inputs.documents, "MAX_DOCUMENT_BYTES", 64)
+    monkeypatch.setattr(service.inputs.text_files, "MAX_DOCUMENT_BYTES", 64)
     monkeypatch.setattr(service.inputs.documents, "MAX_DOCUMENTS", 5)
     monkeypatch.setattr(service.inputs.documents, "MAX_TEXT_BYTES", 100)
 
@@ -252,6 +406,25 @@ def test_there_may_be_too_much_text(tmp_path: Path) -> None:
     detail = refused(DataInvalid, tmp_path).detail
     assert "more than 100 bytes of text" in detail
     assert "Name a pattern that selects fewer files" in detail
+
+
+@pytest.mark.usefixtures("small_bounds")
+@pytest.mark.parametrize("name", WRITERS)
+def test_rows_without_text_count(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name, [{"text": None}] * 6)
+    assert "more than 5 documents" in refused(DataInvalid, tmp_path).detail
+
+
+@pytest.mark.parametrize("line", [b"\n", b'{"text": "x"}\n'])
+def test_gzip_may_expand_only_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    monkeypatch.setattr(service.inputs.text_files, "MIN_EXPANDED_BYTES", 1000)
+    monkeypatch.setattr(service.inputs.text_files, "MAX_EXPANSION", 2)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line * 2000))
+    assert (
+        "'a.jsonl.gz' cannot be read: it expands to more" in refused(DataInvalid, tmp_path).detail
+    )
 
 
 def read_rows(file: Path) -> list[Record]:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from ray.exceptions import RayActorError
+
+from service.errors import EigenpressError, ModelInvalid, OutOfMemory
+from service.inputs.opening import HeldFiles
 from workers.actors import assembler, interface, worker
 
 
@@ -15,3 +24,32 @@ def test_every_method_is_passed_on() -> None:
     acting = public_methods(worker.Worker), public_methods(assembler.Assembler)
     assert public_methods(interface.Worker) == acting[0] | acting[1]
     assert not acting[0] & acting[1]
+
+
+class Unpicklable(Exception):
+    """An error that cannot be made again from its arguments, as some libraries' cannot."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def raising(error: Exception) -> Any:
+    def act() -> None:
+        raise error
+
+    return SimpleNamespace(worker=SimpleNamespace(load=act), held=HeldFiles(Path()))
+
+
+def test_errors_of_libraries_get_a_name_before_they_cross() -> None:
+    with pytest.raises(EigenpressError, match="Unexpected Unpicklable: this and that") as caught:
+        interface.Worker.load(raising(Unpicklable("this", "that")))
+    assert pickle.loads(pickle.dumps(caught.value)).detail == caught.value.detail
+    with pytest.raises(OutOfMemory):
+        interface.Worker.load(raising(MemoryError()))
+
+
+@pytest.mark.parametrize("error", [ModelInvalid("no weights"), RayActorError()])
+def test_errors_that_have_a_name_cross_as_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        interface.Worker.load(raising(error))
+    assert caught.value is error

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from service.domain.spec import JobSpec
+from service.inputs.opening import HeldFiles
 from workers.actors.worker import Worker
 from workers.artifact.checkpoint_writer import write_checkpoint
-from workers.model.source import Source
 
 SEQUENCES = [[number, *range(2, 33)] for number in range(2, 10)]
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -33,8 +33,8 @@ def worker(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             "targets": [{"max_perplexity_increase": 0.1}],
         }
     )
-    source = Source(spec.model, "job-1-1")
-    worker: Any = Worker(spec, 0, torch.get_num_threads(), source)
+    held = HeldFiles(tmp_path / "data" / "scratch" / "job-1-1")
+    worker: Any = Worker(spec, 0, torch.get_num_threads(), held)
     model = worker.load()
     worker.calibrate(SEQUENCES)
     for group in model.groups:
@@ -83,7 +83,7 @@ def test_auto_is_mixed_precision_where_the_processor_has_instructions_for_it(
     exact = worker.measure(None, SEQUENCES)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
     spec = worker._spec.model_copy(update={"mixed_precision": "auto"})
-    auto: Any = Worker(spec, 0, 1, worker._prepared)
+    auto: Any = Worker(spec, 0, 1, worker._held)
     auto.load()
     assert (auto.measure(None, SEQUENCES) != exact) is mixed
 

@@ -24,6 +24,7 @@ from workers.compression.shapes import InputGroup, LinearLayer
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.losses import SequenceLoss, TextLoss
 from workers.evaluation.scores import Scores
+from workers.proof.result import Proof
 from workers.text.texts import EvaluationText, Texts
 
 LAYERS = (LinearLayer("block.up", 8, 4, False), LinearLayer("block.down", 4, 8, True))
@@ -79,7 +80,11 @@ LOST = Evaluation(
     None,
 )
 RESULT = TargetResult(
-    SizeTarget(keep=0.8), {"block.up": 1, "block.down": None}, CheckpointSize(180, 4000), CUT
+    SizeTarget(keep=0.8),
+    {"block.up": 1, "block.down": None},
+    CheckpointSize(180, 4000),
+    Proof(1.25e-7, 1.0, 64),
+    CUT,
 )
 
 

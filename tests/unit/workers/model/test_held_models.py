@@ -11,13 +11,14 @@ import torch
 
 from service.domain.spec import JobSpec, LocalPath
 from service.errors import ModelInvalid
+from service.inputs.opening import HeldFiles
+from service.inputs.sources import fetch_model
 from service.settings import Settings
 from tests.fixtures.gguf_files import write_llama
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from workers.actors.interface import Worker
 from workers.artifact.checkpoint_writer import copy_companions
-from workers.model.loading import load_model, load_tokenizer
-from workers.model.source import Source
+from workers.model.loading import load_model, load_tokenizer, prepare_model
 from workers.model.stored_tensors import StoredTensors
 from workers.resumption.fingerprint import model_digest
 
@@ -40,8 +41,14 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def source_of(path: Path) -> Source:
-    return Source(LocalPath(source="local", path=str(path)), "job-1-1")
+def prepared(path: Path, held: HeldFiles) -> Path:
+    source, settings = LocalPath(source="local", path=str(path)), Settings()
+    return prepare_model(fetch_model(source, settings, held), settings)
+
+
+@pytest.fixture
+def held(settings: Settings) -> HeldFiles:
+    return HeldFiles(settings.scratch_dir / "job-1-1")
 
 
 def replace_all(folder: Path) -> None:
@@ -52,32 +59,22 @@ def replace_all(folder: Path) -> None:
         path.symlink_to(folder.parents[1] / "secret")
 
 
-@pytest.mark.usefixtures("settings")
-def test_everything_is_read_from_the_files_that_were_checked(folder: Path, tmp_path: Path) -> None:
+def test_everything_is_read_from_the_files_that_were_checked(
+    folder: Path, held: HeldFiles, tmp_path: Path
+) -> None:
     digest, weights = model_digest(folder), load_model(folder, CPU).state_dict()
-    source = source_of(folder)
-    assert source.folder.name == folder.name
+    source = prepared(folder, held)
+    assert source.name == folder.name
     replace_all(folder)
-    assert model_digest(source.folder) == digest
-    assert set(StoredTensors(source.folder).keys()) <= weights.keys()
-    for name, value in load_model(source.folder, CPU).state_dict().items():
+    assert model_digest(source) == digest
+    assert set(StoredTensors(source)) <= weights.keys()
+    for name, value in load_model(source, CPU).state_dict().items():
         assert torch.equal(value, weights[name])
-    assert load_tokenizer(source.folder)("a")["input_ids"]
+    assert load_tokenizer(source)("a")["input_ids"]
     (tmp_path / "artifact").mkdir()
-    copy_companions(source.folder, tmp_path / "artifact")
+    copy_companions(source, tmp_path / "artifact")
     assert (tmp_path / "artifact" / "LICENSE").read_text() == "free"
     assert not any(SECRET in path.read_text() for path in (tmp_path / "artifact").iterdir())
-
-
-def test_a_model_is_prepared_once_in_the_scratch_folder_of_its_attempt(
-    folder: Path, settings: Settings
-) -> None:
-    source = source_of(folder)
-    assert not settings.scratch_dir.exists()
-    prepared = source.folder
-    assert source.folder == prepared
-    assert prepared.is_relative_to(settings.scratch_dir / "job-1-1")
-    assert len(list((settings.scratch_dir / "job-1-1").iterdir())) == 1
 
 
 def test_errors_name_the_path_of_the_request(folder: Path, settings: Settings) -> None:
@@ -99,7 +96,7 @@ def test_errors_name_the_path_of_the_request(folder: Path, settings: Settings) -
 
 
 def test_a_gguf_file_that_changes_is_not_converted(
-    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: Settings, held: HeldFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the cache would hold a model of its writer's choice for all who name the old one."""
     (tmp_path / "models").mkdir()
@@ -113,15 +110,14 @@ def test_a_gguf_file_that_changes_is_not_converted(
 
     monkeypatch.setattr(shutil, "copyfile", change_and_copy)
     with pytest.raises(ModelInvalid, match=r"model\.gguf was changed"):
-        _ = source_of(gguf).folder
+        prepared(gguf, held)
     monkeypatch.undo()
     assert [path.suffix for path in (settings.cache_dir / "gguf").iterdir()] == [".lock"]
 
 
-@pytest.mark.usefixtures("settings")
-def test_a_gguf_file_is_converted_as_it_was_checked(tmp_path: Path) -> None:
+def test_a_gguf_file_is_converted_as_it_was_checked(tmp_path: Path, held: HeldFiles) -> None:
     (tmp_path / "models").mkdir()
-    folder = source_of(write_llama(tmp_path / "models" / "model.gguf")).folder
+    folder = prepared(write_llama(tmp_path / "models" / "model.gguf"), held)
     assert load_model(folder, CPU).config.num_hidden_layers == 1
     assert not list(folder.glob("*.gguf"))
     assert not any(str(tmp_path) in path.read_text() for path in folder.glob("*.json"))

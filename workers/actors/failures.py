@@ -1,8 +1,14 @@
-"""Turns an error from anywhere in the cluster into the failure that the user sees."""
+"""Turns an error from anywhere in the cluster into one of `service.errors`, which the user sees.
+
+A worker does so before its error crosses to the driver: not every library's error survives the
+pickling, and one that does not looks like the loss of a worker.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Collection
 
 from ray import exceptions as ray
 
@@ -11,7 +17,7 @@ from service.errors import (
     ClusterUnavailable,
     DiskFull,
     EigenpressError,
-    Failure,
+    MemoryTaken,
     NodeLost,
     OutOfMemory,
     SolveFailed,
@@ -24,6 +30,12 @@ NODE_DIED = "its node has died"
 """Ray's message about an actor whose machine is lost; the exception has no other sign of it."""
 
 MEMORY_ERRORS = (MemoryError, ray.OutOfMemoryError, ray.ObjectStoreFullError)
+
+_USED_MEMORY = re.compile(r"Memory on the node .* was ([\d.]+)GB used")
+_MEMORY_USER = re.compile(r"^(\d+)\t([\d.]+)\t", re.MULTILINE)
+"""In Ray's message about a worker that it ended: a line for each of the largest processes."""
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 CLUSTER_ERRORS = (
     ray.LocalRayletDiedError,
@@ -38,22 +50,46 @@ CLUSTER_ERRORS = (
 """They mean that Ray itself failed, or withdrew a reservation."""
 
 
-def failure_of(error: BaseException) -> Failure:
-    """The failure that ends the attempt; failures of a machine or a service are retryable."""
+def named(error: BaseException, pids: Collection[int] = ()) -> EigenpressError:
+    """The error by one of our names; those of a machine or a service are retryable.
+
+    `pids` are the attempt's workers: Ray tells which processes hold a full machine's memory.
+    """
     if isinstance(error, ray.RayTaskError):
-        return failure_of(error.cause)
+        return named(error.cause, pids)
     if isinstance(error, EigenpressError):
-        return error.failure()
+        return error
     if isinstance(error, compression.UnsupportedLayer):
-        return UnsupportedLayer(str(error), param="model").failure()
+        return UnsupportedLayer(str(error), param="model")
     if isinstance(error, compression.SolveFailed):
-        return SolveFailed(str(error)).failure()
-    found = _of_memory(error) or _of_disk(error) or _of_cluster(error)
-    if found is None:
-        found = EigenpressError(
-            f"Unexpected {type(error).__name__}: {_first_line(error)}. The driver's log has more."
+        return SolveFailed(str(error))
+    return (
+        _of_others(error, pids)
+        or _of_memory(error)
+        or _of_disk(error)
+        or _of_cluster(error)
+        or EigenpressError(
+            f"Unexpected {type(error).__name__}: {_first_line(error)}. The job's log in Ray's "
+            "dashboard has more."
         )
-    return found.failure()
+    )
+
+
+def _of_others(error: BaseException, pids: Collection[int]) -> EigenpressError | None:
+    """MemoryTaken if Ray ended a worker because processes of others held most of the memory."""
+    if not isinstance(error, ray.OutOfMemoryError) or not pids:
+        return None
+    used = _USED_MEMORY.search(str(error))
+    if used is None:
+        return None
+    own = sum(float(size) for pid, size in _MEMORY_USER.findall(str(error)) if int(pid) in pids)
+    if own * 2 > float(used[1]):
+        return None
+    return MemoryTaken(
+        f"A worker's machine ran out of memory, {used[1]} GB of which were in use; the job's "
+        f"workers there held {own:.2f} GB, and other processes the rest. Lower "
+        "EIGENPRESS_MAX_RUNNING_JOBS if these are other jobs."
+    )
 
 
 def _of_memory(error: BaseException) -> EigenpressError | None:
@@ -102,9 +138,13 @@ def _of_cluster(error: BaseException) -> EigenpressError | None:
 
 def _gist(error: BaseException) -> str:
     """Ray's message, without the table of an actor's properties."""
-    lines = [line for line in str(error).splitlines() if line.strip() and line[0] != "\t"]
+    lines = [line for line in _plain(error).splitlines() if line.strip() and line[0] != "\t"]
     return " ".join(line.strip() for line in lines) or type(error).__name__
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (_plain(error).splitlines() or [type(error).__name__])[0]
+
+
+def _plain(error: BaseException) -> str:
+    return _COLOUR.sub("", str(error)).strip()

@@ -19,7 +19,7 @@ from service.errors import (
     ModelInvalid,
     StorageUnavailable,
 )
-from workers.attempt.failures import failure_of
+from workers.actors.failures import named
 from workers.compression.errors import BudgetTooSmall, SolveFailed, UnsupportedLayer
 
 ERRORS = [
@@ -44,14 +44,15 @@ ERRORS = [
         ZeroDivisionError("division by zero\nand more"),
         Failure(
             "internal_error",
-            "Unexpected ZeroDivisionError: division by zero. The driver's log has more.",
+            "Unexpected ZeroDivisionError: division by zero. The job's log in Ray's dashboard has "
+            "more.",
         ),
     ),
     (
         BudgetTooSmall(),
         Failure(
             "internal_error",
-            "Unexpected BudgetTooSmall: BudgetTooSmall. The driver's log has more.",
+            "Unexpected BudgetTooSmall: BudgetTooSmall. The job's log in Ray's dashboard has more.",
         ),
     ),
 ]
@@ -63,6 +64,10 @@ KINDS = pytest.mark.parametrize(
 
 RAY: Any = ray
 """Its exceptions are not typed."""
+
+
+def failure_of(error: BaseException) -> Failure:
+    return named(error).failure()
 
 
 def in_a_task(error: BaseException) -> Any:
@@ -142,6 +147,37 @@ def test_out_of_memory_says_what_to_change(error: Exception, where: str) -> None
         assert f"A worker's {where} ran out of memory" in failure.detail
         for change in ("calibration.batch_size", "gradient_checkpointing", "workers"):
             assert change in failure.detail
+
+
+ENDED = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: \
+10.0.0.1, ID: 34) was 22.50GB used / 23.54GB limit (0.95)
+Top 10 memory users: PID\tMEM(GB)\tCOMMAND
+31\t16.25\tray::Worker.solve
+14\t3.50\tray::Worker.calibrate
+15\t1.50\tpython train.py
+"""
+
+
+def test_memory_that_others_took_is_told_apart_and_tried_again() -> None:
+    error = RAY.OutOfMemoryError(ENDED)
+    for raised in (error, in_a_task(error)):
+        failure = named(raised, {14, 16}).failure()
+        assert (failure.code, failure.retryable) == ("memory_taken", True)
+        assert "22.50 GB" in failure.detail
+        assert "3.50 GB" in failure.detail
+
+
+@pytest.mark.parametrize(
+    ("message", "pids"), [(ENDED, {31}), (ENDED, {14, 31}), (ENDED, set()), ("full", {14})]
+)
+def test_memory_of_the_job_itself_runs_out_again(message: str, pids: set[int]) -> None:
+    failure = named(RAY.OutOfMemoryError(message), pids).failure()
+    assert (failure.code, failure.retryable) == ("out_of_memory", False)
+
+
+def test_colours_of_a_traceback_are_left_out() -> None:
+    assert "\x1b" not in failure_of(death("\x1b[36mray::Worker\x1b[39m")).detail
+    assert "Unexpected RuntimeError: red." in failure_of(RuntimeError("\x1b[31mred")).detail
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""What the clean process finds in a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.fixtures.models import byte_tokenizer, tiny_llama_config, tiny_model
+from workers.proof.clean_process import findings, logits_at
+
+WEIGHTS = "model.safetensors"
+TOKENS = torch.arange(40).reshape(2, 20)
+POSITIONS = torch.tensor([0, 7, 19])
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model with its reference beside it."""
+    folder = tmp_path_factory.mktemp("proof") / "model"
+    model = tiny_model(tiny_llama_config(tie_word_embeddings=False))
+    model.save_pretrained(folder)
+    tokenizer = byte_tokenizer(adds_bos=True)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(folder)
+    logits = logits_at(model, TOKENS, POSITIONS)
+    reference = {"tokens": TOKENS, "positions": POSITIONS, "logits": logits}
+    save_file(reference, folder.parent / "reference.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path) -> Path:
+    """A copy that may be spoilt."""
+    return shutil.copytree(sound, tmp_path / "copy")
+
+
+def found(folder: Path, sound: Path, dtype: str | None = None, *carried: str) -> dict[str, Any]:
+    return findings(folder, sound, sound.parent / "reference.safetensors", dtype, carried)
+
+
+def test_a_copy_is_sound(folder: Path, sound: Path) -> None:
+    measured = found(folder, sound)
+    assert measured.pop("logit_error") < 1e-6
+    assert measured == {"differences": [], "same_predictions": 1.0, "positions": 6}
+
+
+def change_weights(folder: Path, **changes: Any) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    for name, change in changes.items():
+        key = name.replace("__", ".")
+        tensors[key] = change(tensors.get(key))
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def drop_the_configuration(folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+
+
+def drop_the_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def merge_tokens(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"]["th"] = 400
+    path.write_text(json.dumps(tokenizer))
+
+
+def put_nothing_before_a_text(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+
+
+def refer_to_code(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    reference = {"auto_map": {"AutoTokenizer": [None, "code.Own"]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | reference))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "difference"),
+    [
+        (drop_the_configuration, "its special tokens, the ids of its special tokens"),
+        (drop_the_template, "its chat template"),
+        (merge_tokens, "its vocabulary"),
+        (put_nothing_before_a_text, "the ids of a text"),
+        (refer_to_code, "its reference to Python code"),
+    ],
+)
+def test_another_tokenizer(
+    folder: Path, sound: Path, spoil: Callable[[Path], None], difference: str
+) -> None:
+    spoil(folder)
+    (found_difference,) = found(folder, sound)["differences"]
+    assert found_difference.startswith(f"its tokenizer differs from the source's in {difference}")
+
+
+def test_a_tokenizer_that_does_not_load(folder: Path, sound: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    (difference,) = found(folder, sound)["differences"]
+    assert difference.startswith("its tokenizer does not load: ")
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_another_tensor(folder: Path, sound: Path, name: str) -> None:
+    change_weights(folder, **{name: lambda tensor: tensor * 1.1})
+    (difference,) = found(folder, sound)["differences"]
+    assert difference.startswith("its logits differ by ")
+
+
+def test_rounding_is_no_difference(folder: Path, sound: Path) -> None:
+    change_weights(folder, **{"lm_head.weight": lambda tensor: tensor * (1 + 1e-6)})
+    assert found(folder, sound)["differences"] == []
+
+
+def test_numbers_that_are_not_finite(folder: Path, sound: Path) -> None:
+    change_weights(folder, **{"model.norm.weight": lambda tensor: tensor / 0})
+    assert found(folder, sound)["differences"] == [
+        "the tensor 'model.norm.weight' is not finite",
+        "its logits are not finite",
+    ]
+
+
+def test_another_precision(folder: Path, sound: Path) -> None:
+    change_weights(folder, **{"model.norm.weight": lambda tensor: tensor.half()})
+    message = "the tensor 'model.norm.weight' is stored in torch.float16, not in float32"
+    assert message in found(folder, sound)["differences"]
+    differences = found(folder, sound, "float16")["differences"]
+    assert len(differences) == len(load_file(folder / WEIGHTS)) - 1
+
+
+def test_a_missing_and_an_additional_tensor(folder: Path, sound: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    del tensors["model.norm.weight"]
+    more = {"mtp.weight": torch.zeros(3), "other": torch.zeros(3)}
+    save_file(tensors | more, folder / WEIGHTS, {"format": "pt"})
+    missing, unexpected, *_ = found(folder, sound, None, "mtp.weight")["differences"]
+    assert missing == "1 missing keys, such as model.norm.weight"
+    assert unexpected == "1 unexpected keys, such as other"
+
+
+def test_a_model_that_does_not_load(folder: Path, sound: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 5}')
+    measured = found(folder, sound)
+    assert measured.keys() == {"differences"}
+    assert measured["differences"][-1].startswith("it does not load: ")

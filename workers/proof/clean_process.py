@@ -1,0 +1,198 @@
+"""``python -I clean_process.py REQUEST FINDINGS``: loads artifacts as their users will.
+
+It knows torch, transformers and safetensors, and cannot import Eigenpress. REQUEST is JSON:
+
+    source     folder of the source model, with the tokenizer that an artifact must have
+    dtype      the precision that an artifact must have; null: that of most bytes of the source
+    carried    the names of the tensors in an artifact that its model does not use
+    artifacts  for each its `folder`, and as `reference` a safetensors file with `tokens`
+               (sequences, length), `positions` (compared,) and the `logits` (sequences, compared,
+               vocabulary) that the compressed model had in memory
+
+FINDINGS becomes a JSON list with an entry for each artifact, see `findings`; or the message of the
+error, if the memory does not suffice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""The largest relative difference of logits, by the precision that the model computes in. Two runs
+of one model differ by rounding alone; a wrong tensor anywhere makes a difference of about 1."""
+
+FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+
+SAMPLES = (
+    "The quick brown fox jumps over the lazy dog.",
+    " leading and trailing blanks  ",
+    "def f(x):\n\tif x > 1_000:\n        return {'a': [x, -1.5e-3]}\n\n\n",
+    "Zażółć gęślą jaźń, Ünïcödé, naïve café",
+    "日本語のテキスト 한국어 中文 русский العربية हिन्दी",
+    "👩‍👩‍👧 emoji, e\u0301 combined, \u00a0 blanks, 1234567890",
+)
+"""Tokenizers differ on blanks, digits, letters beyond ASCII and composed characters."""
+
+
+def findings(
+    folder: Path, source: Path, reference: Path, dtype: str | None, carried: Sequence[str]
+) -> dict[str, Any]:
+    """What is wrong with an artifact (`differences`, a list of phrases), and its measurements.
+
+    `logit_error` is ‖a − m‖ / ‖m‖ of its logits a and those in memory m; `same_predictions` is the
+    share of positions at which both have the same most likely token; `positions` counts them.
+    """
+    differences = [*_stored_differently(folder, dtype or _prevailing(source))]
+    differences += _tokenized_differently(source, folder)
+    measured: dict[str, Any] = {}
+    try:
+        model = _load(folder, differences, carried)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        differences.append(f"it does not load: {type(error).__name__}: {_one_line(error)}")
+    else:
+        measured = _compared(model, load_file(reference), differences)
+    return {"differences": differences, **measured}
+
+
+@torch.inference_mode()
+def logits_at(model: Any, tokens: Tensor, positions: Tensor) -> Tensor:
+    """The model's logits at some positions of sequences: (sequences, positions, vocabulary)."""
+    device = next(model.parameters()).device
+    logits: Tensor = model(input_ids=tokens.to(device), use_cache=False).logits
+    return logits[:, positions.to(device)].float().cpu()
+
+
+def _stored_differently(folder: Path, dtype: str) -> Iterator[str]:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                tensor = file.get_tensor(name)
+                if not tensor.is_floating_point():
+                    continue
+                if str(tensor.dtype) != f"torch.{dtype}":
+                    yield f"the tensor '{name}' is stored in {tensor.dtype}, not in {dtype}"
+                if not tensor.isfinite().all():
+                    yield f"the tensor '{name}' is not finite"
+
+
+def _prevailing(source: Path) -> str:
+    """The precision in which most bytes of the source are stored."""
+    stored: Counter[str] = Counter()
+    for path in source.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                tensor = file.get_slice(name)
+                if (dtype := tensor.get_dtype()) in FLOATS:
+                    stored[FLOATS[dtype]] += BYTES[dtype] * math.prod(tensor.get_shape())
+    return stored.most_common(1)[0][0]
+
+
+def _tokenized_differently(source: Path, folder: Path) -> Iterator[str]:
+    try:
+        theirs, ours = map(_description, (source, folder))
+    except Exception as error:
+        yield f"its tokenizer does not load: {type(error).__name__}: {_one_line(error)}"
+        return
+    if different := [what for what, value in theirs.items() if ours[what] != value]:
+        yield f"its tokenizer differs from the source's in {', '.join(different)}"
+
+
+@cache
+def _description(folder: Path) -> Mapping[str, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    texts = (*SAMPLES, " ".join(map(str, tokenizer.all_special_tokens)))
+    return {
+        "its class": type(tokenizer).__name__,
+        "its vocabulary": tokenizer.get_vocab(),
+        "its special tokens": tokenizer.special_tokens_map,
+        "the ids of its special tokens": tokenizer.all_special_ids,
+        "its chat template": tokenizer.chat_template,
+        "its longest text": tokenizer.model_max_length,
+        "its padding": (tokenizer.padding_side, tokenizer.pad_token_id),
+        "its reference to Python code": "auto_map" in tokenizer.init_kwargs,
+        "the ids of a text": [tokenizer(text)["input_ids"] for text in texts],
+    }
+
+
+def _load(folder: Path, differences: list[str], carried: Sequence[str]) -> Any:
+    on_gpu = torch.cuda.is_available()
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype="auto" if on_gpu else torch.float32,  # few processors compute fast in less
+        trust_remote_code=True,  # it is the artifact's own modelling file
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    loading["unexpected_keys"] = set(loading["unexpected_keys"]).difference(carried)
+    differences += [
+        f"{len(names)} {kind.replace('_', ' ')}, such as {min(map(str, names))}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if (names := loading[kind])
+    ]
+    return model.eval().to("cuda" if on_gpu else "cpu")
+
+
+def _compared(
+    model: Any, reference: Mapping[str, Tensor], differences: list[str]
+) -> dict[str, Any]:
+    expected = reference["logits"].double()
+    logits = logits_at(model, reference["tokens"], reference["positions"]).double()
+    if not logits.isfinite().all():
+        differences.append("its logits are not finite")
+        return {}
+    error = float((logits - expected).norm() / expected.norm())
+    same = float((logits.argmax(-1) == expected.argmax(-1)).double().mean())
+    if not error <= TOLERANCE[model.dtype]:
+        differences.append(
+            f"its logits differ by {error:.3g} (relative) from those of the compressed model in "
+            f"memory; {same:.0%} of the predictions are the same"
+        )
+    count = expected.shape[0] * expected.shape[1]
+    return {"logit_error": error, "same_predictions": same, "positions": count}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def main(request_path: str, findings_path: str) -> None:
+    request = json.loads(Path(request_path).read_text("utf-8"))
+    try:
+        found: Any = [
+            findings(
+                Path(artifact["folder"]),
+                Path(request["source"]),
+                Path(artifact["reference"]),
+                request["dtype"],
+                request["carried"],
+            )
+            for artifact in request["artifacts"]
+        ]
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        found = _one_line(error)
+    Path(findings_path).write_text(json.dumps(found), "utf-8")
+
+
+if __name__ == "__main__":
+    for package in ("api", "service", "workers"):
+        sys.modules[package] = None  # type: ignore[assignment] # an import of it fails
+    main(*sys.argv[1:])
