@@ -7,14 +7,18 @@ import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as arrow
 import pytest
+from pyarrow import parquet
 
 from service.domain.spec import LocalData, LocalPath
 from service.errors import DataInvalid, EigenpressError, ModelInvalid, PathNotAllowed
 from service.inputs import opening, sources
 from service.inputs.documents import read_documents, read_records
 from service.inputs.opening import HeldFiles
+from service.inputs.parquet_files import ParquetReader
 from service.inputs.sources import check_data, check_model, fetch_data, fetch_model
 from service.settings import Settings
 from tests.fixtures.gguf_files import header
@@ -254,6 +258,22 @@ def test_a_text_file(texts: Path, secret: Path, before_opening: BeforeOpening, n
     path = texts / "inner" / name
     before_opening(path, lambda: replace(path, secret / name))
     refused(DataInvalid, lambda: documents(texts))
+
+
+def test_a_text_is_read_as_it_was_opened(
+    texts: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process reads Parquet."""
+    for folder, text in ((texts, "open to all"), (secret, SECRET)):
+        parquet.write_table(arrow.table({"text": [text]}), folder / "a.parquet")
+    real = ParquetReader.open
+
+    def replace_and_open(self: ParquetReader, *args: Any) -> Any:
+        replace(texts / "a.parquet", secret / "a.parquet")
+        return real(self, *args)
+
+    monkeypatch.setattr(ParquetReader, "open", replace_and_open)
+    assert documents(texts, "*.parquet") == ["open to all"]
 
 
 def test_a_file_of_problems(texts: Path, secret: Path, before_opening: BeforeOpening) -> None:
