@@ -16,6 +16,8 @@ from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
+from service.inputs.opening import scan_folder
+
 WILDCARDS = "*?["
 ANY_FOLDERS = "**"
 MAX_ENTRIES = 1_000_000
@@ -42,7 +44,7 @@ def selects(pattern: str, path: str) -> bool:
 
 
 def selected_files(root: Path, pattern: str) -> Iterator[str]:
-    """Relative paths of the selected files below `root`, in no particular order.
+    """Relative paths of the selected files below `root`, a resolved path, in no particular order.
 
     Links to folders are not entered, nor are folders in which the pattern can select nothing.
     Raises OSError for a folder that cannot be read, and for more than `MAX_ENTRIES`.
@@ -52,7 +54,7 @@ def selected_files(root: Path, pattern: str) -> Iterator[str]:
     pending = [("", compiled.start)]
     while pending:
         folder, states = pending.pop()
-        with os.scandir(root / folder) as entries:
+        with scan_folder(root / folder) as entries:
             for entry in entries:
                 seen += 1
                 if seen > MAX_ENTRIES:

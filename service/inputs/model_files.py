@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 from pydantic import BaseModel, FailFast, Field, ValidationError
 
@@ -119,14 +120,31 @@ def check_folder(folder: Path, param: str) -> None:
     Raises `ModelConfigMissing`, `ModelInvalid`, `NotACausalLM` or `UnsafeWeights`, about `param`.
     """
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-    weights = check_listing(sizes, lambda name: (folder / name).read_bytes(), param)
+    check_files(sizes, lambda name: (folder / name).open("rb"), param)
+
+
+def check_files(
+    sizes: Mapping[str, int], open_: Callable[[str], IO[bytes]], param: str
+) -> Collection[str]:
+    """Check a model's files by name, size and header; return the names of the weight files.
+
+    Opens those that it reads through `open_`. Raises as `check_folder` does.
+    """
+
+    def read(name: str) -> bytes:
+        with open_(name) as file:
+            return file.read(sizes[name])  # no more, should it have grown
+
+    weights = check_listing(sizes, read, param)
     for name, tensors in weights.items():
-        missing = tensors - check_safetensors(folder / name, param)
+        with open_(name) as file:
+            missing = tensors - check_safetensors(file, name, param)
         if missing:
             raise ModelInvalid(
                 f"'{name}' lacks the tensor '{shortened(min(missing))}' that {INDEX_NAME} names.",
                 param=param,
             )
+    return weights
 
 
 def check_listing(
@@ -201,32 +219,31 @@ def check_config(data: bytes, param: str) -> None:
     )
 
 
-def check_safetensors(path: Path, param: str) -> set[str]:
+def check_safetensors(file: IO[bytes], name: str, param: str) -> set[str]:
     """The names of the file's tensors. Raises `ModelInvalid` if its header and size disagree."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ModelInvalid(f"'{path.name}' is truncated.", param=param)
-        if length > MAX_HEADER_BYTES:
-            raise ModelInvalid(
-                f"The header of '{path.name}' is larger than {MAX_HEADER_BYTES} bytes.", param=param
-            )
-        header = file.read(length)
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ModelInvalid(f"'{name}' is truncated.", param=param)
+    if length > MAX_HEADER_BYTES:
+        raise ModelInvalid(
+            f"The header of '{name}' is larger than {MAX_HEADER_BYTES} bytes.", param=param
+        )
+    header = file.read(length)
     spans: list[_Span] = []
 
     def visit(key: str, at: int) -> int:
         entry, end = read_value(text, at)
         if key != METADATA_KEY:
-            begin, after = _tensor(path.name, key, entry, param).data_offsets
+            begin, after = _tensor(name, key, entry, param).data_offsets
             spans.append((begin, after, key))
-            _check_count(len(spans), f"The header of '{path.name}'", param)
+            _check_count(len(spans), f"The header of '{name}'", param)
         return end
 
-    with _not_json(f"the header of {path.name}", param):
+    with _not_json(f"the header of {name}", param):
         text = header.decode()
         read_object(text, visit)
-    _check_offsets(path.name, spans, size - 8 - length, param)
+    _check_offsets(name, spans, size - 8 - length, param)
     return {key for *_, key in spans}
 
 
