@@ -34,6 +34,9 @@ MAX_MEMORY_BYTES = 2 * 2**30
 AT_A_TIME = 2
 """How many inspections run side by side."""
 
+MARGIN_BYTES = 2**26
+"""With less memory left, an inspection is taken to have failed for lack of it."""
+
 MAX_FILE_BYTES = 2**20
 """Libraries try out the folder for temporary files."""
 
@@ -103,19 +106,27 @@ def _inspect(
     """Run an inspection in this process, and send the error that it raises, or None."""
     module = import_module(MODULE)
     os.environ.clear()
-    _limit(seconds, memory_bytes)
+    address_space = _peak_bytes() + memory_bytes
+    _limit(seconds, address_space)
     try:
         module.inspect(folder, shapes, spec)
     except EigenpressError as error:
-        sender.send(error)
+        # Libraries raise all kinds of errors where memory is exhausted.
+        sender.send(_too_large("memory") if address_space - _peak_bytes() < MARGIN_BYTES else error)
     else:
         sender.send(None)
 
 
-def _limit(seconds: int, memory_bytes: int) -> None:
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+def _peak_bytes() -> int:
+    """The largest address space that this process has had."""
+    status = Path("/proc/self/status").read_text("ascii")
+    (peak,) = (line for line in status.splitlines() if line.startswith("VmPeak:"))
+    return int(peak.split()[1]) * 1024
+
+
+def _limit(seconds: int, address_space: int) -> None:
     limits = {
-        resource.RLIMIT_AS: pages * resource.getpagesize() + memory_bytes,
+        resource.RLIMIT_AS: address_space,
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: MAX_FILE_BYTES,
         resource.RLIMIT_CORE: 0,
