@@ -29,7 +29,7 @@ def naming_model_errors(what: str, param: str = "model") -> Iterator[None]:
     except (EigenpressError, MemoryError, SystemError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers and tokenizers raise all kinds, even bare Exceptions
-        message = _VALIDATION.sub("", " ".join(str(error).split())) or type(error).__name__
+        message = _VALIDATION.sub("", one_line(error))
         if CPU_ALLOCATOR in message:
             raise
         if isinstance(error, KeyError):
@@ -43,4 +43,17 @@ def naming_model_errors(what: str, param: str = "model") -> Iterator[None]:
                 "it needs Python code that comes with the model, which is never run. Save it with "
                 "one of transformers' own classes."
             )
-        raise ModelInvalid(f"{what}: {message[:MAX_MESSAGE_CHARACTERS]}", param=param) from error
+        raise ModelInvalid(f"{what}: {_cut(message)}", param=param) from error
+
+
+def one_line(error: Exception) -> str:
+    """The error's message without line feeds, or its type."""
+    return _cut(" ".join(str(error).split())) or type(error).__name__
+
+
+def _cut(message: str) -> str:
+    """The message, without its middle if it is long: the wrong value is often at its end."""
+    if len(message) <= MAX_MESSAGE_CHARACTERS:
+        return message
+    half = MAX_MESSAGE_CHARACTERS // 2
+    return f"{message[:half]}…{message[-half:]}"

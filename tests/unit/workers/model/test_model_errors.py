@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from service.errors import CodeExecutionForbidden, ModelInvalid, NotACausalLM
-from workers.model.model_errors import MAX_MESSAGE_CHARACTERS, naming_model_errors
+from workers.model.model_errors import naming_model_errors
 
 
 def test_what_goes_well_is_left_alone() -> None:
@@ -21,7 +21,7 @@ def test_what_goes_well_is_left_alone() -> None:
         (ZeroDivisionError("division by zero"), "x: division by zero"),
         (AttributeError(), "x: AttributeError"),
         (KeyError("banana"), "x: 'banana' is unknown"),
-        (OSError("long " * 1000), "x: " + ("long " * 1000)[:MAX_MESSAGE_CHARACTERS]),
+        (OSError("long " * 1000 + "!"), f"x: {'long ' * 30}…{('long ' * 30 + '!')[1:]}"),
     ],
 )
 def test_any_error_becomes_one_of_ours_on_one_line(error: Exception, message: str) -> None:
