@@ -36,7 +36,7 @@ from service.domain.manifest import sha256_of
 from service.domain.spec import JobSpec
 from service.inputs.documents import Document
 from workers.compression.candidates import Storage
-from workers.model.loading import load_tokenizer
+from workers.model.tokenizer import load_tokenizer
 from workers.model.weight_files import weight_files
 from workers.text.sequences import (
     Tokenizer,

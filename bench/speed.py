@@ -29,7 +29,7 @@ from bench import material
 from bench.measuring import Cost, machine
 from bench.speed_compare import Comparison, compare_calibration, compare_solve
 from bench.speed_steps import KEEP, METHOD_NAME, run_steps, save_random_model
-from workers.model.loading import load_tokenizer
+from workers.model.tokenizer import load_tokenizer
 from workers.text.sequences import calibration_sequences, split_documents
 
 LENGTH = 256

@@ -15,7 +15,7 @@ from typing import Self
 
 from service.domain.spec import DataSource, JobSpec, MultipleChoice, PassAt1
 from service.errors import CodeExecutionForbidden, SubmissionCheckTimeout
-from service.inputs.inspection import inspect_model
+from service.inputs.inspection import inspect_model, inspect_tokenizer
 from service.inputs.sources import check_data, check_model, check_problems
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
@@ -115,6 +115,8 @@ def _check_model(spec: JobSpec, settings: Settings) -> None:
     headers = check_model(spec.model, settings)
     if headers is not None:
         inspect_model(headers.config, headers.shapes, spec)
+        if headers.tokenizer is not None:
+            inspect_tokenizer(headers.config, headers.tokenizer)
 
 
 def _texts(spec: JobSpec) -> Iterator[tuple[str, DataSource]]:

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import BoundedSemaphore
+from typing import Any
 
 from service.domain.spec import JobSpec
 from service.errors import EigenpressError, ModelInvalid, UserError
@@ -54,21 +55,38 @@ def inspect_model(config: bytes, shapes: Mapping[str, Sequence[int]], spec: JobS
     `config` is its config.json, `shapes` has every tensor of its checkpoint. Raises the errors of
     `workers.actors.inspection.inspect`, and ModelInvalid if the model exceeds the bounds.
     """
+    known = shapes if len(shapes) <= MAX_TENSORS else None
+    what = f"{CONFIG_NAME} describes a model"
+    _run("inspect", what, {CONFIG_NAME: config}, known, spec)
+
+
+def inspect_tokenizer(config: bytes, files: Mapping[str, bytes]) -> None:
+    """Raise what a worker would raise about a model's tokenizer.
+
+    `config` is the model's config.json, `files` are the tokenizer's. Raises the errors of
+    `workers.actors.inspection.inspect_tokenizer`, and ModelInvalid if it exceeds the bounds.
+    """
+    _run("inspect_tokenizer", "the tokenizer is one", {CONFIG_NAME: config, **files})
+
+
+def _run(function: str, what: str, files: Mapping[str, bytes], *arguments: object) -> None:
+    """Call a function of MODULE with a folder of these files, in a process with bounds."""
     if not _available():
         return
     processes = multiprocessing.get_context("forkserver")
     receiver, sender = processes.Pipe(duplex=False)
     with _SLOTS, tempfile.TemporaryDirectory() as name, receiver:
-        (Path(name) / CONFIG_NAME).write_bytes(config)
-        known = shapes if len(shapes) <= MAX_TENSORS else None
-        arguments = (sender, Path(name), known, spec, MAX_SECONDS, MAX_MEMORY_BYTES)
-        process = processes.Process(target=_inspect, args=arguments, daemon=True)
+        for file, content in files.items():
+            (Path(name) / file).write_bytes(content)
+        call = (function, Path(name), *arguments)
+        bounds = (MAX_SECONDS, MAX_MEMORY_BYTES)
+        process = processes.Process(target=_inspect, args=(sender, what, bounds, call), daemon=True)
         process.start()
         sender.close()
         try:
-            error = receiver.recv() if receiver.poll(MAX_SECONDS) else _too_large("time")
+            error = receiver.recv() if receiver.poll(MAX_SECONDS) else _too_large(what, "time")
         except EOFError:
-            error = _too_large("memory")
+            error = _too_large(what, "memory")
         finally:
             process.kill()
             process.join()
@@ -87,32 +105,30 @@ def _available() -> bool:
     return True
 
 
-def _too_large(what: str) -> ModelInvalid:
+def _too_large(what: str, needed: str) -> ModelInvalid:
     return ModelInvalid(
-        f"{CONFIG_NAME} describes a model that takes too much {what} to build (the bounds are "
-        f"{MAX_SECONDS} seconds and {MAX_MEMORY_BYTES} bytes, without weights).",
+        f"{what} that takes too much {needed} to build (the bounds are {MAX_SECONDS} seconds and "
+        f"{MAX_MEMORY_BYTES} bytes, without weights).",
         param="model",
     )
 
 
 def _inspect(
-    sender: Connection,
-    folder: Path,
-    shapes: Mapping[str, Sequence[int]] | None,
-    spec: JobSpec,
-    seconds: int,
-    memory_bytes: int,
+    sender: Connection, what: str, bounds: tuple[int, int], call: tuple[str, *tuple[Any, ...]]
 ) -> None:
     """Run an inspection in this process, and send the error that it raises, or None."""
+    seconds, memory_bytes = bounds
+    function, *arguments = call
     module = import_module(MODULE)
     os.environ.clear()
     address_space = _peak_bytes() + memory_bytes
     _limit(seconds, address_space)
     try:
-        module.inspect(folder, shapes, spec)
+        getattr(module, function)(*arguments)
     except EigenpressError as error:
         # Libraries raise all kinds of errors where memory is exhausted.
-        sender.send(_too_large("memory") if address_space - _peak_bytes() < MARGIN_BYTES else error)
+        full = address_space - _peak_bytes() < MARGIN_BYTES
+        sender.send(_too_large(what, "memory") if full else error)
     else:
         sender.send(None)
 

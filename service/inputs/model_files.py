@@ -29,8 +29,8 @@ METADATA_KEY = "__metadata__"
 ADAPTER_NAME = "adapter_config.json"
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-COMPANIONS = (
-    # Tokenizers, by the names that transformers reads and writes.
+TOKENIZER_FILES = (
+    # By the names that transformers reads and writes.
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -44,6 +44,9 @@ COMPANIONS = (
     "*.model",  # SentencePiece: spiece.model, tokenizer.model, sentencepiece.bpe.model
     "*.spm",
     "*.tiktoken",
+)
+COMPANIONS = (
+    *TOKENIZER_FILES,
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
@@ -54,12 +57,17 @@ COMPANIONS = (
 TEMPLATES_FOLDER = "additional_chat_templates"
 """The one folder below a model's: its further chat templates, as transformers saves them."""
 GGUF_SUFFIX = ".gguf"
+MAX_NAME_BYTES = 255
+"""The limit of a file's name; keys of objects may be longer."""
 
 MAX_CONFIG_BYTES = 2**18
 """It is parsed in one piece, while other requests wait."""
 MAX_INDEX_BYTES = 32 * 2**20
 MAX_HEADER_BYTES = 32 * 2**20
 """The header of a file with a hundred thousand tensors takes half of it."""
+MAX_TOKENIZER_BYTES = 64 * 2**20
+MAX_TOKENIZER_FILES = 32
+"""The limits of a tokenizer that a submission reads; the largest have half as many bytes."""
 MAX_TENSORS = 200_000
 """The limit of an index, and of a file; the largest models have about a hundred thousand."""
 MAX_DIMENSIONS = 16
@@ -99,6 +107,13 @@ def is_companion(path: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in COMPANIONS)
 
 
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file, right in a model's folder, is of its tokenizer."""
+    return len(os.fsencode(name)) <= MAX_NAME_BYTES and any(
+        fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES
+    )
+
+
 def may_belong(path: str) -> bool:
     """Whether a path is one where transformers looks for a file of the model."""
     return "/" not in path or is_companion(path)
@@ -131,6 +146,7 @@ class ModelHeaders:
     weight_files: Collection[str]
     config: bytes  # config.json
     shapes: Mapping[str, Sequence[int]]  # of every tensor of the checkpoint
+    tokenizer: Mapping[str, bytes] | None = None  # its files, where they have been read
 
 
 def check_files(
@@ -159,6 +175,21 @@ def check_files(
             )
         shapes |= stored
     return ModelHeaders(weights, read_json[CONFIG_NAME], shapes)
+
+
+def read_tokenizer(
+    sizes: Mapping[str, int], open_: Callable[[str], IO[bytes]]
+) -> dict[str, bytes] | None:
+    """The contents of the tokenizer's files, by name; None if they exceed the limits."""
+    names = [name for name in sizes if is_tokenizer_file(name)]
+    size = sum(sizes[name] for name in names)
+    if size > MAX_TOKENIZER_BYTES or len(names) > MAX_TOKENIZER_FILES:
+        return None
+    contents = {}
+    for name in names:
+        with open_(name) as file:
+            contents[name] = file.read(sizes[name])
+    return contents
 
 
 def check_listing(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -51,6 +52,7 @@ from service.inputs.model_files import (
     check_listing,
     is_wanted,
     may_belong,
+    read_tokenizer,
 )
 from service.inputs.opening import HeldFiles, Open, open_file, scan_folder
 from service.inputs.ranged import open_ranged
@@ -184,6 +186,7 @@ def _check_local_folder(folder: Path, settings: Settings, open_: Open, param: st
         return open_(folder / name, files[name])
 
     headers = check_files(sizes, open_one, param)
+    headers = replace(headers, tokenizer=read_tokenizer(sizes, open_one))
     for name in {*headers.weight_files, *filter(is_wanted, files)} - opened:
         open_one(name).close()
     return headers
@@ -232,7 +235,8 @@ def _check_s3_model(listing: S3Listing) -> ModelHeaders | None:
 
     with missing_as(ModelNotFound, param):
         if not listing.is_one_object:
-            return check_files(listing.sizes, open_, param)
+            headers = check_files(listing.sizes, open_, param)
+            return replace(headers, tokenizer=read_tokenizer(listing.sizes, open_))
         (path,) = listing.objects
         with open_(path) as file:
             check_gguf(file, path, param)

@@ -165,6 +165,7 @@ def test_artifacts_download_from_the_bucket_by_their_urls(
     assert [file["path"] for file in artifact["files"]] == [
         "config.json",
         "model.safetensors",
+        "tokenizer.json",
         "manifest.json",
     ]
     with httpx.Client(trust_env=False) as bucket:

@@ -15,7 +15,8 @@ from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from workers.evaluation.choices import score_questions
 from workers.evaluation.harness import check_harness_tasks, score_harness_task
 from workers.evaluation.problems import read_exercises
-from workers.model.loading import load_model, load_tokenizer
+from workers.model.loading import load_model
+from workers.model.tokenizer import load_tokenizer
 
 pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # of the library and what it rests on

@@ -22,11 +22,11 @@ from workers.compression.statistics import Calibration
 from workers.evaluation.text import text_loss
 from workers.model.loading import (
     load_model,
-    load_tokenizer,
     parameter_count,
     prepare_model,
     stored_dtype,
 )
+from workers.model.tokenizer import load_tokenizer
 from workers.text.sequences import calibration_sequences, evaluation_sequences, split_documents
 
 SORTING = "def bubble_sort(items):\n    for i in range(len(items)):\n        for j in range(i):\n"

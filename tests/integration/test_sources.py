@@ -104,7 +104,9 @@ def cached(settings: Settings, kind: str) -> list[Path]:
 class TestLocalModel:
     def test_a_folder_is_read_in_place(self, settings: Settings, model_folder: Path) -> None:
         source = LocalPath(source="local", path=str(model_folder))
-        check_model(source, settings)
+        headers = check_model(source, settings)
+        assert headers is not None
+        assert headers.tokenizer == {"tokenizer.json": contents(model_folder)["tokenizer.json"]}
         held = HeldFiles(settings.scratch_dir)
         assert contents(fetch_model(source, settings, held)) == contents(model_folder)
 
@@ -139,6 +141,7 @@ class TestLocalModel:
     ) -> None:
         (tmp_path / "secret").write_text("secret")
         (model_folder / name).parent.mkdir(exist_ok=True)
+        (model_folder / name).unlink(missing_ok=True)
         (model_folder / name).symlink_to(tmp_path / "secret")
         source = LocalPath(source="local", path=str(model_folder))
         refused(PathNotAllowed, "model.path", check_model, source, settings)
@@ -170,7 +173,9 @@ class TestS3Model:
         self, settings: Settings, uri: str, model_folder: Path
     ) -> None:
         source = S3Prefix(source="s3", uri=uri)
-        check_model(source, settings)
+        headers = check_model(source, settings)
+        assert headers is not None
+        assert headers.tokenizer == {"tokenizer.json": b"{}"}
         assert not cached(settings, "models")
         expected = contents(model_folder) | {"tokenizer.json": b"{}", TEMPLATE: b"{}"}
         assert contents(fetch(source, settings)) == expected

@@ -56,13 +56,13 @@ from workers.evaluation.substitution import Substitution
 from workers.evaluation.text import text_loss
 from workers.model.loading import (
     load_model,
-    load_tokenizer,
     parameter_count,
     prepare_model,
     stored_dtype,
     stored_dtypes,
     vocabulary_size,
 )
+from workers.model.tokenizer import load_tokenizer
 from workers.model.weight_files import weight_files
 from workers.resumption.calibrated import Calibrated
 from workers.resumption.calibration import CalibrationCheckpoints

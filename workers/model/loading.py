@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from service.domain.manifest import sha256_of
 from service.errors import ModelInvalid
@@ -52,12 +52,6 @@ def _convert_copy(gguf: Path, digest: str, folder: Path) -> None:
         raise ModelInvalid(f"{gguf.name} was changed while it was read.", param=PARAM)
     convert_gguf(copy, folder)
     copy.unlink()
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer. Raises ModelInvalid if the folder has none, or one that is code."""
-    with naming_model_errors("its tokenizer cannot be read"):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = False) -> Any:

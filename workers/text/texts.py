@@ -81,11 +81,15 @@ def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts
 def check_token_ids(texts: Texts, tokenizer: Tokenizer, vocabulary_size: int) -> None:
     """Raise ModelInvalid if a token of the texts has no embedding."""
     sequences = chain(texts.calibration, *(text.sequences for text in texts.evaluation))
-    highest = max(max(sequence) for sequence in sequences)
-    if highest >= vocabulary_size:
-        (token,) = tokenizer.convert_ids_to_tokens([highest])
+    check_token_id(max(max(sequence) for sequence in sequences), tokenizer, vocabulary_size)
+
+
+def check_token_id(token_id: int, tokenizer: Tokenizer, vocabulary_size: int) -> None:
+    """Raise ModelInvalid if a token has no embedding."""
+    if token_id >= vocabulary_size:
+        (token,) = tokenizer.convert_ids_to_tokens([token_id])
         raise ModelInvalid(
-            f"its tokenizer has the id {highest} for '{token}', but vocab_size in config.json is "
+            f"its tokenizer has the id {token_id} for '{token}', but vocab_size in config.json is "
             f"{vocabulary_size}: use the tokenizer that the model was trained with",
             param="model",
         )

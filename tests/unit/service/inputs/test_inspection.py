@@ -6,17 +6,21 @@ The first inspection of a test process takes about 4 seconds, each further one 0
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from service.domain.spec import JobSpec
+from service.domain.spec import JobSpec, LocalPath
 from service.errors import InvalidParameter, ModelInvalid, UserError
 from service.inputs import inspection
-from service.inputs.inspection import inspect_model
+from service.inputs.checks import _check_model as check_model_and_tokenizer
+from service.inputs.inspection import inspect_model, inspect_tokenizer
+from service.settings import Settings
 from tests.fixtures.models import ARCHITECTURES, tiny_llama_config
 
 LLAMA: dict[str, Any] = tiny_llama_config().to_dict() | {"architectures": ["LlamaForCausalLM"]}
@@ -107,6 +111,75 @@ def test_a_layer_of_another_kind_is_refused(spec: JobSpec) -> None:
     config = ARCHITECTURES["gpt2"].to_dict() | {"add_cross_attention": True}
     with pytest.raises(UserError):
         inspect_model(json.dumps(config).encode(), SHAPES, spec)
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    names = ("tokenizer.json", "tokenizer_config.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def with_token(
+    files: dict[str, bytes], token: str, number: int, *, added: bool
+) -> dict[str, bytes]:
+    """The tokenizer with one more token."""
+    tokenizer = json.loads(files["tokenizer.json"])
+    tokenizer["model"]["vocab"][token] = number
+    if added:
+        tokenizer["added_tokens"].append(
+            tokenizer["added_tokens"][0] | {"content": token, "id": number}
+        )
+    return files | {"tokenizer.json": json.dumps(tokenizer).encode()}
+
+
+def tokenizer_refusal(files: dict[str, bytes]) -> str:
+    with pytest.raises(ModelInvalid) as caught:
+        inspect_tokenizer(json.dumps(LLAMA).encode(), files)
+    assert caught.value.param == "model"
+    return caught.value.detail
+
+
+def test_a_tokenizer_is_inspected(tiny_llama: Path) -> None:
+    files = tokenizer_files(tiny_llama)
+    inspect_tokenizer(json.dumps(LLAMA).encode(), files)
+    assert "there is no tokenizer.json" in tokenizer_refusal({})
+    damaged = files | {"tokenizer.json": files["tokenizer.json"][:-100]}
+    assert "tokenizer.json is not a JSON object" in tokenizer_refusal(damaged)
+
+
+def test_a_submission_inspects_the_tokenizer(
+    spec: JobSpec, tiny_llama: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    named = spec.model_copy(update={"model": LocalPath(source="local", path=str(model))})
+    settings = Settings(allowed_roots=(tmp_path,))
+    check_model_and_tokenizer(named, settings)
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(ModelInvalid, match=r"there is no tokenizer\.json"):
+        check_model_and_tokenizer(named, settings)
+
+
+def test_a_vocabulary_beyond_the_embeddings_is_refused(tiny_llama: Path) -> None:
+    files = with_token(tokenizer_files(tiny_llama), "sheep", 258, added=False)
+    assert "the id 258 for 'sheep', but vocab_size in config.json is 258" in tokenizer_refusal(
+        files
+    )
+
+
+def test_added_tokens_may_have_no_embedding(tiny_llama: Path) -> None:
+    """As that for images in Gemma 3, which stands in no text."""
+    files = with_token(tokenizer_files(tiny_llama), "<image>", 258, added=True)
+    inspect_tokenizer(json.dumps(LLAMA).encode(), files)
+
+
+def test_a_tokenizer_beyond_the_bounds_is_refused(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = json.loads(tokenizer_files(tiny_llama)["tokenizer.json"])
+    tokenizer["model"]["vocab"] = {f"token {number}": number for number in range(400_000)}
+    files = {"tokenizer.json": json.dumps(tokenizer).encode()}
+    tokenizer_refusal({})  # so that the process to fork from is there
+    monkeypatch.setattr(inspection, "MAX_MEMORY_BYTES", 2**27)
+    assert "the tokenizer is one that takes too much memory" in tokenizer_refusal(files)
 
 
 @pytest.mark.parametrize(

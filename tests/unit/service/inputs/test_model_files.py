@@ -25,6 +25,7 @@ from service.inputs.model_files import (
     check_safetensors,
     is_companion,
     is_wanted,
+    read_tokenizer,
 )
 
 PARAM = "model.path"
@@ -340,3 +341,21 @@ def test_a_flood_of_tensors_is_refused(model_folder: Path, monkeypatch: pytest.M
     assert "'model.safetensors' has more than 2 tensors" in refused(ModelInvalid, model_folder)
     shard(model_folder, dict.fromkeys("abc", "part-1.safetensors"))
     assert "index.json has more than 2 tensors" in refused(ModelInvalid, model_folder)
+
+
+def test_the_files_of_a_tokenizer_are_read_within_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "x" * 250 + ".model"  # as the key of an object may be
+    sizes = {"tokenizer.json": 4, "vocab.txt": 4, "config.json": 4, "README.md": 4, long: 4}
+    for name in sizes.keys() - {long}:
+        (tmp_path / name).write_bytes(b"1234, and more since")
+
+    def read() -> dict[str, bytes] | None:
+        return read_tokenizer(sizes, lambda name: (tmp_path / name).open("rb"))
+
+    assert read() == {"tokenizer.json": b"1234", "vocab.txt": b"1234"}
+    for limit, value in (("MAX_TOKENIZER_BYTES", 7), ("MAX_TOKENIZER_FILES", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(service.inputs.model_files, limit, value)
+            assert read() is None

@@ -192,7 +192,7 @@ def test_a_fetched_model_has_no_other_files(model: Path, settings: Settings) -> 
     folder = fetch_model(LocalPath(source="local", path=str(model)), settings, held)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     index = "model.safetensors.index.json"
-    assert found == {"config.json", index, SHARD, "LICENSE", TEMPLATE}
+    assert found == {"config.json", "tokenizer.json", index, SHARD, "LICENSE", TEMPLATE}
 
 
 @pytest.mark.parametrize("act", [check, fetch])

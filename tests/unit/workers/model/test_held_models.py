@@ -18,8 +18,9 @@ from tests.fixtures.gguf_files import write_llama
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from workers.actors.interface import Worker
 from workers.artifact.checkpoint_writer import copy_companions
-from workers.model.loading import load_model, load_tokenizer, prepare_model
+from workers.model.loading import load_model, prepare_model
 from workers.model.stored_tensors import StoredTensors
+from workers.model.tokenizer import load_tokenizer
 from workers.resumption.fingerprint import model_digest
 
 CPU = torch.device("cpu")

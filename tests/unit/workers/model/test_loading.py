@@ -18,7 +18,6 @@ from service.errors import ModelInvalid, NotACausalLM
 from tests.fixtures.models import save_tiny_model, tiny_llama_config, tiny_model
 from workers.model.loading import (
     load_model,
-    load_tokenizer,
     parameter_count,
     stored_dtype,
     stored_dtypes,
@@ -178,30 +177,6 @@ def test_an_encoder_is_not_given_a_random_head(tmp_path: Path) -> None:
     BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ModelInvalid, match="weights are missing"):
         load_model(tmp_path, CPU)
-
-
-def test_a_tokenizer_that_is_not_there_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    assert load_tokenizer(tiny_llama)("a")["input_ids"]
-    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
-    with pytest.raises(ModelInvalid, match="tokenizer cannot be read"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_tokenizer_that_is_code_is_refused_and_not_run(folder: Path) -> None:
-    path = folder / "tokenizer_config.json"
-    code = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | code))
-    ran = folder / "ran"
-    (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\n")
-    with pytest.raises(ModelInvalid, match=r"tokenizer .*: it needs Python code .* never run"):
-        load_tokenizer(folder)
-    assert not ran.exists()
-
-
-def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelInvalid, match="tokenizer cannot be read"):
-        load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
