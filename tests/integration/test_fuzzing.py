@@ -1,0 +1,227 @@
+"""Mutated inputs are refused in plain words, or compressed into what they are: nothing else.
+
+`make test-fuzz FUZZ_EXAMPLES=2000` draws more examples than `make test` does. Each goes through the
+API, its check included, and if that accepts it, through an attempt with one worker.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from api.app import create_app
+from api.services import open_services
+from service.domain.job import Job
+from service.errors import UserError
+from service.standalone.s3_server import LocalS3
+from service.storage.s3 import ObjectStorage
+from tests.fixtures.gguf_files import write_llama
+from tests.fixtures.in_process import LocalInstallation, answer_for_ray, prove_here
+from tests.fixtures.mutations import GGUF, WORDS, Mutation, mutations
+from workers.actors.failures import named
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # libraries warn of what is odd
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
+"""Of all kinds of inputs together."""
+ANSWER_SECONDS = 15
+"""Within this time the API accepts or refuses a job."""
+EXAMPLE_SECONDS = 20
+"""Within this time an example ends; sound ones take less than a second."""
+MAX_MESSAGE_CHARACTERS = 700
+MAX_ERROR = 0.35
+"""The largest relative difference of an artifact's logits from the source's at `KEEP`."""
+KEEP = 0.999
+
+MUTATIONS = mutations()
+_OF_PYTHON = re.compile(r"\b[A-Z]\w*(Error|Exception|Warning)\b|Traceback|\bTypeError\b|object at 0x")
+
+
+class Hung(BaseException):
+    """An example took longer than `EXAMPLE_SECONDS`."""
+
+
+class Fuzzed:
+    """An installation that takes one mutated input after the other."""
+
+    def __init__(self, installation: LocalInstallation, client: TestClient) -> None:
+        self._installation = installation
+        self._client = client
+        self._sound = installation.inputs
+        self._numbers = count()
+        write_llama(self._sound / GGUF)
+        shutil.rmtree(self._sound / "texts")
+        (self._sound / "texts").mkdir()
+        for number in range(12):
+            (self._sound / "texts" / f"{number}.txt").write_text(f"{number}: {WORDS}")
+
+    def outcome(self, kind: str, changes: Sequence[Mutation]) -> str:
+        """What becomes of a job with these inputs, after what it says was judged.
+
+        Raises AssertionError if it is neither refused in plain words nor the model that it was.
+        """
+        folder = self._sound / f"example-{next(self._numbers)}"
+        model = folder / "model"
+        try:
+            shutil.copytree(self._sound / "llama", model)
+            shutil.copytree(self._sound / "texts", folder / "texts")
+            shutil.copy(self._sound / GGUF, folder / GGUF)
+            for change in changes:
+                change.apply({"gguf": folder, "texts": folder / "texts"}.get(kind, model))
+            with ending_within(EXAMPLE_SECONDS):
+                return self._judged(folder / GGUF if kind == "gguf" else model, folder / "texts")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _judged(self, model: Path, texts: Path) -> str:
+        started = time.monotonic()
+        answer = self._client.post("/v1/jobs", json=_body(model, texts))
+        assert time.monotonic() - started < ANSWER_SECONDS
+        if answer.status_code == 422:
+            return f"refused at once: {judged_message(answer.json()['detail'])}"
+        assert answer.status_code == 201, answer.text
+        if message := self._failed():
+            return f"refused by the worker: {judged_message(message)}"
+        users = self._installation.store.users
+        error = self._difference(model, users.get(answer.json()["id"]))
+        assert error <= MAX_ERROR
+        return "compressed"
+
+    def _failed(self) -> str | None:
+        """Run the attempt; the message of the user's error that ends it."""
+        installation = self._installation
+        try:
+            installation.attempt(workers=1)
+        except Exception as error:
+            failure = named(error)
+            (running,) = installation.store.claims.in_flight()
+            installation.store.attempts.fail(
+                running.id, running.attempt, failure.failure(), installation.settings.retry_policy
+            )
+            if not isinstance(failure, UserError):
+                raise
+            return failure.detail
+        return None
+
+    def _difference(self, model: Path, job: Job) -> float:
+        """‖a − m‖ / ‖m‖ of the logits of the artifact a and the source m, as users load them."""
+        (artifact,) = self._installation.store.users.artifacts(job.id)
+        storage = ObjectStorage.from_settings(self._installation.settings)
+        copy = model.parent / "artifact"
+        copy.mkdir()
+        for file in artifact.files:
+            path = copy / file.path
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(storage.get_bytes(f"{artifact.prefix}{file.path}"))
+        if model.suffix == ".gguf":
+            source = AutoModelForCausalLM.from_pretrained(
+                model.parent, gguf_file=model.name, dtype=torch.float32
+            )
+        else:
+            source = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        ours = AutoModelForCausalLM.from_pretrained(
+            copy, trust_remote_code=True, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(copy)
+        tokens = torch.tensor([tokenizer(WORDS)["input_ids"][:32]])
+        theirs, found = _logits(source, tokens), _logits(ours, tokens)
+        return float((found - theirs).norm() / theirs.norm())
+
+
+@torch.inference_mode()
+def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model.eval()(input_ids=tokens, use_cache=False).logits
+    return logits.double()
+
+
+def _body(model: Path, texts: Path) -> dict[str, Any]:
+    return {
+        "model": {"source": "local", "path": str(model)},
+        "calibration": {
+            "data": {"source": "local", "path": str(texts)},
+            "sequences": 2,
+            "sequence_length": 16,
+            "batch_size": 2,
+        },
+        "targets": [{"keep": KEEP}],
+        "evaluation": {"enabled": False},
+    }
+
+
+def judged_message(message: str) -> str:
+    """The message, which must be one short, printable line without names of Python."""
+    assert len(message) <= MAX_MESSAGE_CHARACTERS, message[:2000]
+    assert message.isprintable(), repr(message)
+    assert not _OF_PYTHON.search(message), message
+    return message
+
+
+@contextmanager
+def ending_within(seconds: float) -> Iterator[None]:
+    """Raise Hung in the main thread if the block takes longer."""
+
+    def stop(*_: object) -> None:
+        raise Hung(f"not done after {seconds} seconds")
+
+    main = threading.main_thread().ident
+    assert main is not None
+    before = signal.signal(signal.SIGUSR1, stop)
+    watchdog = threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGUSR1))
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory, local_s3: LocalS3) -> Iterator[Fuzzed]:
+    with pytest.MonkeyPatch.context() as patch:
+        answer_for_ray(patch)
+        prove_here(patch)
+        installation = LocalInstallation(tmp_path_factory.mktemp("fuzzing"), local_s3, patch)
+        with open_services(installation.settings) as services:
+            app = create_app(services.settings, lambda _: nullcontext(services))
+            with TestClient(app, raise_server_exceptions=False) as client:
+                yield Fuzzed(installation, client)
+        installation.store.close()
+
+
+@pytest.mark.timeout(0)  # every example has its own bound
+@pytest.mark.parametrize("kind", MUTATIONS)
+def test_a_mutated_input_is_refused_or_compressed_as_it_is(fuzzed: Fuzzed, kind: str) -> None:
+    @settings(
+        max_examples=EXAMPLES // len(MUTATIONS),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def examine(data: st.DataObject) -> None:
+        fuzzed.outcome(kind, data.draw(MUTATIONS[kind], label=kind))
+
+    examine()
+
+
+@pytest.mark.parametrize("kind", MUTATIONS)
+def test_a_sound_input_is_compressed(fuzzed: Fuzzed, kind: str) -> None:
+    assert fuzzed.outcome(kind, ()) == "compressed"
