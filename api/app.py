@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.metadata import version
@@ -32,6 +33,11 @@ TAGS = [
 ]
 
 
+SWITCH_SECONDS = 0.0005
+"""How long a thread that checks a submission runs before one that answers gets its turn; an answer
+takes several turns."""
+
+
 class State(TypedDict):
     """The state that the lifespan gives to every request."""
 
@@ -47,6 +53,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        sys.setswitchinterval(SWITCH_SECONDS)
         with open_services(chosen) as services:
             yield {"services": services}
 

@@ -3,7 +3,7 @@
 service.errors      UserError 422, JobNotFound 404, JobConflict 409,
                         ObjectMissing, ArtifactCorrupt 410, InfrastructureError 503
 pydantic            422 with `param` naming the field; body that is not JSON 400 or 415
-starlette           unknown path 404, wrong method 405, body too large 413
+starlette           unknown path 404, wrong method 405, body too large 413 or too slow 408
 anything else       500, without the cause, which is in the server's log
 """
 
@@ -33,15 +33,14 @@ from service.errors import (
     ObjectMissing,
     UserError,
 )
+from service.printable import printable, shortened
 
 logger = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_SECONDS = 10
 MAX_LISTED_ERRORS = 20
-MAX_SHOWN_CHARACTERS = 80
-"""Longer names and values of the user's are cut in the answer."""
-
+MAX_PATH_CHARACTERS = 500
 QUOTE = "'"
 """Pydantic puts it around the name of a discriminator."""
 
@@ -56,7 +55,7 @@ PLAIN_MESSAGES = {
 }
 """Replacements for messages of pydantic that name types of Python instead of JSON."""
 
-HTTP_CODES = {400: "malformed_json", 413: "body_too_large"}
+HTTP_CODES = {400: "malformed_json", 408: "body_too_slow", 413: "body_too_large"}
 
 
 class ProblemResponse(JSONResponse):
@@ -75,6 +74,7 @@ class ProblemResponse(JSONResponse):
         errors: Iterable[ProblemItem] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        instance = _shown_path(instance)
         problem = Problem(
             type=f"urn:eigenpress:problem:{code}",
             title=code.replace("_", " ").capitalize(),
@@ -116,7 +116,7 @@ def status_of(error: type[EigenpressError]) -> HTTPStatus:
 async def _on_service_error(request: Request, error: EigenpressError) -> ProblemResponse:
     status = status_of(type(error))
     if status >= 500:
-        logger.warning("%s %r: %s: %s", request.method, request.url.path, error.code, error)
+        logger.warning("%s %r: %s: %r", request.method, request.url.path, error.code, error.detail)
     wait = status == HTTPStatus.SERVICE_UNAVAILABLE and error.retryable
     return ProblemResponse(
         status,
@@ -174,7 +174,7 @@ def param_of(location: Sequence[str | int]) -> str | None:
 
     ``("body", "model", "local", "path")`` is ``model.path``; None is the body as a whole.
     """
-    return ".".join(map(_cut, field_path(location[1:]))) or None
+    return ".".join(map(_name, field_path(location[1:]))) or None
 
 
 def _shown(error: Mapping[str, Any]) -> str:
@@ -182,19 +182,23 @@ def _shown(error: Mapping[str, Any]) -> str:
     value = error.get("ctx", {}).get("tag", error["input"])
     if error["type"] == "missing" or not isinstance(value, str | int | float):
         return ""
-    return f" (got {_cut(json.dumps(value))})"
+    return f" (got {shortened(json.dumps(value))})"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
+def _name(field: str) -> str:
+    return printable(shortened(field))
+
+
+def _shown_path(path: str) -> str:
+    return printable(shortened(path, MAX_PATH_CHARACTERS))
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> ProblemResponse:
-    path = request.url.path
+    path = _shown_path(request.url.path)
     details = {
         400: "The body cannot be read as JSON",
         404: f"There is nothing at {path}",
-        405: f"{request.method} is not allowed at {path}",
+        405: f"{shortened(request.method)} is not allowed at {path}",
     }
     status = HTTPStatus(error.status_code)
     return ProblemResponse(

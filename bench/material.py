@@ -65,7 +65,7 @@ def problem_documents(state: Path) -> list[Document]:
     state.mkdir(parents=True, exist_ok=True)
     file = state / "humaneval.jsonl"
     demo_data.write_problems(file)
-    return list(read_documents(file, "*", "text", "humaneval"))
+    return list(read_documents(file.resolve(), "*", "text", "humaneval"))
 
 
 def load(folder: Path, device: torch.device) -> Any:

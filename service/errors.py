@@ -55,7 +55,8 @@
         │   └── LeaseLapsed
         └── HubUnavailable
 
-An error's docstring is its default message. `code` is stable and part of the API, `param`
+An error's docstring is its default message. A detail may repeat what a stranger wrote, such as the
+name of a file: its control characters are escaped. `code` is stable and part of the API, `param`
 names the field of the request at fault (``model.path``, ``targets.0.keep``), if one is.
 """
 
@@ -64,6 +65,11 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from typing import ClassVar
+
+from service.printable import printable, shortened
+
+MAX_DETAIL_CHARACTERS = 20_000
+"""A longer detail, such as one that repeats an input, is cut."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,10 @@ class EigenpressError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str | None = None, *, param: str | None = None) -> None:
-        detail = detail or inspect.cleandoc(type(self).__doc__ or "")
-        # Names of files and fields may hold half a character, which no answer can carry.
-        self.detail = detail.encode(errors="backslashreplace").decode()
-        self.param = param
+        whole = detail or inspect.cleandoc(type(self).__doc__ or "")
+        shown = printable(shortened(whole, MAX_DETAIL_CHARACTERS))
+        self.detail = shortened(shown, MAX_DETAIL_CHARACTERS)
+        self.param = None if param is None else printable(param)
         super().__init__(self.detail)
 
     def __reduce__(self) -> tuple[object, ...]:

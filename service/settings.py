@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -26,6 +27,7 @@ from pydantic_settings import (
 )
 
 from service.domain.retry_policy import RetryPolicy
+from service.domain.spec import S3_URI_PATTERN
 
 PREFIX = "EIGENPRESS_"
 SIMILARITY = 0.85
@@ -89,6 +91,11 @@ class Settings(BaseSettings):
         default=(),
         description="Folders that jobs may read models and text from: separated as in PATH, or a "
         "JSON list.",
+    )
+    allowed_s3_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Places (s3://BUCKET/PREFIX) that jobs may read, separated by commas, or a "
+        "JSON list; unset: any that the credentials can read.",
     )
     allow_code_execution: bool = Field(
         default=False, description="Allow jobs to run code that models write, in a sandbox."
@@ -193,7 +200,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{variable} is no setting; did you mean {PREFIX}{similar[0]}?")
         return values
 
-    @field_validator("allowed_roots", "allowed_hosts", mode="before")
+    @field_validator("allowed_roots", "allowed_hosts", "allowed_s3_prefixes", mode="before")
     @classmethod
     def _listed(cls, value: Any, field: ValidationInfo) -> Any:
         if not isinstance(value, str):
@@ -206,6 +213,13 @@ class Settings(BaseSettings):
     @classmethod
     def _resolved(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(root.expanduser().resolve() for root in roots)
+
+    @field_validator("allowed_s3_prefixes")
+    @classmethod
+    def _closed(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.match(S3_URI_PATTERN, prefix) for prefix in prefixes):
+            raise ValueError("each should be s3://BUCKET or s3://BUCKET/PREFIX")
+        return tuple(prefix.rstrip("/") + "/" for prefix in prefixes)
 
     @property
     def database(self) -> str:

@@ -76,7 +76,7 @@ EXAMPLES = {
     "",
     status_code=201,
     summary="Submit a job",
-    responses=problems(400, 413, 415)
+    responses=problems(400, 408, 413, 415)
     | {200: {"model": Job, "description": "The job that an earlier request with this key made."}},
 )
 async def submit(
@@ -124,7 +124,8 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=MAX_JOBS, description="Jobs per page.")] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
     state: Annotated[
-        tuple[JobState, ...], Query(description="Only jobs in this state; may be repeated.")
+        tuple[JobState, ...],
+        Query(max_length=len(JobState), description="Only jobs in this state; may be repeated."),
     ] = (),
 ) -> JobPage:
     """Newest first."""

@@ -21,6 +21,7 @@ from service.client.download import download_artifact
 from service.domain.spec import NAME_PATTERN
 from service.domain.states import JobState
 from service.errors import ArtifactCorrupt
+from service.printable import printable
 
 PIPE_WIDTH = 200
 """Columns where the output is not a terminal: lines for a script should not be folded."""
@@ -115,7 +116,7 @@ def download(
             target = folder or _folder_named(each)
             with rendering.transfer_bar(console(sys.stderr), each) as progress:
                 download_artifact(client, job, each, target, workers, progress)
-            typer.echo(target)
+            typer.echo(printable(str(target)))
 
 
 def watch_to_end(client: Client, job_id: str) -> None:
@@ -133,7 +134,7 @@ def watch_to_end(client: Client, job_id: str) -> None:
 def console(stream: TextIO) -> Console:
     """A console on this stream, `PIPE_WIDTH` columns wide unless the stream is a terminal."""
     width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False)
+    return rendering.PrintableConsole(file=stream, width=width, highlight=False)
 
 
 def _folder_named(artifact: str) -> Path:

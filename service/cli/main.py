@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
@@ -58,6 +59,9 @@ for command in HERE:
 
 def main() -> None:
     """Run the command line; the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # escape what its encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="eigenpress")
     except (ClientError, EigenpressError) as error:

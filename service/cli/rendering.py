@@ -1,25 +1,27 @@
 """Jobs at a terminal: progress bars, tables, and one line for a job's outcome.
 
 Pure functions of the API's JSON and the time draw everything. Names that users chose and messages
-of errors are never read as markup.
+of errors are never read as markup, nor do they command the terminal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as SpeedColumn
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from service.client.client import Client, Json
 from service.domain.states import TERMINAL, JobState, Step
+from service.printable import printable
 
 STATE_STYLES = {
     JobState.QUEUED: "yellow",
@@ -30,6 +32,19 @@ STATE_STYLES = {
     JobState.CANCELLED: "dim",
 }
 BAR_WIDTH = 32
+
+
+class PrintableConsole(Console):
+    """A console that shows the invisible characters of any text escaped, in place of obeying them.
+
+    Rich's own codes for colours and for moving the cursor are no text, and work.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
 
 
 def follow(client: Client, job_id: str, console: Console) -> Json:
@@ -78,7 +93,7 @@ def jobs_table(jobs: Sequence[Json], now: datetime) -> Table:
         table.add_column(column, no_wrap=column in ("JOB", "STATE"))
     for job in jobs:
         table.add_row(
-            job["id"],
+            Text(job["id"]),
             Text(job["name"] or ""),
             Text(job["state"], STATE_STYLES[JobState(job["state"])]),
             Text(_progress(job, now)),

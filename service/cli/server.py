@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from service.cli.defaults import with_default
+from service.cli.rendering import PrintableConsole
 from service.settings import Settings
 
 
@@ -78,7 +78,7 @@ def serve(
         num_gpus=num_gpus,
         allow=tuple(allow or ()),
     )
-    standalone.serve(options, Console(highlight=False))
+    standalone.serve(options, PrintableConsole(highlight=False))
 
 
 def api(

@@ -25,6 +25,7 @@ from service.client.request import (
     source,
 )
 from service.domain.spec import AllocationKind, Dtype, JobSpec, Method, MixedPrecision, Scope
+from service.printable import printable
 
 SIZE, TEXT = "What to make", "Text"  # panels of the help
 DTYPES = ", ".join(get_args(Dtype))
@@ -235,7 +236,7 @@ def submit(
         )
     with Client(url) as client:
         job_id = client.submit(body)["id"]
-        typer.echo(job_id)
+        typer.echo(printable(job_id))
         if watch:
             watch_to_end(client, job_id)
         else:
@@ -251,14 +252,15 @@ def _read_job(file: Path, context: typer.Context) -> Json:
             raise typer.BadParameter(
                 "--file holds the whole job already; leave this option out", param_hint=option
             )
+    shown = printable(str(file))
     try:
         body = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text("utf-8"))
     except OSError as error:
-        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="--file") from error
+        raise typer.BadParameter(f"{shown}: {error.strerror}", param_hint="--file") from error
     except ValueError as error:
-        raise typer.BadParameter(f"{file} is not JSON: {error}", param_hint="--file") from error
+        raise typer.BadParameter(f"{shown} is not JSON: {error}", param_hint="--file") from error
     if not isinstance(body, dict):
-        raise typer.BadParameter(f"{file} is not a JSON object", param_hint="--file")
+        raise typer.BadParameter(f"{shown} is not a JSON object", param_hint="--file")
     return body
 
 

@@ -10,6 +10,7 @@ server cannot be reached.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -89,12 +90,17 @@ class Client:
         `patience_seconds` under the same key (a new one if none is given), for which the server
         makes one job.
         """
-        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        headers = {
+            "Idempotency-Key": idempotency_key or str(uuid.uuid4()),
+            "Content-Type": "application/json",
+        }
+        # httpx would fail on text without UTF-8; the server refuses it, and names the field.
+        body = json.dumps(dict(spec))
         deadline = time.monotonic() + patience_seconds
         unknown = False
         while True:
             try:
-                return self._object("POST", "/v1/jobs", json=dict(spec), headers=headers)
+                return self._object("POST", "/v1/jobs", content=body, headers=headers)
             except ClientError as error:
                 unknown = unknown or _may_have_worked(error)
                 patient = unknown and time.monotonic() < deadline
@@ -207,7 +213,7 @@ def open_http(timeout: float, **options: Any) -> httpx.Client:
 
 
 def _path(job_id: str, *rest: str) -> str:
-    return "/".join(["/v1/jobs", quote(job_id, safe=""), *rest])
+    return "/".join(["/v1/jobs", quote(job_id, safe="", errors="replace"), *rest])
 
 
 def _json(response: httpx.Response) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, LiteralString, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,9 +23,10 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from service.errors import SpecificationUnknown
+from service.printable import shortened
 
 MAX_TARGETS = 32
 MAX_EVALUATION_DATASETS = 16
@@ -32,7 +34,8 @@ MAX_CURVE_POINTS = 64
 MAX_TASKS = 32
 MAX_PROBLEMS = 100_000
 MAX_PERPLEXITY_INCREASE = 1000.0
-MAX_SHOWN_CHARACTERS = 80
+MAX_WILDCARD_NAMES = 16
+"""Each costs time for every file that the pattern is compared with."""
 MAX_WORKERS = 1024
 MAX_SEQUENCES = 1_000_000
 MAX_SEQUENCE_LENGTH = 131_072
@@ -61,11 +64,44 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def _array(max_length: int) -> BeforeValidator:
+    """Takes a JSON array as a tuple; refuses a longer one before its items are validated.
+
+    Pydantic's own bound comes after the items, and reports every wrong one.
+    """
+
+    def accept(value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        if len(value) > max_length:
+            bound = {"field_type": "Array", "max_length": max_length, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", bound)
+        return tuple(value)
+
+    return BeforeValidator(accept)
+
+
 def _refuse_repeated(names: Sequence[str], code: LiteralString, message: LiteralString) -> None:
     """Raise the error for the first name that occurs more than once."""
     for name in names:
         if names.count(name) > 1:
             raise PydanticCustomError(code, message, {"name": name})
+
+
+def _refuse_many_wildcards(pattern: str) -> str:
+    wild = [name for name in pattern.split("/") if name != "**" and set(name) & set("*?[")]
+    if len(wild) > MAX_WILDCARD_NAMES:
+        raise PydanticCustomError(
+            "invalid_parameter",
+            "has wildcards in {count} names; at most {most} are allowed",
+            {"count": len(wild), "most": MAX_WILDCARD_NAMES},
+        )
+    return pattern
+
+
+Pattern = Annotated[
+    str, Field(min_length=1, max_length=512), AfterValidator(_refuse_many_wildcards)
+]
 
 
 class LocalPath(Body):
@@ -96,21 +132,21 @@ class LocalData(LocalPath):
     Each file, JSONL line or Parquet row is a document.
     """
 
-    pattern: str = Field(default="**/*", min_length=1, max_length=512)
+    pattern: Pattern = "**/*"
     text_field: str = Field(default="text", min_length=1, max_length=200)
 
 
 class S3Data(S3Prefix):
     """Text files below an S3 prefix."""
 
-    pattern: str = Field(default="**/*", min_length=1, max_length=512)
+    pattern: Pattern = "**/*"
     text_field: str = Field(default="text", min_length=1, max_length=200)
 
 
 class HubData(HubModel):
     """Text, JSONL or Parquet files of a hub dataset, pinned to a commit."""
 
-    pattern: str = Field(default="**/*", min_length=1, max_length=512)
+    pattern: Pattern = "**/*"
     text_field: str = Field(default="text", min_length=1, max_length=200)
 
 
@@ -172,7 +208,7 @@ def _require_one_kind(target: object) -> object:
             "invalid_parameter",
             "set either 'keep', for a size, or 'max_perplexity_increase', for a quality; "
             "the target has the fields: {fields}",
-            {"fields": ", ".join(map(ascii, target))[:MAX_SHOWN_CHARACTERS] or "none"},
+            {"fields": shortened(", ".join(map(ascii, target))) or "none"},
         )
     return target
 
@@ -260,17 +296,14 @@ class LmEval(Task):
     """Tasks of lm-eval by their names, if that library is installed on the workers."""
 
     kind: Literal["lm_eval"]
-    tasks: tuple[Annotated[str, Field(pattern=NAME_PATTERN)], ...] = Field(
-        min_length=1, max_length=MAX_TASKS
-    )
+    tasks: Annotated[
+        tuple[Annotated[str, Field(pattern=NAME_PATTERN)], ...],
+        Field(min_length=1, max_length=MAX_TASKS),
+        _array(MAX_TASKS),
+    ]
     num_fewshot: int | None = Field(
         default=None, ge=0, le=64, description="Unset: each task's own number."
     )
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _accept_json_array(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
 
     @field_validator("tasks")
     @classmethod
@@ -292,22 +325,26 @@ class Evaluation(Body):
         le=MAX_SEQUENCES,
         description="Maximum per dataset, the held-out text included.",
     )
-    datasets: tuple[EvaluationDataset, ...] = Field(default=(), max_length=MAX_EVALUATION_DATASETS)
+    datasets: Annotated[
+        tuple[EvaluationDataset, ...],
+        Field(max_length=MAX_EVALUATION_DATASETS),
+        _array(MAX_EVALUATION_DATASETS),
+    ] = ()
     decode_tokens: int = Field(
         default=32, ge=0, le=4096, description="Tokens generated to time decoding; 0 skips it."
     )
-    curve: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = Field(
-        default=(),
-        max_length=MAX_CURVE_POINTS,
-        description="Further sizes, as fractions of the compressible layers' parameters, that are "
-        "measured for the report's curve but not written as artifacts.",
-    )
-    tasks: tuple[EvaluationTask, ...] = Field(default=(), max_length=MAX_TASKS)
-
-    @field_validator("datasets", "curve", "tasks", mode="before")
-    @classmethod
-    def _accept_json_array(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
+    curve: Annotated[
+        tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...],
+        Field(
+            max_length=MAX_CURVE_POINTS,
+            description="Further sizes, as fractions of the compressible layers' parameters, that "
+            "are measured for the report's curve but not written as artifacts.",
+        ),
+        _array(MAX_CURVE_POINTS),
+    ] = ()
+    tasks: Annotated[
+        tuple[EvaluationTask, ...], Field(max_length=MAX_TASKS), _array(MAX_TASKS)
+    ] = ()
 
     @field_validator("datasets")
     @classmethod
@@ -356,7 +393,9 @@ class JobSpec(Body):
     method: Method = "impact-kron"
     allocation: AllocationKind = "global"
     evaluation: Evaluation = Evaluation()
-    targets: tuple[Target, ...] = Field(min_length=1, max_length=MAX_TARGETS)
+    targets: Annotated[
+        tuple[Target, ...], Field(min_length=1, max_length=MAX_TARGETS), _array(MAX_TARGETS)
+    ]
     dtype: Dtype = Field(default="auto", description="Of the artifacts; `auto`: the model's own.")
     mixed_precision: MixedPrecision = Field(
         default="no",
@@ -373,11 +412,6 @@ class JobSpec(Body):
         default=0, ge=-100, le=100, description="Higher runs earlier, among one tenant's jobs."
     )
     limits: Limits = Limits()
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _accept_json_array(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
 
     @field_validator("targets")
     @classmethod
@@ -451,7 +485,7 @@ def _unknown(param: str, kind: str, value: object) -> str:
         case "missing":
             return f"needs the field '{param}', which is missing"
         case _:
-            shown = json.dumps(value, default=str)[:MAX_SHOWN_CHARACTERS]
+            shown = shortened(json.dumps(value, default=str))
             return f"does not know the value {shown} of the field '{param}'"
 
 

@@ -13,7 +13,7 @@ from service.disk_full import naming_full_disk
 
 
 def cached(directory: Path, identity: str, fill: Callable[[Path], None]) -> Path:
-    """Return the folder that `fill` filled for this identity, now or earlier.
+    """Return the folder that `fill` filled for this identity, now or earlier, as a resolved path.
 
     The folder appears by a rename after `fill` has returned, so it is never incomplete. Of the
     processes that ask at the same time, one fetches and the others wait. Raises DiskFull.
@@ -31,4 +31,4 @@ def cached(directory: Path, identity: str, fill: Callable[[Path], None]) -> Path
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    return target
+    return target.resolve()

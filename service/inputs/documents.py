@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 from service.errors import DataInvalid, DataNotFound, PathNotAllowed
 from service.inputs.glob import has_wildcard, selected_files
+from service.inputs.opening import open_path
 from service.inputs.text_files import READING_ERRORS, FileReader, NotText, record_size
 
 MAX_DOCUMENTS = 10_000_000
@@ -52,7 +54,8 @@ class Record:
 class _Selection:
     """Files to read, by their paths below the folder."""
 
-    folder: Path
+    root: Path
+    """The folder, or the one file."""
     pattern: str
     paths: list[str]
     is_all: bool
@@ -66,10 +69,10 @@ def read_records(
 ) -> Iterator[Record]:
     """Every JSONL line and Parquet row of one file, or of the files below a folder.
 
-    `params` maps each field to read to the field of the request that names it. Raises
-    `DataNotFound` if the pattern selects nothing, `PathNotAllowed` for a link that leads out of
-    `root`, and `DataInvalid` for files of another kind and for rows that cannot be read, lack a
-    field or exceed a bound. The size of a row is that of its fields as JSON.
+    `root` is a resolved path. `params` maps each field to read to the field of the request that
+    names it. Raises `DataNotFound` if the pattern selects nothing, `PathNotAllowed` for a link that
+    leads out of `root`, and `DataInvalid` for files of another kind and for rows that cannot be
+    read, lack a field or exceed a bound. The size of a row is that of its fields as JSON.
     """
     with FileReader(param) as reader:
         yield from _records(reader, _select(root, pattern, param), params, param)
@@ -91,9 +94,10 @@ def read_documents(
 ) -> Iterator[Document]:
     """Every document of one file, or of the files below a folder in the order of their paths.
 
-    Calls `on_skip` with the path of each skipped file and the reason. Raises `DataNotFound` if the
-    pattern selects nothing, `PathNotAllowed` if it names a link that leads out of `root`, and
-    `DataInvalid` for text that cannot be read, exceeds a bound or is missing.
+    `root` is a resolved path. Calls `on_skip` with the path of each skipped file and the reason.
+    Raises `DataNotFound` if the pattern selects nothing, `PathNotAllowed` if it names a link that
+    leads out of `root`, and `DataInvalid` for text that cannot be read, exceeds a bound or is
+    missing.
     """
     selection = _select(root, pattern, param)
     skipped: list[str] = []
@@ -121,7 +125,7 @@ def check_documents(root: Path, pattern: str, text_field: str, param: str) -> No
 def _select(root: Path, pattern: str, param: str, limit: int | None = None) -> _Selection:
     """The files to read in the order of their paths: all, or the first `limit` to be found."""
     if root.is_file():
-        return _Selection(root.parent, pattern, [root.name], is_all=True, is_tolerant=False)
+        return _Selection(root, pattern, [root.name], is_all=True, is_tolerant=False)
     if not root.is_dir():
         raise DataNotFound(f"There is no text at {root}.", param=param)
     try:
@@ -140,12 +144,12 @@ def _records(
     count = size = 0
     for path in selection.paths:
         try:
-            file = _inside(selection.folder, path, param)
-            for row, fields in reader.records(file, path, params):
-                where = f"{path}:{row}"
-                count, size = count + 1, size + record_size(fields, where, param)
-                _check_bounds(count, size, param)
-                yield Record(where, fields)
+            with _opened(selection.root, path, param) as file:
+                for row, fields in reader.records(file, path, params):
+                    where = f"{path}:{row}"
+                    count, size = count + 1, size + record_size(fields, where, param)
+                    _check_bounds(count, size, param)
+                    yield Record(where, fields)
         except NotText as reason:
             raise _refusal(reason, path, param) from reason
         except READING_ERRORS as error:
@@ -164,13 +168,13 @@ def _documents(
     rows = size = 0
     for path in selection.paths:
         try:
-            file = _inside(selection.folder, path, param)
-            for row, text in reader.texts(file, path, text_field):
-                rows, size = rows + 1, size + len(text.encode())
-                _check_bounds(rows, size, param)
-                if text.strip():
-                    found = True
-                    yield Document(path if row is None else f"{path}:{row}", text)
+            with _opened(selection.root, path, param) as file:
+                for row, text in reader.texts(file, path, text_field):
+                    rows, size = rows + 1, size + len(text.encode())
+                    _check_bounds(rows, size, param)
+                    if text.strip():
+                        found = True
+                        yield Document(path if row is None else f"{path}:{row}", text)
         except (NotText, PathNotAllowed) as reason:
             if not selection.is_tolerant:
                 raise _refusal(reason, path, param) from reason
@@ -215,13 +219,14 @@ def _check_bounds(count: int, size: int, param: str) -> None:
             )
 
 
-def _inside(folder: Path, path: str, param: str) -> Path:
+def _opened(root: Path, path: str, param: str) -> AbstractContextManager[Path]:
+    """A file of the folder `root`, or `root` itself, as a path that leads to what was opened."""
     try:
-        file = (folder / path).resolve()
+        file = (root if root.is_file() else root / path).resolve()
     except (OSError, RuntimeError) as error:  # a loop of links
         raise NotText("it is a broken link") from error
-    if not file.is_relative_to(folder.resolve()):
-        raise PathNotAllowed(f"'{path}' is a link that leads out of {folder}.", param=param)
+    if not file.is_relative_to(root):
+        raise PathNotAllowed(f"'{path}' is a link that leads out of {root}.", param=param)
     if not file.is_file():
         raise NotText("it is not a regular file")
-    return file
+    return open_path(file)

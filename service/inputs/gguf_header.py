@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from service.errors import ModelInvalid
@@ -50,13 +49,13 @@ class GGUFHeader:
     metadata: Mapping[str, Value]
 
 
-def check_gguf(path: Path, param: str) -> None:
+def check_gguf(file: IO[bytes], name: str, param: str) -> None:
     """Raise `ModelInvalid` unless the file's metadata describe a whole language model."""
-    header = read_gguf_header(path, param)
+    header = read_gguf_header(file, name, param)
     count, number = header.metadata.get("split.count", 1), header.metadata.get("split.no", 0)
     if isinstance(count, int) and isinstance(number, int) and count > 1:
         raise ModelInvalid(
-            f"'{path.name}' is part {number + 1} of a model split into {count} files. Merge them "
+            f"'{name}' is part {number + 1} of a model split into {count} files. Merge them "
             "(`llama-gguf-split --merge FIRST WHOLE`) and name the whole file.",
             param=param,
         )
@@ -67,29 +66,24 @@ def check_gguf(path: Path, param: str) -> None:
     for key in wanted:
         if not header.metadata.get(key):
             raise ModelInvalid(
-                f"'{path.name}' has no '{key}': it is not a whole language model.", param=param
+                f"'{name}' has no '{key}': it is not a whole language model.", param=param
             )
 
 
-def read_gguf_header(path: Path, param: str) -> GGUFHeader:
+def read_gguf_header(file: IO[bytes], name: str, param: str) -> GGUFHeader:
     """The header of a GGUF file. Raises `ModelInvalid` if it is no header, or beyond the limits."""
-    with path.open("rb") as file:
-        start = file.read(24)
-        if len(start) < 24 or start[:4] != b"GGUF":
-            raise ModelInvalid(f"'{path.name}' is not a GGUF file.", param=param)
-        version, tensors, keys = struct.unpack("<IQQ", start[4:])
-        if version not in VERSIONS:
-            raise ModelInvalid(
-                f"'{path.name}' has the GGUF version {version}, not 2 or 3.", param=param
-            )
-        if not 0 < tensors <= MAX_TENSORS or not 0 < keys <= MAX_KEYS:
-            raise ModelInvalid(f"'{path.name}' claims {tensors} tensors, {keys} keys.", param=param)
-        try:
-            metadata = _Reader(file).metadata(keys)
-        except (EOFError, ValueError) as error:
-            raise ModelInvalid(
-                f"The header of '{path.name}' is damaged: {error}", param=param
-            ) from error
+    start = file.read(24)
+    if len(start) < 24 or start[:4] != b"GGUF":
+        raise ModelInvalid(f"'{name}' is not a GGUF file.", param=param)
+    version, tensors, keys = struct.unpack("<IQQ", start[4:])
+    if version not in VERSIONS:
+        raise ModelInvalid(f"'{name}' has the GGUF version {version}, not 2 or 3.", param=param)
+    if not 0 < tensors <= MAX_TENSORS or not 0 < keys <= MAX_KEYS:
+        raise ModelInvalid(f"'{name}' claims {tensors} tensors, {keys} keys.", param=param)
+    try:
+        metadata = _Reader(file).metadata(keys)
+    except (EOFError, ValueError) as error:
+        raise ModelInvalid(f"The header of '{name}' is damaged: {error}", param=param) from error
     return GGUFHeader(tensors, metadata)
 
 

@@ -10,12 +10,18 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
+
+from service.inputs.opening import scan_folder
 
 WILDCARDS = "*?["
 ANY_FOLDERS = "**"
+MAX_ENTRIES = 1_000_000
+"""The files and folders below a folder of texts; to look at them takes seconds."""
 
 
 def has_wildcard(pattern: str) -> bool:
@@ -30,62 +36,101 @@ def is_plain(path: str) -> bool:
 
 def selects(pattern: str, path: str) -> bool:
     """Whether the pattern selects the file at this relative path."""
-    names = path.split("/")
-    return not any(name.startswith(".") for name in names) and _matches(pattern, names)
+    compiled = _compiled(pattern)
+    states = compiled.start
+    for name in path.split("/"):
+        states = compiled.after(states, name)
+    return compiled.accepts(states)
 
 
 def selected_files(root: Path, pattern: str) -> Iterator[str]:
-    """Relative paths of the selected files below `root`, in no particular order.
+    """Relative paths of the selected files below `root`, a resolved path, in no particular order.
 
-    Links to folders are not entered. Raises OSError for a folder that cannot be read.
+    Links to folders are not entered, nor are folders in which the pattern can select nothing.
+    Raises OSError for a folder that cannot be read, and for more than `MAX_ENTRIES`.
     """
-    for folder, folders, names in os.walk(root, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name).relative_to(root).as_posix()
-            if selects(pattern, path):
-                yield path
+    compiled = _compiled(pattern)
+    seen = 0
+    pending = [("", compiled.start)]
+    while pending:
+        folder, states = pending.pop()
+        with scan_folder(root / folder) as entries:
+            for entry in entries:
+                seen += 1
+                if seen > MAX_ENTRIES:
+                    raise OSError(f"there are more than {MAX_ENTRIES} files and folders")
+                path, after = folder + entry.name, compiled.after(states, entry.name)
+                if not after:
+                    continue
+                if not _is_folder(entry):
+                    if compiled.accepts(after):
+                        yield path
+                elif not entry.is_symlink():
+                    pending.append((f"{path}/", after))
 
 
-def _matches(pattern: str, names: list[str]) -> bool:
-    """Run the pattern's steps as a finite automaton, so that no pattern is slow."""
-    steps = _steps(pattern)
-    states = _with_skips({0}, steps)
-    for name in names:
-        states = _with_skips(
-            {after for state in states for after in _advance(state, name, steps)}, steps
-        )
-    return len(steps) in states
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether the entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
 
 
-def _advance(state: int, name: str, steps: tuple[re.Pattern[str] | None, ...]) -> Iterator[int]:
-    if state == len(steps):
-        return
-    step = steps[state]
-    if step is None:
-        yield state
-    elif step.match(name):
-        yield state + 1
+@dataclass(frozen=True)
+class _Compiled:
+    """A pattern as a finite automaton, so that no pattern is slow.
 
+    A set of states is a number. Its bit i stands for the paths that match the first i names of the
+    pattern, and so are at the name with that index.
+    """
 
-def _with_skips(states: set[int], steps: tuple[re.Pattern[str] | None, ...]) -> set[int]:
-    """These states, and those reached when ``**`` matches no folder."""
-    reached = set(states)
-    for state in sorted(states):
-        while state < len(steps) and steps[state] is None:
-            state += 1
-            reached.add(state)
-    return reached
+    any_folders: int  # each field below: the bits of such names
+    literals: Mapping[str, int]
+    wild: tuple[tuple[re.Pattern[str], int], ...]
+    end: int
+
+    @property
+    def start(self) -> int:
+        return self._skipping(1)
+
+    def after(self, states: int, name: str) -> int:
+        """The states after one more name of a path; 0 if the pattern cannot select it."""
+        if name.startswith("."):
+            return 0
+        matched = self.literals.get(name, 0)
+        for expression, bits in self.wild:
+            if states & bits and expression.match(name):
+                matched |= bits
+        return self._skipping((states & matched) << 1 | states & self.any_folders)
+
+    def accepts(self, states: int) -> bool:
+        return bool(states & self.end)
+
+    def _skipping(self, states: int) -> int:
+        """These states, and those reached when ``**`` matches no folder."""
+        return states | (states & self.any_folders) << 1
 
 
 @lru_cache(maxsize=64)
-def _steps(pattern: str) -> tuple[re.Pattern[str] | None, ...]:
-    """One step per name of the pattern; None is ``**``."""
-    return tuple(
-        None if step == ANY_FOLDERS else re.compile(fnmatch.translate(step))
-        for step in pattern.split("/")
+def _compiled(pattern: str) -> _Compiled:
+    names = [name for kind, run in groupby(pattern.split("/")) for name in _once(kind, run)]
+    bits: dict[str, int] = {}
+    for index, name in enumerate(names):
+        bits[name] = bits.get(name, 0) | 1 << index
+    any_folders = bits.pop(ANY_FOLDERS, 0)
+    return _Compiled(
+        any_folders=any_folders,
+        literals={name: at for name, at in bits.items() if not has_wildcard(name)},
+        wild=tuple(
+            (re.compile(fnmatch.translate(name)), at)
+            for name, at in bits.items()
+            if has_wildcard(name)
+        ),
+        end=1 << len(names),
     )
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _once(name: str, run: Iterable[str]) -> Iterable[str]:
+    """A run of equal names; a run of ``**`` matches what one of them matches."""
+    return (name,) if name == ANY_FOLDERS else run

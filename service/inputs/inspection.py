@@ -52,7 +52,8 @@ def inspect_model(config: bytes, shapes: Mapping[str, Sequence[int]], spec: JobS
     with tempfile.TemporaryDirectory() as name, receiver:
         (Path(name) / CONFIG_NAME).write_bytes(config)
         known = shapes if len(shapes) <= MAX_TENSORS else None
-        process = processes.Process(target=_inspect, args=(sender, name, known, spec), daemon=True)
+        arguments = (sender, Path(name), known, spec, MAX_SECONDS, MAX_MEMORY_BYTES)
+        process = processes.Process(target=_inspect, args=arguments, daemon=True)
         process.start()
         sender.close()
         try:
@@ -87,27 +88,29 @@ def _too_large(what: str) -> ModelInvalid:
 
 def _inspect(
     sender: Connection,
-    folder: str,
+    folder: Path,
     shapes: Mapping[str, Sequence[int]] | None,
     spec: JobSpec,
+    seconds: int,
+    memory_bytes: int,
 ) -> None:
     """Run an inspection in this process, and send the error that it raises, or None."""
     module = import_module(MODULE)
     os.environ.clear()
-    _limit()
+    _limit(seconds, memory_bytes)
     try:
-        module.inspect(Path(folder), shapes, spec)
+        module.inspect(folder, shapes, spec)
     except EigenpressError as error:
         sender.send(error)
     else:
         sender.send(None)
 
 
-def _limit() -> None:
+def _limit(seconds: int, memory_bytes: int) -> None:
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     limits = {
-        resource.RLIMIT_AS: pages * resource.getpagesize() + MAX_MEMORY_BYTES,
-        resource.RLIMIT_CPU: MAX_SECONDS,
+        resource.RLIMIT_AS: pages * resource.getpagesize() + memory_bytes,
+        resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: MAX_FILE_BYTES,
         resource.RLIMIT_CORE: 0,
     }

@@ -18,7 +18,7 @@ def allowed_path(path: str, settings: Settings, not_found: type[UserError], para
         raise InvalidParameter(f"'{path}' is not an absolute path.", param=param)
     try:
         resolved = Path(path).resolve()
-        refuse_outside(resolved, settings, param)
+        refuse_outside(path, resolved, settings, param)
         exists = resolved.exists()
     except (OSError, RuntimeError) as error:  # too long, unreachable, a loop of links
         raise not_found(f"{path} cannot be reached: {error}", param=param) from error
@@ -27,23 +27,23 @@ def allowed_path(path: str, settings: Settings, not_found: type[UserError], para
     return resolved
 
 
-def refuse_outside(resolved: Path, settings: Settings, param: str) -> None:
-    """Raise `PathNotAllowed` unless the resolved path lies in an allowed root.
+def refuse_outside(path: str, resolved: Path, settings: Settings, param: str) -> None:
+    """Raise `PathNotAllowed` unless the path, resolved, lies in an allowed root.
 
     The server's data folder, which has its keys and everyone's jobs, is never allowed, nor is a
-    folder that contains it.
+    folder that contains it. The error does not tell where links lead, which may be a secret.
     """
     data_dir = settings.data_dir.resolve()
     if resolved.is_relative_to(data_dir) or data_dir.is_relative_to(resolved):
         raise PathNotAllowed(
-            f"{resolved} is part of the server's data folder, or contains it; no job reads that.",
+            f"{path} is part of the server's data folder, or contains it; no job reads that.",
             param=param,
         )
     if any(resolved.is_relative_to(root) for root in settings.allowed_roots):
         return
     roots = ", ".join(map(str, settings.allowed_roots))
     raise PathNotAllowed(
-        f"{resolved} lies outside the folders that this server may read: {roots}."
+        f"{path} lies outside the folders that this server may read, or leads out of them: {roots}."
         if roots
         else "This server reads no local paths. Its operator can set EIGENPRESS_ALLOWED_ROOTS.",
         param=param,

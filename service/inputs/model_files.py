@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from service.errors import ModelConfigMissing, ModelInvalid, NotACausalLM, UnsafeWeights
+from service.inputs.json_members import TURN, read_members, read_object, read_value
+from service.printable import shortened
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+METADATA_KEY = "__metadata__"
 ADAPTER_NAME = "adapter_config.json"
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -49,15 +54,16 @@ TEMPLATES_FOLDER = "additional_chat_templates"
 """The one folder below a model's: its further chat templates, as transformers saves them."""
 GGUF_SUFFIX = ".gguf"
 
-MAX_CONFIG_BYTES = 4 * 2**20
-MAX_INDEX_BYTES = 64 * 2**20
+MAX_CONFIG_BYTES = 2**18
+"""It is parsed in one piece, while other requests wait."""
+MAX_INDEX_BYTES = 32 * 2**20
 MAX_HEADER_BYTES = 32 * 2**20
 """The header of a file with a hundred thousand tensors takes half of it."""
+MAX_TENSORS = 200_000
+"""The limit of an index, and of a file; the largest models have about a hundred thousand."""
 MAX_DIMENSIONS = 16
 MAX_EXTENT = 2**48
 """The limits of a tensor's shape; products of larger numbers take long to compute."""
-MAX_SHOWN_CHARACTERS = 80
-"""Longer names of a file's author are cut in messages."""
 
 QUANTISED_DTYPES = ("F8", "F6", "F4")
 """The beginnings of the names of floating-point numbers of 8 bits or fewer."""
@@ -72,6 +78,10 @@ _BYTES = {
 """The size of one element, by dtype; tensors of other dtypes are not checked."""
 
 _Extent = Annotated[int, Field(ge=0, le=MAX_EXTENT)]
+
+
+_Span = tuple[int, int, str]
+"""The first byte of a tensor in its file, the byte after its last one, and its name."""
 
 
 class _Tensor(BaseModel):
@@ -110,13 +120,31 @@ def check_folder(folder: Path, param: str) -> None:
     Raises `ModelConfigMissing`, `ModelInvalid`, `NotACausalLM` or `UnsafeWeights`, about `param`.
     """
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-    weights = check_listing(sizes, lambda name: (folder / name).read_bytes(), param)
+    check_files(sizes, lambda name: (folder / name).open("rb"), param)
+
+
+def check_files(
+    sizes: Mapping[str, int], open_: Callable[[str], IO[bytes]], param: str
+) -> Collection[str]:
+    """Check a model's files by name, size and header; return the names of the weight files.
+
+    Opens those that it reads through `open_`. Raises as `check_folder` does.
+    """
+
+    def read(name: str) -> bytes:
+        with open_(name) as file:
+            return file.read(sizes[name])  # no more, should it have grown
+
+    weights = check_listing(sizes, read, param)
     for name, tensors in weights.items():
-        missing = tensors - check_safetensors(folder / name, param)
+        with open_(name) as file:
+            missing = tensors - check_safetensors(file, name, param)
         if missing:
             raise ModelInvalid(
-                f"'{name}' lacks the tensor '{min(missing)}' that {INDEX_NAME} names.", param=param
+                f"'{name}' lacks the tensor '{shortened(min(missing))}' that {INDEX_NAME} names.",
+                param=param,
             )
+    return weights
 
 
 def check_listing(
@@ -176,7 +204,7 @@ def check_config(data: bytes, param: str) -> None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise ModelInvalid(
             f"{CONFIG_NAME} says that the weights are quantised "
-            f"({method or 'quantization_config'}). {DEQUANTISE}",
+            f"({shortened(str(method or 'quantization_config'))}). {DEQUANTISE}",
             param=param,
         )
     architectures = config.get("architectures")
@@ -185,33 +213,43 @@ def check_config(data: bytes, param: str) -> None:
     ):
         return
     raise NotACausalLM(
-        f"{CONFIG_NAME} names the architectures {architectures!r}, none of which is a "
-        "causal language model.",
+        f"{CONFIG_NAME} names the architectures {shortened(repr(architectures))}, none of which is "
+        "a causal language model.",
         param=param,
     )
 
 
-def check_safetensors(path: Path, param: str) -> set[str]:
+def check_safetensors(file: IO[bytes], name: str, param: str) -> set[str]:
     """The names of the file's tensors. Raises `ModelInvalid` if its header and size disagree."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ModelInvalid(f"'{path.name}' is truncated.", param=param)
-        if length > MAX_HEADER_BYTES:
-            raise ModelInvalid(
-                f"The header of '{path.name}' is larger than {MAX_HEADER_BYTES} bytes.", param=param
-            )
-        header = _parse_object(file.read(length), f"the header of {path.name}", param)
-    header.pop("__metadata__", None)
-    tensors = {key: _tensor(path.name, key, entry, param) for key, entry in header.items()}
-    _check_offsets(path.name, tensors, size - 8 - length, param)
-    return set(tensors)
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ModelInvalid(f"'{name}' is truncated.", param=param)
+    if length > MAX_HEADER_BYTES:
+        raise ModelInvalid(
+            f"The header of '{name}' is larger than {MAX_HEADER_BYTES} bytes.", param=param
+        )
+    header = file.read(length)
+    spans: list[_Span] = []
+
+    def visit(key: str, at: int) -> int:
+        entry, end = read_value(text, at)
+        if key != METADATA_KEY:
+            begin, after = _tensor(name, key, entry, param).data_offsets
+            spans.append((begin, after, key))
+            _check_count(len(spans), f"The header of '{name}'", param)
+        return end
+
+    with _not_json(f"the header of {name}", param):
+        text = header.decode()
+        read_object(text, visit)
+    _check_offsets(name, spans, size - 8 - length, param)
+    return {key for *_, key in spans}
 
 
 def _tensor(file: str, key: str, entry: object, param: str) -> _Tensor:
-    """One entry of a header. Raises `ModelInvalid` at the first that is wrong or quantised."""
-    name = f"The tensor '{_shown(key)}' of '{file}'"
+    """One entry of a header. Raises `ModelInvalid` if it is wrong or quantised."""
+    name = f"The tensor '{shortened(key)}' of '{file}'"
     try:
         tensor = _Tensor.model_validate(entry)
     except ValidationError as error:
@@ -222,33 +260,60 @@ def _tensor(file: str, key: str, entry: object, param: str) -> _Tensor:
         ) from None
     if tensor.dtype.startswith(QUANTISED_DTYPES):
         raise ModelInvalid(
-            f"{name} is quantised ({_shown(tensor.dtype)}). {DEQUANTISE}", param=param
+            f"{name} is quantised ({shortened(tensor.dtype)}). {DEQUANTISE}", param=param
         )
+    begin, after = tensor.data_offsets
+    item = _BYTES.get(tensor.dtype)
+    if after < begin:
+        raise ModelInvalid(f"{name} is out of place.", param=param)
+    if item and math.prod(tensor.shape) * item != after - begin:
+        raise ModelInvalid(f"{name} has a wrong size.", param=param)
     return tensor
 
 
-def _shown(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
-
-
 def _check_index(data: bytes, names: Collection[str], param: str) -> dict[str, set[str]]:
-    weight_map = _parse_object(data, INDEX_NAME, param).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelInvalid(f"{INDEX_NAME} has no weight_map with tensors.", param=param)
+    """The tensors of each file that the index names; all files must be among `names`."""
     weights: dict[str, set[str]] = {}
-    for tensor, name in weight_map.items():
+    seen = 0
+
+    def visit(key: str, at: int) -> int:
+        if key == "weight_map" and text.startswith("{", at):
+            return read_members(text, at, visit_tensor)
+        return read_value(text, at)[1]
+
+    def visit_tensor(tensor: str, at: int) -> int:
+        nonlocal seen
+        name, end = read_value(text, at)
         if not isinstance(name, str):
             raise ModelInvalid(
-                f"{INDEX_NAME} gives no file name for '{_shown(tensor)}'.", param=param
+                f"{INDEX_NAME} gives no file name for '{shortened(tensor)}'.", param=param
             )
+        if name not in weights:
+            _check_weight_file(name, names, param)
         weights.setdefault(name, set()).add(tensor)
-    for name in weights:
-        file = f"{INDEX_NAME} names '{_shown(name)}'"
-        if "/" in name or "\\" in name or not name.endswith(".safetensors"):
-            raise ModelInvalid(f"{file}: not a safetensors file.", param=param)
-        if name not in names:
-            raise ModelInvalid(f"{file}, which is missing.", param=param)
+        seen += 1
+        _check_count(seen, INDEX_NAME, param)
+        return end
+
+    with _not_json(INDEX_NAME, param):
+        text = data.decode()
+        read_object(text, visit)
+    if not weights:
+        raise ModelInvalid(f"{INDEX_NAME} has no weight_map with tensors.", param=param)
     return weights
+
+
+def _check_weight_file(name: str, names: Collection[str], param: str) -> None:
+    file = f"{INDEX_NAME} names '{shortened(name)}'"
+    if "/" in name or "\\" in name or not name.endswith(".safetensors"):
+        raise ModelInvalid(f"{file}: not a safetensors file.", param=param)
+    if name not in names:
+        raise ModelInvalid(f"{file}, which is missing.", param=param)
+
+
+def _check_count(tensors: int, where: str, param: str) -> None:
+    if tensors > MAX_TENSORS:
+        raise ModelInvalid(f"{where} has more than {MAX_TENSORS} tensors.", param=param)
 
 
 def _check_whole(data: bytes, param: str) -> set[str]:
@@ -264,27 +329,46 @@ def _check_whole(data: bytes, param: str) -> set[str]:
     return weights[WEIGHTS_NAME]
 
 
-def _check_offsets(name: str, tensors: Mapping[str, _Tensor], size: int, param: str) -> None:
-    """Raise `ModelInvalid` unless the tensors' bytes fill the file without gaps."""
-    end = 0
-    for key, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
-        begin, after = tensor.data_offsets
-        item = _BYTES.get(tensor.dtype)
-        if begin != end or after < begin:
-            raise ModelInvalid(f"The tensor '{key}' of '{name}' is out of place.", param=param)
-        if item and math.prod(tensor.shape) * item != after - begin:
-            raise ModelInvalid(f"The tensor '{key}' of '{name}' has a wrong size.", param=param)
-        end = after
+def _check_offsets(name: str, spans: Sequence[_Span], size: int, param: str) -> None:
+    """Raise `ModelInvalid` unless the tensors' bytes fill the file without gaps.
+
+    Follows each tensor to the next, because to sort them all would stop the other threads.
+    """
+    following: dict[int, tuple[int, str]] = {}
+    for begin, after, key in spans:
+        if begin < after:
+            if begin in following:
+                raise _out_of_place(name, key, param)
+            following[begin] = after, key
+    end, ends = 0, {0}
+    while end in following:
+        end, _ = following.pop(end)
+        ends.add(end)
+    stray = [(begin, key) for begin, (_, key) in following.items()]
+    stray += [(begin, key) for begin, after, key in spans if begin == after and begin not in ends]
+    if stray:
+        raise _out_of_place(name, min(stray)[1], param)
     if end != size:
         state = "is truncated" if end > size else "has bytes that belong to no tensor"
         raise ModelInvalid(f"'{name}' {state}.", param=param)
 
 
-def _parse_object(data: bytes, what: str, param: str) -> dict[str, Any]:
+def _out_of_place(name: str, key: str, param: str) -> ModelInvalid:
+    return ModelInvalid(f"The tensor '{shortened(key)}' of '{name}' is out of place.", param=param)
+
+
+@contextmanager
+def _not_json(what: str, param: str) -> Iterator[None]:
+    """Raise `ModelInvalid` where the block raises ValueError or RecursionError."""
     try:
-        parsed = json.loads(data)
+        yield
     except (ValueError, RecursionError) as error:
-        raise ModelInvalid(f"{what} is not JSON: {error}", param=param) from error
+        raise ModelInvalid(f"{what} is not a JSON object: {error}", param=param) from error
+
+
+def _parse_object(data: bytes, what: str, param: str) -> dict[str, Any]:
+    with _not_json(what, param), TURN:
+        parsed = json.loads(data)
     if not isinstance(parsed, dict):
         raise ModelInvalid(f"{what} is not a JSON object.", param=param)
     return parsed

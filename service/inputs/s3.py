@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.errors import BucketMissing, InvalidParameter, ObjectMissing, UserError
+from service.errors import (
+    BucketMissing,
+    InvalidParameter,
+    ObjectMissing,
+    PathNotAllowed,
+    UserError,
+)
 from service.inputs.glob import is_plain
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage, StoredObject
 
 SCHEME = "s3://"
 MAX_LISTED_OBJECTS = 100_000
+OWN_PREFIX = "jobs/"
+"""Where the service keeps checkpoints and artifacts in its own bucket; see
+`service.domain.manifest`."""
+ARTIFACT = re.compile(r"jobs/[^/]+/artifacts/[^/]+/[^/]")
 
 
 @dataclass(frozen=True)
@@ -69,10 +80,11 @@ def list_source(
     """List the one object at the URI, or the wanted ones below it.
 
     Retries for `patience_seconds` while S3 is unavailable, here and when objects are fetched.
-    Raises `InvalidParameter` for keys that are not file paths and for more objects than
-    `MAX_LISTED_OBJECTS`, and the storage's errors.
+    Raises `PathNotAllowed` for a place that no job may read, `InvalidParameter` for keys that are
+    not file paths and for more objects than `MAX_LISTED_OBJECTS`, and the storage's errors.
     """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    _refuse_forbidden(bucket, key, settings, param)
     storage = ObjectStorage.from_settings(settings, bucket, patience_seconds=patience_seconds)
     base = key if not key or key.endswith("/") else f"{key}/"
     objects: dict[str, StoredObject] = {}
@@ -90,6 +102,34 @@ def list_source(
         if stored.key.startswith(base) and path and not path.endswith("/") and wanted(path):
             objects[_file_path(path, param)] = stored
     return S3Listing(uri, storage, objects, False)
+
+
+def _refuse_forbidden(bucket: str, key: str, settings: Settings, param: str) -> None:
+    """Raise unless jobs may read what is at this key, or below it.
+
+    In the service's own bucket that is an artifact, or what others have put beside the jobs. Every
+    bucket is reached at one endpoint, so that names of buckets can be compared.
+    """
+    place = key.removesuffix("/")
+    if place and not is_plain(place):  # a server might resolve it to another place
+        raise InvalidParameter(
+            f"The key '{key}' has a name that is empty, '.' or '..'.", param=param
+        )
+    below = f"{place}/" if place else ""
+    own = below.startswith(OWN_PREFIX) or not below
+    if bucket == settings.s3_bucket and own and not ARTIFACT.match(below):
+        raise PathNotAllowed(
+            f"{SCHEME}{bucket}/{key} holds everyone's jobs. Name a prefix of your own outside "
+            f"{OWN_PREFIX}, or a folder of one artifact.",
+            param=param,
+        )
+    allowed = settings.allowed_s3_prefixes
+    if allowed and not f"{SCHEME}{bucket}/{below}".startswith(allowed):
+        raise PathNotAllowed(
+            f"{SCHEME}{bucket}/{key} lies outside the places that this server may read: "
+            f"{', '.join(allowed)}.",
+            param=param,
+        )
 
 
 def _file_path(path: str, param: str) -> str:

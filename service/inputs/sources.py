@@ -1,7 +1,7 @@
 """Where models and texts come from: local paths, S3 and the hub.
 
 Each source is checked when a job is submitted, cheaply, and fetched on every node that needs it:
-a local path is used in place, anything else is downloaded once per machine and contents. A
+a local path is read in place, anything else is downloaded once per machine and contents. A
 submission does not contact the hub, which may be slow; its problems show when the job runs.
 """
 
@@ -13,6 +13,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from service.domain.spec import (
     DataSource,
@@ -41,16 +42,20 @@ from service.inputs.hub import HubRepository
 from service.inputs.local import allowed_path, refuse_outside
 from service.inputs.model_files import (
     GGUF_SUFFIX,
+    TEMPLATES_FOLDER,
+    check_files,
     check_folder,
     check_listing,
     is_wanted,
     may_belong,
-    model_paths,
 )
+from service.inputs.opening import HeldFiles, Open, open_file, scan_folder
 from service.inputs.s3 import S3Listing, list_source, missing_as
 from service.inputs.text_files import copy_checked
 from service.settings import Settings
 
+MAX_MODEL_FILES = 500
+"""The limit of a local model, whose files all stay open."""
 MAX_DATA_FILES = 100_000
 MAX_DATA_BYTES = 64 * 2**30
 
@@ -63,22 +68,24 @@ def check_model(source: ModelSource, settings: Settings) -> None:
     """
     match source:
         case LocalPath():
-            _local_model(source, settings)
+            _local_model(source, settings, lambda _, resolved: open_file(resolved))
         case S3Prefix():
             _check_s3_model(_list_s3_model(source, settings))
         case HubModel():
             pass
 
 
-def fetch_model(source: ModelSource, settings: Settings) -> Path:
+def fetch_model(source: ModelSource, settings: Settings, held: HeldFiles) -> Path:
     """The model's folder, or its .gguf file, on this machine, checked as by `check_model`.
 
+    A local model is the folder or file in `held` that stands for it, and has no other files than a
+    fetched one has.
     Retries for `settings.retry_timeout_seconds` while S3 is unavailable. Raises what `check_model`
     raises, and `HubUnavailable`.
     """
     match source:
         case LocalPath():
-            return _local_model(source, settings)
+            return held.view(_local_model(source, settings, held.open))
         case S3Prefix():
             return _fetch_s3_model(source, settings)
         case HubModel():
@@ -133,21 +140,62 @@ def fetch_data(source: DataSource, settings: Settings, param: str) -> Path:
             return _fetch_hub_data(source, settings, param)
 
 
-def _local_model(source: LocalPath, settings: Settings) -> Path:
+def _local_model(source: LocalPath, settings: Settings, open_: Open) -> Path:
+    """The resolved path of the model, all of whose files `open_` has opened."""
     param = "model.path"
     path = allowed_path(source.path, settings, ModelNotFound, param)
     try:
         if path.is_dir():
-            for file in model_paths(path):
-                refuse_outside(file.resolve(), settings, param)
-            check_folder(path, param)
+            _check_local_folder(path, settings, open_, param)
         elif path.suffix == GGUF_SUFFIX and path.is_file():
-            check_gguf(path, param)
+            with open_(path, path) as file:
+                check_gguf(file, path.name, param)
         else:
             raise ModelInvalid(f"{path} is neither a folder nor a .gguf file.", param=param)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise ModelInvalid(f"{path} cannot be read: {error}", param=param) from error
     return path
+
+
+def _check_local_folder(folder: Path, settings: Settings, open_: Open, param: str) -> None:
+    files = _local_files(folder, settings, param)
+    sizes = {name: resolved.lstat().st_size for name, resolved in files.items()}
+    opened: set[str] = set()
+
+    def open_one(name: str) -> IO[bytes]:
+        opened.add(name)
+        if len(opened) > MAX_MODEL_FILES:
+            raise ModelInvalid(
+                f"{folder} is a model of more than {MAX_MODEL_FILES} files. Save it with fewer.",
+                param=param,
+            )
+        return open_(folder / name, files[name])
+
+    weights = check_files(sizes, open_one, param)
+    for name in {*weights, *filter(is_wanted, files)} - opened:
+        open_one(name).close()
+
+
+def _local_files(folder: Path, settings: Settings, param: str) -> dict[str, Path]:
+    """The regular files that may belong to a model, resolved, by their paths in its folder.
+
+    Raises `PathNotAllowed` if anything that may belong to it is not allowed, and OSError.
+    """
+    found: dict[str, Path] = {}
+
+    def look(inner: Path, prefix: str) -> None:
+        with scan_folder(inner) as entries:
+            names = [f"{prefix}{entry.name}" for entry in entries]
+        for name in filter(may_belong, names):
+            resolved = (folder / name).resolve()
+            refuse_outside(str(folder / name), resolved, settings, param)
+            if resolved.is_file():
+                found[name] = resolved
+            elif name == TEMPLATES_FOLDER and resolved.is_dir():
+                look(resolved, f"{name}/")
+
+    look(folder, "")
+    return found
 
 
 def _list_s3_model(source: S3Prefix, settings: Settings, patience_seconds: float = 0) -> S3Listing:
@@ -180,7 +228,9 @@ def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
             with missing_as(ModelNotFound, param):
                 listing.fetch(path, folder)
         if listing.is_one_object:
-            check_gguf(folder / next(iter(listing.objects)), param)
+            (name,) = listing.objects
+            with (folder / name).open("rb") as file:
+                check_gguf(file, name, param)
         else:
             check_folder(folder, param)
 
@@ -239,7 +289,7 @@ def _beginnings(source: DataSource, settings: Settings, param: str) -> Iterator[
         case S3Data():
             listing = _list_s3_data(source, settings, param)
             with TemporaryDirectory() as folder, missing_as(DataNotFound, f"{param}.uri"):
-                yield _copy_beginnings(listing, Path(folder), param)
+                yield _copy_beginnings(listing, Path(folder).resolve(), param)
         case HubData():
             yield None
 

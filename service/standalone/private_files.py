@@ -1,9 +1,15 @@
-"""Files with secrets, which their owner alone can read."""
+"""Files with secrets, and the folder around them, which their owner alone can read."""
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+
+from service.errors import InvalidParameter
+
+FOLDER_MODE = 0o700
+FILE_MODE = 0o600
 
 
 def write_private(path: Path, text: str) -> None:
@@ -11,6 +17,32 @@ def write_private(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with os.fdopen(os.open(partial, flags, FILE_MODE), "w") as file:
         file.write(text)
     partial.replace(path)
+
+
+def private_folder(folder: Path, secrets: tuple[str, ...]) -> None:
+    """Make the folder, or take others' rights to one that exists and to the secret files in it.
+
+    `secrets` are relative paths, of files that may be missing. Raises `InvalidParameter` if another
+    user owns the folder or one of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
+    _tighten(folder, FOLDER_MODE)
+    for path in map(folder.joinpath, secrets):
+        if path.exists():
+            _tighten(path, FILE_MODE)
+
+
+def _tighten(path: Path, mode: int) -> None:
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        raise InvalidParameter(
+            f"{path} belongs to another user, who could read or replace the server's keys. Choose "
+            "another --data-dir, or change its owner.",
+            param="--data-dir",
+        )
+    if stat.S_IMODE(found.st_mode) & ~mode:
+        path.chmod(mode)

@@ -33,6 +33,7 @@ from service.errors import InfrastructureError
 from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
 from service.standalone.ports import LOOPBACK, choose_port
+from service.standalone.private_files import private_folder
 from service.standalone.ray_head import LocalRay
 from service.standalone.s3_server import LocalS3
 from service.standalone.subprocesses import Child, log_tail
@@ -42,6 +43,8 @@ READY_SECONDS = 60.0
 POLL_SECONDS = 0.2
 DRAIN_SECONDS = 5
 """The time that requests in progress get to finish when the API stops."""
+SECRETS = ("ray/token", "s3/credentials.json")
+"""The secret files below the data folder, which earlier versions may have left to others."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,12 @@ def serve(options: ServeOptions, console: Console) -> None:
 
 
 def data_folder(options: ServeOptions) -> Path:
-    """The folder of all persistent data."""
+    """The folder of all persistent data, which its owner alone can read.
+
+    Raises `InvalidParameter` if it belongs to another user.
+    """
     folder = (options.data_dir or Settings().data_dir).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(folder, SECRETS)
     return folder
 
 

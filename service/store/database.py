@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ BUSY_TIMEOUT_SECONDS = 30.0
 
 MIGRATION_WAIT_SECONDS = 600
 """How long a process waits while another one migrates the same PostgreSQL database."""
+
+_HALF = re.compile("[\ud800-\udfff]")
+"""A surrogate, which stands for a byte of a file name that is not UTF-8."""
 
 POOL: dict[str, Any] = {
     "pool_size": 5,
@@ -217,23 +220,32 @@ def _lock_key(name: str) -> int:
 
 
 def _engine(url: URL) -> Engine:
-    # NaN is not valid JSON: PostgreSQL and HTTP clients refuse it, so it must not be stored.
-    serializer = partial(json.dumps, allow_nan=False)
     if url.get_backend_name() == "postgresql":
         chosen = {k: v for k, v in POSTGRES_CONNECTION.items() if k not in url.query}
         return create_engine(
             url,
-            json_serializer=serializer,
+            json_serializer=_as_json,
             isolation_level="READ COMMITTED",
             connect_args=chosen,
             **POOL,
         )
     engine = create_engine(
-        url, json_serializer=serializer, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}
+        url, json_serializer=_as_json, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}
     )
     event.listen(engine, "connect", _open_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _as_json(value: object) -> str:
+    """The JSON to store, which every reader takes: no NaN, and no half of a character."""
+    stored = json.dumps(value, allow_nan=False)
+    if "\\ud" not in stored:
+        return stored
+    whole = _HALF.sub(
+        lambda half: f"\\\\u{ord(half[0]):04x}", json.dumps(value, ensure_ascii=False)
+    )
+    return json.dumps(json.loads(whole))
 
 
 def _migrations() -> Config:

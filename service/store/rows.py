@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, and_, func, select
 from service.domain.job import Artifact, Event, EventType, FileEntry, Job, JobHead, StepProgress
 from service.domain.states import TERMINAL, JobState, Step
 from service.errors import Failure, JobNotFound
+from service.printable import shortened
 from service.store import tables
 from service.store.database import clock
 
@@ -26,7 +27,7 @@ def job_row(connection: Connection, job_id: str, *, lock: bool = False) -> Row[A
     # SQLite ignores FOR UPDATE, because its writers lock the whole database.
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
-        raise JobNotFound(f"There is no job {job_id}.")
+        raise JobNotFound(f"There is no job {shortened(job_id)}.")
     return row
 
 

@@ -24,6 +24,8 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
+from service.printable import printable
+
 metadata = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -53,15 +55,13 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class AnyText(TypeDecorator[str]):
-    """Arbitrary text; it escapes the NULs and surrogates that PostgreSQL refuses."""
+    """Arbitrary text, made printable: PostgreSQL refuses NULs and surrogates, users the others."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        if value is None:
-            return None
-        return value.replace("\0", "\\0").encode(errors="backslashreplace").decode()
+        return None if value is None else printable(value)
 
 
 jobs = Table(

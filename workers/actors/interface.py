@@ -18,6 +18,8 @@ from ray.exceptions import RayError
 
 from service.domain.spec import JobSpec
 from service.errors import EigenpressError
+from service.inputs.opening import HeldFiles
+from service.settings import Settings
 from workers.actors.failures import named
 
 log = logging.getLogger("eigenpress.worker")
@@ -33,13 +35,14 @@ def _passed_on(
     name: str, concurrency_group: str | None = None, *, to: str = "worker"
 ) -> Callable[..., Any]:
     def method(self: Any, *arguments: Any) -> Any:
-        try:
-            return getattr(getattr(self, to), name)(*arguments)
-        except (EigenpressError, RayError):
-            raise
-        except Exception as error:
-            log.exception("%s failed", name)
-            raise named(error) from None
+        with self.held.naming_paths():
+            try:
+                return getattr(getattr(self, to), name)(*arguments)
+            except (EigenpressError, RayError):
+                raise
+            except Exception as error:
+                log.exception("%s failed", name)
+                raise named(error) from None
 
     method.__name__ = name
     if concurrency_group is None:
@@ -66,7 +69,8 @@ class Worker:
         from workers.actors.assembler import Assembler
         from workers.actors.worker import Worker
 
-        self.worker = Worker(spec, number, threads)
+        self.held = HeldFiles(Settings().scratch_dir / attempt)
+        self.worker = Worker(spec, number, threads, self.held)
         self.assembler = Assembler(spec, attempt, self.worker)
 
     place = _passed_on("place")

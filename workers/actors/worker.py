@@ -23,6 +23,7 @@ from torch import nn
 
 from service.domain.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
 from service.inputs.checks import check_allowed
+from service.inputs.opening import HeldFiles
 from service.inputs.sources import fetch_model
 from service.settings import Settings
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
@@ -80,11 +81,12 @@ BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16", "bf16")
 class Worker:
     """See the module. `workers.actors.interface` is its Ray actor; tests call it directly."""
 
-    def __init__(self, spec: JobSpec, number: int, threads: int) -> None:
+    def __init__(self, spec: JobSpec, number: int, threads: int, held: HeldFiles) -> None:
         torch.set_num_threads(threads)
         self._spec = spec
         self._number = number
         self._method = METHODS[spec.method]
+        self._held = held
         self._settings = Settings()
         self._versions = own_versions()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,7 +163,7 @@ class Worker:
     @cached_property
     def original(self) -> Path:
         """What the job names, on this node: a model's folder, or a GGUF file."""
-        return fetch_model(self._spec.model, self._settings)
+        return fetch_model(self._spec.model, self._settings, self._held)
 
     @cached_property
     def source(self) -> Path:

@@ -6,6 +6,7 @@ It refuses a model that transformers would complete with random weights.
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from service.domain.manifest import sha256_of
 from service.errors import ModelInvalid
 from service.inputs.cache import cached
 from service.settings import Settings
-from workers.model.gguf_conversion import convert_gguf
+from workers.model.gguf_conversion import PARAM, convert_gguf
 from workers.model.model_errors import naming_model_errors
 from workers.model.weight_files import weight_files
 
@@ -36,7 +37,21 @@ def prepare_model(path: Path, settings: Settings) -> Path:
     """
     if path.is_dir():
         return path
-    return cached(settings.cache_dir / "gguf", sha256_of(path), partial(convert_gguf, path))
+    digest = sha256_of(path)
+    return cached(settings.cache_dir / "gguf", digest, partial(_convert_copy, path, digest))
+
+
+def _convert_copy(gguf: Path, digest: str, folder: Path) -> None:
+    """Convert a GGUF file of this digest, by a copy: users may write into the file meanwhile.
+
+    All users of the file's contents share the result. Raises ModelInvalid if the file has changed.
+    """
+    copy = folder / gguf.name
+    shutil.copyfile(gguf, copy)
+    if sha256_of(copy) != digest:
+        raise ModelInvalid(f"{gguf.name} was changed while it was read.", param=PARAM)
+    convert_gguf(copy, folder)
+    copy.unlink()
 
 
 def load_tokenizer(folder: Path) -> Any:

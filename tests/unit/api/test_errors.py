@@ -145,6 +145,13 @@ INVALID = [
         "calibration.data.path", "", "invalid_parameter", "calibration.data.path", id="empty-path"
     ),
     pytest.param(
+        "calibration.data.pattern",
+        "a*/**/" * 17 + "x",
+        "invalid_parameter",
+        "calibration.data.pattern",
+        id="many-wildcards",
+    ),
+    pytest.param(
         "calibration.sequences", 0, "invalid_parameter", "calibration.sequences", id="no-sequences"
     ),
     pytest.param("name", "a b", "invalid_parameter", "name", id="name-with-space"),
@@ -254,7 +261,7 @@ def test_a_long_value_is_cut(client: TestClient, job_body: dict[str, Any]) -> No
 
 
 def test_a_flood_of_mistakes_is_bounded(client: TestClient, job_body: dict[str, Any]) -> None:
-    job_body |= {f"{number:x<1000}": 1 for number in range(900)}
+    job_body |= {f"{number:x<1000}": 1 for number in range(50)}
     response = client.post("/v1/jobs", json=job_body)
     assert response.status_code == 422
     assert len(response.json()["errors"]) == 20
@@ -271,7 +278,7 @@ def test_text_that_has_no_utf_8(client: TestClient, field: bytes) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"{", b"", b"\xff", b"[" * 500_000, b'{"name": ' + b"9" * 5000 + b"}"],
+    [b"{", b"", b"\xff", b"[" * 50_000, b'{"name": ' + b"9" * 5000 + b"}"],
     ids=["cut-off", "empty", "not-utf-8", "deeply-nested", "endless-number"],
 )
 def test_a_body_that_is_not_json(client: TestClient, content: bytes) -> None:

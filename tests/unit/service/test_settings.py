@@ -154,3 +154,24 @@ def test_other_variables_of_an_installation_are_left_alone(
 ) -> None:
     monkeypatch.setenv(f"EIGENPRESS_{name}", "1")
     Settings()
+
+
+@pytest.mark.parametrize(
+    "value", ["s3://models/public,s3://texts/", '["s3://models/public/", "s3://texts"]']
+)
+def test_allowed_s3_prefixes_end_with_a_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EIGENPRESS_ALLOWED_S3_PREFIXES", value)
+    settings = Settings()
+    assert settings.allowed_s3_prefixes == ("s3://models/public/", "s3://texts/")
+    variable = environment(settings)["EIGENPRESS_ALLOWED_S3_PREFIXES"]
+    monkeypatch.setenv("EIGENPRESS_ALLOWED_S3_PREFIXES", variable)
+    assert Settings() == settings
+
+
+@pytest.mark.parametrize("value", ["models", "s3://", "s3://models, s3://texts", "/models"])
+def test_places_that_are_not_in_s3_are_an_error(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_ALLOWED_S3_PREFIXES", value)
+    with pytest.raises(ValidationError, match="each should be s3://BUCKET"):
+        Settings()

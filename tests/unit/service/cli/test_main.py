@@ -65,7 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer()
 
     def answer(self) -> None:
-        status, body = self.server.answers[f"{self.command} {self.path.split('?')[0]}"]
+        route = f"{self.command} {self.path.split('?')[0]}"
+        status, body = self.server.answers.get(route, (404, {"code": "not_found"}))
         content = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
@@ -132,6 +133,27 @@ def test_everything_has_its_help(eigenpress: Eigenpress, arguments: list[str]) -
 def test_the_help_lists_every_command(eigenpress: Eigenpress) -> None:
     eigenpress("--help")
     assert all(f"│ {command} " in eigenpress.out for command in COMMANDS)
+
+
+def test_what_a_server_sends_is_shown_escaped(eigenpress: Eigenpress, api: Api) -> None:
+    odd = "\x1b[2J\ud800"
+    problem = {"code": "odd", "detail": f"nothing at {odd}", "param": odd}
+    api.answers[f"GET /v1/jobs/{JOB_ID}"] = (422, problem)
+    assert eigenpress("watch", JOB_ID) == 1
+    assert eigenpress.err == r"Error: nothing at \x1b[2J\ud800 odd, \x1b[2J\ud800"
+    api.answers["POST /v1/jobs"] = (201, JOB | {"id": odd})
+    job = ("submit", "--model", ".", "--data", ".", "--keep", "0.8")
+    assert eigenpress(*job) == 0
+    assert eigenpress.out == "\\x1b[2J\\ud800\n"
+
+
+def test_arguments_that_are_not_utf_8(eigenpress: Eigenpress, api: Api) -> None:
+    api.answers["POST /v1/jobs"] = (422, {"code": "invalid_parameter", "detail": "model.path: no"})
+    assert eigenpress("submit", "--model", "/m\udcff", "--data", ".", "--keep", "0.8") == 1
+    assert api.bodies[0]["model"]["path"] == "/m\udcff"
+    assert eigenpress("submit", "--file", "\udcff\x1b.json") == 2
+    assert r"\udcff\x1b.json: No such file" in eigenpress.err
+    assert eigenpress("cancel", "\udcff") == 1
 
 
 def test_the_version_is_the_package_s(eigenpress: Eigenpress) -> None:

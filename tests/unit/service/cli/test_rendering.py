@@ -10,7 +10,15 @@ import httpx
 import pytest
 from rich.console import Console, RenderableType
 
-from service.cli.rendering import duration, follow, job_view, jobs_table, outcome, transfer_bar
+from service.cli.rendering import (
+    PrintableConsole,
+    duration,
+    follow,
+    job_view,
+    jobs_table,
+    outcome,
+    transfer_bar,
+)
 from service.client.client import Client
 
 JOB = "job-01kah7m0q8v5n2c4x6z9b3d1fg"
@@ -192,3 +200,33 @@ def test_a_transfer_shows_its_bytes() -> None:
         progress(2_000_000, 2_000_000)
     assert "keep-0.8" in output.getvalue()
     assert "2.0/2.0 MB" in output.getvalue()
+
+
+ODD = "\x1b]0;owned\x07\x1b[2J\x9b1A\udcff\0"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_name_commands_the_terminal(terminal: bool) -> None:
+    error = {"code": ODD, "detail": f"no {ODD}", "param": ODD}
+    odd = job("failed", id=f"job{ODD}", name=ODD, error=error, last_error=error)
+    odd["steps"][0]["unit"] = ODD
+    console = PrintableConsole(
+        file=io.StringIO(), width=400, force_terminal=terminal, color_system=None
+    )
+    with console.capture() as capture:
+        console.print(jobs_table([odd], NOW))
+        console.print(job_view(odd, NOW))
+        console.print(outcome(odd), soft_wrap=True)
+        console.print(f"plain {ODD}")
+    text = capture.get()
+    assert text.count(r"\x1b]0;owned") == 11
+    assert text.replace("\n", "").isprintable()
+
+
+def test_colours_and_the_cursor_still_work() -> None:
+    file = io.StringIO()
+    console = PrintableConsole(file=file, force_terminal=True, color_system="standard", width=80)
+    with transfer_bar(console, "weights") as progress:
+        progress(1, 2)
+    assert "\x1b[" in file.getvalue()
+    assert r"\x1b" not in file.getvalue()

@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from service.domain.job import new_job_id
-from service.domain.spec import Limits, read_stored, read_stored_limits
+from service.domain.spec import JobSpec, Limits, read_stored, read_stored_limits
 from service.errors import SpecificationUnknown
 from tests.fixtures.jobs import small_spec
 
@@ -75,3 +76,22 @@ def test_dispatchers_read_the_limits_alone_and_those_strictly() -> None:
     assert read_stored_limits(JOB, stored("not_yet", value=1)) == Limits()
     with pytest.raises(SpecificationUnknown, match=r"'limits\.not_yet'"):
         read_stored_limits(JOB, stored("limits", "not_yet", value=1))
+
+
+ARRAYS = ["targets", "evaluation.datasets", "evaluation.curve", "evaluation.tasks"]
+
+
+@pytest.mark.parametrize("field", [*ARRAYS, "evaluation.tasks.0.tasks"])
+@pytest.mark.parametrize("item", [{}, 2, "-"], ids=str)
+def test_the_items_of_a_long_array_are_not_validated(field: str, item: object) -> None:
+    document: Any = json.loads(small_spec().model_dump_json())
+    document["evaluation"]["tasks"] = [{"kind": "lm_eval", "name": "harness", "tasks": ["piqa"]}]
+    *path, last = field.split(".")
+    place = document
+    for part in path:
+        place = place[int(part) if isinstance(place, list) else part]
+    place[last] = [item] * 10_000
+    with pytest.raises(ValidationError) as refused:
+        JobSpec.model_validate(document)
+    (error,) = refused.value.errors()
+    assert (error["type"], error["ctx"]["actual_length"]) == ("too_long", 10_000)

@@ -14,15 +14,22 @@ from hypothesis import strategies as st
 from bench import demo_data
 from service.errors import ModelInvalid
 from service.inputs import gguf_header
-from service.inputs.gguf_header import MAX_ITEMS, check_gguf, read_gguf_header
+from service.inputs.gguf_header import MAX_ITEMS, GGUFHeader, check_gguf, read_gguf_header
 from tests.fixtures.gguf_files import ARRAY, STRING, WHOLE, header, string, write_llama
 
 PARAM = "model.path"
 
 
 def check(folder: Path, content: bytes) -> None:
-    (folder / "model.gguf").write_bytes(content)
-    check_gguf(folder / "model.gguf", PARAM)
+    path = folder / "model.gguf"
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        check_gguf(file, path.name, PARAM)
+
+
+def header_of(path: Path) -> GGUFHeader:
+    with path.open("rb") as file:
+        return read_gguf_header(file, path.name, PARAM)
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -30,12 +37,12 @@ def test_a_whole_model_passes(tmp_path: Path, version: int) -> None:
     check(tmp_path, header({**WHOLE, "tokens": ["a", "b"], "split.count": 1}, version=version))
 
 
-def test_the_metadata_of_real_files_are_read(tmp_path: Path) -> None:
-    written = read_gguf_header(write_llama(tmp_path / "model.gguf"), PARAM)
+def test_the_header_of_real_files_are_read(tmp_path: Path) -> None:
+    written = header_of(write_llama(tmp_path / "model.gguf"))
     assert written.tensors == 12
     assert written.metadata["llama.block_count"] == 1
     assert written.metadata["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
-    real = read_gguf_header(demo_data.model_file(), PARAM)
+    real = header_of(demo_data.model_file())
     assert real.metadata["general.architecture"] == "llama"
     assert real.metadata["llama.block_count"] == 30
     assert real.tensors == 272
@@ -99,7 +106,5 @@ def test_any_header_passes_or_is_refused(
 ) -> None:
     whole = header({**WHOLE, "tokens": ["a", "b"]})
     at = data.draw(st.integers(0, len(whole)))
-    path = tmp_path_factory.getbasetemp() / "any.gguf"
-    path.write_bytes(whole[:at] + content + whole[at + len(content) :])
     with suppress(ModelInvalid):
-        check_gguf(path, PARAM)
+        check(tmp_path_factory.getbasetemp(), whole[:at] + content + whole[at + len(content) :])

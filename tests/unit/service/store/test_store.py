@@ -120,11 +120,20 @@ def test_a_message_may_hold_anything(job_store: Store) -> None:
     job_store.attempts.record(job.id, 1, "note", odd, {"odd": odd})
     job_store.attempts.fail(job.id, 1, replace(FATAL, detail=odd), at_once(1))
     note, end = job_store.users.events(job.id)[-2:]
-    assert (note.message, note.data["odd"]) == ("a\\0b \\udcff", odd)
+    assert (note.message, note.data["odd"]) == ("a\\x00b \\udcff", "a\0b \\udcff")
     assert end.message == note.message
     ended = job_store.users.get(job.id).failure
     assert ended is not None
-    assert ended.detail == odd
+    assert ended.detail == "a\0b \\udcff"
+
+
+def test_what_is_stored_can_be_sent(job_store: Store) -> None:
+    job = claimed(job_store)
+    odd = {"\udcff": ["\ud83d\udd11 \U0001f511 \\ud800", {"half": "\ud800"}]}
+    job_store.attempts.record(job.id, 1, "note", "odd", odd)
+    data = job_store.users.events(job.id)[-1].data
+    assert data == {"\\udcff": ["\\ud83d\\udd11 \U0001f511 \\ud800", {"half": "\\ud800"}]}
+    assert json.dumps(data, ensure_ascii=False).encode()
 
 
 class TestListing:

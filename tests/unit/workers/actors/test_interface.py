@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from service.errors import EigenpressError, ModelInvalid, OutOfMemory
+from service.inputs.opening import HeldFiles
 from workers.actors import assembler, interface, worker
 
 
@@ -35,7 +37,7 @@ def raising(error: Exception) -> Any:
     def act() -> None:
         raise error
 
-    return SimpleNamespace(worker=SimpleNamespace(load=act))
+    return SimpleNamespace(worker=SimpleNamespace(load=act), held=HeldFiles(Path()))
 
 
 def test_errors_of_libraries_get_a_name_before_they_cross() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from service.domain.spec import JobSpec
+from service.inputs.opening import HeldFiles
 from workers.actors.worker import Worker
 from workers.artifact.checkpoint_writer import write_checkpoint
 
@@ -32,7 +33,8 @@ def worker(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             "targets": [{"max_perplexity_increase": 0.1}],
         }
     )
-    worker: Any = Worker(spec, 0, threads=torch.get_num_threads())
+    held = HeldFiles(tmp_path / "data" / "scratch" / "job-1-1")
+    worker: Any = Worker(spec, 0, torch.get_num_threads(), held)
     model = worker.load()
     worker.calibrate(SEQUENCES)
     for group in model.groups:
@@ -80,7 +82,8 @@ def test_auto_is_mixed_precision_where_the_processor_has_instructions_for_it(
 ) -> None:
     exact = worker.measure(None, SEQUENCES)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
-    auto: Any = Worker(worker._spec.model_copy(update={"mixed_precision": "auto"}), 0, threads=1)
+    spec = worker._spec.model_copy(update={"mixed_precision": "auto"})
+    auto: Any = Worker(spec, 0, 1, worker._held)
     auto.load()
     assert (auto.measure(None, SEQUENCES) != exact) is mixed
 
