@@ -55,6 +55,7 @@ from workers.evaluation.speed import decode_speed
 from workers.evaluation.substitution import Substitution
 from workers.evaluation.text import text_loss
 from workers.model.loading import (
+    TextTokenizer,
     load_model,
     load_tokenizer,
     parameter_count,
@@ -177,14 +178,14 @@ class Worker:
 
     def texts(self) -> Texts:
         """Read and tokenize the job's texts; one worker does it for all."""
-        tokenizer = load_tokenizer(self.source)
+        tokenizer: Any = TextTokenizer(self.source)
         texts = read_texts(self._spec, tokenizer, self._settings)
         check_token_ids(texts, tokenizer, vocabulary_size(self.source))
         return texts
 
     def exercises(self) -> list[Exercise]:
         """Read the problems of the job's tasks; one worker does it for all, once it has loaded."""
-        tokenizer = load_tokenizer(self.source)
+        tokenizer: Any = TextTokenizer(self.source)
         return read_exercises(self._spec, tokenizer, positions(self._model.config), self._settings)
 
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 CompressionError
 ├── UnsupportedLayer     a layer of a kind that cannot be compressed
 ├── SolveFailed          an eigenproblem without a finite solution
+│   └── NotFinite        the model itself computes numbers that are not finite
 └── BudgetTooSmall       no choice of ranks meets the budget
 """
 
@@ -19,6 +20,10 @@ class UnsupportedLayer(CompressionError):
 
 class SolveFailed(CompressionError):
     """An eigenproblem has no finite solution."""
+
+
+class NotFinite(SolveFailed):
+    """The model computes numbers that are not finite."""
 
 
 class BudgetTooSmall(CompressionError):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from workers.compression.candidates import LayerCandidates, Storage
-from workers.compression.errors import SolveFailed
+from workers.compression.errors import NotFinite, SolveFailed
 from workers.compression.metrics import LeftMetric, Method, RightMetric, input_magnitudes
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.compression.statistics import GroupStatistics, Moments
@@ -316,7 +316,7 @@ def _eigh(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _finite(name: str, matrix: Tensor) -> Tensor:
     if not torch.isfinite(matrix).all():
-        raise SolveFailed(f"{name}: its statistics are not finite")
+        raise NotFinite(f"{name}: its statistics are not finite")
     return matrix
 
 

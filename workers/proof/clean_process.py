@@ -159,7 +159,7 @@ def _compared(
     if not logits.isfinite().all():
         differences.append("its logits are not finite")
         return {}
-    error = float((logits - expected).norm() / expected.norm())
+    error = _relative(logits - expected, expected)
     same = float((logits.argmax(-1) == expected.argmax(-1)).double().mean())
     if not error <= TOLERANCE[model.dtype]:
         differences.append(
@@ -168,6 +168,12 @@ def _compared(
         )
     count = expected.shape[0] * expected.shape[1]
     return {"logit_error": error, "same_predictions": same, "positions": count}
+
+
+def _relative(difference: Tensor, expected: Tensor) -> float:
+    """‖difference‖ / ‖expected‖; 0 of two that are zero everywhere."""
+    size = float(difference.norm())
+    return size and size / max(float(expected.norm()), sys.float_info.min)
 
 
 def _one_line(error: Exception) -> str:

@@ -121,6 +121,14 @@ def test_rounding_is_no_difference(folder: Path, sound: Path) -> None:
     assert found(folder, sound)["differences"] == []
 
 
+def test_logits_that_are_all_zero_are_the_same(folder: Path, tmp_path: Path) -> None:
+    change_weights(folder, **{"model.norm.weight": torch.zeros_like})
+    zeros = {"tokens": TOKENS, "positions": POSITIONS, "logits": torch.zeros(2, 3, 258)}
+    save_file(zeros, tmp_path / "reference.safetensors")
+    measured = findings(folder, folder, tmp_path / "reference.safetensors", None, ())
+    assert (measured["differences"], measured["logit_error"]) == ([], 0)
+
+
 def test_numbers_that_are_not_finite(folder: Path, sound: Path) -> None:
     change_weights(folder, **{"model.norm.weight": lambda tensor: tensor / 0})
     assert found(folder, sound)["differences"] == [
