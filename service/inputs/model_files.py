@@ -255,9 +255,8 @@ def _tensor(file: str, key: str, entry: object, param: str) -> _Tensor:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, first["loc"]))
-        raise ModelInvalid(
-            f"{name} is described wrongly: {field}: {first['msg']}", param=param
-        ) from None
+        problem = f"{field}: {first['msg']}" if field else "it is not an object."
+        raise ModelInvalid(f"{name} is described wrongly: {problem}", param=param) from None
     if tensor.dtype.startswith(QUANTISED_DTYPES):
         raise ModelInvalid(
             f"{name} is quantised ({shortened(tensor.dtype)}). {DEQUANTISE}", param=param

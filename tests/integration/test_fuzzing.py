@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from api.app import create_app
 from api.services import open_services
-from service.domain.job import Job
-from service.errors import UserError
+from service.errors import Failure, UserError
+from service.settings import Settings
 from service.standalone.s3_server import LocalS3
 from service.storage.s3 import ObjectStorage
 from tests.fixtures.gguf_files import write_llama
 from tests.fixtures.in_process import LocalInstallation, answer_for_ray, prove_here
 from tests.fixtures.mutations import GGUF, WORDS, Mutation, mutations
+from workers.actors import worker
 from workers.actors.failures import named
+from workers.attempt import pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # libraries warn of what is odd
 
@@ -96,32 +99,31 @@ class Fuzzed:
         if answer.status_code == 422:
             return f"refused at once: {judged_message(answer.json()['detail'])}"
         assert answer.status_code == 201, answer.text
-        if message := self._failed():
+        job_id = answer.json()["id"]
+        if message := self._failed(job_id):
             return f"refused by the worker: {judged_message(message)}"
-        users = self._installation.store.users
-        error = self._difference(model, users.get(answer.json()["id"]))
+        error = self._difference(model, job_id)
         assert error <= MAX_ERROR
         return "compressed"
 
-    def _failed(self) -> str | None:
+    def _failed(self, job_id: str) -> str | None:
         """Run the attempt; the message of the user's error that ends it."""
         installation = self._installation
         try:
             installation.attempt(workers=1)
-        except Exception as error:
+        except BaseException as error:
             failure = named(error)
-            (running,) = installation.store.claims.in_flight()
-            installation.store.attempts.fail(
-                running.id, running.attempt, failure.failure(), installation.settings.retry_policy
-            )
+            store, policy = installation.store, installation.settings.retry_policy
+            attempt = store.users.get(job_id).attempt
+            store.attempts.fail(job_id, attempt, Failure("failed", failure.detail), policy)
             if not isinstance(failure, UserError):
                 raise
             return failure.detail
         return None
 
-    def _difference(self, model: Path, job: Job) -> float:
+    def _difference(self, model: Path, job_id: str) -> float:
         """‖a − m‖ / ‖m‖ of the logits of the artifact a and the source m, as users load them."""
-        (artifact,) = self._installation.store.users.artifacts(job.id)
+        (artifact,) = self._installation.store.users.artifacts(job_id)
         storage = ObjectStorage.from_settings(self._installation.settings)
         copy = model.parent / "artifact"
         copy.mkdir()
@@ -191,11 +193,26 @@ def ending_within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGUSR1, before)
 
 
+def _once_for_all(patch: pytest.MonkeyPatch) -> None:
+    """Have attempts share what takes long to make, and is the same for all."""
+    for module in (pipeline, worker):
+        patch.setattr(module, "own_versions", cache(module.own_versions))
+    connect, storages = ObjectStorage.from_settings, dict[float, ObjectStorage]()
+
+    def shared(settings: Settings, *, patience_seconds: float = 0) -> ObjectStorage:
+        if patience_seconds not in storages:
+            storages[patience_seconds] = connect(settings, patience_seconds=patience_seconds)
+        return storages[patience_seconds]
+
+    patch.setattr(ObjectStorage, "from_settings", shared)
+
+
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory, local_s3: LocalS3) -> Iterator[Fuzzed]:
     with pytest.MonkeyPatch.context() as patch:
         answer_for_ray(patch)
         prove_here(patch)
+        _once_for_all(patch)
         installation = LocalInstallation(tmp_path_factory.mktemp("fuzzing"), local_s3, patch)
         with open_services(installation.settings) as services:
             app = create_app(services.settings, lambda _: nullcontext(services))
