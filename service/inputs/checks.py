@@ -15,6 +15,7 @@ from typing import Self
 
 from service.domain.spec import DataSource, JobSpec, MultipleChoice, PassAt1
 from service.errors import CodeExecutionForbidden, SubmissionCheckTimeout
+from service.inputs.inspection import inspect_model
 from service.inputs.sources import check_data, check_model, check_problems
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
@@ -99,7 +100,7 @@ def _checks(
     spec: JobSpec, settings: Settings, storage: ObjectStorage
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Each check of a submission, with the name of the field or bucket that it checks."""
-    yield "model", partial(check_model, spec.model, settings)
+    yield "model", partial(_check_model, spec, settings)
     yield "evaluation.tasks", partial(check_allowed, spec, settings)
     for param, source in _texts(spec):
         yield param, partial(check_data, source, settings, param)
@@ -108,6 +109,12 @@ def _checks(
             param = f"evaluation.tasks.{number}"
             yield f"{param}.data", partial(check_problems, task, settings, param)
     yield BUCKET, storage.check
+
+
+def _check_model(spec: JobSpec, settings: Settings) -> None:
+    headers = check_model(spec.model, settings)
+    if headers is not None:
+        inspect_model(headers.config, headers.shapes, spec)
 
 
 def _texts(spec: JobSpec) -> Iterator[tuple[str, DataSource]]:

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, get_session, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -26,6 +27,8 @@ from huggingface_hub.errors import (
     XetDownloadError,
 )
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import hf_raise_for_status
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from service.errors import HubUnavailable, UserError
@@ -58,6 +61,7 @@ class HubRepository:
     revision: str
     not_found: type[UserError]
     param: str
+    answer_seconds: float = ANSWER_SECONDS
 
     @property
     def identity(self) -> str:
@@ -68,7 +72,9 @@ class HubRepository:
         api = HfApi(endpoint=self.endpoint, library_name=LIBRARY)
         ask = api.model_info if self.kind == "model" else api.dataset_info
         with self._errors():
-            info = ask(self.id, revision=self.revision, timeout=ANSWER_SECONDS, files_metadata=True)
+            info = ask(
+                self.id, revision=self.revision, timeout=self.answer_seconds, files_metadata=True
+            )
         files = [
             HubFile(f.rfilename, f.size or 0, f.blob_id, f.lfs.sha256 if f.lfs else None)
             for f in info.siblings or ()
@@ -77,6 +83,30 @@ class HubRepository:
             if not is_plain(file.path):
                 raise HubUnavailable(f"{self.identity} lists '{file.path}', not a file path.")
         return {file.path: file for file in files}
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """The bytes of a part of a file. Raises `not_found` or `HubUnavailable`."""
+        url = hf_hub_url(
+            self.id, path, repo_type=self.kind, revision=self.revision, endpoint=self.endpoint
+        )
+        headers = build_hf_headers(library_name=LIBRARY)
+        headers["Range"] = f"bytes={start}-{start + length - 1}"
+        with (
+            self._errors(),
+            get_session().stream(
+                "GET", url, headers=headers, follow_redirects=True, timeout=self.answer_seconds
+            ) as answer,
+        ):
+            hf_raise_for_status(answer)
+            data = b""
+            if answer.status_code == HTTPStatus.PARTIAL_CONTENT:
+                for chunk in answer.iter_bytes():
+                    data += chunk
+                    if len(data) >= length:
+                        break
+        if len(data) < length:
+            raise HubUnavailable(f"{self.endpoint} does not send a part of '{path}' of {self.id}.")
+        return data[:length]
 
     def download(self, files: Iterable[HubFile], folder: Path) -> None:
         """Fetch the files into `folder`, under their own paths, and check their hashes."""

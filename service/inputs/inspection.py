@@ -18,6 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import BoundedSemaphore
 
 from service.domain.spec import JobSpec
 from service.errors import EigenpressError, ModelInvalid, UserError
@@ -30,11 +31,16 @@ MAX_SECONDS = 10
 MAX_MEMORY_BYTES = 2 * 2**30
 """The bounds of one inspection; the largest public models take a tenth of both."""
 
+AT_A_TIME = 2
+"""How many inspections run side by side."""
+
 MAX_FILE_BYTES = 2**20
 """Libraries try out the folder for temporary files."""
 
 MAX_TENSORS = 50_000
 """The names of more tensors are left to the workers."""
+
+_SLOTS = BoundedSemaphore(AT_A_TIME)
 
 log = logging.getLogger("eigenpress.inspection")
 
@@ -49,7 +55,7 @@ def inspect_model(config: bytes, shapes: Mapping[str, Sequence[int]], spec: JobS
         return
     processes = multiprocessing.get_context("forkserver")
     receiver, sender = processes.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory() as name, receiver:
+    with _SLOTS, tempfile.TemporaryDirectory() as name, receiver:
         (Path(name) / CONFIG_NAME).write_bytes(config)
         known = shapes if len(shapes) <= MAX_TENSORS else None
         arguments = (sender, Path(name), known, spec, MAX_SECONDS, MAX_MEMORY_BYTES)

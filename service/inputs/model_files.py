@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -123,28 +124,41 @@ def check_folder(folder: Path, param: str) -> None:
     check_files(sizes, lambda name: (folder / name).open("rb"), param)
 
 
+@dataclass(frozen=True)
+class ModelHeaders:
+    """What a model's files say about it, without the weights."""
+
+    weight_files: Collection[str]
+    config: bytes  # config.json
+    shapes: Mapping[str, Sequence[int]]  # of every tensor of the checkpoint
+
+
 def check_files(
     sizes: Mapping[str, int], open_: Callable[[str], IO[bytes]], param: str
-) -> Collection[str]:
-    """Check a model's files by name, size and header; return the names of the weight files.
+) -> ModelHeaders:
+    """Check a model's files by name, size and header; return what they say.
 
     Opens those that it reads through `open_`. Raises as `check_folder` does.
     """
+    read_json: dict[str, bytes] = {}
+    shapes: dict[str, Sequence[int]] = {}
 
     def read(name: str) -> bytes:
         with open_(name) as file:
-            return file.read(sizes[name])  # no more, should it have grown
+            read_json[name] = file.read(sizes[name])  # no more, should it have grown
+        return read_json[name]
 
     weights = check_listing(sizes, read, param)
     for name, tensors in weights.items():
         with open_(name) as file:
-            missing = tensors - check_safetensors(file, name, param)
-        if missing:
+            stored = check_safetensors(file, name, param)
+        if missing := tensors - stored.keys():
             raise ModelInvalid(
                 f"'{name}' lacks the tensor '{shortened(min(missing))}' that {INDEX_NAME} names.",
                 param=param,
             )
-    return weights
+        shapes |= stored
+    return ModelHeaders(weights, read_json[CONFIG_NAME], shapes)
 
 
 def check_listing(
@@ -219,9 +233,10 @@ def check_config(data: bytes, param: str) -> None:
     )
 
 
-def check_safetensors(file: IO[bytes], name: str, param: str) -> set[str]:
-    """The names of the file's tensors. Raises `ModelInvalid` if its header and size disagree."""
-    size = os.fstat(file.fileno()).st_size
+def check_safetensors(file: IO[bytes], name: str, param: str) -> dict[str, Sequence[int]]:
+    """The shapes of the file's tensors. Raises `ModelInvalid` if its header and size disagree."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
         raise ModelInvalid(f"'{name}' is truncated.", param=param)
@@ -231,12 +246,14 @@ def check_safetensors(file: IO[bytes], name: str, param: str) -> set[str]:
         )
     header = file.read(length)
     spans: list[_Span] = []
+    shapes: dict[str, Sequence[int]] = {}
 
     def visit(key: str, at: int) -> int:
         entry, end = read_value(text, at)
         if key != METADATA_KEY:
-            begin, after = _tensor(name, key, entry, param).data_offsets
-            spans.append((begin, after, key))
+            tensor = _tensor(name, key, entry, param)
+            spans.append((*tensor.data_offsets, key))
+            shapes[key] = tensor.shape
             _check_count(len(spans), f"The header of '{name}'", param)
         return end
 
@@ -244,7 +261,7 @@ def check_safetensors(file: IO[bytes], name: str, param: str) -> set[str]:
         text = header.decode()
         read_object(text, visit)
     _check_offsets(name, spans, size - 8 - length, param)
-    return {key for *_, key in spans}
+    return shapes
 
 
 def _tensor(file: str, key: str, entry: object, param: str) -> _Tensor:

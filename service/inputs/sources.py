@@ -1,14 +1,15 @@
 """Where models and texts come from: local paths, S3 and the hub.
 
 Each source is checked when a job is submitted, cheaply, and fetched on every node that needs it:
-a local path is read in place, anything else is downloaded once per machine and contents. A
-submission does not contact the hub, which may be slow; its problems show when the job runs.
+a local path is read in place, anything else is downloaded once per machine and contents. Of models
+elsewhere a submission reads the headers, by parts. It does not look at texts on the hub, and does
+not wait for a hub that does not answer; their problems show when the job runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,7 @@ from service.domain.spec import (
 from service.errors import (
     DataInvalid,
     DataNotFound,
+    HubUnavailable,
     InvalidParameter,
     ModelInvalid,
     ModelNotFound,
@@ -38,11 +40,12 @@ from service.inputs.cache import cached
 from service.inputs.documents import CHECKED_FILES, check_documents, check_records
 from service.inputs.gguf_header import check_gguf
 from service.inputs.glob import selected_files, selects
-from service.inputs.hub import HubRepository
+from service.inputs.hub import ANSWER_SECONDS, HubRepository
 from service.inputs.local import allowed_path, refuse_outside
 from service.inputs.model_files import (
     GGUF_SUFFIX,
     TEMPLATES_FOLDER,
+    ModelHeaders,
     check_files,
     check_folder,
     check_listing,
@@ -50,29 +53,36 @@ from service.inputs.model_files import (
     may_belong,
 )
 from service.inputs.opening import HeldFiles, Open, open_file, scan_folder
+from service.inputs.ranged import open_ranged
 from service.inputs.s3 import S3Listing, list_source, missing_as
 from service.inputs.text_files import copy_checked
 from service.settings import Settings
 
+CHECK_SECONDS = 5.0
+"""How long a submission waits for each answer of the hub."""
 MAX_MODEL_FILES = 500
 """The limit of a local model, whose files all stay open."""
 MAX_DATA_FILES = 100_000
 MAX_DATA_BYTES = 64 * 2**30
 
 
-def check_model(source: ModelSource, settings: Settings) -> None:
-    """Raise unless there is a causal language model in safetensors or GGUF at the source.
+def check_model(source: ModelSource, settings: Settings) -> ModelHeaders | None:
+    """What a model's files say about it, read as far as their headers; None of a GGUF file.
 
-    Raises `PathNotAllowed`, `ModelNotFound`, `ModelConfigMissing`, `ModelInvalid`, `NotACausalLM`,
-    `UnsafeWeights`, and for S3 the storage's errors. Does not contact the hub.
+    If the hub does not answer within seconds, the result is None, and its problems show when the
+    job runs. Raises `PathNotAllowed`, `ModelNotFound`, `ModelConfigMissing`, `ModelInvalid`,
+    `NotACausalLM`, `UnsafeWeights`, and for S3 the storage's errors.
     """
     match source:
         case LocalPath():
-            _local_model(source, settings, lambda _, resolved: open_file(resolved))
+            _, headers = _local_model(source, settings, lambda _, resolved: open_file(resolved))
+            return headers
         case S3Prefix():
-            _check_s3_model(_list_s3_model(source, settings))
+            return _check_s3_model(_list_s3_model(source, settings))
         case HubModel():
-            pass
+            with suppress(HubUnavailable):
+                return _check_hub_model(source, settings)
+            return None
 
 
 def fetch_model(source: ModelSource, settings: Settings, held: HeldFiles) -> Path:
@@ -85,7 +95,8 @@ def fetch_model(source: ModelSource, settings: Settings, held: HeldFiles) -> Pat
     """
     match source:
         case LocalPath():
-            return held.view(_local_model(source, settings, held.open))
+            path, _ = _local_model(source, settings, held.open)
+            return held.view(path)
         case S3Prefix():
             return _fetch_s3_model(source, settings)
         case HubModel():
@@ -140,24 +151,25 @@ def fetch_data(source: DataSource, settings: Settings, param: str) -> Path:
             return _fetch_hub_data(source, settings, param)
 
 
-def _local_model(source: LocalPath, settings: Settings, open_: Open) -> Path:
-    """The resolved path of the model, all of whose files `open_` has opened."""
+def _local_model(
+    source: LocalPath, settings: Settings, open_: Open
+) -> tuple[Path, ModelHeaders | None]:
+    """The resolved path of the model, all of whose files `open_` has opened, and its headers."""
     param = "model.path"
     path = allowed_path(source.path, settings, ModelNotFound, param)
     try:
         if path.is_dir():
-            _check_local_folder(path, settings, open_, param)
-        elif path.suffix == GGUF_SUFFIX and path.is_file():
+            return path, _check_local_folder(path, settings, open_, param)
+        if path.suffix == GGUF_SUFFIX and path.is_file():
             with open_(path, path) as file:
                 check_gguf(file, path.name, param)
-        else:
-            raise ModelInvalid(f"{path} is neither a folder nor a .gguf file.", param=param)
+            return path, None
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise ModelInvalid(f"{path} cannot be read: {error}", param=param) from error
-    return path
+    raise ModelInvalid(f"{path} is neither a folder nor a .gguf file.", param=param)
 
 
-def _check_local_folder(folder: Path, settings: Settings, open_: Open, param: str) -> None:
+def _check_local_folder(folder: Path, settings: Settings, open_: Open, param: str) -> ModelHeaders:
     files = _local_files(folder, settings, param)
     sizes = {name: resolved.lstat().st_size for name, resolved in files.items()}
     opened: set[str] = set()
@@ -171,9 +183,10 @@ def _check_local_folder(folder: Path, settings: Settings, open_: Open, param: st
             )
         return open_(folder / name, files[name])
 
-    weights = check_files(sizes, open_one, param)
-    for name in {*weights, *filter(is_wanted, files)} - opened:
+    headers = check_files(sizes, open_one, param)
+    for name in {*headers.weight_files, *filter(is_wanted, files)} - opened:
         open_one(name).close()
+    return headers
 
 
 def _local_files(folder: Path, settings: Settings, param: str) -> dict[str, Path]:
@@ -210,13 +223,28 @@ def _list_s3_model(source: S3Prefix, settings: Settings, patience_seconds: float
     return listing
 
 
-def _check_s3_model(listing: S3Listing) -> list[str]:
-    """Check by name, size and JSON; return the paths to fetch."""
+def _check_s3_model(listing: S3Listing) -> ModelHeaders | None:
+    """What the objects say as far as their headers; None of a GGUF object."""
     param = "model.uri"
+
+    def open_(path: str) -> IO[bytes]:
+        return open_ranged(listing.sizes[path], partial(listing.read_range, path))
+
+    with missing_as(ModelNotFound, param):
+        if not listing.is_one_object:
+            return check_files(listing.sizes, open_, param)
+        (path,) = listing.objects
+        with open_(path) as file:
+            check_gguf(file, path, param)
+    return None
+
+
+def _s3_model_paths(listing: S3Listing) -> list[str]:
+    """The paths to fetch; checks names, sizes and JSON."""
     if listing.is_one_object:
         return list(listing.objects)
-    with missing_as(ModelNotFound, param):
-        weights = check_listing(listing.sizes, listing.read, param)
+    with missing_as(ModelNotFound, "model.uri"):
+        weights = check_listing(listing.sizes, listing.read, "model.uri")
     return [*weights, *filter(is_wanted, listing.objects)]
 
 
@@ -224,7 +252,7 @@ def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
     listing, param = _list_s3_model(source, settings, settings.retry_timeout_seconds), "model.uri"
 
     def fill(folder: Path) -> None:
-        for path in _check_s3_model(listing):
+        for path in _s3_model_paths(listing):
             with missing_as(ModelNotFound, param):
                 listing.fetch(path, folder)
         if listing.is_one_object:
@@ -238,11 +266,34 @@ def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
     return folder / next(iter(listing.objects)) if listing.is_one_object else folder
 
 
-def _fetch_hub_model(source: HubModel, settings: Settings) -> Path:
-    param = "model.id"
-    repository = HubRepository(
-        settings.hub_endpoint, "model", source.id, source.revision, ModelNotFound, param
+def _hub_model(
+    source: HubModel, settings: Settings, answer_seconds: float = ANSWER_SECONDS
+) -> HubRepository:
+    return HubRepository(
+        settings.hub_endpoint,
+        "model",
+        source.id,
+        source.revision,
+        ModelNotFound,
+        "model.id",
+        answer_seconds,
     )
+
+
+def _check_hub_model(source: HubModel, settings: Settings) -> ModelHeaders:
+    """What the repository's files say as far as their headers. Raises HubUnavailable."""
+    repository = _hub_model(source, settings, CHECK_SECONDS)
+    files = {path: file for path, file in repository.files().items() if may_belong(path)}
+    sizes = {path: file.size for path, file in files.items()}
+
+    def open_(path: str) -> IO[bytes]:
+        return open_ranged(sizes[path], partial(repository.read_range, path))
+
+    return check_files(sizes, open_, repository.param)
+
+
+def _fetch_hub_model(source: HubModel, settings: Settings) -> Path:
+    repository, param = _hub_model(source, settings), "model.id"
 
     def fill(folder: Path) -> None:
         files = {path: file for path, file in repository.files().items() if may_belong(path)}

@@ -30,7 +30,7 @@ def inspect(folder: Path, shapes: Mapping[str, Sequence[int]] | None, spec: JobS
     """
     try:
         _inspect(folder, shapes, spec)
-    except MemoryError:
+    except (MemoryError, SystemError):
         raise
     except Exception as error:
         raise named(error) from error

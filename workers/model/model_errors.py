@@ -21,11 +21,12 @@ _VALIDATION = re.compile(r"^(Class v|V)alidation error for (validator|field) '\w
 def naming_model_errors(what: str, param: str = "model") -> Iterator[None]:
     """Raise ModelInvalid ("`what`: the message") or NotACausalLM for any error in the block.
 
-    Exhausted memory, which is not the model's fault, keeps its own error.
+    Exhausted memory, which is not the model's fault, keeps its own error; Python may then raise
+    SystemError as well.
     """
     try:
         yield
-    except (EigenpressError, MemoryError, torch.OutOfMemoryError):
+    except (EigenpressError, MemoryError, SystemError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers and tokenizers raise all kinds, even bare Exceptions
         message = _VALIDATION.sub("", " ".join(str(error).split())) or type(error).__name__

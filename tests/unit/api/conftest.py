@@ -92,7 +92,11 @@ def cluster(settings: Settings) -> Iterator[OfflineCluster]:
 
 @pytest.fixture
 def services(
-    settings: Settings, store: Store, storage: OfflineStorage, cluster: OfflineCluster
+    settings: Settings,
+    store: Store,
+    storage: OfflineStorage,
+    cluster: OfflineCluster,
+    without_inspection: None,  # noqa: ARG001
 ) -> Iterator[Services]:
     with SubmissionChecks(settings, storage) as checks:
         yield Services(settings, store, storage, cluster, checks)

@@ -161,7 +161,7 @@ def test_slow_submissions_hold_up_nothing_else(
         await run(self, spec)
 
     monkeypatch.setattr(SubmissionChecks, "run", noticed)
-    monkeypatch.setattr(checks, "check_model", lambda *_: listed.wait())
+    monkeypatch.setattr(checks, "check_data", lambda *_: listed.wait())
     with ThreadPoolExecutor(SLOW_SUBMITS + 1) as pool:
         try:
             slow = [

@@ -90,7 +90,7 @@ def test_a_job_shows_every_step_with_those_to_come() -> None:
     lines = shown(job_view(job(name="first"), NOW)).splitlines()
     assert lines[0].split() == ["first", "running"]
     assert [line.split()[0] for line in lines[1:]] == [
-        "resolve", "calibrate", "solve", "allocate", "assemble", "evaluate", "publish",
+        "resolve", "calibrate", "solve", "allocate", "assemble", "prove", "evaluate", "publish",
     ]  # fmt: skip
     assert lines[1].split()[2:] == ["1/1", "models", "10", "s"]
     assert "48/1,280 sequences" in lines[2]

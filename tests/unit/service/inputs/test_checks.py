@@ -40,6 +40,9 @@ def spec(job_body: dict[str, Any], allowed_root: Path, text_folder: Path) -> Job
     return JobSpec.model_validate(job_body | {"evaluation": {"datasets": datasets, "tasks": tasks}})
 
 
+pytestmark = pytest.mark.usefixtures("without_inspection")
+
+
 @pytest.fixture
 def allowing(allowed_root: Path) -> Settings:
     return Settings(allowed_roots=(allowed_root,), allow_code_execution=True)
@@ -120,7 +123,7 @@ def test_a_slow_model_is_named_and_nothing_else_is_looked_at_any_more(
     seen: list[str] = []
     bucket = Bucket()
     bucket.check = lambda: seen.append("bucket")
-    monkeypatch.setattr(checks, "check_model", lambda *_: answers.wait())
+    monkeypatch.setattr(checks, "inspect_model", lambda *_: answers.wait())
     monkeypatch.setattr(checks, "check_data", lambda *_: seen.append("data"))
     slow = SubmissionChecks(hurried(allowing), cast(ObjectStorage, bucket))
     with pytest.raises(SubmissionCheckTimeout) as caught:

@@ -111,7 +111,7 @@ def test_a_layer_of_another_kind_is_refused(spec: JobSpec) -> None:
 
 @pytest.mark.parametrize(
     ("bound", "value", "words"),
-    [("MAX_SECONDS", 1, "too much time"), ("MAX_MEMORY_BYTES", 2**22, "too much memory")],
+    [("MAX_SECONDS", 1, "too much time"), ("MAX_MEMORY_BYTES", 2**26, "too much memory")],
 )
 def test_a_model_beyond_the_bounds_is_refused(
     spec: JobSpec, monkeypatch: pytest.MonkeyPatch, bound: str, value: int, words: str

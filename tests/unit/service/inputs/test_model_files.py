@@ -45,7 +45,7 @@ def refused(kind: type[UserError], folder: Path) -> str:
 
 def names_of(path: Path) -> set[str]:
     with path.open("rb") as file:
-        return check_safetensors(file, path.name, PARAM)
+        return set(check_safetensors(file, path.name, PARAM))
 
 
 def shard(folder: Path, weight_map: object, **metadata: object) -> None:
