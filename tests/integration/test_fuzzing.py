@@ -114,7 +114,7 @@ class Fuzzed:
         installation = self._installation
         try:
             installation.attempt(workers=1)
-        except BaseException as error:
+        except BaseException as error:  # Hung, and panics of libraries, too
             failure = named(error)
             store, policy = installation.store, installation.settings.retry_policy
             attempt = store.users.get(job_id).attempt

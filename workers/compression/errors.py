@@ -32,3 +32,8 @@ class BudgetTooSmall(CompressionError):
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Torch names it in a plain RuntimeError when a machine's memory is exhausted."""
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust panicked, such as tokenizers; its exception is no Exception."""
+    return type(error).__module__ == "pyo3_runtime"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from service.errors import EigenpressError, ModelInvalid, NotACausalLM
-from workers.compression.errors import CPU_ALLOCATOR
+from workers.compression.errors import CPU_ALLOCATOR, is_panic
 
 MAX_MESSAGE_CHARACTERS = 300
 
@@ -28,7 +28,9 @@ def naming_model_errors(what: str, param: str = "model") -> Iterator[None]:
         yield
     except (EigenpressError, MemoryError, SystemError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # transformers and tokenizers raise all kinds, even bare Exceptions
+    except BaseException as error:  # transformers and tokenizers raise all kinds, even panics
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         message = _VALIDATION.sub("", " ".join(str(error).split())) or type(error).__name__
         if CPU_ALLOCATOR in message:
             raise

@@ -235,6 +235,14 @@ def test_a_tokenizer_that_cannot_tokenize_a_text_is_refused(
         tokenizer("a text")
 
 
+def test_a_tokenizer_that_makes_its_library_panic_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": normalizer}))
+    with pytest.raises(ModelInvalid, match="cannot be read: Precompiled: "):
+        load_tokenizer(folder)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_cpu_computes_in_float32_whatever_is_stored(tmp_path: Path, dtype: torch.dtype) -> None:
     tiny_model(tiny_llama_config()).to(dtype).save_pretrained(tmp_path)
