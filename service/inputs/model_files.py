@@ -327,7 +327,8 @@ def _check_index(
         raise ModelInvalid(f"{INDEX_NAME} has no weight_map with tensors.", param=param)
     if is_read and not has_metadata:
         raise ModelInvalid(
-            f'{INDEX_NAME} has no object "metadata", which transformers needs: add "metadata": {{}}.',
+            f'{INDEX_NAME} has no object "metadata", which transformers needs: '
+            'add "metadata": {}.',
             param=param,
         )
     return weights

@@ -54,7 +54,9 @@ that of the sound model. A model with one wrong tensor differs by about 1."""
 KEEP = 0.999
 
 MUTATIONS = mutations()
-_OF_PYTHON = re.compile(r"\b[A-Z]\w*(Error|Exception|Warning)\b|Traceback|\bTypeError\b|object at 0x")
+_OF_PYTHON = re.compile(
+    r"\b[A-Z]\w*(Error|Exception|Warning)\b|Traceback|\bTypeError\b|object at 0x"
+)
 
 
 class Hung(BaseException):

@@ -240,7 +240,10 @@ def test_an_index_beyond_the_bound(model_folder: Path, monkeypatch: pytest.Monke
         (safetensors(b"{"), "is not a JSON object"),
         (safetensors(b"[]"), "is not a JSON object"),
         (safetensors(b"\xff\xff"), "is not a JSON object"),
-        (safetensors({"w": 1}), "'w' of 'model.safetensors' is described wrongly: it is not an object."),
+        (
+            safetensors({"w": 1}),
+            "'w' of 'model.safetensors' is described wrongly: it is not an object.",
+        ),
         (
             safetensors({"w": {**TENSOR, "data_offsets": [0, 16, 32]}}),
             "described wrongly: data_off",
