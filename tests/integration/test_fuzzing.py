@@ -148,7 +148,7 @@ class Fuzzed:
         tokenizer = AutoTokenizer.from_pretrained(copy)
         tokens = torch.tensor([tokenizer(WORDS)["input_ids"][:32]])
         theirs, found = _logits(source, tokens), _logits(ours, tokens)
-        return float((found - theirs).norm() / theirs.norm())
+        return float((found - theirs).norm() / theirs.norm().clamp_min(1e-9))
 
 
 @torch.inference_mode()

@@ -64,6 +64,7 @@ from workers.model.loading import (
     stored_dtypes,
     vocabulary_size,
 )
+from workers.model.model_errors import naming_model_errors
 from workers.model.weight_files import weight_files
 from workers.resumption.calibrated import Calibrated
 from workers.resumption.calibration import CalibrationCheckpoints
@@ -145,7 +146,8 @@ class Worker:
         self._loaded_from = self.source
         unfuse(self._model)
         check_positions(self._spec, self._model.config)
-        groups = input_groups(self._model, compressible_layers(self._model))
+        with naming_model_errors("the model cannot compute as config.json says"):
+            groups = input_groups(self._model, compressible_layers(self._model))
         self._groups = {group.name: group for group in groups}
         self._statistics = Calibration.zeros(
             self._model, groups, self._method.observations, accumulation_dtype(self._device)
