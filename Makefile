@@ -64,7 +64,8 @@ test-acceptance: $(STAMP)  ## Run the tests that use the product as a user does
 
 # `make test` draws 200 examples in one process.
 test-fuzz: $(STAMP)  ## Mutate models and texts, FUZZ_EXAMPLES=2000 times (half an hour)
-	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(PYTEST) --dist load tests/integration/test_fuzzing.py
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) FUZZ_SEED=$(or $(FUZZ_SEED),0) \
+	$(PYTEST) --dist load tests/integration/test_fuzzing.py
 
 test-chaos-short: $(STAMP)  ## Kill, cut off and fill up parts of the service, a few times
 	$(PYTEST) tests/chaos

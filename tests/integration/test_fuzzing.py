@@ -1,7 +1,7 @@
 """Mutated inputs are refused in plain words, or compressed into what they are: nothing else.
 
-`make test-fuzz FUZZ_EXAMPLES=2000` draws more examples than `make test` does. Each goes through the
-API, its check included, and if that accepts it, through an attempt with one worker.
+`make test-fuzz` draws more examples than `make test` does, and others with a FUZZ_SEED. Each goes
+through the API, its check included, and if that accepts it, through an attempt with one worker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -43,6 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # libraries warn of what is o
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 """Of all kinds of inputs together."""
+SEED = int(os.environ.get("FUZZ_SEED", "0"))
 ANSWER_SECONDS = 15
 """Within this time the API accepts or refuses a job."""
 EXAMPLE_SECONDS = 20
@@ -51,6 +52,8 @@ MAX_MESSAGE_CHARACTERS = 700
 MAX_ERROR = 0.35
 """The largest relative difference of an artifact's logits from the source's at `KEEP`: three times
 that of the sound model. A model with one wrong tensor differs by about 1."""
+OF_NUMBERS = ("config", "index", "weights", "gguf")
+"""The kinds of inputs that say what a model computes."""
 KEEP = 0.999
 
 MUTATIONS = mutations()
@@ -107,8 +110,8 @@ class Fuzzed:
         job_id = answer.json()["id"]
         if message := self._failed(job_id):
             return f"refused by the worker: {judged_message(message)}"
-        error = self._difference(model, job_id)
-        assert kind == "texts" or error <= MAX_ERROR  # other texts, other errors
+        if kind in OF_NUMBERS:
+            assert self._difference(model, job_id) <= MAX_ERROR
         return "compressed"
 
     def _failed(self, job_id: str) -> str | None:
@@ -231,12 +234,12 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory, local_s3: LocalS3) -> Itera
 def test_a_mutated_input_is_refused_or_compressed_as_it_is(fuzzed: Fuzzed, kind: str) -> None:
     @settings(
         max_examples=EXAMPLES // len(MUTATIONS),
-        derandomize=True,
         database=None,
         deadline=None,
         phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
+    @seed(SEED)
     @given(st.data())
     def examine(data: st.DataObject) -> None:
         fuzzed.outcome(kind, data.draw(MUTATIONS[kind], label=kind))
@@ -244,6 +247,6 @@ def test_a_mutated_input_is_refused_or_compressed_as_it_is(fuzzed: Fuzzed, kind:
     examine()
 
 
-@pytest.mark.parametrize("kind", MUTATIONS)
+@pytest.mark.parametrize("kind", ["config", "gguf"])
 def test_a_sound_input_is_compressed(fuzzed: Fuzzed, kind: str) -> None:
     assert fuzzed.outcome(kind, ()) == "compressed"
