@@ -60,11 +60,28 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
+class TextTokenizer:
+    """The model's tokenizer, which raises ModelInvalid for a text that it cannot tokenize.
+
+    Some lack a token for what they do not know, and some have settings that only a text brings out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = load_tokenizer(folder)
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        with naming_model_errors("its tokenizer cannot tokenize the texts"):
+            return self._tokenizer(*texts, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
 def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = False) -> Any:
     """The causal language model of a folder, ready for inference on `device`.
 
     It is in float32 on a CPU, and in the checkpoint's precision on a GPU. Raises NotACausalLM, and
-    ModelInvalid if any weight is missing or cannot be read.
+    ModelInvalid if any weight is missing, cannot be read or is not finite.
     """
     dtype: torch.dtype | str = torch.float32 if device.type == "cpu" else "auto"
     with naming_model_errors("the model cannot be loaded"):
@@ -82,6 +99,9 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
             f"{len(missing)} weights are missing or of the wrong shape, such as {missing[0]}",
             param="model",
         )
+    for name, parameter in model.named_parameters():
+        if parameter.numel() and not torch.stack(parameter.aminmax()).isfinite().all():
+            raise ModelInvalid(f"the tensor '{name}' is not finite", param="model")
     return model.eval().requires_grad_(False).to(device)
 
 

@@ -17,6 +17,7 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassifica
 from service.errors import ModelInvalid, NotACausalLM
 from tests.fixtures.models import save_tiny_model, tiny_llama_config, tiny_model
 from workers.model.loading import (
+    TextTokenizer,
     load_model,
     load_tokenizer,
     parameter_count,
@@ -91,6 +92,14 @@ def test_a_weight_of_the_wrong_shape_is_refused(folder: Path) -> None:
 
     rewrite(folder, cut)
     with pytest.raises(ModelInvalid):
+        load_model(folder, CPU)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name(folder: Path, number: float) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(folder, lambda tensors: tensors[name][3].fill_(number))
+    with pytest.raises(ModelInvalid, match=f"the tensor '{name}' is not finite"):
         load_model(folder, CPU)
 
 
@@ -201,6 +210,36 @@ def test_a_tokenizer_that_is_code_is_refused_and_not_run(folder: Path) -> None:
 def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelInvalid, match="tokenizer cannot be read"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "tokenizer.json",
+            {"model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "?"}},
+            r"WordLevel error: Missing \[UNK\] token",
+        ),
+        ("tokenizer_config.json", {"model_max_length": {}}, "'>' not supported"),
+    ],
+)
+def test_a_tokenizer_that_cannot_tokenize_a_text_is_refused(
+    folder: Path, file: str, change: dict[str, Any], message: str
+) -> None:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    tokenizer = TextTokenizer(folder)
+    assert tokenizer.eos_token == "</s>"
+    with pytest.raises(ModelInvalid, match=f"cannot tokenize the texts: {message}"):
+        tokenizer("a text")
+
+
+def test_a_tokenizer_that_makes_its_library_panic_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": normalizer}))
+    with pytest.raises(ModelInvalid, match="cannot be read: Precompiled: "):
         load_tokenizer(folder)
 
 
