@@ -21,7 +21,7 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --progress --numprocesses $
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help venv demo bench bench-quality serve test test-unit test-integration test-acceptance \
-        test-chaos test-chaos-short lint format clean
+        test-fuzz test-chaos test-chaos-short lint format clean
 
 help:  ## List the targets
 	@sed -En 's/^([a-z-]+):.*## (.+)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -61,6 +61,11 @@ test-integration: $(STAMP)  ## Run the tests against a real Ray, S3 server and P
 
 test-acceptance: $(STAMP)  ## Run the tests that use the product as a user does
 	$(PYTEST) tests/acceptance
+
+# `make test` draws 200 examples in one process.
+test-fuzz: $(STAMP)  ## Mutate models and texts, FUZZ_EXAMPLES=2000 times (half an hour)
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) FUZZ_SEED=$(or $(FUZZ_SEED),0) \
+	$(PYTEST) --dist load tests/integration/test_fuzzing.py
 
 test-chaos-short: $(STAMP)  ## Kill, cut off and fill up parts of the service, a few times
 	$(PYTEST) tests/chaos

@@ -66,7 +66,7 @@ import inspect
 from dataclasses import dataclass
 from typing import ClassVar
 
-from service.printable import printable, shortened
+from service.printable import one_line, printable, shortened
 
 MAX_DETAIL_CHARACTERS = 20_000
 """A longer detail, such as one that repeats an input, is cut."""
@@ -111,6 +111,9 @@ class UserError(EigenpressError):
     """The request cannot be carried out as it stands."""
 
     code = "invalid_request"
+
+    def __init__(self, detail: str | None = None, *, param: str | None = None) -> None:
+        super().__init__(detail and one_line(detail), param=param)
 
 
 class InvalidParameter(UserError):

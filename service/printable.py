@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    r"""The text with its line feeds and tabs escaped, too."""
+    return text.replace("\n", r"\n").replace("\t", r"\t")
+
+
 def shortened(text: str, most: int = MAX_SHOWN_CHARACTERS) -> str:
     """The text, cut if it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[:most]}…"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from service.errors import ModelInvalid
+from service.printable import shortened
 
 VERSIONS = (2, 3)
 MAX_TENSORS = 1_000_000
@@ -60,14 +61,22 @@ def check_gguf(file: IO[bytes], name: str, param: str) -> None:
             param=param,
         )
     architecture = header.metadata.get("general.architecture")
-    wanted = ["general.architecture"]
+    wanted: dict[str, type] = {"general.architecture": str}
     if isinstance(architecture, str):
-        wanted += [f"{architecture}.{key}" for key in ("block_count", "embedding_length")]
-    for key in wanted:
-        if not header.metadata.get(key):
+        wanted |= {f"{architecture}.{key}": int for key in ("block_count", "embedding_length")}
+    for key, kind in wanted.items():
+        value = header.metadata.get(key)
+        if type(value) is not kind or not value:
             raise ModelInvalid(
                 f"'{name}' has no '{key}': it is not a whole language model.", param=param
             )
+    blocks = header.metadata[f"{architecture}.block_count"]
+    if isinstance(blocks, int) and not 0 < blocks <= header.tensors:
+        raise ModelInvalid(
+            f"'{name}' has {header.tensors} tensors, but '{architecture}.block_count' is {blocks}: "
+            "a block has several tensors.",
+            param=param,
+        )
 
 
 def read_gguf_header(file: IO[bytes], name: str, param: str) -> GGUFHeader:
@@ -119,7 +128,7 @@ class _Reader:
             raise ValueError(f"its arrays have more than {MAX_ITEMS} items")
         if kind == _STRING:
             for _ in range(length):
-                self._bytes()
+                self._string()
         else:
             self._take(length * struct.calcsize(self._format(kind)))
 
@@ -130,7 +139,11 @@ class _Reader:
             raise ValueError(f"the value type {kind} is unknown") from None
 
     def _string(self) -> str:
-        return self._bytes().decode("utf-8", errors="replace")
+        data = self._bytes()
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the string {shortened(repr(data))} is not UTF-8") from error
 
     def _bytes(self) -> bytes:
         (length,) = self._unpack("Q")

@@ -228,7 +228,7 @@ def checkpoint_files(
         _check_size(sizes, INDEX_NAME, MAX_INDEX_BYTES, param)
         if WEIGHTS_NAME in sizes:
             return {WEIGHTS_NAME: _check_whole(read(INDEX_NAME), param)}
-        return _check_index(read(INDEX_NAME), sizes, param)
+        return _check_index(read(INDEX_NAME), sizes, param, is_read=True)
     if WEIGHTS_NAME in sizes:
         return {WEIGHTS_NAME: set()}
     pickles = _having(sizes, PICKLE_SUFFIXES)
@@ -303,9 +303,8 @@ def _tensor(file: str, key: str, entry: object, param: str) -> _Tensor:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, first["loc"]))
-        raise ModelInvalid(
-            f"{name} is described wrongly: {field}: {first['msg']}", param=param
-        ) from None
+        problem = f"{field}: {first['msg']}" if field else "it is not an object."
+        raise ModelInvalid(f"{name} is described wrongly: {problem}", param=param) from None
     if tensor.dtype.startswith(QUANTISED_DTYPES):
         raise ModelInvalid(
             f"{name} is quantised ({shortened(tensor.dtype)}). {DEQUANTISE}", param=param
@@ -319,12 +318,21 @@ def _tensor(file: str, key: str, entry: object, param: str) -> _Tensor:
     return tensor
 
 
-def _check_index(data: bytes, names: Collection[str], param: str) -> dict[str, set[str]]:
-    """The tensors of each file that the index names; all files must be among `names`."""
+def _check_index(
+    data: bytes, names: Collection[str], param: str, *, is_read: bool = False
+) -> dict[str, set[str]]:
+    """The tensors of each file that the index names; all files must be among `names`.
+
+    With `is_read` transformers will read the index, for which it must have metadata.
+    """
     weights: dict[str, set[str]] = {}
     seen = 0
+    has_metadata = False
 
     def visit(key: str, at: int) -> int:
+        nonlocal has_metadata
+        if key == "metadata":
+            has_metadata = text.startswith("{", at)
         if key == "weight_map" and text.startswith("{", at):
             return read_members(text, at, visit_tensor)
         return read_value(text, at)[1]
@@ -348,6 +356,12 @@ def _check_index(data: bytes, names: Collection[str], param: str) -> dict[str, s
         read_object(text, visit)
     if not weights:
         raise ModelInvalid(f"{INDEX_NAME} has no weight_map with tensors.", param=param)
+    if is_read and not has_metadata:
+        raise ModelInvalid(
+            f'{INDEX_NAME} has no object "metadata", which transformers needs: '
+            'add "metadata": {}.',
+            param=param,
+        )
     return weights
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from bench.demo_server import Server, serving
-from service.client.client import Client
+from service.client.client import ApiProblem, Client
 from service.cluster.ray_jobs import authorization
 from service.domain.states import JobState
 from service.settings import Settings
@@ -219,13 +219,14 @@ def test_too_short_a_text_fails_the_job_by_name(client: Client, inputs: Path) ->
     assert "not the 500 that the job needs" in job["error"]["detail"]
 
 
-def test_a_model_with_another_kind_of_layer_fails_the_job_by_name(
+def test_a_model_with_another_kind_of_layer_is_refused_by_name(
     client: Client, inputs: Path
 ) -> None:
-    job = failed_job(client, inputs, model={"source": "local", "path": str(inputs / "mamba")})
-    assert job["error"]["code"] == "unsupported_layer"
-    assert job["error"]["param"] == "model"
-    assert "layers.0.mixer is a MambaMixer" in job["error"]["detail"]
+    with pytest.raises(ApiProblem) as caught:
+        client.submit(body(inputs, model={"source": "local", "path": str(inputs / "mamba")}))
+    assert caught.value.code == "unsupported_layer"
+    assert caught.value.param == "model"
+    assert "layers.0.mixer is a MambaMixer" in caught.value.detail
 
 
 def test_a_running_job_can_be_cancelled(client: Client, inputs: Path) -> None:

@@ -18,6 +18,7 @@ from service.errors import (
     DiskFull,
     EigenpressError,
     MemoryTaken,
+    ModelInvalid,
     NodeLost,
     OutOfMemory,
     SolveFailed,
@@ -61,6 +62,8 @@ def named(error: BaseException, pids: Collection[int] = ()) -> EigenpressError:
         return error
     if isinstance(error, compression.UnsupportedLayer):
         return UnsupportedLayer(str(error), param="model")
+    if isinstance(error, compression.NotFinite):
+        return ModelInvalid(str(error), param="model")
     if isinstance(error, compression.SolveFailed):
         return SolveFailed(str(error))
     return (

@@ -21,6 +21,7 @@ from service.errors import EigenpressError
 from service.inputs.opening import HeldFiles
 from service.settings import Settings
 from workers.actors.failures import named
+from workers.compression.errors import is_panic
 
 log = logging.getLogger("eigenpress.worker")
 
@@ -40,7 +41,9 @@ def _passed_on(
                 return getattr(getattr(self, to), name)(*arguments)
             except (EigenpressError, RayError):
                 raise
-            except Exception as error:
+            except BaseException as error:
+                if not (isinstance(error, Exception) or is_panic(error)):
+                    raise
                 log.exception("%s failed", name)
                 raise named(error) from None
 

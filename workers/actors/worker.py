@@ -62,7 +62,8 @@ from workers.model.loading import (
     stored_dtypes,
     vocabulary_size,
 )
-from workers.model.tokenizer import load_tokenizer
+from workers.model.model_errors import naming_model_errors
+from workers.model.tokenizer import TextTokenizer, load_tokenizer
 from workers.model.weight_files import weight_files
 from workers.resumption.calibrated import Calibrated
 from workers.resumption.calibration import CalibrationCheckpoints
@@ -144,7 +145,8 @@ class Worker:
         self._loaded_from = self.source
         unfuse(self._model)
         check_positions(self._spec, self._model.config)
-        groups = input_groups(self._model, compressible_layers(self._model))
+        with naming_model_errors("the model cannot compute as config.json says"):
+            groups = input_groups(self._model, compressible_layers(self._model))
         self._groups = {group.name: group for group in groups}
         self._statistics = Calibration.zeros(
             self._model, groups, self._method.observations, accumulation_dtype(self._device)
@@ -177,14 +179,14 @@ class Worker:
 
     def texts(self) -> Texts:
         """Read and tokenize the job's texts; one worker does it for all."""
-        tokenizer = load_tokenizer(self.source)
+        tokenizer: Any = TextTokenizer(self.source)
         texts = read_texts(self._spec, tokenizer, self._settings)
         check_token_ids(texts, tokenizer, vocabulary_size(self.source))
         return texts
 
     def exercises(self) -> list[Exercise]:
         """Read the problems of the job's tasks; one worker does it for all, once it has loaded."""
-        tokenizer = load_tokenizer(self.source)
+        tokenizer: Any = TextTokenizer(self.source)
         return read_exercises(self._spec, tokenizer, positions(self._model.config), self._settings)
 
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 CompressionError
 ├── UnsupportedLayer     a layer of a kind that cannot be compressed
 ├── SolveFailed          an eigenproblem without a finite solution
+│   └── NotFinite        the model itself computes numbers that are not finite
 └── BudgetTooSmall       no choice of ranks meets the budget
 """
 
@@ -21,9 +22,18 @@ class SolveFailed(CompressionError):
     """An eigenproblem has no finite solution."""
 
 
+class NotFinite(SolveFailed):
+    """The model computes numbers that are not finite."""
+
+
 class BudgetTooSmall(CompressionError):
     """Rank one in every layer already exceeds the budget."""
 
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Torch names it in a plain RuntimeError when a machine's memory is exhausted."""
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust panicked, such as tokenizers; its exception is no Exception."""
+    return type(error).__module__ == "pyo3_runtime"

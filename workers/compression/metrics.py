@@ -33,7 +33,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from workers.compression.errors import SolveFailed
+from workers.compression.errors import NotFinite
 from workers.compression.shapes import LinearLayer
 from workers.compression.statistics import GroupStatistics, Observation, Observations
 
@@ -91,7 +91,7 @@ class LeftMetric:
 
 @dataclass(frozen=True)
 class Method:
-    """A compression method; `left` raises SolveFailed if gradients are not finite."""
+    """A compression method; `left` raises NotFinite if gradients are not finite."""
 
     left: Callable[[GroupStatistics, LinearLayer], LeftMetric]
     right: RightMetric
@@ -103,18 +103,18 @@ def importance(statistics: GroupStatistics, layer: LinearLayer) -> Tensor:
 
     The mean is over all tokens, so that an expert counts in proportion to its use. A layer that no
     gradient reached has no effect on the loss: its outputs get the same, negligible importance.
-    Raises SolveFailed if the gradients are not finite.
+    Raises NotFinite if the gradients are not finite.
     """
     return _guarded(statistics.gradient_squares[layer.name], statistics, layer)
 
 
 def input_magnitudes(statistics: GroupStatistics, name: str) -> Tensor:
-    """The diagonal of ASVD's S, (in,), float64; raises SolveFailed if an input is not finite."""
+    """The diagonal of ASVD's S, (in,), float64; raises NotFinite if an input is not finite."""
     if statistics.magnitudes is None:
         raise ValueError("the magnitudes of the input were not observed")
     means = statistics.magnitudes.double() / statistics.rows
     if not torch.isfinite(means).all():
-        raise SolveFailed(f"{name}: its input is not finite")
+        raise NotFinite(f"{name}: its input is not finite")
     return means.clamp_min(MAGNITUDE_FLOOR * means.mean()).pow(2 * MAGNITUDE_EXPONENT)
 
 
@@ -140,7 +140,7 @@ def _equal(statistics: GroupStatistics, layer: LinearLayer) -> LeftMetric:
 def _guarded(sums: Tensor, statistics: GroupStatistics, layer: LinearLayer) -> Tensor:
     means = sums.double() / statistics.tokens
     if not torch.isfinite(means).all():
-        raise SolveFailed(f"{layer.name}: the gradients of its output are not finite")
+        raise NotFinite(f"{layer.name}: the gradients of its output are not finite")
     floor = IMPORTANCE_FLOOR * means.mean()
     return means.clamp_min(floor) if floor > 0 else torch.full_like(means, NO_IMPORTANCE)
 

@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from workers.compression.candidates import LayerCandidates, Storage
-from workers.compression.errors import SolveFailed
+from workers.compression.errors import NotFinite, SolveFailed
 from workers.compression.metrics import LeftMetric, Method, RightMetric, input_magnitudes
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.compression.statistics import GroupStatistics, Moments
 
 NEGATIVE_TOLERANCE = 1e-6
-"""How far below zero, relative to the largest, rounding may push an eigenvalue."""
+"""How far below zero, relative to the product of what was multiplied, rounding may push an
+eigenvalue."""
 
 NUMERICAL_RANK = 1e-13
 """Directions with a smaller share of the largest eigenvalue are rounding errors."""
@@ -237,7 +238,7 @@ class _Inputs:
         if not failed:
             return torch.as_tensor(factor)
         values, vectors = _eigh(self._group.name, self.moment)
-        return vectors * _checked(self._group.name, values).sqrt()
+        return vectors * _checked(self._group.name, values, self.moment.norm()).sqrt()
 
     def response_moment(self, layer: LinearLayer, weight: Tensor) -> Tensor:
         """W S Wᵀ, shape (out, out)."""
@@ -277,13 +278,16 @@ def _solve_outputs(name: str, response_moment: Tensor, left: LeftMetric) -> tupl
     """The eigenvalues of L (W S Wᵀ) Lᵀ, descending, and L⁻¹ U, shape (out, out)."""
     if left.moment is None:
         root = left.diagonal.sqrt()  # (out,): L
+        size = left.diagonal.max()
         values, vectors = _eigh(name, root[:, None] * response_moment * root)
         directions = vectors / root[:, None]
     else:
-        factor = _cholesky(name, left.moment + left.diagonal.diag())  # Lᵀ
+        squared = left.moment + left.diagonal.diag()  # LᵀL
+        size, factor = squared.norm(), _cholesky(name, squared)  # Lᵀ
         values, vectors = _eigh(name, factor.T @ response_moment @ factor)
         directions = torch.linalg.solve_triangular(factor.T, vectors, upper=True)
-    return _checked(name, values).flip(0), directions.flip(1)
+    size = size * response_moment.norm()
+    return _checked(name, values, size).flip(0), directions.flip(1)
 
 
 def _solve_inputs(name: str, weighted: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -295,7 +299,8 @@ def _solve_inputs(name: str, weighted: Tensor, root: Tensor | None) -> tuple[Ten
     if root is not None:
         rooted = root.T @ rooted if root.ndim == 2 else root[:, None] * rooted
     values, vectors = _eigh(name, rooted)
-    values, vectors = _checked(name, values).flip(0), vectors.flip(1)
+    size = weighted.norm() * (1 if root is None else root.square().sum())
+    values, vectors = _checked(name, values, size).flip(0), vectors.flip(1)
     if root is not None:
         vectors = root @ vectors if root.ndim == 2 else root[:, None] * vectors
     return values, vectors * _inverse_root(values)
@@ -316,7 +321,7 @@ def _eigh(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _finite(name: str, matrix: Tensor) -> Tensor:
     if not torch.isfinite(matrix).all():
-        raise SolveFailed(f"{name}: its statistics are not finite")
+        raise NotFinite(f"{name}: its statistics are not finite")
     return matrix
 
 
@@ -328,10 +333,14 @@ def _cholesky(name: str, matrix: Tensor) -> Tensor:
     return torch.as_tensor(factor)
 
 
-def _checked(name: str, spectrum: Tensor) -> Tensor:
-    """An ascending spectrum, with negative rounding errors set to zero."""
+def _checked(name: str, spectrum: Tensor, size: Tensor) -> Tensor:
+    """An ascending spectrum, with negative rounding errors set to zero.
+
+    `size` is the product of the norms of the matrices that were multiplied. It may be far larger
+    than the spectrum: where gradients vanish in the directions in which outputs vary.
+    """
     if not torch.isfinite(spectrum).all():
         raise SolveFailed(f"{name}: its spectrum is not finite")
-    if spectrum[0] < -NEGATIVE_TOLERANCE * spectrum[-1].abs():
+    if spectrum[0] < -NEGATIVE_TOLERANCE * size:
         raise SolveFailed(f"{name}: its covariance has the eigenvalue {float(spectrum[0]):.3e}")
     return spectrum.clamp_min(0)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workers.compression.errors import SolveFailed
+from workers.compression.errors import NotFinite
 from workers.compression.layers import transformer_blocks
 from workers.compression.shapes import InputGroup, LinearLayer
 
@@ -296,13 +296,13 @@ class Calibration:
     def run(self, input_ids: Tensor) -> float:
         """Add one batch of full sequences, shape (batch, length); return the summed loss.
 
-        Raises SolveFailed if the loss is not finite.
+        Raises NotFinite if the loss is not finite.
         """
         with torch.set_grad_enabled(self._backward), self._autocast(self._mixed_precision):
             logits = self.model(input_ids=input_ids, use_cache=False).logits
         loss = _cross_entropy(logits.detach(), input_ids, differentiate=self._backward)
         if not math.isfinite(loss):
-            raise SolveFailed("the model's loss on the calibration text is not finite")
+            raise NotFinite("the model's loss on the calibration text is not finite")
         if self._backward:
             logits.backward(logits.detach())
         for statistics in self.statistics.values():

@@ -6,14 +6,14 @@ result is checked: every number of the file must be in the model, and no paramet
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
@@ -25,6 +25,9 @@ from workers.model.model_errors import naming_model_errors
 
 PARAM = "model.path"
 
+MAX_EXPANSION = 2
+"""A file without its output matrix holds at least half of its model."""
+
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the model and the tokenizer of a GGUF file into `folder`.
@@ -33,6 +36,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with naming_model_errors(f"{gguf.name} cannot be read", PARAM), _parsing_once() as module:
+        _check_size(source, module.GGUFReader(str(gguf)))
         model, loading = AutoModelForCausalLM.from_pretrained(
             **source, dtype=torch.float32, output_loading_info=True
         )
@@ -49,6 +53,27 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _check_size(source: Mapping[str, Any], reader: Any) -> None:
+    """Raise ModelInvalid if the metadata describe a far larger model than the file holds.
+
+    transformers would allocate all of it.
+    """
+    config = AutoConfig.from_pretrained(**source)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    wanted, held = sum(each.numel() for each in model.parameters()), _held(reader)
+    if wanted > MAX_EXPANSION * held:
+        name = source["gguf_file"]
+        raise ModelInvalid(
+            f"{name} describes a model of {wanted} numbers, but holds {held}", param=PARAM
+        )
+
+
+def _held(reader: Any) -> int:
+    """How many numbers the file holds."""
+    return sum(int(tensor.n_elements) for tensor in reader.tensors)
+
+
 def _problem(model: Any, missing: list[str], reader: Any) -> str | None:
     """Why the model is not what the file holds; None if it is."""
     if missing:
@@ -58,7 +83,7 @@ def _problem(model: Any, missing: list[str], reader: Any) -> str | None:
             f"holds '{unread}', which transformers does not read, so that the model would compute "
             "something else: use the original checkpoint"
         )
-    stored = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    stored = _held(reader)
     tensors = {each.data_ptr(): each.numel() for each in model.state_dict().values()}
     if stored != sum(tensors.values()):
         return f"holds {stored} numbers, but its model has {sum(tensors.values())}"

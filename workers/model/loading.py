@@ -58,7 +58,7 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
     """The causal language model of a folder, ready for inference on `device`.
 
     It is in float32 on a CPU, and in the checkpoint's precision on a GPU. Raises NotACausalLM, and
-    ModelInvalid if any weight is missing or cannot be read.
+    ModelInvalid if any weight is missing, cannot be read or is not finite.
     """
     dtype: torch.dtype | str = torch.float32 if device.type == "cpu" else "auto"
     with naming_model_errors("the model cannot be loaded"):
@@ -76,6 +76,9 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
             f"{len(missing)} weights are missing or of the wrong shape, such as {missing[0]}",
             param="model",
         )
+    for name, parameter in model.named_parameters():
+        if parameter.numel() and not torch.stack(parameter.aminmax()).isfinite().all():
+            raise ModelInvalid(f"the tensor '{name}' is not finite", param="model")
     return model.eval().requires_grad_(False).to(device)
 
 

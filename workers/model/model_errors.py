@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from service.errors import EigenpressError, ModelInvalid, NotACausalLM
-from workers.compression.errors import CPU_ALLOCATOR
+from workers.compression.errors import CPU_ALLOCATOR, CompressionError, is_panic
 
 MAX_MESSAGE_CHARACTERS = 300
 
@@ -21,15 +21,17 @@ _VALIDATION = re.compile(r"^(Class v|V)alidation error for (validator|field) '\w
 def naming_model_errors(what: str, param: str = "model") -> Iterator[None]:
     """Raise ModelInvalid ("`what`: the message") or NotACausalLM for any error in the block.
 
-    Exhausted memory, which is not the model's fault, keeps its own error; Python may then raise
-    SystemError as well.
+    Errors that have a name of ours keep it. So does exhausted memory, which is not the model's
+    fault; Python may then raise SystemError as well.
     """
     try:
         yield
-    except (EigenpressError, MemoryError, SystemError, torch.OutOfMemoryError):
+    except (EigenpressError, CompressionError, MemoryError, SystemError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # transformers and tokenizers raise all kinds, even bare Exceptions
-        message = _VALIDATION.sub("", one_line(error))
+    except BaseException as error:  # transformers and tokenizers raise all kinds, even panics
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        message = _VALIDATION.sub("", _whole(error))
         if CPU_ALLOCATOR in message:
             raise
         if isinstance(error, KeyError):
@@ -46,9 +48,13 @@ def naming_model_errors(what: str, param: str = "model") -> Iterator[None]:
         raise ModelInvalid(f"{what}: {_cut(message)}", param=param) from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The error's message without line feeds, or its type."""
-    return _cut(" ".join(str(error).split())) or type(error).__name__
+    return _cut(_whole(error))
+
+
+def _whole(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _cut(message: str) -> str:

@@ -33,6 +33,23 @@ def load_tokenizer(folder: Path) -> Any:
             raise ModelInvalid(f"{WHAT}: {_problem(folder, error)}", param="model") from error
 
 
+class TextTokenizer:
+    """The model's tokenizer, which raises ModelInvalid for a text that it cannot tokenize.
+
+    Some lack a token for what they do not know, and some have settings that only a text brings out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = load_tokenizer(folder)
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        with naming_model_errors("its tokenizer cannot tokenize the texts"):
+            return self._tokenizer(*texts, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
 def _problem(folder: Path, error: Exception) -> str:
     """What is wrong with the files of a tokenizer that cannot be loaded."""
     for path in sorted(folder.glob("*.json")):

@@ -47,6 +47,9 @@ SAMPLES = (
 )
 """Tokenizers differ on blanks, digits, letters beyond ASCII and composed characters."""
 
+CODE = "its reference to Python code"
+"""An artifact's tokenizer has none, whatever the source's has."""
+
 
 def findings(
     folder: Path, source: Path, reference: Path, dtype: str | None, carried: Sequence[str]
@@ -105,7 +108,7 @@ def _prevailing(source: Path) -> str:
 
 def _tokenized_differently(source: Path, folder: Path) -> Iterator[str]:
     try:
-        theirs, ours = map(_description, (source, folder))
+        theirs, ours = {**_description(source), CODE: False}, _description(folder)
     except Exception as error:
         yield f"its tokenizer does not load: {type(error).__name__}: {_one_line(error)}"
         return
@@ -125,11 +128,19 @@ def _description(folder: Path) -> Mapping[str, Any]:
         "its special tokens": tokenizer.special_tokens_map,
         "the ids of its special tokens": tokenizer.all_special_ids,
         "its chat template": tokenizer.chat_template,
-        "its longest text": tokenizer.model_max_length,
+        "its longest text": str(tokenizer.model_max_length),  # it may be NaN
         "its padding": (tokenizer.padding_side, tokenizer.pad_token_id),
-        "its reference to Python code": "auto_map" in tokenizer.init_kwargs,
-        "the ids of a text": [tokenizer(text)["input_ids"] for text in texts],
+        CODE: "auto_map" in tokenizer.init_kwargs,
+        "the ids of a text": [_ids(tokenizer, text) for text in texts],
     }
+
+
+def _ids(tokenizer: Any, text: str) -> Any:
+    """The ids of a text, or the error that it raises: some tokenizers know few characters."""
+    try:
+        return tokenizer(text)["input_ids"]
+    except Exception as error:
+        return _one_line(error)
 
 
 def _load(folder: Path, differences: list[str], carried: Sequence[str]) -> Any:
@@ -159,7 +170,7 @@ def _compared(
     if not logits.isfinite().all():
         differences.append("its logits are not finite")
         return {}
-    error = float((logits - expected).norm() / expected.norm())
+    error = _relative(logits - expected, expected)
     same = float((logits.argmax(-1) == expected.argmax(-1)).double().mean())
     if not error <= TOLERANCE[model.dtype]:
         differences.append(
@@ -168,6 +179,12 @@ def _compared(
         )
     count = expected.shape[0] * expected.shape[1]
     return {"logit_error": error, "same_predictions": same, "positions": count}
+
+
+def _relative(difference: Tensor, expected: Tensor) -> float:
+    """‖difference‖ / ‖expected‖; 0 of two that are zero everywhere."""
+    size = float(difference.norm())
+    return size and size / max(float(expected.norm()), sys.float_info.min)
 
 
 def _one_line(error: Exception) -> str:

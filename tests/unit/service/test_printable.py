@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import MAX_DETAIL_CHARACTERS, ModelInvalid
+from service.errors import MAX_DETAIL_CHARACTERS, DataInvalid, ModelInvalid
 from service.printable import LAYOUT, printable, shortened
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # surrogates included
@@ -40,6 +40,10 @@ def test_printable_text_is_printable_and_stays_as_it_is(text: str) -> None:
 def test_a_long_text_is_cut() -> None:
     assert shortened("x" * 80) == "x" * 80
     assert shortened("x" * 81) == "x" * 80 + "…"
+
+
+def test_what_a_user_is_told_is_one_line() -> None:
+    assert DataInvalid("no field 'a\nb\t'").detail == r"no field 'a\nb\t'"
 
 
 def test_the_detail_of_an_error_is_printable_and_bounded() -> None:

@@ -85,6 +85,11 @@ def array(kind: int, length: int) -> bytes:
         (array(4, 2**62), f"more than {MAX_ITEMS} items"),
         (array(99, 1), "type 99 is unknown"),
         (header({}, keys=1) + struct.pack("<Q", 2**40), "a string claims"),
+        (header({}, keys=1) + struct.pack("<Q", 2) + b"\xff\xfe", "the string .* is not UTF-8"),
+        (array(STRING, 1) + struct.pack("<Q", 2) + b"\xff\xfe", "the string .* is not UTF-8"),
+        (header({**WHOLE, "general.architecture": 7}), "has no 'general.architecture'"),
+        (header({**WHOLE, "llama.block_count": 6}), "has 5 tensors, but 'llama.block_count' is 6"),
+        (header({**WHOLE, "llama.block_count": "2"}), "has no 'llama.block_count'"),
     ],
 )
 def test_a_bad_header_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:

@@ -49,11 +49,23 @@ def names_of(path: Path) -> set[str]:
         return set(check_safetensors(file, path.name, PARAM))
 
 
-def shard(folder: Path, weight_map: object) -> None:
+def shard(folder: Path, weight_map: object, **metadata: object) -> None:
     """Turn the model into a sharded one with this index and the file ``part-1.safetensors``."""
     (folder / "model.safetensors").rename(folder / "part-1.safetensors")
-    index = json.dumps({"metadata": {}, "weight_map": weight_map})
+    index = json.dumps({"metadata": {}, "weight_map": weight_map} | metadata)
     (folder / "model.safetensors.index.json").write_text(index)
+
+
+@pytest.mark.parametrize("metadata", [None, 3, []])
+def test_an_index_without_metadata_is_refused(model_folder: Path, metadata: object) -> None:
+    shard(model_folder, {"model.norm.weight": "part-1.safetensors"}, metadata=metadata)
+    assert 'has no object "metadata"' in refused(ModelInvalid, model_folder)
+
+
+def test_an_index_that_nobody_reads_needs_no_metadata(model_folder: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "model.safetensors"}}
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    check_folder(model_folder, PARAM)
 
 
 COMPANIONS = [
@@ -229,7 +241,10 @@ def test_an_index_beyond_the_bound(model_folder: Path, monkeypatch: pytest.Monke
         (safetensors(b"{"), "is not a JSON object"),
         (safetensors(b"[]"), "is not a JSON object"),
         (safetensors(b"\xff\xff"), "is not a JSON object"),
-        (safetensors({"w": 1}), "'w' of 'model.safetensors' is described wrongly"),
+        (
+            safetensors({"w": 1}),
+            "'w' of 'model.safetensors' is described wrongly: it is not an object.",
+        ),
         (
             safetensors({"w": {**TENSOR, "data_offsets": [0, 16, 32]}}),
             "described wrongly: data_off",

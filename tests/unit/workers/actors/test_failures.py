@@ -20,7 +20,7 @@ from service.errors import (
     StorageUnavailable,
 )
 from workers.actors.failures import named
-from workers.compression.errors import BudgetTooSmall, SolveFailed, UnsupportedLayer
+from workers.compression.errors import BudgetTooSmall, NotFinite, SolveFailed, UnsupportedLayer
 
 ERRORS = [
     (
@@ -38,6 +38,10 @@ ERRORS = [
     (
         UnsupportedLayer("h.0.attn is a Conv1D"),
         Failure("unsupported_layer", "h.0.attn is a Conv1D", "model"),
+    ),
+    (
+        NotFinite("q_proj: its input is not finite"),
+        Failure("model_invalid", "q_proj: its input is not finite", "model"),
     ),
     (SolveFailed("q_proj: not finite"), Failure("solve_failed", "q_proj: not finite")),
     (

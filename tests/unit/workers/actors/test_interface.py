@@ -33,7 +33,11 @@ class Unpicklable(Exception):
         super().__init__(f"{one} and {other}")
 
 
-def raising(error: Exception) -> Any:
+PanicException = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+"""As of libraries in Rust."""
+
+
+def raising(error: BaseException) -> Any:
     def act() -> None:
         raise error
 
@@ -44,12 +48,14 @@ def test_errors_of_libraries_get_a_name_before_they_cross() -> None:
     with pytest.raises(EigenpressError, match="Unexpected Unpicklable: this and that") as caught:
         interface.Worker.load(raising(Unpicklable("this", "that")))
     assert pickle.loads(pickle.dumps(caught.value)).detail == caught.value.detail
+    with pytest.raises(EigenpressError, match="Unexpected PanicException: unwrap"):
+        interface.Worker.load(raising(PanicException("unwrap")))
     with pytest.raises(OutOfMemory):
         interface.Worker.load(raising(MemoryError()))
 
 
-@pytest.mark.parametrize("error", [ModelInvalid("no weights"), RayActorError()])
-def test_errors_that_have_a_name_cross_as_they_are(error: Exception) -> None:
+@pytest.mark.parametrize("error", [ModelInvalid("no weights"), RayActorError(), SystemExit()])
+def test_errors_that_have_a_name_cross_as_they_are(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
         interface.Worker.load(raising(error))
     assert caught.value is error

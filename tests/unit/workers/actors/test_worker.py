@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from service.domain.spec import JobSpec
+from service.errors import ModelInvalid
 from service.inputs.opening import HeldFiles
 from workers.actors.worker import Worker
 from workers.artifact.checkpoint_writer import write_checkpoint
@@ -19,27 +22,47 @@ QUERY = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture
-def worker(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One that has solved every layer of the tiny Llama, which is stored in float32."""
-    monkeypatch.setenv("EIGENPRESS_ALLOWED_ROOTS", f'["{tiny_llama.parent}"]')
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EIGENPRESS_DATA_DIR", str(tmp_path / "data"))
-    spec = JobSpec.model_validate(
-        {
-            "model": {"source": "local", "path": str(tiny_llama)},
-            "calibration": {
-                "data": {"source": "local", "path": str(tiny_llama)},
-                "sequence_length": 32,
-            },
-            "targets": [{"max_perplexity_increase": 0.1}],
-        }
-    )
-    held = HeldFiles(tmp_path / "data" / "scratch" / "job-1-1")
-    worker: Any = Worker(spec, 0, torch.get_num_threads(), held)
+    monkeypatch.setenv("EIGENPRESS_ALLOWED_ROOTS", '["/"]')
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def worker(tiny_llama: Path, data_dir: Path) -> Any:
+    """One that has solved every layer of the tiny Llama, which is stored in float32."""
+    worker = worker_of(tiny_llama, data_dir)
     model = worker.load()
     worker.calibrate(SEQUENCES)
     for group in model.groups:
         worker.solve(group.name, worker.statistics(group.name))
     return worker
+
+
+def worker_of(model: Path, data_dir: Path) -> Any:
+    spec = JobSpec.model_validate(
+        {
+            "model": {"source": "local", "path": str(model)},
+            "calibration": {
+                "data": {"source": "local", "path": str(model)},
+                "sequence_length": 32,
+            },
+            "targets": [{"max_perplexity_increase": 0.1}],
+        }
+    )
+    held = HeldFiles(data_dir / "scratch" / "job-1-1")
+    return Worker(spec, 0, torch.get_num_threads(), held)
+
+
+def test_a_model_that_is_built_but_cannot_compute_is_refused(
+    tiny_llama: Path, tmp_path: Path, data_dir: Path
+) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "longrope", "short_factor": [1.0], "long_factor": "x"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelInvalid, match=r"cannot compute as config\.json says: .*'str'"):
+        worker_of(folder, data_dir).load()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

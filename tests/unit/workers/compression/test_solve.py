@@ -340,6 +340,21 @@ def test_numbers_that_are_not_finite_are_refused_by_name(value: float, where: st
         case.solve()
 
 
+def test_rounding_where_outputs_vary_and_gradients_vanish_is_no_failure() -> None:
+    case = problem(12, 12)
+    statistics = case.statistics(keep_outputs=True)
+    statistics.gradient_squares["layer"][0] = 0
+    scatter = statistics.outputs["layer"].scatter
+    scatter[0, :] = scatter[:, 0] = 0
+    scatter[1, :] = scatter[:, 1] = 0
+    largest = scatter.norm()
+    scatter[0, 0], scatter[1, 1] = 1e7 * largest, -1e-3 * largest
+    solutions = solve_group(
+        case.group, {"layer": case.weight}, {"layer": None}, statistics, METHODS["impact"]
+    )
+    assert solutions["layer"].spectrum.min() == 0
+
+
 def test_a_covariance_that_cannot_be_one_is_refused() -> None:
     case = problem(12, 12)
     statistics = case.statistics(keep_outputs=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.fixtures.models import tiny_llama_config, tiny_model
-from workers.compression.errors import SolveFailed
+from workers.compression.errors import NotFinite
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
 from workers.compression.statistics import (
@@ -259,7 +259,7 @@ def test_a_mean_far_from_zero_costs_no_digits_of_the_covariance() -> None:
 def test_a_loss_that_is_not_finite_ends_the_calibration(model: Any, input_ids: Tensor) -> None:
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
-    with pytest.raises(SolveFailed, match="loss on the calibration text is not finite"):
+    with pytest.raises(NotFinite, match="loss on the calibration text is not finite"):
         calibrated(model, input_ids)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def test_a_missing_tensor_is_refused_and_never_random(tmp_path: Path, name: str)
 def test_a_tensor_that_transformers_does_not_read_is_refused(tmp_path: Path, name: str) -> None:
     gguf = write_llama(tmp_path / "model.gguf", added={name: 32})
     assert f"holds '{name}', which transformers does not read" in refusal(gguf)
+
+
+def test_a_model_that_is_far_larger_than_its_file_is_never_allocated(tmp_path: Path) -> None:
+    gguf = write_llama(tmp_path / "model.gguf")
+    value = struct.pack("<II", 4, 64)
+    key = b"llama.feed_forward_length"
+    assert gguf.read_bytes().count(key + value) == 1
+    gguf.write_bytes(gguf.read_bytes().replace(key + value, key + struct.pack("<II", 4, 2**31)))
+    assert "describes a model of 206158" in refusal(gguf)
 
 
 def test_positions_that_transformers_would_not_scale_are_refused(tmp_path: Path) -> None:

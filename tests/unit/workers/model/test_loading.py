@@ -93,6 +93,14 @@ def test_a_weight_of_the_wrong_shape_is_refused(folder: Path) -> None:
         load_model(folder, CPU)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name(folder: Path, number: float) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(folder, lambda tensors: tensors[name][3].fill_(number))
+    with pytest.raises(ModelInvalid, match=f"the tensor '{name}' is not finite"):
+        load_model(folder, CPU)
+
+
 def test_a_configuration_of_another_depth_is_refused(folder: Path) -> None:
     configure(folder, num_hidden_layers=3, layer_types=None)
     with pytest.raises(ModelInvalid, match="9 weights are missing"):

@@ -33,6 +33,12 @@ def test_any_error_becomes_one_of_ours_on_one_line(error: Exception, message: st
     assert not caught.value.retryable
 
 
+def test_code_is_named_wherever_a_long_message_says_so() -> None:
+    long = "long " * 100
+    with pytest.raises(ModelInvalid, match="needs Python code"), naming_model_errors("x"):
+        raise ValueError(f"{long} trust_remote_code {long}")
+
+
 def test_a_configuration_of_another_kind_of_model_is_named_as_such() -> None:
     with pytest.raises(NotACausalLM), naming_model_errors("x"):
         raise ValueError("Unrecognized configuration class <ViTConfig> for this kind of AutoModel")

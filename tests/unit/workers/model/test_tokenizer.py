@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.errors import ModelInvalid
-from workers.model.tokenizer import load_tokenizer
+from workers.model.tokenizer import TextTokenizer, load_tokenizer
 
 
 @pytest.fixture
@@ -84,3 +84,33 @@ def test_code_is_not_run(folder: Path) -> None:
     (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\n")
     assert "it needs Python code that comes with the model, which is never run" in refusal(folder)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "tokenizer.json",
+            {"model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "?"}},
+            r"WordLevel error: Missing \[UNK\] token",
+        ),
+        ("tokenizer_config.json", {"model_max_length": {}}, "'>' not supported"),
+    ],
+)
+def test_a_tokenizer_that_cannot_tokenize_a_text_is_refused(
+    folder: Path, file: str, change: dict[str, Any], message: str
+) -> None:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    tokenizer = TextTokenizer(folder)
+    assert tokenizer.eos_token == "</s>"
+    with pytest.raises(ModelInvalid, match=f"cannot tokenize the texts: {message}"):
+        tokenizer("a text")
+
+
+def test_a_tokenizer_that_makes_its_library_panic_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": normalizer}))
+    with pytest.raises(ModelInvalid, match="cannot be read: Precompiled: "):
+        load_tokenizer(folder)

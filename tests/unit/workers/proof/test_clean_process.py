@@ -103,6 +103,22 @@ def test_another_tokenizer(
     assert found_difference.startswith(f"its tokenizer differs from the source's in {difference}")
 
 
+def test_a_reference_to_code_that_is_left_out(folder: Path, sound: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(sound, tmp_path / "source")
+    refer_to_code(source)
+    reference = sound.parent / "reference.safetensors"
+    assert findings(folder, source, reference, None, ())["differences"] == []
+
+
+def test_tokenizers_that_fail_on_the_same_texts(folder: Path, sound: Path, tmp_path: Path) -> None:
+    file = folder / "tokenizer.json"
+    model = {"type": "WordLevel", "vocab": {"<s>": 0, "</s>": 1}, "unk_token": "?"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model": model}))
+    source = shutil.copytree(folder, tmp_path / "source")
+    reference = sound.parent / "reference.safetensors"
+    assert findings(folder, source, reference, None, ())["differences"] == []
+
+
 def test_a_tokenizer_that_does_not_load(folder: Path, sound: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     (difference,) = found(folder, sound)["differences"]
@@ -119,6 +135,14 @@ def test_another_tensor(folder: Path, sound: Path, name: str) -> None:
 def test_rounding_is_no_difference(folder: Path, sound: Path) -> None:
     change_weights(folder, **{"lm_head.weight": lambda tensor: tensor * (1 + 1e-6)})
     assert found(folder, sound)["differences"] == []
+
+
+def test_logits_that_are_all_zero_are_the_same(folder: Path, tmp_path: Path) -> None:
+    change_weights(folder, **{"model.norm.weight": torch.zeros_like})
+    zeros = {"tokens": TOKENS, "positions": POSITIONS, "logits": torch.zeros(2, 3, 258)}
+    save_file(zeros, tmp_path / "reference.safetensors")
+    measured = findings(folder, folder, tmp_path / "reference.safetensors", None, ())
+    assert (measured["differences"], measured["logit_error"]) == ([], 0)
 
 
 def test_numbers_that_are_not_finite(folder: Path, sound: Path) -> None:
