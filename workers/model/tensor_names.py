@@ -133,11 +133,18 @@ def match(model: Any, stored: Mapping[str, Tensor]) -> Matches:
 
 
 def _missing(name: str, unused: Iterable[str]) -> str:
-    """The message about a missing parameter, with the likely cause if there is one."""
-    longer = next((key for key in unused if key.endswith(f".{name}")), None)
-    prefix = longer and longer.removesuffix(name)
-    hint = f"; it has '{longer}': remove '{prefix}' from the names of its tensors"
-    return f"the checkpoint has no {name}{hint if longer else ''}"
+    """The message about a missing parameter, with the likely cause and the way out."""
+    missing = f"the checkpoint has no {name}"
+    if longer := next((key for key in unused if key.endswith(f".{name}")), None):
+        prefix = longer.removesuffix(name)
+        return f"{missing}; it has '{longer}': remove '{prefix}' from the names of its tensors"
+    _, _, rest = name.partition(".")
+    other = next((key for key in unused if "." in rest and key.endswith(f".{rest}")), None)
+    if other:
+        return f"{missing}; it has '{other}': rename its tensors if these are the model's"
+    if name.startswith("lm_head."):
+        return f"{missing}: add it, or set tie_word_embeddings in config.json if it has none"
+    return f"{missing}: complete it, or use the config.json that it was saved with"
 
 
 def _unfused(

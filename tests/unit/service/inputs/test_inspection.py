@@ -100,6 +100,25 @@ def test_a_tensor_without_a_place_is_refused(spec: JobSpec) -> None:
     assert f"the checkpoint holds '{name}'" in refusal(spec, SHAPES | {name: [32]})
 
 
+@pytest.mark.parametrize(
+    ("beginning", "words"),
+    [
+        ("all.model.", "it has 'all.model.embed_tokens.weight': remove 'all.' from the names"),
+        ("model.text.", "it has 'model.text.embed_tokens.weight': rename its tensors if these are"),
+    ],
+)
+def test_tensors_under_other_names_are_named(spec: JobSpec, beginning: str, words: str) -> None:
+    shapes = {name.replace("model.", beginning, 1): each for name, each in SHAPES.items()}
+    assert words in refusal(spec, shapes)
+
+
+def test_a_missing_tensor_is_refused_with_the_way_out(spec: JobSpec) -> None:
+    untied = refusal(spec, tie_word_embeddings=False)
+    assert "has no lm_head.weight: add it, or set tie_word_embeddings in config.json" in untied
+    fewer = {name: each for name, each in SHAPES.items() if name != "model.norm.weight"}
+    assert "has no model.norm.weight: complete it, or use the config.json" in refusal(spec, fewer)
+
+
 def test_sequences_longer_than_the_model_reads_are_refused(spec: JobSpec) -> None:
     config = json.dumps(LLAMA | {"max_position_embeddings": 63}).encode()
     with pytest.raises(InvalidParameter) as caught:
