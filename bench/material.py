@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench import demo_data
-from service.inputs.documents import Document, read_documents
+from service.inputs.texts.documents import Document, read_documents
 from service.settings import Settings
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import Method

@@ -34,7 +34,7 @@ from bench.quality_rows import (
 )
 from service.domain.manifest import sha256_of
 from service.domain.spec import JobSpec
-from service.inputs.documents import Document
+from service.inputs.texts.documents import Document
 from workers.compression.candidates import Storage
 from workers.model.tokenizer import load_tokenizer
 from workers.model.weight_files import weight_files

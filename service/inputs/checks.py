@@ -15,8 +15,9 @@ from typing import Self
 
 from service.domain.spec import DataSource, JobSpec, MultipleChoice, PassAt1
 from service.errors import CodeExecutionForbidden, SubmissionCheckTimeout
-from service.inputs.inspection import inspect_model, inspect_tokenizer
-from service.inputs.sources import check_data, check_model, check_problems
+from service.inputs.models.inspection import inspect_model, inspect_tokenizer
+from service.inputs.models.sources import check_model
+from service.inputs.texts.sources import check_data, check_problems
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
 

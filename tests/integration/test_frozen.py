@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from api.limits import MAX_BODY_BYTES
-from service.inputs.model_files import INDEX_NAME, MAX_INDEX_BYTES
+from service.inputs.models.files import INDEX_NAME, MAX_INDEX_BYTES
 from service.settings import Settings
 from service.standalone.ports import LOOPBACK, choose_port
 from service.standalone.serve import environment

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from service.errors import ArtifactMismatch
-from service.inputs import model_files, sources
+from service.inputs.models import files, sources
 from tests.fixtures.gguf_files import write_llama
 from tests.fixtures.in_process import LocalInstallation
 from tests.fixtures.models import save_tiny_model, tiny_llama_config, tiny_model
@@ -81,12 +81,12 @@ def test_the_tensors_of_another_checkpoint(
     tiny_model(tiny_llama_config(), seed=1).save_pretrained(model.parent / "other")
     shutil.copy(model.parent / "other" / WEIGHTS, model / "part.safetensors")
     index = {"weight_map": dict.fromkeys(load_file(model / "part.safetensors"), "part.safetensors")}
-    (model / model_files.INDEX_NAME).write_text(json.dumps(index))
+    (model / files.INDEX_NAME).write_text(json.dumps(index))
 
     def by_the_index(sizes: dict[str, int], *_: object) -> dict[str, set[str]]:
         return {"part.safetensors" if "part.safetensors" in sizes else WEIGHTS: set()}
 
-    monkeypatch.setattr(model_files, "checkpoint_files", by_the_index)
+    monkeypatch.setattr(files, "checkpoint_files", by_the_index)
     monkeypatch.setattr(weight_files, "checkpoint_files", by_the_index)
     monkeypatch.setattr(sources, "is_wanted", lambda _: True)  # else a worker has only one of them
     assert "its logits differ by" in refused(local_installation, model)

@@ -10,7 +10,7 @@ import torch
 
 from bench import demo_data
 from service.errors import ModelInvalid
-from service.inputs.documents import read_documents
+from service.inputs.texts.documents import read_documents
 from service.settings import Settings
 from workers.compression.allocation import ALLOCATIONS
 from workers.compression.checkpoint import replace_layers

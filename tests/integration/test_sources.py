@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 import service.inputs.hub
 import service.inputs.s3
-import service.inputs.sources
+import service.inputs.texts.sources
 from service.domain.spec import (
     HubData,
     HubModel,
@@ -42,11 +42,12 @@ from service.errors import (
     StorageUnavailable,
     UnsafeWeights,
 )
-from service.inputs.documents import CHECKED_FILES, read_documents
+from service.inputs.models.sources import check_model, fetch_model
 from service.inputs.opening import HeldFiles
-from service.inputs.parquet_files import FOOTER_BYTES
-from service.inputs.sources import check_data, check_model, fetch_data, fetch_model
-from service.inputs.text_files import CHECKED_BYTES
+from service.inputs.texts.documents import CHECKED_FILES, read_documents
+from service.inputs.texts.parquet_files import FOOTER_BYTES
+from service.inputs.texts.sources import check_data, fetch_data
+from service.inputs.texts.text_files import CHECKED_BYTES
 from service.settings import Settings
 from service.standalone.s3_server import LocalS3
 from service.storage.s3 import ObjectStorage, StoredObject
@@ -434,7 +435,7 @@ class TestS3Data:
         value: int,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(service.inputs.sources, bound, value)
+        monkeypatch.setattr(service.inputs.texts.sources, bound, value)
         source = S3Data(source="s3", uri=uri)
         detail = refused(DataInvalid, f"{PARAM}.pattern", check_data, source, settings, PARAM)
         assert f"more than {value}" in detail
@@ -561,7 +562,7 @@ class TestHubData:
         fault(DataNotFound, "id", id="absent")
         fault(DataNotFound, "id", revision="f" * 40)
         fault(DataNotFound, "pattern", pattern="*.parquet")
-        monkeypatch.setattr(service.inputs.sources, "MAX_DATA_BYTES", 0)
+        monkeypatch.setattr(service.inputs.texts.sources, "MAX_DATA_BYTES", 0)
         fault(DataInvalid, "pattern")
 
     @pytest.mark.timeout(60)

@@ -1,6 +1,6 @@
 """Judges a model by its config.json and the headers of its weights, as a worker will judge it.
 
-The API has it done before it accepts a job, see `service.inputs.inspection`.
+The API has it done before it accepts a job, see `service.inputs.models.inspection`.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from torch import nn
 
 from service.domain.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
 from service.inputs.checks import check_allowed
+from service.inputs.models.sources import fetch_model
 from service.inputs.opening import HeldFiles
-from service.inputs.sources import fetch_model
 from service.settings import Settings
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
 from workers.actors.scratch import attempts_in, remove_attempts

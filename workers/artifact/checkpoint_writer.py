@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from service.errors import ModelInvalid, NotACausalLM
-from service.inputs.model_files import is_companion, model_paths
+from service.inputs.models.files import is_companion, model_paths
 from workers.artifact.size import CheckpointSize
 from workers.compression import checkpoint
 from workers.compression.interpolation import Interpolation

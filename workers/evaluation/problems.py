@@ -16,8 +16,8 @@ from service.domain.spec import (
     PassAt1,
 )
 from service.errors import DataInvalid
-from service.inputs.documents import Record, read_records
-from service.inputs.sources import fetch_data, problem_fields
+from service.inputs.texts.documents import Record, read_records
+from service.inputs.texts.sources import fetch_data, problem_fields
 from service.settings import Settings
 from workers.evaluation.harness import check_harness_tasks
 from workers.text.sequences import Tokenizer, sequence_prefix
@@ -75,9 +75,9 @@ def read_exercises(
 ) -> list[Exercise]:
     """The problems of every task; `longest` is the model's context length in tokens.
 
-    Raises the errors of `service.inputs.sources.fetch_data`,
-    `service.inputs.documents.read_records` and `workers.evaluation.harness`, and DataInvalid for
-    invalid or too long problems.
+    Raises the errors of `service.inputs.texts.sources.fetch_data`,
+    `service.inputs.texts.documents.read_records` and `workers.evaluation.harness`, and DataInvalid
+    for invalid or too long problems.
     """
     exercises = []
     for number, task in enumerate(spec.evaluation.tasks):

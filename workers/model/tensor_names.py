@@ -27,7 +27,7 @@ from transformers.core_model_loading import (
 )
 
 from service.errors import ModelInvalid
-from service.inputs.model_files import CONFIG_NAME
+from service.inputs.models.files import CONFIG_NAME
 from workers.compression.unfuse import fused_parameters, separated
 from workers.model.model_errors import naming_model_errors
 from workers.model.stored_tensors import StoredTensors

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from service.errors import ModelInvalid
-from service.inputs.model_files import is_tokenizer_file
+from service.inputs.models.files import is_tokenizer_file
 from workers.model.model_errors import naming_model_errors, one_line
 
 TOKENIZER_NAME = "tokenizer.json"

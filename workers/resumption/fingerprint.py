@@ -20,7 +20,7 @@ from typing import Any
 
 from service.domain.manifest import sha256_of
 from service.domain.spec import JobSpec
-from service.inputs.model_files import is_wanted, model_paths
+from service.inputs.models.files import is_wanted, model_paths
 from workers.evaluation.problems import Exercise
 from workers.model.weight_files import weight_files
 from workers.text.texts import Texts

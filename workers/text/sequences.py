@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from service.errors import CalibrationTooShort
-from service.inputs.documents import Document
+from service.inputs.texts.documents import Document
 
 MIN_DOCUMENTS = 20
 """Fewer documents than this are cut into pieces, so that one long file can be split too."""

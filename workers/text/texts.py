@@ -8,8 +8,8 @@ from itertools import chain
 
 from service.domain.spec import HELD_OUT, Calibration, DataSource, JobSpec
 from service.errors import CalibrationTooShort, DataInvalid, ModelInvalid
-from service.inputs.documents import Document, read_documents
-from service.inputs.sources import fetch_data
+from service.inputs.texts.documents import Document, read_documents
+from service.inputs.texts.sources import fetch_data
 from service.settings import Settings
 from workers.text.sequences import (
     MIN_SEQUENCE_TOKENS,
@@ -43,8 +43,9 @@ def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts
     """Fetch, split and cut the texts of a job.
 
     The calibration text omits every document that is also in an evaluation dataset. Raises the
-    errors of `service.inputs.sources.fetch_data`, `service.inputs.documents.read_documents` and
-    `workers.text.sequences`, and DataInvalid for a dataset without two consecutive tokens.
+    errors of `service.inputs.texts.sources.fetch_data`,
+    `service.inputs.texts.documents.read_documents` and `workers.text.sequences`, and DataInvalid
+    for a dataset without two consecutive tokens.
     """
     skipped: list[str] = []
 

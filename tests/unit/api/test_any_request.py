@@ -30,7 +30,8 @@ from service.domain.manifest import Manifest, manifest_key
 from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
 from service.errors import ModelInvalid, ObjectMissing
-from service.inputs import sources
+from service.inputs.models import sources as model_sources
+from service.inputs.texts import sources as text_sources
 from service.settings import Settings
 from service.store.store import Store
 from tests.fixtures.jobs import at_once
@@ -131,7 +132,8 @@ def empty_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     def list_source(*_: object) -> None:
         raise ObjectMissing
 
-    monkeypatch.setattr(sources, "list_source", list_source)
+    for sources in (model_sources, text_sources):
+        monkeypatch.setattr(sources, "list_source", list_source)
 
 
 @pytest.fixture

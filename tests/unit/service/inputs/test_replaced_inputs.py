@@ -15,11 +15,13 @@ from pyarrow import parquet
 
 from service.domain.spec import LocalData, LocalPath
 from service.errors import DataInvalid, EigenpressError, ModelInvalid, PathNotAllowed
-from service.inputs import opening, sources
-from service.inputs.documents import read_documents, read_records
+from service.inputs import opening
+from service.inputs.models import sources
+from service.inputs.models.sources import check_model, fetch_model
 from service.inputs.opening import HeldFiles
-from service.inputs.parquet_files import ParquetReader
-from service.inputs.sources import check_data, check_model, fetch_data, fetch_model
+from service.inputs.texts.documents import read_documents, read_records
+from service.inputs.texts.parquet_files import ParquetReader
+from service.inputs.texts.sources import check_data, fetch_data
 from service.settings import Settings
 from tests.fixtures.gguf_files import header
 

@@ -11,8 +11,8 @@ import torch
 
 from service.domain.spec import JobSpec, LocalPath
 from service.errors import ModelInvalid
+from service.inputs.models.sources import fetch_model
 from service.inputs.opening import HeldFiles
-from service.inputs.sources import fetch_model
 from service.settings import Settings
 from tests.fixtures.gguf_files import write_llama
 from tests.fixtures.models import save_tiny_model, tiny_llama_config

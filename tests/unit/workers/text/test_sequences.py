@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import CalibrationTooShort
-from service.inputs.documents import Document
+from service.inputs.texts.documents import Document
 from tests.fixtures.models import byte_tokenizer
 from workers.text.sequences import (
     MIN_DOCUMENTS,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import service.inputs.model_files
+import service.inputs.models.files
 from service.errors import (
     ModelConfigMissing,
     ModelInvalid,
@@ -20,7 +20,7 @@ from service.errors import (
     UnsafeWeights,
     UserError,
 )
-from service.inputs.model_files import (
+from service.inputs.models.files import (
     check_folder,
     check_safetensors,
     is_companion,
@@ -151,7 +151,7 @@ def test_a_config_that_is_no_json_object(model_folder: Path, config: bytes) -> N
 
 
 def test_a_config_beyond_the_bound(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.inputs.model_files, "MAX_CONFIG_BYTES", 10)
+    monkeypatch.setattr(service.inputs.models.files, "MAX_CONFIG_BYTES", 10)
     assert "larger than 10 bytes" in refused(ModelInvalid, model_folder)
 
 
@@ -225,7 +225,7 @@ def test_an_index_of_the_one_file_beside_it(model_folder: Path) -> None:
 
 
 def test_an_index_beyond_the_bound(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.inputs.model_files, "MAX_INDEX_BYTES", 10)
+    monkeypatch.setattr(service.inputs.models.files, "MAX_INDEX_BYTES", 10)
     shard(model_folder, {"w": "part-1.safetensors"})
     assert "larger than 10 bytes" in refused(ModelInvalid, model_folder)
 
@@ -266,7 +266,7 @@ def test_bad_safetensors(model_folder: Path, content: bytes, problem: str) -> No
 
 
 def test_a_header_beyond_the_bound(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.inputs.model_files, "MAX_HEADER_BYTES", 10)
+    monkeypatch.setattr(service.inputs.models.files, "MAX_HEADER_BYTES", 10)
     assert "larger than 10 bytes" in refused(ModelInvalid, model_folder)
 
 
@@ -350,7 +350,7 @@ def test_tensors_fill_the_file_exactly_if_each_begins_where_one_ends(
 
 
 def test_a_flood_of_tensors_is_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.inputs.model_files, "MAX_TENSORS", 2)
+    monkeypatch.setattr(service.inputs.models.files, "MAX_TENSORS", 2)
     three = {name: {**TENSOR, "data_offsets": [0, 16]} for name in "abc"}
     (model_folder / "model.safetensors").write_bytes(safetensors(three))
     assert "'model.safetensors' has more than 2 tensors" in refused(ModelInvalid, model_folder)
@@ -372,5 +372,5 @@ def test_the_files_of_a_tokenizer_are_read_within_limits(
     assert read() == {"tokenizer.json": b"1234", "vocab.txt": b"1234"}
     for limit, value in (("MAX_TOKENIZER_BYTES", 7), ("MAX_TOKENIZER_FILES", 1)):
         with monkeypatch.context() as patch:
-            patch.setattr(service.inputs.model_files, limit, value)
+            patch.setattr(service.inputs.models.files, limit, value)
             assert read() is None

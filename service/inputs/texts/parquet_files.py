@@ -1,4 +1,4 @@
-"""Parquet files, read by a process with bounds: `service.inputs.parquet_program`."""
+"""Parquet files, read by a process with bounds: `service.inputs.texts.parquet_program`."""
 
 from __future__ import annotations
 

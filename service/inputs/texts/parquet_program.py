@@ -1,10 +1,10 @@
 """Reads Parquet files in a process of its own, with bounds on memory and processor time.
 
 A small Parquet file can expand to any size: pages, dictionaries and nested lists are allocated as
-the file declares them. `service.inputs.parquet_files` starts this program. Each line of standard
-input is a request: a path, the columns to read (null: none) and the bounds. The answer is a line
-that describes the file, lines with arrays of rows (each an array of the columns' values) and an
-empty line. A line `{"error": ...}` takes the place of what cannot be read.
+the file declares them. `service.inputs.texts.parquet_files` starts this program. Each line of
+standard input is a request: a path, the columns to read (null: none) and the bounds. The answer is
+a line that describes the file, lines with arrays of rows (each an array of the columns' values) and
+an empty line. A line `{"error": ...}` takes the place of what cannot be read.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _check_footer(path: str, bound: int) -> None:
 
 
 def describe(kind: arrow.DataType) -> dict[str, Any]:
-    """A `service.inputs.parquet_files.Column`."""
+    """A `service.inputs.texts.parquet_files.Column`."""
     item = kind.value_type if isinstance(kind, LISTS) else kind
     return {
         "type": str(kind),

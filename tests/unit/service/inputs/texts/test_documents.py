@@ -12,10 +12,10 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-import service.inputs.documents
-import service.inputs.text_files
+import service.inputs.texts.documents
+import service.inputs.texts.text_files
 from service.errors import DataInvalid, DataNotFound, PathNotAllowed, UserError
-from service.inputs.documents import (
+from service.inputs.texts.documents import (
     CHECKED_FILES,
     Document,
     Record,
@@ -24,7 +24,7 @@ from service.inputs.documents import (
     read_documents,
     read_records,
 )
-from service.inputs.text_files import CHECKED_BYTES
+from service.inputs.texts.text_files import CHECKED_BYTES
 
 PARAM = "calibration.data"
 EVERYTHING = "**/*"
@@ -369,9 +369,9 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.inputs.text_files, "MAX_DOCUMENT_BYTES", 64)
-    monkeypatch.setattr(service.inputs.documents, "MAX_DOCUMENTS", 5)
-    monkeypatch.setattr(service.inputs.documents, "MAX_TEXT_BYTES", 100)
+    monkeypatch.setattr(service.inputs.texts.text_files, "MAX_DOCUMENT_BYTES", 64)
+    monkeypatch.setattr(service.inputs.texts.documents, "MAX_DOCUMENTS", 5)
+    monkeypatch.setattr(service.inputs.texts.documents, "MAX_TEXT_BYTES", 100)
 
 
 @pytest.mark.usefixtures("small_bounds")
@@ -419,8 +419,8 @@ def test_rows_without_text_count(tmp_path: Path, name: str) -> None:
 def test_gzip_may_expand_only_so_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
 ) -> None:
-    monkeypatch.setattr(service.inputs.text_files, "MIN_EXPANDED_BYTES", 1000)
-    monkeypatch.setattr(service.inputs.text_files, "MAX_EXPANSION", 2)
+    monkeypatch.setattr(service.inputs.texts.text_files, "MIN_EXPANDED_BYTES", 1000)
+    monkeypatch.setattr(service.inputs.texts.text_files, "MAX_EXPANSION", 2)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line * 2000))
     assert (
         "'a.jsonl.gz' cannot be read: it expands to more" in refused(DataInvalid, tmp_path).detail

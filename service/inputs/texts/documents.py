@@ -23,7 +23,7 @@ from typing import Any
 from service.errors import DataInvalid, DataNotFound, PathNotAllowed
 from service.inputs.glob import has_wildcard, selected_files
 from service.inputs.opening import open_path
-from service.inputs.text_files import READING_ERRORS, FileReader, NotText, record_size
+from service.inputs.texts.text_files import READING_ERRORS, FileReader, NotText, record_size
 
 MAX_DOCUMENTS = 10_000_000
 MAX_TEXT_BYTES = 4 * 2**30

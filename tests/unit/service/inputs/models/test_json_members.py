@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.inputs import json_members
-from service.inputs.json_members import read_members, read_object, read_value
+from service.inputs.models import json_members
+from service.inputs.models.json_members import read_members, read_object, read_value
 
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

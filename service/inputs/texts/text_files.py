@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from service.errors import DataInvalid
-from service.inputs.parquet_files import Column, ParquetReader, ParquetUnreadable, copy_footer
+from service.inputs.texts.parquet_files import Column, ParquetReader, ParquetUnreadable, copy_footer
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
 MAX_EXPANSION = 256

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bench import demo_data
 from service.errors import ModelInvalid
-from service.inputs import gguf_header
-from service.inputs.gguf_header import MAX_ITEMS, GGUFHeader, check_gguf, read_gguf_header
+from service.inputs.models import gguf_header
+from service.inputs.models.gguf_header import MAX_ITEMS, GGUFHeader, check_gguf, read_gguf_header
 from tests.fixtures.gguf_files import ARRAY, STRING, WHOLE, header, string, write_llama
 
 PARAM = "model.path"

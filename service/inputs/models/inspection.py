@@ -23,7 +23,7 @@ from typing import Any
 
 from service.domain.spec import JobSpec
 from service.errors import EigenpressError, ModelInvalid, UserError
-from service.inputs.model_files import CONFIG_NAME
+from service.inputs.models.files import CONFIG_NAME
 
 MODULE = "workers.actors.inspection"
 NEEDED = ("torch", "transformers", "workers")

@@ -19,7 +19,7 @@ from typing import IO, Annotated, Any
 from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from service.errors import ModelConfigMissing, ModelInvalid, NotACausalLM, UnsafeWeights
-from service.inputs.json_members import TURN, read_members, read_object, read_value
+from service.inputs.models.json_members import TURN, read_members, read_object, read_value
 from service.printable import shortened
 
 CONFIG_NAME = "config.json"

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from service.domain.spec import JobSpec, LocalPath
 from service.errors import InvalidParameter, ModelInvalid, UserError
-from service.inputs import inspection
 from service.inputs.checks import _check_model as check_model_and_tokenizer
-from service.inputs.inspection import inspect_model, inspect_tokenizer
+from service.inputs.models import inspection
+from service.inputs.models.inspection import inspect_model, inspect_tokenizer
 from service.settings import Settings
 from tests.fixtures.models import ARCHITECTURES, tiny_llama_config
 

@@ -13,8 +13,8 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from service.inputs import parquet_files
-from service.inputs.parquet_files import ParquetReader, ParquetUnreadable, copy_footer
+from service.inputs.texts import parquet_files
+from service.inputs.texts.parquet_files import ParquetReader, ParquetUnreadable, copy_footer
 
 MIB = 2**20
 MAX_PEAK_KIB = 400 * 1024
@@ -24,7 +24,7 @@ READ = """
 import resource, sys
 from pathlib import Path
 from service.errors import DataInvalid
-from service.inputs.documents import read_documents
+from service.inputs.texts.documents import read_documents
 try:
     for _ in read_documents(Path(sys.argv[1]), "*", "text", "data"):
         pass

@@ -1,49 +1,34 @@
-"""Where models and texts come from: local paths, S3 and the hub.
+"""Where models come from: local paths, S3 and the hub.
 
-Each source is checked when a job is submitted, cheaply, and fetched on every node that needs it:
-a local path is read in place, anything else is downloaded once per machine and contents. Of models
-elsewhere a submission reads the headers, by parts. It does not look at texts on the hub, and does
-not wait for a hub that does not answer; their problems show when the job runs.
+Each is checked when a job is submitted, and fetched on every node that needs it: a local model is
+read in place, another is downloaded once per machine and contents. Of models elsewhere a submission
+reads the headers, by parts. It does not wait for a hub that does not answer; those problems show
+when the job runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO
 
 from service.domain.spec import (
-    DataSource,
-    HubData,
     HubModel,
-    LocalData,
     LocalPath,
     ModelSource,
-    MultipleChoice,
-    PassAt1,
-    S3Data,
     S3Prefix,
 )
 from service.errors import (
-    DataInvalid,
-    DataNotFound,
     HubUnavailable,
-    InvalidParameter,
     ModelInvalid,
     ModelNotFound,
 )
 from service.inputs.cache import cached
-from service.inputs.documents import CHECKED_FILES, check_documents, check_records
-from service.inputs.gguf_header import check_gguf
-from service.inputs.glob import selected_files, selects
 from service.inputs.hub import ANSWER_SECONDS, HubRepository
 from service.inputs.local import allowed_path, refuse_outside
-from service.inputs.model_files import (
+from service.inputs.models.files import (
     GGUF_SUFFIX,
     TEMPLATES_FOLDER,
     ModelHeaders,
@@ -54,18 +39,16 @@ from service.inputs.model_files import (
     may_belong,
     read_tokenizer,
 )
+from service.inputs.models.gguf_header import check_gguf
 from service.inputs.opening import HeldFiles, Open, open_file, scan_folder
 from service.inputs.ranged import open_ranged
 from service.inputs.s3 import S3Listing, list_source, missing_as
-from service.inputs.text_files import copy_checked
 from service.settings import Settings
 
 CHECK_SECONDS = 5.0
 """How long a submission waits for each answer of the hub."""
 MAX_MODEL_FILES = 500
 """The limit of a local model, whose files all stay open."""
-MAX_DATA_FILES = 100_000
-MAX_DATA_BYTES = 64 * 2**30
 
 
 def check_model(source: ModelSource, settings: Settings) -> ModelHeaders | None:
@@ -103,54 +86,6 @@ def fetch_model(source: ModelSource, settings: Settings, held: HeldFiles) -> Pat
             return _fetch_s3_model(source, settings)
         case HubModel():
             return _fetch_hub_model(source, settings)
-
-
-def check_data(source: DataSource, settings: Settings, param: str) -> None:
-    """Raise unless the pattern selects files, and the beginnings of the first ones are text.
-
-    Raises `PathNotAllowed`, `DataNotFound`, `DataInvalid`, and for S3 the storage's errors, about
-    fields of `param`. Does not contact the hub.
-    """
-    with _beginnings(source, settings, param) as root:
-        if root:
-            check_documents(root, source.pattern, source.text_field, param)
-
-
-def check_problems(task: MultipleChoice | PassAt1, settings: Settings, param: str) -> None:
-    """Raise unless the pattern selects files of rows, and the first ones have the task's fields.
-
-    `param` is the field of the request that holds the task. Raises the errors of `check_data`.
-    """
-    data = f"{param}.data"
-    with _beginnings(task.data, settings, data) as root:
-        if root:
-            check_records(root, task.data.pattern, problem_fields(task, param), data)
-
-
-def problem_fields(task: MultipleChoice | PassAt1, param: str) -> dict[str, str]:
-    """The fields to read of every row, each with the field of the request that names it."""
-    if isinstance(task, PassAt1):
-        return dict.fromkeys(("task_id", "prompt", "entry_point", "test"), f"{param}.data")
-    return {
-        task.question_field: f"{param}.question_field",
-        task.choices_field: f"{param}.choices_field",
-        task.answer_field: f"{param}.answer_field",
-    }
-
-
-def fetch_data(source: DataSource, settings: Settings, param: str) -> Path:
-    """The text's folder, or its one file, on this machine.
-
-    Retries for `settings.retry_timeout_seconds` while S3 is unavailable. Raises what `check_data`
-    raises, and `HubUnavailable`.
-    """
-    match source:
-        case LocalData():
-            return _local_data(source, settings, param)
-        case S3Data():
-            return _fetch_s3_data(source, settings, param)
-        case HubData():
-            return _fetch_hub_data(source, settings, param)
 
 
 def _local_model(
@@ -308,102 +243,3 @@ def _fetch_hub_model(source: HubModel, settings: Settings) -> Path:
         check_folder(folder, param)
 
     return cached(settings.cache_dir / "models", repository.identity, fill)
-
-
-def _local_data(source: LocalData, settings: Settings, param: str) -> Path:
-    path = allowed_path(source.path, settings, DataNotFound, f"{param}.path")
-    try:
-        found = path.is_file() or any(selected_files(path, source.pattern))
-    except OSError as error:
-        raise DataInvalid(f"{path} cannot be read: {error}", param=f"{param}.path") from error
-    if not found:
-        raise _no_match(str(path), source.pattern, param)
-    return path
-
-
-def _list_s3_data(
-    source: S3Data, settings: Settings, param: str, patience_seconds: float = 0
-) -> S3Listing:
-    def wanted(path: str) -> bool:
-        return selects(source.pattern, path)
-
-    with missing_as(DataNotFound, f"{param}.uri"):
-        listing = list_source(source.uri, settings, wanted, f"{param}.uri", patience_seconds)
-    if not listing.objects:
-        raise _no_match(source.uri, source.pattern, param)
-    _check_bounds(listing.sizes, param)
-    return listing
-
-
-@contextmanager
-def _beginnings(source: DataSource, settings: Settings, param: str) -> Iterator[Path | None]:
-    """The text's folder, or its one file, of which the beginnings can be read; None on the hub."""
-    match source:
-        case LocalData():
-            yield _local_data(source, settings, param)
-        case S3Data():
-            listing = _list_s3_data(source, settings, param)
-            with TemporaryDirectory() as folder, missing_as(DataNotFound, f"{param}.uri"):
-                yield _copy_beginnings(listing, Path(folder).resolve(), param)
-        case HubData():
-            yield None
-
-
-def _copy_beginnings(listing: S3Listing, folder: Path, param: str) -> Path:
-    """Copy what is checked of the first objects; the files have the sizes of the objects."""
-    for path in islice(listing.objects, CHECKED_FILES + 1):  # shows whether there are more
-        target = folder / path
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy = target.open("wb")
-        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-            raise InvalidParameter(
-                f"The object '{path}' cannot become a file beside the others: {error.strerror}.",
-                param=f"{param}.uri",
-            ) from error
-        with copy:
-            copy_checked(path, listing.sizes[path], partial(listing.read_range, path), copy)
-    return folder / next(iter(listing.objects)) if listing.is_one_object else folder
-
-
-def _fetch_s3_data(source: S3Data, settings: Settings, param: str) -> Path:
-    listing = _list_s3_data(source, settings, param, settings.retry_timeout_seconds)
-
-    def fill(folder: Path) -> None:
-        for path in listing.objects:
-            with missing_as(DataNotFound, f"{param}.uri"):
-                listing.fetch(path, folder)
-
-    folder = cached(settings.cache_dir / "data", listing.identity, fill)
-    return folder / next(iter(listing.objects)) if listing.is_one_object else folder
-
-
-def _fetch_hub_data(source: HubData, settings: Settings, param: str) -> Path:
-    repository = HubRepository(
-        settings.hub_endpoint, "dataset", source.id, source.revision, DataNotFound, f"{param}.id"
-    )
-
-    def fill(folder: Path) -> None:
-        files = [file for path, file in repository.files().items() if selects(source.pattern, path)]
-        if not files:
-            raise _no_match(f"the dataset '{source.id}'", source.pattern, param)
-        _check_bounds({file.path: file.size for file in files}, param)
-        repository.download(files, folder)
-
-    identity = f"{repository.identity}\n{source.pattern}"
-    return cached(settings.cache_dir / "data", identity, fill)
-
-
-def _no_match(where: str, pattern: str, param: str) -> DataNotFound:
-    return DataNotFound(f"No file of {where} matches '{pattern}'.", param=f"{param}.pattern")
-
-
-def _check_bounds(sizes: dict[str, int], param: str) -> None:
-    if len(sizes) > MAX_DATA_FILES:
-        raise DataInvalid(
-            f"The pattern selects more than {MAX_DATA_FILES} files.", param=f"{param}.pattern"
-        )
-    if sum(sizes.values()) > MAX_DATA_BYTES:
-        raise DataInvalid(
-            f"The pattern selects more than {MAX_DATA_BYTES} bytes.", param=f"{param}.pattern"
-        )

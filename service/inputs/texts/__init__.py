@@ -1,0 +1,1 @@
+"""Texts and problems: documents and rows of files."""
