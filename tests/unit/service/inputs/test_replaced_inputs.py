@@ -43,7 +43,7 @@ def settings(allowed_root: Path, tmp_path: Path) -> Settings:
 def model(model_folder: Path) -> Path:
     """A model of one shard, with a licence and a chat template."""
     (model_folder / "model.safetensors").rename(model_folder / SHARD)
-    index = {"weight_map": {"model.norm.weight": SHARD}}
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": SHARD}}
     (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (model_folder / "LICENSE").write_text("free")
     (model_folder / TEMPLATE).parent.mkdir()
