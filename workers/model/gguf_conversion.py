@@ -36,7 +36,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with naming_model_errors(f"{gguf.name} cannot be read", PARAM), _parsing_once() as module:
-        _check_size(source, module.GGUFReader(str(gguf)))
+        _check_size(source, _reader(module, gguf))
         model, loading = AutoModelForCausalLM.from_pretrained(
             **source, dtype=torch.float32, output_loading_info=True
         )
@@ -51,6 +51,16 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _reader(module: Any, gguf: Path) -> Any:
+    """The gguf library's view of the file. Raises ModelInvalid if the file ends too early."""
+    try:
+        return module.GGUFReader(str(gguf))
+    except (ValueError, IndexError) as error:
+        raise ModelInvalid(
+            f"{gguf.name} is truncated or damaged: fetch it again ({error})", param=PARAM
+        ) from error
 
 
 def _check_size(source: Mapping[str, Any], reader: Any) -> None:

@@ -7,44 +7,39 @@ some seconds. Where they are not installed, as beside an API alone, the workers 
 
 from __future__ import annotations
 
+import atexit
 import logging
-import multiprocessing
 import os
-import resource
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import Lock
 from typing import Any
 
 from service.domain.spec import JobSpec
-from service.errors import EigenpressError, ModelInvalid, UserError
+from service.errors import ModelInvalid, UserError
 from service.inputs.models.files import CONFIG_NAME
 
-MODULE = "workers.actors.inspection"
+PROGRAM = "workers.actors.inspector"
 NEEDED = ("torch", "transformers", "workers")
+VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV")
+"""What the process sees of the environment: no secrets."""
 
 MAX_SECONDS = 10
 MAX_MEMORY_BYTES = 2 * 2**30
 """The bounds of one inspection; the largest public models take a tenth of both."""
 
-AT_A_TIME = 2
-"""How many inspections run side by side."""
-
-MARGIN_BYTES = 2**26
-"""With less memory left, an inspection is taken to have failed for lack of it."""
-
-MAX_FILE_BYTES = 2**20
-"""Libraries try out the folder for temporary files."""
+PATIENCE_SECONDS = 60
+"""How long an answer may take beyond the bound: the first one waits for the imports."""
 
 MAX_TENSORS = 50_000
 """The names of more tensors are left to the workers."""
-
-_SLOTS = BoundedSemaphore(AT_A_TIME)
 
 log = logging.getLogger("eigenpress.inspection")
 
@@ -70,82 +65,83 @@ def inspect_tokenizer(config: bytes, files: Mapping[str, bytes]) -> None:
 
 
 def _run(function: str, what: str, files: Mapping[str, bytes], *arguments: object) -> None:
-    """Call a function of MODULE with a folder of these files, in a process with bounds."""
+    """Have a function called with a folder of these files, and raise what it raises."""
     if not _available():
         return
-    processes = multiprocessing.get_context("forkserver")
-    receiver, sender = processes.Pipe(duplex=False)
-    with _SLOTS, tempfile.TemporaryDirectory() as name, receiver:
+    with tempfile.TemporaryDirectory() as name:
         for file, content in files.items():
             (Path(name) / file).write_bytes(content)
-        call = (function, Path(name), *arguments)
-        bounds = (MAX_SECONDS, MAX_MEMORY_BYTES)
-        process = processes.Process(target=_inspect, args=(sender, what, bounds, call), daemon=True)
-        process.start()
-        sender.close()
-        try:
-            error = receiver.recv() if receiver.poll(MAX_SECONDS) else _too_large(what, "time")
-        except EOFError:
-            error = _too_large(what, "memory")
-        finally:
-            process.kill()
-            process.join()
-    if isinstance(error, UserError):
-        raise error
-    if error is not None:
-        log.error("A model could not be inspected: %s", error)  # the workers will see it
+        answer = _INSPECTOR.ask((function, (Path(name), *arguments), MAX_SECONDS, MAX_MEMORY_BYTES))
+    if isinstance(answer, UserError):
+        raise answer
+    if isinstance(answer, str):
+        raise ModelInvalid(
+            f"{what} that takes too much {answer} to build (the bounds are {MAX_SECONDS} seconds "
+            f"and {MAX_MEMORY_BYTES} bytes, without weights).",
+            param="model",
+        )
+    if answer is not None:
+        log.error("A model could not be inspected: %s", answer)  # the workers will see it
 
 
 @cache
 def _available() -> bool:
-    """Whether models can be inspected here; prepares the process that the others come from."""
-    if any(find_spec(name) is None for name in NEEDED):
-        return False
-    multiprocessing.get_context("forkserver").set_forkserver_preload([MODULE])
-    return True
+    return all(find_spec(name) is not None for name in NEEDED)
 
 
-def _too_large(what: str, needed: str) -> ModelInvalid:
-    return ModelInvalid(
-        f"{what} that takes too much {needed} to build (the bounds are {MAX_SECONDS} seconds and "
-        f"{MAX_MEMORY_BYTES} bytes, without weights).",
-        param="model",
-    )
+class _Inspector:
+    """The process that inspects, started when it is first asked; it ends with this one."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+
+    def ask(self, request: tuple[Any, ...]) -> Any:
+        """The answer of `workers.actors.inspector`; a message if there is none."""
+        with self._lock:
+            try:
+                connection = self._started()
+                connection.send(request)
+                if connection.poll(MAX_SECONDS + PATIENCE_SECONDS):
+                    return connection.recv()
+                problem = OSError("no answer")
+            except (EOFError, OSError) as error:
+                problem = OSError(f"{type(error).__name__}: {error}")
+            self._end()
+            return problem
+
+    def close(self) -> None:
+        with self._lock:
+            self._end()
+
+    def _started(self) -> Connection:
+        if self._connection is None:
+            self._connection, theirs = Pipe()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", PROGRAM, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    env=_environment(),
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # an interrupt at the terminal is for the API
+                )
+        return self._connection
+
+    def _end(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._connection = self._process = None
 
 
-def _inspect(
-    sender: Connection, what: str, bounds: tuple[int, int], call: tuple[str, *tuple[Any, ...]]
-) -> None:
-    """Run an inspection in this process, and send the error that it raises, or None."""
-    seconds, memory_bytes = bounds
-    function, *arguments = call
-    module = import_module(MODULE)
-    os.environ.clear()
-    address_space = _peak_bytes() + memory_bytes
-    _limit(seconds, address_space)
-    try:
-        getattr(module, function)(*arguments)
-    except EigenpressError as error:
-        # Libraries raise all kinds of errors where memory is exhausted.
-        full = address_space - _peak_bytes() < MARGIN_BYTES
-        sender.send(_too_large(what, "memory") if full else error)
-    else:
-        sender.send(None)
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    # It forks, which processes with threads must not do.
+    return kept | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-def _peak_bytes() -> int:
-    """The largest address space that this process has had."""
-    status = Path("/proc/self/status").read_text("ascii")
-    (peak,) = (line for line in status.splitlines() if line.startswith("VmPeak:"))
-    return int(peak.split()[1]) * 1024
-
-
-def _limit(seconds: int, address_space: int) -> None:
-    limits = {
-        resource.RLIMIT_AS: address_space,
-        resource.RLIMIT_CPU: seconds,
-        resource.RLIMIT_FSIZE: MAX_FILE_BYTES,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, limit in limits.items():
-        resource.setrlimit(kind, (limit, limit))
+_INSPECTOR = _Inspector()
+atexit.register(_INSPECTOR.close)

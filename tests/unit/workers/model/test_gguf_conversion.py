@@ -69,3 +69,9 @@ def test_a_model_that_is_far_larger_than_its_file_is_never_allocated(tmp_path: P
 def test_positions_that_transformers_would_not_scale_are_refused(tmp_path: Path) -> None:
     gguf = write_llama(tmp_path / "model.gguf", llama_rope_scaling_type="yarn")
     assert "'llama.rope.scaling.type' is 'yarn'" in refusal(gguf)
+
+
+def test_a_file_that_ends_too_early_is_refused(tmp_path: Path) -> None:
+    gguf = write_llama(tmp_path / "model.gguf")
+    gguf.write_bytes(gguf.read_bytes()[:-1000])
+    assert refusal(gguf).startswith("model.gguf is truncated or damaged: fetch it again")

@@ -225,3 +225,22 @@ def test_without_transformers_the_workers_look_first(
 ) -> None:
     monkeypatch.setattr(inspection, "_available", lambda: False)
     inspect_model(b"{}", {}, spec)
+
+
+def test_a_broken_process_refuses_nothing_and_is_started_again(
+    spec: JobSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inspector = inspection._Inspector()
+    monkeypatch.setattr(inspection, "_INSPECTOR", inspector)
+    monkeypatch.setattr(inspection, "PROGRAM", "workers.no_such_program")
+    inspect_model(b"{}", {}, spec)
+    assert "could not be inspected" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr(inspection, "_INSPECTOR", inspector)
+    refusal(spec, num_attention_heads=3)
+    inspector.close()
+
+
+def test_the_process_sees_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EIGENPRESS_S3_SECRET_ACCESS_KEY", "secret")
+    assert "secret" not in inspection._environment().values()
