@@ -19,6 +19,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from workers.compression.interpolation import Interpolation
@@ -129,9 +130,15 @@ def replace_layers(model: nn.Module, layers: Mapping[str, Interpolation]) -> nn.
         dense = model.get_submodule(name)
         if not isinstance(dense, nn.Linear):
             raise TypeError(f"{name} is a {type(dense).__name__}, not an nn.Linear")
-        module = replacement(dense, layer.rank, layer.bias is not None).to(dense.weight)
+        with torch.device("meta"):  # its numbers would be drawn at random first
+            module = replacement(dense, layer.rank, layer.bias is not None)
+        factors = {key.removeprefix(f"{name}."): value for key, value in tensors(name, layer)}
         module.load_state_dict(
-            {key.removeprefix(f"{name}."): value for key, value in tensors(name, layer)}
+            {
+                key: value.to(dense.weight if value.is_floating_point() else dense.weight.device)
+                for key, value in factors.items()
+            },
+            assign=True,
         )
         model.set_submodule(name, module)
     return model

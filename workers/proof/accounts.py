@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from gguf import GGUFReader
 
+from service.inputs.models.gguf_header import count_numbers
 from workers.model.stored_tensors import StoredTensors
 from workers.model.tensor_names import source_tensors
 
@@ -40,7 +40,8 @@ def _invented(source: Path, gguf: Path) -> str | None:
     """What is wrong if the conversion of a GGUF file has more numbers than the file."""
     converted = StoredTensors(source)
     count = sum(converted.shape(key).numel() for key in converted)
-    held = sum(int(tensor.n_elements) for tensor in GGUFReader(str(gguf)).tensors)
+    with gguf.open("rb") as file:
+        held = count_numbers(file, gguf.name, "model.path")
     if count <= held:
         return None
     return f"{count - held} of its source's {count} numbers are not in {gguf.name}"

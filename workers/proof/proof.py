@@ -27,7 +27,7 @@ from service.errors import ArtifactMismatch, OutOfMemory, WorkerLost
 from workers.proof.clean_process import logits_at
 from workers.proof.result import Proof
 
-SEQUENCE_TOKENS = 256
+SEQUENCE_TOKENS = 128
 POSITIONS = 32
 """Of each sequence the model reads at most so many tokens; the logits at the last of them and at
 others, equally far apart, are compared."""

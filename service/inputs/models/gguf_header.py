@@ -7,8 +7,10 @@ everything first.
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -17,6 +19,7 @@ from service.printable import shortened
 
 VERSIONS = (2, 3)
 MAX_TENSORS = 1_000_000
+MAX_DIMENSIONS = 8
 MAX_KEYS = 10_000
 MAX_ITEMS = 2_000_000
 """The limit of all arrays together; the largest vocabularies have 262,144 tokens."""
@@ -89,15 +92,27 @@ def read_gguf_header(file: IO[bytes], name: str, param: str) -> GGUFHeader:
         raise ModelInvalid(f"'{name}' has the GGUF version {version}, not 2 or 3.", param=param)
     if not 0 < tensors <= MAX_TENSORS or not 0 < keys <= MAX_KEYS:
         raise ModelInvalid(f"'{name}' claims {tensors} tensors, {keys} keys.", param=param)
+    with _undamaged(name, param):
+        return GGUFHeader(tensors, _Reader(file).metadata(keys))
+
+
+def count_numbers(file: IO[bytes], name: str, param: str) -> int:
+    """How many numbers the tensors of a GGUF file have together. Raises as `read_gguf_header`."""
+    tensors = read_gguf_header(file, name, param).tensors  # the tensors' descriptions follow it
+    with _undamaged(name, param):
+        return _Reader(file).numbers(tensors)
+
+
+@contextmanager
+def _undamaged(name: str, param: str) -> Iterator[None]:
     try:
-        metadata = _Reader(file).metadata(keys)
+        yield
     except (EOFError, ValueError) as error:
         raise ModelInvalid(f"The header of '{name}' is damaged: {error}", param=param) from error
-    return GGUFHeader(tensors, metadata)
 
 
 class _Reader:
-    """Reads a file's key-value pairs; raises EOFError or ValueError."""
+    """Reads a file's key-value pairs and tensors; raises EOFError or ValueError."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -113,6 +128,17 @@ class _Reader:
             else:
                 found[key] = self._value(kind)
         return found
+
+    def numbers(self, tensors: int) -> int:
+        total = 0
+        for _ in range(tensors):
+            self._string()
+            (dimensions,) = self._unpack("I")
+            if dimensions > MAX_DIMENSIONS:
+                raise ValueError(f"a tensor claims {dimensions} dimensions")
+            total += math.prod(self._unpack(f"{dimensions}Q"))
+            self._unpack("IQ")  # its type and its place
+        return total
 
     def _value(self, kind: int) -> Value:
         if kind == _STRING:

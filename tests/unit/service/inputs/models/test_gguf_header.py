@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import demo_data
 from service.errors import ModelInvalid
 from service.inputs.models import gguf_header
-from service.inputs.models.gguf_header import MAX_ITEMS, GGUFHeader, check_gguf, read_gguf_header
+from service.inputs.models.gguf_header import (
+    MAX_ITEMS,
+    GGUFHeader,
+    check_gguf,
+    count_numbers,
+    read_gguf_header,
+)
 from tests.fixtures.gguf_files import ARRAY, STRING, WHOLE, header, string, write_llama
 
 PARAM = "model.path"
@@ -113,3 +121,16 @@ def test_any_header_passes_or_is_refused(
     at = data.draw(st.integers(0, len(whole)))
     with suppress(ModelInvalid):
         check(tmp_path_factory.getbasetemp(), whole[:at] + content + whole[at + len(content) :])
+
+
+def test_the_numbers_of_all_tensors_are_counted(tmp_path: Path) -> None:
+    gguf = write_llama(tmp_path / "model.gguf")
+    expected = sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+    with gguf.open("rb") as file:
+        assert count_numbers(file, gguf.name, PARAM) == expected > 0
+
+
+def test_tensors_with_too_many_dimensions_are_refused() -> None:
+    flood = header(tensors=1) + string("w") + struct.pack("<I", 9)
+    with pytest.raises(ModelInvalid, match="a tensor claims 9 dimensions"):
+        count_numbers(io.BytesIO(flood), "model.gguf", PARAM)
