@@ -46,7 +46,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 ANSWER_SECONDS = 15
 """Within this time the API accepts or refuses a job."""
-EXAMPLE_SECONDS = 20
+EXAMPLE_SECONDS = 30
 """Within this time an example ends; sound ones take less than a second."""
 MAX_MESSAGE_CHARACTERS = 700
 MAX_ERROR = 0.35

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import sys
 from multiprocessing.connection import Connection
@@ -26,19 +27,23 @@ MAX_FILE_BYTES = 2**20
 
 TIME, MEMORY = "time", "memory"
 
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Names the folder that torch makes when it is imported; it goes with this process."""
+
 
 def main(descriptor: int) -> None:
     """Answer requests until the other side is gone.
 
     A request is the name of a function of `workers.actors.inspection`, its arguments, and the
-    bounds in seconds and bytes. The answer is None, an EigenpressError, TIME or MEMORY for a bound
-    that was exceeded, or the exit status of a process that broke.
+    bounds in seconds of processor time and bytes. The answer is None, an EigenpressError, TIME or
+    MEMORY for a bound that was exceeded, or the exit status of a process that broke.
     """
     connection = Connection(descriptor)
     while True:
         try:
             request = connection.recv()
         except EOFError:
+            shutil.rmtree(os.environ[CACHE_VARIABLE], ignore_errors=True)
             return
         process = os.fork()
         if not process:
@@ -51,8 +56,10 @@ def main(descriptor: int) -> None:
 
 def _why(code: int) -> str | int:
     """What a process lacked that ended with this status; the status if it lacked nothing."""
-    if -code in (signal.SIGALRM, signal.SIGXCPU):
+    if code == -signal.SIGXCPU:
         return TIME
+    if code == -signal.SIGALRM:
+        return code  # the machine is busy, which is not the model's fault
     return MEMORY if code < 0 else code  # libraries abort where they cannot allocate
 
 
@@ -77,7 +84,7 @@ def _peak_bytes() -> int:
 
 
 def _limit(seconds: int, address_space: int) -> None:
-    signal.alarm(seconds)
+    signal.alarm(2 * seconds)
     limits = {
         resource.RLIMIT_AS: (address_space, address_space),
         resource.RLIMIT_CPU: (seconds, seconds + 1),  # the kernel kills at once at the second

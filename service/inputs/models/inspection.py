@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -31,15 +32,18 @@ NEEDED = ("torch", "transformers", "workers")
 VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV")
 """What the process sees of the environment: no secrets."""
 
-MAX_SECONDS = 10
+MAX_SECONDS = 5
 MAX_MEMORY_BYTES = 2 * 2**30
-"""The bounds of one inspection; the largest public models take a tenth of both."""
+"""The bounds of one inspection, in processor time and memory. After twice the time on the clock it
+is given up, and the workers look."""
 
 PATIENCE_SECONDS = 60
 """How long an answer may take beyond the bound: the first one waits for the imports."""
 
-MAX_TENSORS = 50_000
-"""The names of more tensors are left to the workers."""
+END_SECONDS = 2
+
+MAX_TENSORS = 20_000
+"""The names of more are left to the workers; these take 2 seconds."""
 
 log = logging.getLogger("eigenpress.inspection")
 
@@ -77,7 +81,7 @@ def _run(function: str, what: str, files: Mapping[str, bytes], *arguments: objec
     if isinstance(answer, str):
         raise ModelInvalid(
             f"{what} that takes too much {answer} to build (the bounds are {MAX_SECONDS} seconds "
-            f"and {MAX_MEMORY_BYTES} bytes, without weights).",
+            f"of processor time and {MAX_MEMORY_BYTES} bytes, without weights).",
             param="model",
         )
     if answer is not None:
@@ -132,15 +136,20 @@ class _Inspector:
         if self._connection is not None:
             self._connection.close()
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            try:
+                self._process.wait(END_SECONDS)  # it ends by itself, unless it hangs
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
         self._connection = self._process = None
 
 
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     # It forks, which processes with threads must not do.
-    return kept | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    cache = Path(tempfile.gettempdir()) / f"eigenpress-inspector-{secrets.token_hex(8)}"
+    return kept | threads | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
 
 
 _INSPECTOR = _Inspector()
