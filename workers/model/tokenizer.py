@@ -68,8 +68,9 @@ def _problem(folder: Path, error: Exception) -> str:
             "version or an older one."
         )
     return (
-        f"transformers cannot make a tokenizer of its files ({type(error).__name__}: "
-        f"{one_line(error)}). Save the tokenizer again with a class of transformers."
+        f"transformers cannot make a tokenizer of its files ({one_line(error)}"
+        f"{' is missing' if isinstance(error, KeyError) else ''}). Save the tokenizer again with a "
+        "class of transformers."
     )
 
 

@@ -74,7 +74,7 @@ def test_a_newer_or_damaged_tokenizer(folder: Path, changes: dict[str, Any], wor
 
 def test_files_that_disagree(folder: Path) -> None:
     change(folder / "tokenizer_config.json", tokenizer_class=5)
-    assert "transformers cannot make a tokenizer of its files (AttributeError: " in refusal(folder)
+    assert "transformers cannot make a tokenizer of its files ('int' object has" in refusal(folder)
 
 
 def test_code_is_not_run(folder: Path) -> None:
