@@ -6,8 +6,12 @@ UTF-8 has: a file name of other bytes, or "\\ud800" in JSON.
 
 from __future__ import annotations
 
+import re
+
 LAYOUT = "\n\t"
 MAX_SHOWN_CHARACTERS = 80
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def printable(text: str) -> str:
@@ -22,6 +26,11 @@ def printable(text: str) -> str:
         each if each.isprintable() or each in LAYOUT else each.encode("unicode_escape").decode()
         for each in text
     )
+
+
+def uncoloured(text: str) -> str:
+    """The text without a terminal's codes for colours."""
+    return _COLOUR.sub("", text)
 
 
 def one_line(text: str) -> str:

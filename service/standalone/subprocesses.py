@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 from collections import deque
@@ -15,10 +14,9 @@ from typing import Self
 import psutil
 
 from service.die_with_parent import tied
+from service.printable import uncoloured
 
 STOP_SECONDS = 15.0
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Child:
@@ -66,7 +64,7 @@ class Child:
 def log_tail(path: Path, lines: int = 20) -> str:
     """The last lines of a log, without colours, for an error message."""
     with path.open(errors="replace") as log:
-        return _COLOUR.sub("", "".join(deque(log, lines))).rstrip()
+        return uncoloured("".join(deque(log, lines))).rstrip()
 
 
 def is_running(process: psutil.Process) -> bool:

@@ -84,8 +84,10 @@ class Assembler:
     def prove(self) -> dict[str, Proof]:
         """Prove every artifact that was written here. Raises the errors of `proof.prove`."""
         worker = self._worker
-        for claim in self._claims:
-            refuse(claim.name, [*unaccounted(worker.source, claim.folder, worker.original)])
+        folders = [claim.folder for claim in self._claims]
+        found = unaccounted(worker.source, folders, worker.original)
+        for claim, differences in zip(self._claims, found, strict=True):
+            refuse(claim.name, differences)
         dtype = None if self._spec.dtype == "auto" else self._spec.dtype
         with naming_full_disk(self._scratch):
             return prove(

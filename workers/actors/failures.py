@@ -25,6 +25,7 @@ from service.errors import (
     UnsupportedLayer,
     WorkerLost,
 )
+from service.printable import uncoloured
 from workers.compression import errors as compression
 
 NODE_DIED = "its node has died"
@@ -35,8 +36,6 @@ MEMORY_ERRORS = (MemoryError, ray.OutOfMemoryError, ray.ObjectStoreFullError)
 _USED_MEMORY = re.compile(r"Memory on the node .* was ([\d.]+)GB used")
 _MEMORY_USER = re.compile(r"^(\d+)\t([\d.]+)\t", re.MULTILINE)
 """In Ray's message about a worker that it ended: a line for each of the largest processes."""
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 CLUSTER_ERRORS = (
     ray.LocalRayletDiedError,
@@ -150,4 +149,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _plain(error: BaseException) -> str:
-    return _COLOUR.sub("", str(error)).strip()
+    return uncoloured(str(error)).strip()

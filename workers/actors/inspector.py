@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import EigenpressError
+from service.inputs.models.inspection import CACHE_VARIABLE
 from workers.actors import inspection
 
 MARGIN_BYTES = 2**26
@@ -26,9 +27,6 @@ MAX_FILE_BYTES = 2**20
 """Libraries try out the folder for temporary files."""
 
 TIME, MEMORY = "time", "memory"
-
-CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-"""Names the folder that torch makes when it is imported; it goes with this process."""
 
 
 def main(descriptor: int) -> None:

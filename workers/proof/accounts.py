@@ -6,7 +6,7 @@ mistake is found here, whichever rule dropped it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,24 +16,28 @@ from workers.model.stored_tensors import StoredTensors
 from workers.model.tensor_names import source_tensors
 
 
-def unaccounted(source: Path, artifact: Path, original: Path) -> Iterator[str]:
-    """What is wrong with an artifact's numbers, as phrases.
+def unaccounted(source: Path, artifacts: Sequence[Path], original: Path) -> Iterator[list[str]]:
+    """What is wrong with the numbers of each artifact, as phrases.
 
-    `source` is the folder that the artifact was written from; `original` is the same, or the GGUF
+    `source` is the folder that the artifacts were written from; `original` is the same, or the GGUF
     file that it was converted from.
     """
-    if original != source and (problem := _invented(source, original)):
-        yield problem
-    tensors, written = source_tensors(source), StoredTensors(artifact)
-    for name in tensors.unused.carried:
-        if name not in written:
-            yield f"it lacks the tensor '{name}'"
+    invented = None if original == source else _invented(source, original)
+    tensors, stored = source_tensors(source), StoredTensors(source)
     named = {key for piece in tensors for key in piece.keys}
     named |= tensors.unused.carried.keys() | tensors.unused.left_out.keys()
-    stored = StoredTensors(source)
-    for key in stored:
-        if key not in named and not _has_copy(written, stored.read(key)):
-            yield f"it lacks the source's tensor '{key}'"
+    unread = [key for key in stored if key not in named]
+    for artifact in artifacts:
+        written = StoredTensors(artifact)
+        yield [
+            *([invented] if invented else []),
+            *(f"it lacks the tensor '{n}'" for n in tensors.unused.carried if n not in written),
+            *(
+                f"it lacks the source's tensor '{key}'"
+                for key in unread
+                if not _has_copy(written, stored.read(key))
+            ),
+        ]
 
 
 def _invented(source: Path, gguf: Path) -> str | None:

@@ -31,6 +31,8 @@ PROGRAM = "workers.actors.inspector"
 NEEDED = ("torch", "transformers", "workers")
 VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV")
 """What the process sees of the environment: no secrets."""
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Names the folder that torch makes when it is imported; the process removes it at its end."""
 
 MAX_SECONDS = 5
 MAX_MEMORY_BYTES = 2 * 2**30
@@ -102,7 +104,7 @@ class _Inspector:
         self._connection: Connection | None = None
 
     def ask(self, request: tuple[Any, ...]) -> Any:
-        """The answer of `workers.actors.inspector`; a message if there is none."""
+        """The answer of `workers.actors.inspector`, or an OSError that says why there is none."""
         with self._lock:
             try:
                 connection = self._started()
@@ -149,7 +151,7 @@ def _environment() -> dict[str, str]:
     # It forks, which processes with threads must not do.
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     cache = Path(tempfile.gettempdir()) / f"eigenpress-inspector-{secrets.token_hex(8)}"
-    return kept | threads | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    return kept | threads | {CACHE_VARIABLE: str(cache)}
 
 
 _INSPECTOR = _Inspector()
