@@ -32,9 +32,10 @@ TIME, MEMORY = "time", "memory"
 def main(descriptor: int) -> None:
     """Answer requests until the other side is gone.
 
-    A request is the name of a function of `workers.actors.inspection`, its arguments, and the
-    bounds in seconds of processor time and bytes. The answer is None, an EigenpressError, TIME or
-    MEMORY for a bound that was exceeded, or the exit status of a process that broke.
+    A request is the name of a function of `workers.actors.inspection`, its arguments, the seconds
+    after which it is given up, and the bounds in seconds of processor time and bytes. The answer is
+    None, an EigenpressError, TIME or MEMORY for a bound that was exceeded, or the exit status of a
+    process that broke or was given up.
     """
     connection = Connection(descriptor)
     while True:
@@ -61,7 +62,14 @@ def _why(code: int) -> str | int:
     return MEMORY if code < 0 else code  # libraries abort where they cannot allocate
 
 
-def _answer(function: str, arguments: tuple[Any, ...], seconds: int, memory_bytes: int) -> Any:
+def _answer(
+    function: str,
+    arguments: tuple[Any, ...],
+    give_up_seconds: int,
+    seconds: int,
+    memory_bytes: int,
+) -> Any:
+    signal.alarm(give_up_seconds)
     address_space = _peak_bytes() + memory_bytes
     _limit(seconds, address_space)
     try:
@@ -82,7 +90,6 @@ def _peak_bytes() -> int:
 
 
 def _limit(seconds: int, address_space: int) -> None:
-    signal.alarm(2 * seconds)
     limits = {
         resource.RLIMIT_AS: (address_space, address_space),
         resource.RLIMIT_CPU: (seconds, seconds + 1),  # the kernel kills at once at the second

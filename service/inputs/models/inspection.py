@@ -36,8 +36,10 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 MAX_SECONDS = 5
 MAX_MEMORY_BYTES = 2 * 2**30
-"""The bounds of one inspection, in processor time and memory. After twice the time on the clock it
-is given up, and the workers look."""
+"""The bounds of one inspection, in processor time and memory."""
+
+GIVE_UP_SECONDS = 10
+"""A busy machine may take so long by the clock; then the workers look first."""
 
 PATIENCE_SECONDS = 60
 """How long an answer may take beyond the bound: the first one waits for the imports."""
@@ -77,7 +79,9 @@ def _run(function: str, what: str, files: Mapping[str, bytes], *arguments: objec
     with tempfile.TemporaryDirectory() as name:
         for file, content in files.items():
             (Path(name) / file).write_bytes(content)
-        answer = _INSPECTOR.ask((function, (Path(name), *arguments), MAX_SECONDS, MAX_MEMORY_BYTES))
+        answer = _INSPECTOR.ask(
+            (function, (Path(name), *arguments), GIVE_UP_SECONDS, MAX_SECONDS, MAX_MEMORY_BYTES)
+        )
     if isinstance(answer, UserError):
         raise answer
     if isinstance(answer, str):
@@ -109,7 +113,7 @@ class _Inspector:
             try:
                 connection = self._started()
                 connection.send(request)
-                if connection.poll(MAX_SECONDS + PATIENCE_SECONDS):
+                if connection.poll(GIVE_UP_SECONDS + PATIENCE_SECONDS):
                     return connection.recv()
                 problem = OSError("no answer")
             except (EOFError, OSError) as error:

@@ -197,19 +197,23 @@ def test_a_tokenizer_beyond_the_bounds_is_refused(
     tokenizer["model"]["vocab"] = {f"token {number}": number for number in range(400_000)}
     files = {"tokenizer.json": json.dumps(tokenizer).encode()}
     tokenizer_refusal({})  # so that the process to fork from is there
+    monkeypatch.setattr(inspection, "GIVE_UP_SECONDS", 60)
+    monkeypatch.setattr(inspection, "MAX_SECONDS", 60)
     monkeypatch.setattr(inspection, "MAX_MEMORY_BYTES", 2**27)
     assert "the tokenizer is one that takes too much memory" in tokenizer_refusal(files)
 
 
 @pytest.mark.parametrize(
-    ("bound", "value", "words"),
-    [("MAX_SECONDS", 1, "too much time"), ("MAX_MEMORY_BYTES", 2**27, "too much memory")],
+    ("seconds", "memory_bytes", "words"),
+    [(1, 2**31, "too much time"), (60, 2**27, "too much memory")],
 )
 def test_a_model_beyond_the_bounds_is_refused(
-    spec: JobSpec, monkeypatch: pytest.MonkeyPatch, bound: str, value: int, words: str
+    spec: JobSpec, monkeypatch: pytest.MonkeyPatch, seconds: int, memory_bytes: int, words: str
 ) -> None:
     refusal(spec, num_hidden_layers=1)  # so that the process to fork from is there
-    monkeypatch.setattr(inspection, bound, value)
+    monkeypatch.setattr(inspection, "GIVE_UP_SECONDS", 60)
+    monkeypatch.setattr(inspection, "MAX_SECONDS", seconds)
+    monkeypatch.setattr(inspection, "MAX_MEMORY_BYTES", memory_bytes)
     assert words in refusal(spec, num_hidden_layers=10**7)
 
 
