@@ -24,7 +24,7 @@ import torch
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from api.app import create_app
 from api.services import open_services
@@ -144,7 +144,9 @@ class Fuzzed:
                 model.parent, gguf_file=model.name, dtype=torch.float32
             )
         else:
-            source = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+            config = AutoConfig.from_pretrained(model)
+            config._attn_implementation = "eager"  # some others are compiled first
+            source = AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32)
         ours = AutoModelForCausalLM.from_pretrained(
             copy, trust_remote_code=True, dtype=torch.float32
         )

@@ -25,6 +25,7 @@ from service.inputs.models.files import is_companion, model_paths
 from workers.artifact.size import CheckpointSize
 from workers.compression import checkpoint
 from workers.compression.interpolation import Interpolation
+from workers.model.configuration import without_kernels
 from workers.model.tensor_names import source_tensors
 from workers.model.unused_tensors import UnusedTensors
 
@@ -180,7 +181,7 @@ def _write_configuration(
     *,
     unfused: bool,
 ) -> None:
-    config = json.loads((source / "config.json").read_text("utf-8"))
+    config = without_kernels(json.loads((source / "config.json").read_text("utf-8")))
     config.pop("torch_dtype", None)  # the name that older checkpoints give it
     config["dtype"] = str(dtype).removeprefix("torch.")
     architecture, config_class = base_classes(config)

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from service.domain.manifest import sha256_of
 from service.errors import ModelInvalid
 from service.inputs.cache import cached
 from service.settings import Settings
+from workers.model.configuration import load_configuration
 from workers.model.gguf_conversion import PARAM, convert_gguf
 from workers.model.model_errors import naming_model_errors
 from workers.model.weight_files import weight_files
@@ -64,6 +65,7 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
     with naming_model_errors("the model cannot be loaded"):
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=load_configuration(folder, trust_remote_code=trust_remote_code),
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
@@ -85,8 +87,7 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
 def vocabulary_size(folder: Path) -> int:
     """The number of token ids that the model of a folder has embeddings for."""
     with naming_model_errors("config.json cannot be read"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return int(config.get_text_config().vocab_size)
+        return int(load_configuration(folder).get_text_config().vocab_size)
 
 
 def parameter_count(model: nn.Module) -> int:

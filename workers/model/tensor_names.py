@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -29,6 +29,7 @@ from transformers.core_model_loading import (
 from service.errors import ModelInvalid
 from service.inputs.models.files import CONFIG_NAME
 from workers.compression.unfuse import fused_parameters, separated
+from workers.model.configuration import load_configuration
 from workers.model.model_errors import naming_model_errors
 from workers.model.stored_tensors import StoredTensors
 from workers.model.unused_tensors import UnusedTensors, judge_unused
@@ -259,9 +260,7 @@ def empty_model(folder: Path) -> Any:
     """The model on the meta device, where it takes no memory."""
     with naming_model_errors("the model's class cannot be built from config.json"):
         try:
-            config = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+            config = load_configuration(folder)
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except (KeyError, AttributeError) as error:  # a name, such as that of an activation
