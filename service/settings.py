@@ -137,8 +137,17 @@ class Settings(BaseSettings):
     retry_timeout_seconds: float = Field(
         default=900.0, ge=0, le=86_400, description="How long an attempt retries S3 and database."
     )
-    checkpoint_sequences: int = Field(
-        default=32, ge=1, description="Sequences per worker between two checkpoints."
+    checkpoint_blocks: int = Field(
+        default=1, ge=1, description="Blocks that a worker calibrates between two checkpoints."
+    )
+    boundary_memory_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Memory of a worker for the hidden states between blocks; unset: half of what "
+        "is free, shared among a machine's workers.",
+    )
+    boundary_file_bytes: int | None = Field(
+        default=None, ge=0, description="The same on its disk, for what does not fit into memory."
     )
     checkpoint_share_of_time: float = Field(
         default=0.05, gt=0, le=1, description="Largest share of calibration time for writing."

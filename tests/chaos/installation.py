@@ -46,7 +46,7 @@ QUICK: dict[str, Any] = {
     "retry_timeout_seconds": 120,
     "cleanup_grace_seconds": 2,
     "poll_seconds": 0.2,
-    "checkpoint_sequences": 8,
+    "checkpoint_blocks": 1,
     "checkpoint_share_of_time": 1.0,
     "max_attempts": 10,
 }

@@ -73,7 +73,7 @@ class Worker:
         from workers.actors.worker import Worker
 
         self.held = HeldFiles(Settings().scratch_dir / attempt)
-        self.worker = Worker(spec, number, threads, self.held)
+        self.worker = Worker(spec, attempt, number, threads, self.held)
         self.assembler = Assembler(spec, attempt, self.worker)
 
     place = _passed_on("place")
@@ -84,9 +84,8 @@ class Worker:
     exercises = _passed_on("exercises")
     digest = _passed_on("digest", SERVING)
     resume = _passed_on("resume")
-    resume_calibration = _passed_on("resume_calibration")
+    begin_calibration = _passed_on("begin_calibration")
     calibrate = _passed_on("calibrate")
-    forget = _passed_on("forget")
     settle = _passed_on("settle")
     statistics = _passed_on("statistics", SERVING)
     solve = _passed_on("solve")

@@ -26,22 +26,17 @@ from service.inputs.checks import check_allowed
 from service.inputs.models.sources import fetch_model
 from service.inputs.opening import HeldFiles
 from service.settings import Settings
+from workers.actors.calibrator import Calibrator
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
 from workers.actors.scratch import attempts_in, remove_attempts
 from workers.actors.versions import own_versions
 from workers.artifact.checkpoint_writer import check_writable
 from workers.compression.candidates import LayerCandidates
 from workers.compression.interpolation import Interpolation, interpolate
-from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
 from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution, solve_group
-from workers.compression.statistics import (
-    Calibration,
-    GroupStatistics,
-    accumulation_dtype,
-    merged,
-)
+from workers.compression.statistics import GroupStatistics, merged
 from workers.compression.unfuse import router_paths, unfuse
 from workers.evaluation.choices import score_questions
 from workers.evaluation.harness import check_harness, score_harness_task
@@ -54,6 +49,7 @@ from workers.evaluation.scores import Scores
 from workers.evaluation.speed import decode_speed
 from workers.evaluation.substitution import Substitution
 from workers.evaluation.text import text_loss
+from workers.model.blocks import StoredModel, traced_groups
 from workers.model.loading import (
     load_model,
     parameter_count,
@@ -62,7 +58,6 @@ from workers.model.loading import (
     stored_dtypes,
     vocabulary_size,
 )
-from workers.model.model_errors import naming_model_errors
 from workers.model.tokenizer import TextTokenizer, load_tokenizer
 from workers.model.weight_files import weight_files
 from workers.resumption.calibrated import Calibrated
@@ -70,6 +65,7 @@ from workers.resumption.calibration import CalibrationCheckpoints
 from workers.resumption.checkpoints import Checkpoints, Place
 from workers.resumption.fingerprint import model_digest
 from workers.resumption.solved import SolvedCheckpoints
+from workers.sweeps.passes import Pass
 from workers.text.texts import Texts, check_token_ids, read_texts
 
 CACHED_BYTES = 1 << 30
@@ -82,13 +78,16 @@ BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16", "bf16")
 class Worker:
     """See the module. `workers.actors.interface` is its Ray actor; tests call it directly."""
 
-    def __init__(self, spec: JobSpec, number: int, threads: int, held: HeldFiles) -> None:
+    def __init__(
+        self, spec: JobSpec, attempt: str, number: int, threads: int, held: HeldFiles
+    ) -> None:
         torch.set_num_threads(threads)
         self._spec = spec
         self._number = number
         self._method = METHODS[spec.method]
         self._held = held
         self._settings = Settings()
+        self._scratch = self._settings.scratch_dir / attempt / f"worker-{number}"
         self._versions = own_versions()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._mixed_precision = spec.mixed_precision == "bf16" or (
@@ -96,7 +95,6 @@ class Worker:
         )
         self.carried: list[str] = []  # names of stored tensors that the model does not use
         self._groups: dict[str, InputGroup] = {}
-        self._statistics: dict[str, GroupStatistics] = {}
         self._solutions: dict[str, Solution] = {}
         self._interpolated: LRUCache[tuple[Any, ...], Interpolation] = LRUCache(
             CACHED_BYTES, getsizeof=lambda layer: layer.nbytes
@@ -104,6 +102,8 @@ class Worker:
         self._model: Any = None
         self._substitution: Substitution | None = None
         self._loaded_from: Path | None = None
+        self._stored: StoredModel | None = None
+        self._calibrator: Calibrator | None = None
         self._kept_calibration: CalibrationCheckpoints | None = None
         self._kept_solutions: SolvedCheckpoints | None = None
 
@@ -141,23 +141,17 @@ class Worker:
         _check_tasks(self._spec, self._settings)
         unused = check_writable(self.source)
         self.carried = [*unused.carried]
-        self._model = load_model(self.source, self._device)
-        self._loaded_from = self.source
-        unfuse(self._model)
-        check_positions(self._spec, self._model.config)
-        with naming_model_errors("the model cannot compute as config.json says"):
-            groups = input_groups(self._model, compressible_layers(self._model))
+        groups = traced_groups(self.source)
         self._groups = {group.name: group for group in groups}
-        self._statistics = Calibration.zeros(
-            self._model, groups, self._method.observations, accumulation_dtype(self._device)
-        )
+        self._stored = stored = StoredModel(self.source, self._device)
+        check_positions(self._spec, stored.model.config)
         return ModelSummary(
-            type(self._model).__name__,
-            parameter_count(self._model),
+            type(stored.model).__name__,
+            parameter_count(stored.model),
             sum(file.stat().st_size for file in weight_files(self.source)),
             str(stored_dtype(self.source)).removeprefix("torch."),
             groups,
-            _left_dense(self._model, groups),
+            _left_dense(stored.model, groups),
             unused.carried,
             unused.left_out,
         )
@@ -174,8 +168,8 @@ class Worker:
 
     @property
     def model(self) -> Any:
-        """The model that it holds now, with the layers that were put into it."""
-        return self._model
+        """The source model in memory, with the layers that were put into it."""
+        return self._use(None)
 
     def texts(self) -> Texts:
         """Read and tokenize the job's texts; one worker does it for all."""
@@ -187,7 +181,8 @@ class Worker:
     def exercises(self) -> list[Exercise]:
         """Read the problems of the job's tasks; one worker does it for all, once it has loaded."""
         tokenizer: Any = TextTokenizer(self.source)
-        return read_exercises(self._spec, tokenizer, positions(self._model.config), self._settings)
+        config = self._opened.model.config
+        return read_exercises(self._spec, tokenizer, positions(config), self._settings)
 
     def digest(self) -> str:
         """The sha256 of the model's files; one worker computes it for all."""
@@ -202,12 +197,11 @@ class Worker:
         self._kept_calibration = CalibrationCheckpoints(
             checkpoints,
             self._number,
-            self._statistics,
-            self._settings.checkpoint_sequences,
+            self._settings.checkpoint_blocks,
             self._settings.checkpoint_share_of_time,
         )
         self._kept_solutions = SolvedCheckpoints(checkpoints, self._groups.values())
-        solved, refused = self._kept_solutions.restore(owned, self._model)
+        solved, refused = self._kept_solutions.restore(owned)
         for solutions in solved.values():
             self._solutions |= solutions
         options = {
@@ -216,30 +210,27 @@ class Worker:
         }
         return TakenOver(options, refused)
 
-    def resume_calibration(self) -> Calibrated:
-        """Have the statistics of an earlier attempt. Raises the storage's errors."""
-        assert self._kept_calibration is not None  # noqa: S101 - `resume` comes first
-        return self._kept_calibration.restore()
+    def begin_calibration(
+        self, sequences: Sequence[Sequence[int]], solved: Sequence[str], loss_known: bool
+    ) -> Calibrated:
+        """Take a share of the sequences; what remains to be done after earlier attempts.
 
-    def calibrate(self, sequences: Sequence[Sequence[int]]) -> float:
-        """Add one batch of equally long sequences to this worker's statistics; its summed loss."""
-        groups = tuple(self._groups.values())
-        with Calibration(
-            self._model,
-            groups,
-            self._statistics,
-            checkpoint_activations=self._spec.calibration.gradient_checkpointing,
+        See `workers.actors.calibrator.Calibrator.begin`.
+        """
+        self._calibrator = Calibrator(
+            self._opened,
+            tuple(self._groups.values()),
+            self._method.observations,
             mixed_precision=self._mixed_precision,
-        ) as calibration:
-            loss = calibration.run(torch.tensor(sequences, device=self._device))
-        if self._kept_calibration is not None:
-            self._kept_calibration.add(len(sequences), loss)
-        return loss
+            settings=self._settings,
+            scratch=self._scratch,
+        )
+        size, kept = self._spec.calibration.batch_size, self._kept_calibration
+        return self._calibrator.begin(sequences, size, solved, loss_known=loss_known, kept=kept)
 
-    def forget(self, groups: Sequence[str]) -> None:
-        """Free the statistics of groups that nobody will solve."""
-        for group in groups:
-            del self._statistics[group]
+    def calibrate(self, each: Pass) -> list[float]:
+        """Make one pass over a block; see `workers.actors.calibrator.Calibrator.run`."""
+        return self._calibrating.run(each)
 
     def settle(self) -> list[str]:
         """Wait until the solved groups are written; the troubles there were with checkpoints."""
@@ -253,7 +244,7 @@ class Worker:
 
     def statistics(self, group: str) -> GroupStatistics:
         """Hand over this shard's statistics of a group; they are no longer held here."""
-        return self._statistics.pop(group).to(torch.device("cpu"))
+        return self._calibrating.hand_over(group)
 
     def solve(self, group: str, *shards: GroupStatistics) -> list[LayerCandidates]:
         """Sum the shards' statistics of a group and solve its layers.
@@ -262,11 +253,10 @@ class Worker:
         """
         whole = merged(shard.to(self._device) for shard in shards)
         layers = self._groups[group].layers
-        modules = {layer.name: self._model.get_submodule(layer.name) for layer in layers}
+        weights = self._opened.read([f"{layer.name}.weight" for layer in layers])
         solutions = solve_group(
             self._groups[group],
-            {name: module.weight for name, module in modules.items()},
-            {name: module.bias for name, module in modules.items()},
+            {layer.name: weights[f"{layer.name}.weight"] for layer in layers},
             whole,
             self._method,
         )
@@ -279,13 +269,17 @@ class Worker:
     @cachedmethod(lambda self: self._interpolated)
     def compressed(self, layer: str, rank: int) -> Interpolation:
         """A layer that this worker has solved, at the given rank and as it is stored."""
-        return interpolate(self._solutions[layer].truncate(rank))
+        solution = self._solutions[layer]
+        weight, bias = f"{layer}.weight", f"{layer}.bias"
+        names = [weight, bias] if solution.layer.has_bias else [weight]
+        tensors = self._opened.read(names)
+        return interpolate(solution.truncate(rank, tensors[weight], tensors.get(bias)))
 
     def release(self) -> None:
         """Forget factors and model: every artifact is written. What follows loads models anew."""
         self._solutions.clear()
         self._interpolated.clear()
-        self._substitution = None
+        self._substitution = self._calibrator = self._stored = None
         self._model = self._loaded_from = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -295,7 +289,7 @@ class Worker:
         if self._substitution is None:
             precision = getattr(torch, dtype)
             exact = set(stored_dtypes(self.source)) == {precision}
-            self._substitution = Substitution(self._model, precision, exact=exact)
+            self._substitution = Substitution(self.model, precision, exact=exact)
         self._substitution.put(dict(zip(names, layers, strict=True)))
 
     def restore(self) -> None:
@@ -337,7 +331,19 @@ class Worker:
             self._model = None
             self._model = load_model(folder, self._device, trust_remote_code=artifact is not None)
             self._loaded_from = folder
+            if self._stored is not None:  # layers are put into it
+                unfuse(self._model)
         return self._model
+
+    @property
+    def _opened(self) -> StoredModel:
+        assert self._stored is not None  # noqa: S101 - between `load` and `release`
+        return self._stored
+
+    @property
+    def _calibrating(self) -> Calibrator:
+        assert self._calibrator is not None  # noqa: S101 - `begin_calibration` comes first
+        return self._calibrator
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

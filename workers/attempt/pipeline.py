@@ -42,15 +42,14 @@ from workers.attempt.progress import Progress
 from workers.attempt.report import Evaluation, TargetResult, job_report, model_card
 from workers.attempt.resume import Resumption, resume
 from workers.attempt.schedule import Call, drive
+from workers.attempt.sweeping import Sweeping
 from workers.attempt.targets import MAX_PROBES, choose_ranks, curve_ranks
 from workers.compression.candidates import LayerCandidates, Ranks
 from workers.compression.shapes import InputGroup
 from workers.evaluation.problems import Exercise
 from workers.proof.result import SEQUENCES, Proof
-from workers.resumption.calibrated import Calibrated
 from workers.resumption.fingerprint import Machines, code_digest, library_versions, take_fingerprint
 from workers.resumption.journal import CALIBRATION_LOSS, ranks_key
-from workers.text.sequences import in_batches
 from workers.text.texts import Texts
 
 PLACED = "workers.placed"
@@ -126,8 +125,9 @@ class Attempt:
         """All steps; returns the report."""
         try:
             model, texts, exercises, resumed = self.resolve()
-            calibration_loss = self.calibrate(texts, resumed)
-            options = self.solve(model, resumed)
+            sweeping = Sweeping(self.workers, self.owned, resumed)
+            calibration_loss = self.calibrate(texts, resumed, sweeping)
+            options = self.solve(model, resumed, sweeping)
             choices, probes = self.allocate(model, options, texts, resumed)
             assembled = self.assemble(model, choices, texts)
             proofs = self.prove(assembled)
@@ -197,7 +197,13 @@ class Attempt:
             )
             self._assign(summaries[0])
             resumed = resume(
-                self.job.id, fingerprint, self.workers, self.owned, self.progress, self.settings
+                self.job.id,
+                fingerprint,
+                self.workers,
+                self.owned,
+                shares(texts.calibration, len(self.workers)),
+                self.progress,
+                self.settings,
             )
             return summaries[0], texts, exercises, resumed
 
@@ -219,58 +225,38 @@ class Attempt:
         for worker, groups in zip(self.workers, self.owned, strict=True):
             self.owners |= {layer.name: worker for group in groups for layer in group.layers}
 
-    def calibrate(self, texts: Texts, resumed: Resumption) -> float:
-        """Each worker its share; the mean loss in nats per predicted token is returned."""
+    def calibrate(self, texts: Texts, resumed: Resumption, sweeping: Sweeping) -> float:
+        """Make all passes, each worker with its share; the mean loss in nats per predicted token.
+
+        Groups are solved meanwhile.
+        """
         total = len(texts.calibration)
-        with self.progress.step(Step.CALIBRATE, "sequences") as meter:
-            if resumed.calibrated is None:  # every group is solved
-                meter.expect(total, done=total)
-                mean: float = resumed.journal.get(CALIBRATION_LOSS)
-            else:
-                meter.expect(total, done=resumed.sequences)
-                losses = [loss for each in resumed.calibrated for loss in each.losses]
-                for count, loss in drive(self._calibrations(texts, resumed.calibrated)):
-                    losses.append(loss)
-                    meter.advance(count)
+        with self.progress.step(Step.CALIBRATE, "passes") as meter:
+            passes = sum(each.all_passes for each in resumed.calibrated)
+            meter.expect(passes, done=passes - sweeping.passes_left)
+            losses = [loss for each in resumed.calibrated for loss in each.losses]
+            for each in sweeping.until_all_passed():
+                losses += each
+                meter.advance()
+            mean: float | None = resumed.journal.get(CALIBRATION_LOSS)
+            if mean is None:
                 mean = math.fsum(losses) / (total * (self.spec.calibration.sequence_length - 1))
                 resumed.journal.put(CALIBRATION_LOSS, mean)
                 resumed.journal.flush()
-            ray.get([worker.forget.remote(list(resumed.solved)) for worker in self.workers])
-            self._settle()
         return mean
 
-    def _calibrations(self, texts: Texts, done: Sequence[Calibrated]) -> list[list[Call]]:
-        """Per worker: the batches of its share that are not yet calibrated on."""
-        size = self.spec.calibration.batch_size
-        queues = []
-        for worker, share, calibrated in zip(
-            self.workers, shares(texts.calibration, len(self.workers)), done, strict=True
-        ):
-            batches = in_batches(share[calibrated.sequences :], size)
-            queues.append([Call(len(b), partial(worker.calibrate.remote, b)) for b in batches])
-        return queues
-
-    def solve(self, model: ModelSummary, resumed: Resumption) -> list[LayerCandidates]:
-        """Each group at its owner, which is given every shard's statistics of it."""
+    def solve(
+        self, model: ModelSummary, resumed: Resumption, sweeping: Sweeping
+    ) -> list[LayerCandidates]:
+        """Solve the groups that are left after the last pass; the candidates of every layer."""
         with self.progress.step(Step.SOLVE, "groups") as meter:
-            meter.expect(len(model.groups), done=len(resumed.solved))
-            queues = [
-                [Call(g.name, partial(self._solve, worker, g.name)) for g in groups]
-                for worker, groups in zip(
-                    self.workers,
-                    [[g for g in own if g.name not in resumed.solved] for own in self.owned],
-                    strict=True,
-                )
-            ]
-            solved = {layer.name: layer for group in resumed.solved.values() for layer in group}
-            for _, options in drive(queues):
-                solved |= {layer.name: layer for layer in options}
+            meter.expect(len(model.groups), done=len(resumed.solved) + len(sweeping.solved))
+            for _ in sweeping.until_all_solved():
                 meter.advance()
             self._settle()
+        groups = {**resumed.solved, **sweeping.solved}
+        solved = {layer.name: layer for options in groups.values() for layer in options}
         return [solved[layer.name] for layer in model.layers]
-
-    def _solve(self, owner: Any, group: str) -> Any:
-        return owner.solve.remote(group, *(w.statistics.remote(group) for w in self.workers))
 
     def _settle(self) -> None:
         """Wait for the checkpoints that are being written, and say which could not be."""

@@ -34,12 +34,12 @@ class Resumption:
 
     journal: Journal
     solved: Mapping[str, list[LayerCandidates]]  # by group
-    calibrated: Sequence[Calibrated] | None  # by worker; None: no worker needs the statistics
+    calibrated: Sequence[Calibrated]  # by worker
 
     @property
-    def sequences(self) -> int:
-        """How many calibrated sequences are reused, if the statistics are needed."""
-        return sum(each.sequences for each in self.calibrated or ())
+    def passes(self) -> int:
+        """How many passes of the calibration need not be made."""
+        return sum(each.all_passes - len(each.passes) for each in self.calibrated)
 
 
 def resume(
@@ -47,12 +47,14 @@ def resume(
     fingerprint: Fingerprint,
     workers: Sequence[Any],
     owned: Sequence[Sequence[InputGroup]],
+    sequences: Sequence[Sequence[Any]],
     progress: Progress,
     settings: Settings,
 ) -> Resumption:
-    """Reuse the checkpoints with this fingerprint; `owned` has the groups that each worker solves.
+    """Reuse the checkpoints with this fingerprint.
 
-    Events record what is reused and what is refused. Raises the storage's errors.
+    `owned` has the groups that each worker solves, `sequences` its share of the text. Events record
+    what is reused and what is refused. Raises the storage's errors.
     """
     place = Place(job_id, progress.attempt, fingerprint.digest)
     checkpoints = Checkpoints.in_bucket(place, settings)
@@ -63,10 +65,14 @@ def resume(
     taken = ray.get([w.resume.remote(place, own) for w, own in zip(workers, names, strict=True)])
     refused += [refusal for each in taken for refusal in each.refused]
     solved = {group: options for each in taken for group, options in each.solved.items()}
-    calibrated = None
-    if len(solved) < sum(map(len, owned)) or journal.get(CALIBRATION_LOSS) is None:
-        calibrated = ray.get([worker.resume_calibration.remote() for worker in workers])
-        refused += [refusal for each in calibrated for refusal in each.refused]
+    loss_known = journal.get(CALIBRATION_LOSS) is not None
+    calibrated = ray.get(
+        [
+            worker.begin_calibration.remote(share, list(solved), loss_known)
+            for worker, share in zip(workers, sequences, strict=True)
+        ]
+    )
+    refused += [refusal for each in calibrated for refusal in each.refused]
     for refusal in refused:
         _refuse(progress, refusal)
     _remove_unused(lambda: journal.remove(refused))
@@ -86,14 +92,14 @@ def _refuse(progress: Progress, refusal: Refusal) -> None:
 def _announce(progress: Progress, resumption: Resumption, fingerprint: Fingerprint) -> None:
     published = [artifact.name for artifact in progress.artifacts()]
     groups, measurements = len(resumption.solved), len(resumption.journal)
-    if resumption.sequences or groups or measurements or published:
+    if resumption.passes or groups or measurements or published:
         progress.note(
             "attempt.resumed",
-            f"The attempt reuses {resumption.sequences} calibrated sequences, {groups} solved "
+            f"The attempt reuses {resumption.passes} passes over blocks, {groups} solved "
             f"groups, {measurements} measurements and {len(published)} published artifacts.",
             {
                 "fingerprint": fingerprint.digest,
-                "sequences": resumption.sequences,
+                "passes": resumption.passes,
                 "groups": groups,
                 "measurements": measurements,
                 "artifacts": published,

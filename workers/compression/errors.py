@@ -4,7 +4,8 @@ CompressionError
 ├── UnsupportedLayer     a layer of a kind that cannot be compressed
 ├── SolveFailed          an eigenproblem without a finite solution
 │   └── NotFinite        the model itself computes numbers that are not finite
-└── BudgetTooSmall       no choice of ranks meets the budget
+├── BudgetTooSmall       no choice of ranks meets the budget
+└── BoundariesTooLarge   the hidden states between the blocks do not fit
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class NotFinite(SolveFailed):
 
 class BudgetTooSmall(CompressionError):
     """Rank one in every layer already exceeds the budget."""
+
+
+class BoundariesTooLarge(CompressionError):
+    """The hidden states between the blocks fit neither into memory nor into files."""
 
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"

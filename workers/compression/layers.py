@@ -7,7 +7,9 @@ that holds any other kind of matrix is refused by name, never skipped silently.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +80,11 @@ def input_groups(model: nn.Module, layers: tuple[LinearLayer, ...]) -> tuple[Inp
     """Find which layers share an input by tracing one short forward pass.
 
     Two layers share an input when they are called with the same memory, shape and version. Experts
-    are not traced, because a token may skip them: each of their layers has an input of its own.
-    Raises UnsupportedLayer if the pass does not call every other layer exactly once.
+    are not traced, because a token may skip them: each of their layers has an input of its own. The
+    model may be on the meta device, if its attention is eager: other kinds look at their mask.
+
+    Raises UnsupportedLayer if the pass does not call every other layer exactly once, or if a block
+    is not given exactly what the block before it returns.
     """
     experts = tuple(
         f"{path}." for path, module in model.named_modules() if isinstance(module, RoutedExperts)
@@ -92,21 +97,32 @@ def input_groups(model: nn.Module, layers: tuple[LinearLayer, ...]) -> tuple[Inp
     return tuple(sorted(groups, key=lambda group: places[group.name]))
 
 
+def hidden_state(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden state among the arguments of a block: (batch, length, hidden)."""
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
+
+
 def _traced_groups(model: nn.Module, layers: tuple[LinearLayer, ...]) -> list[InputGroup]:
     calls: list[tuple[str, Tensor]] = []  # references keep the tensors' memory from being reused
-
-    def trace(name: str) -> torch.utils.hooks.RemovableHandle:
-        module = model.get_submodule(name)
-        return module.register_forward_pre_hook(lambda _, args: calls.append((name, args[0])))
-
-    hooks = [trace(layer.name) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(
+                model.get_submodule(layer.name)
+                .register_forward_pre_hook(
+                    lambda _, args, name=layer.name: calls.append((name, args[0]))
+                )
+                .remove
+            )
+        _check_chain(model, hooks)
+        for module in model.modules():
+            if isinstance(module, RoutedExperts):  # which tokens reach them depends on values
+                module.forward = _unrouted  # type: ignore[assignment,method-assign]
+                hooks.callback(delattr, module, "forward")
         device = next(model.parameters()).device
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=device)
         with torch.no_grad():
-            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
 
     called = [name for name, _ in calls]
     for layer in layers:
@@ -117,6 +133,37 @@ def _traced_groups(model: nn.Module, layers: tuple[LinearLayer, ...]) -> list[In
     by_name = {layer.name: layer for layer in layers}
     members: dict[tuple[object, ...], list[LinearLayer]] = {}
     for name, tensor in calls:
-        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version)
-        members.setdefault(identity, []).append(by_name[name])
+        members.setdefault(_identity(tensor), []).append(by_name[name])
     return [InputGroup(tuple(group)) for group in members.values()]
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for views of the same memory in the same state, even without an address (meta)."""
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor._version
+
+
+def _unrouted(hidden_states: Tensor, *_: Tensor) -> Tensor:
+    return torch.zeros_like(hidden_states)
+
+
+def _check_chain(model: nn.Module, hooks: ExitStack) -> None:
+    """Have the model raise UnsupportedLayer where a block's input is not the output before it."""
+    prefix, blocks = transformer_blocks(model)
+    returned: list[Any] = []
+
+    def check(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        number = len(returned)
+        if not isinstance(output, Tensor):
+            raise UnsupportedLayer(
+                f"{prefix}.{number} returns a {type(output).__name__}, not its hidden state alone"
+            )
+        given = hidden_state(args, kwargs)
+        if returned and _identity(given) != _identity(returned[-1]):
+            raise UnsupportedLayer(f"{prefix}.{number} is not given what the block before returns")
+        returned.append(output)
+
+    for block in blocks:
+        hooks.callback(block.register_forward_hook(check, with_kwargs=True).remove)

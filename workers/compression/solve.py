@@ -55,8 +55,6 @@ class Solution:
     """A solved layer; truncating it gives every rank up to `max_rank`."""
 
     layer: LinearLayer
-    weight: Tensor  # (out, in): the layer's own, not a copy
-    bias: Tensor | None  # (out,): the layer's own
     left: LeftMetric
     spectrum: Tensor  # (smaller side,) float64, descending: the error without each direction
     directions: Tensor  # (smaller side, max_rank): L⁻¹ U_r, or R V_r Σ_r⁻¹
@@ -71,7 +69,7 @@ class Solution:
     @property
     def has_bias(self) -> bool:
         """Whether the factors have a bias: the layer's own, or one that preserves the mean."""
-        return self.bias is not None or self.mean is not None
+        return self.layer.has_bias or self.mean is not None
 
     def options(self, storage: Storage = Storage.INTERPOLATIVE) -> LayerCandidates:
         """The layer's candidates for the allocation of ranks."""
@@ -86,29 +84,35 @@ class Solution:
         )
 
     def to_host(self) -> Solution:
-        """The same solution, with the solver's results moved to the host's memory."""
+        """The same solution in the host's memory."""
         host = torch.device("cpu")
-        return replace(self, directions=self.directions.to(host), left=self.left.to(host))
+        return replace(
+            self,
+            left=self.left.to(host),
+            spectrum=self.spectrum.to(host),
+            directions=self.directions.to(host),
+            mean=None if self.mean is None else self.mean.to(host),
+            mean_code=None if self.mean_code is None else self.mean_code.to(host),
+        )
 
-    def truncate(self, rank: int) -> Factors:
-        """The best factors of the given rank, 1 to `max_rank`.
+    def truncate(self, rank: int, weight: Tensor, bias: Tensor | None) -> Factors:
+        """The best factors of the given rank, 1 to `max_rank`, for the layer's own weight and bias.
 
         They are in the weight's dtype, or in float32 if that is a half precision. With b the
         layer's bias, the new bias is ȳ + up U_rᵀ L (b − ȳ) = b + E[Wx] − up U_rᵀ L E[Wx].
         """
         if not 1 <= rank <= self.max_rank:
             raise ValueError(f"{self.layer.name}: rank {rank} is not in 1..{self.max_rank}")
-        weight = self.weight.double()
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        weight = weight.double()
         directions = self.directions[:, :rank].to(weight)
         up = directions if self.layer.output_is_smaller else weight @ directions
         down = directions.T @ _weighted(self.layer, self.left.to(weight.device), weight)
         if not (up.isfinite().all() and down.isfinite().all()):
             raise SolveFailed(f"{self.layer.name}: its factors of rank {rank} are not finite")
-        bias = self.bias
         if self.mean is not None and self.mean_code is not None:
-            bias = self.mean - up @ self.mean_code[:rank]
-            bias = bias if self.bias is None else bias + self.bias
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+            shift = self.mean.to(up) - up @ self.mean_code[:rank].to(up)
+            bias = shift if bias is None else shift + bias
         return Factors(
             down.to(dtype), up.to(dtype, copy=True), None if bias is None else bias.to(dtype)
         )
@@ -135,13 +139,12 @@ def _fixed_cost(layer: LinearLayer, has_bias: bool, storage: Storage) -> int:
 def solve_group(
     group: InputGroup,
     weights: Mapping[str, Tensor],
-    biases: Mapping[str, Tensor | None],
     statistics: GroupStatistics,
     method: Method,
     *,
     max_rank: int | None = None,
 ) -> dict[str, Solution]:
-    """Solve every layer of a group; weights are (out, in), biases (out,).
+    """Solve every layer of a group; the weights, by layer, are (out, in).
 
     `max_rank` overrides the default, each layer's break-even rank (a larger rank costs more than
     staying dense). Layers that no calibration token reached can only stay dense. Spectra are in
@@ -153,29 +156,24 @@ def solve_group(
     inputs = _Inputs(group, statistics, method.right)
 
     def solve(layer: LinearLayer) -> Solution:
-        # The tensors are detached because a parameter's data may be replaced for a measurement.
-        weight, bias = weights[layer.name].detach(), biases[layer.name]
-        bias = None if bias is None else bias.detach()
+        weight = weights[layer.name].detach()
         if unreached:
-            return _unsolved(layer, weight, bias)
+            return _unsolved(layer, weight)
         left = method.left(statistics, layer).to(weight.device)
-        return _solved(layer, weight, bias, left, inputs, max_rank)
+        return _solved(layer, weight, left, inputs, max_rank)
 
     return {layer.name: solve(layer) for layer in group.layers}
 
 
-def _unsolved(layer: LinearLayer, weight: Tensor, bias: Tensor | None) -> Solution:
+def _unsolved(layer: LinearLayer, weight: Tensor) -> Solution:
     side, nothing = layer.smaller_side, weight.new_zeros(0, dtype=torch.float64)
     left = LeftMetric(nothing.new_ones(layer.out_features))
-    return Solution(
-        layer, weight, bias, left, nothing.new_zeros(side), nothing.reshape(side, 0), None, None
-    )
+    return Solution(layer, left, nothing.new_zeros(side), nothing.reshape(side, 0), None, None)
 
 
 def _solved(
     layer: LinearLayer,
     weight: Tensor,
-    bias: Tensor | None,
     left: LeftMetric,
     inputs: _Inputs,
     max_rank: int | None,
@@ -198,7 +196,7 @@ def _solved(
         directions = directions[:, :rank]
         if mean is not None:
             mean_code = directions.T @ weighted @ inputs.mean()
-    return Solution(layer, weight, bias, left, spectrum, directions.contiguous(), mean, mean_code)
+    return Solution(layer, left, spectrum, directions.contiguous(), mean, mean_code)
 
 
 def _weighted(layer: LinearLayer, left: LeftMetric, weight: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ the tokens of a batch count as one sequence.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -19,10 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from workers.compression.errors import NotFinite
-from workers.compression.layers import transformer_blocks
 from workers.compression.shapes import InputGroup, LinearLayer
 
 GRAM_BLOCK = 192
@@ -49,6 +45,11 @@ class Observation(Enum):
 
 
 Observations = frozenset[Observation]
+
+GRADIENTS = frozenset(
+    {Observation.GRADIENT_SQUARES, Observation.GRADIENT_MOMENTS, Observation.ROW_FISHER}
+)
+"""The observations that need a backward pass."""
 
 
 @dataclass
@@ -231,146 +232,64 @@ def merged(shards: Iterable[GroupStatistics]) -> GroupStatistics:
     return whole
 
 
-class Calibration:
-    """Collects a model's statistics while batches run forward and backward through it.
+class Observing:
+    """Adds to the statistics whatever passes through a model's layers, while the context is open.
 
-    Only ∂ℓ/∂y is needed, so every parameter is frozen, and only the embedding's output requires
-    grad: no weight gradient is ever computed or held. If no gradient is observed, there is no
-    backward pass. With `checkpoint_activations`, one block's activations are held at a time, at the
-    cost of one more forward pass (and every layer's input, if the row Fisher is observed). With
-    `mixed_precision` the model runs under `torch.autocast` in bfloat16; the statistics do not. It
-    is a context manager and leaves the model frozen.
+    Only ∂ℓ/∂y is needed: parameters are frozen, so that no weight gradient is ever computed or
+    held. The statistics are never computed in a lower precision than float32, even under autocast.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        groups: Iterable[InputGroup],
-        statistics: dict[str, GroupStatistics],
-        *,
-        checkpoint_activations: bool = False,
-        mixed_precision: bool = False,
-    ) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.groups = tuple(groups)
-        self.statistics = statistics
-        self._backward = any(group.has_gradients for group in statistics.values())
-        self._checkpoints = checkpoint_activations and self._backward
-        self._device_type = next(model.parameters()).device.type
-        self._mixed_precision = mixed_precision
-        self._recomputing = False
+    def __init__(self, model: nn.Module, statistics: Mapping[InputGroup, GroupStatistics]) -> None:
+        self._model = model
+        self._statistics = statistics
         self._hooks = ExitStack()
 
-    @staticmethod
-    def zeros(
-        model: nn.Module,
-        groups: Iterable[InputGroup],
-        observations: Observations,
-        dtype: torch.dtype,
-    ) -> dict[str, GroupStatistics]:
-        """Empty statistics for every group, by group name, on the model's device."""
-        device = next(model.parameters()).device
-        return {
-            group.name: GroupStatistics.zeros(group, observations, dtype=dtype, device=device)
-            for group in groups
-        }
-
-    def __enter__(self) -> Calibration:
-        if self._backward:
-            embedding = self.model.get_input_embeddings()  # type: ignore[operator]
-            self._hooks.callback(embedding.register_forward_hook(_require_grad).remove)
-        for group in self.groups:
+    def __enter__(self) -> Observing:
+        for group, statistics in self._statistics.items():
             for layer in group.layers:
-                module = self.model.get_submodule(layer.name)
-                handle = module.register_forward_hook(self._observe(group, layer))
-                self._hooks.callback(handle.remove)
-        if self._checkpoints:
-            for block in transformer_blocks(self.model)[1]:
-                block.forward = partial(self._checkpointed, block.forward)
-                self._hooks.callback(delattr, block, "forward")
+                module = self._model.get_submodule(layer.name)
+                observe = _observer(group, layer, statistics)
+                self._hooks.callback(module.register_forward_hook(observe).remove)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._hooks.close()
 
-    def run(self, input_ids: Tensor) -> float:
-        """Add one batch of full sequences, shape (batch, length); return the summed loss.
 
-        Raises NotFinite if the loss is not finite.
-        """
-        with torch.set_grad_enabled(self._backward), self._autocast(self._mixed_precision):
-            logits = self.model(input_ids=input_ids, use_cache=False).logits
-        loss = _cross_entropy(logits.detach(), input_ids, differentiate=self._backward)
-        if not math.isfinite(loss):
-            raise NotFinite("the model's loss on the calibration text is not finite")
-        if self._backward:
-            logits.backward(logits.detach())
-        for statistics in self.statistics.values():
-            statistics.tokens += input_ids.numel()
-        return loss
+def _observer(
+    group: InputGroup, layer: LinearLayer, statistics: GroupStatistics
+) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
+    first = layer is group.layers[0]
 
-    def _observe(
-        self, group: InputGroup, layer: LinearLayer
-    ) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
-        statistics = self.statistics[group.name]
-        first = layer is group.layers[0]
+    def hook(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
+        with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
+            if first:
+                _add_inputs(statistics, args[0].flatten(0, -2))
+            if layer.name in statistics.outputs:
+                response = output if module.bias is None else output - module.bias
+                statistics.outputs[layer.name].update(response.flatten(0, -2))
+        if output.requires_grad:
+            inputs = args[0].detach() if statistics.row_fisher else None
+            add = partial(_add_gradients, statistics, layer, module.weight, inputs)
+            output.register_hook(add)  # type: ignore[no-untyped-call]
 
-        def hook(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if self._recomputing:
-                return
-            with torch.no_grad(), self._autocast(False):
-                if first:
-                    _add_inputs(statistics, args[0].flatten(0, -2))
-                if layer.name in statistics.outputs:
-                    response = output if module.bias is None else output - module.bias
-                    statistics.outputs[layer.name].update(response.flatten(0, -2))
-            if self._backward:
-                inputs = args[0] if statistics.row_fisher else None
-                add = partial(_add_gradients, statistics, layer, module.weight, inputs)
-                output.register_hook(add)  # type: ignore[no-untyped-call]
-
-        return hook
-
-    def _autocast(self, enabled: bool) -> torch.autocast:
-        return torch.autocast(self._device_type, torch.bfloat16, enabled=enabled)
-
-    def _checkpointed(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return checkpoint(
-            forward,
-            *args,
-            use_reentrant=False,
-            preserve_rng_state=False,  # a model in evaluation mode is deterministic
-            context_fn=lambda: (nullcontext(), self._recomputation()),
-            **kwargs,
-        )
-
-    @contextmanager
-    def _recomputation(self) -> Iterator[None]:
-        self._recomputing = True
-        try:
-            yield
-        finally:
-            self._recomputing = False
+    return hook
 
 
-def _cross_entropy(logits: Tensor, input_ids: Tensor, *, differentiate: bool) -> float:
-    """The summed next-token loss; with `differentiate`, ∂ℓ/∂logits overwrites the logits.
+def cross_entropy(logits: Tensor, labels: Tensor, *, differentiate: bool) -> float:
+    """The summed loss; with `differentiate`, ∂ℓ/∂logits overwrites the logits.
 
-    Shapes (batch, length, vocabulary) and (batch, length). The gradient is computed by hand, one
-    sequence at a time, because a vocabulary is wide: autograd would hold several copies of the
-    logits, this function holds none.
+    Shapes (tokens, vocabulary) and (tokens,). The gradient is computed by hand, because a
+    vocabulary is wide: autograd would hold several copies of the logits, this function holds one.
     """
-    losses = []
-    for scores, tokens in zip(logits, input_ids, strict=True):
-        log_probabilities = _at_least_float32(scores[:-1]).log_softmax(-1)
-        labels = tokens[1:, None]
-        losses.append(-log_probabilities.gather(1, labels).sum(dtype=torch.float64))
-        if differentiate:
-            gradient = log_probabilities.exp_()
-            gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
-            scores[:-1] = gradient
-            scores[-1] = 0
-    return float(torch.stack(losses).sum())
+    log_probabilities = _at_least_float32(logits).log_softmax(-1)
+    labels = labels[:, None]
+    loss = -log_probabilities.gather(1, labels).sum(dtype=torch.float64)
+    if differentiate:
+        gradient = log_probabilities.exp_()
+        gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
+        logits.copy_(gradient)
+    return float(loss)
 
 
 def _add_inputs(statistics: GroupStatistics, rows: Tensor) -> None:
@@ -420,7 +339,3 @@ def _gram(rows: Tensor) -> Tensor:
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _require_grad(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> Tensor:
-    return output.requires_grad_(True)

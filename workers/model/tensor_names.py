@@ -58,7 +58,7 @@ class Source:
             yield key, self._stored.read(key)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
     """The tensors of the unfused model that are read together."""
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from workers.resumption.checkpoints import Refusal
+from workers.sweeps.passes import Pass
 
 
 @dataclass
 class Calibrated:
-    """The progress of a worker with its share, and the checkpoints that it refused."""
+    """How far a worker has come with its share, and the checkpoints that it refused."""
 
-    sequences: int = 0
-    losses: list[float] = field(default_factory=list)  # of every batch, summed, in nats
+    passes: list[Pass]  # that remain
+    all_passes: int
+    completing: Mapping[str, Pass]  # by group: the pass that completes its statistics
+    losses: list[float] = field(default_factory=list)  # of every batch, in nats, once known
     refused: list[Refusal] = field(default_factory=list)

@@ -1,89 +1,117 @@
-"""Checkpoints during calibration: one worker's statistics of every group, and its losses.
+"""Checkpoints during calibration: one worker's sweep at a boundary between two blocks.
 
-Statistics are written in the precision of their sums, so a resumed calibration gives the same
-result as an uninterrupted one. A file holds one group and is written and read by itself, so the
-memory for a few groups suffices beside the statistics.
+A checkpoint holds what goes through the sweep there: the gradient of the hidden state of every
+batch, and the losses; or the hidden states, if no gradients are observed. It is exact, so a resumed
+calibration gives the same result as an uninterrupted one. Statistics are in no checkpoint: a block
+that is solved has none, and those of a block that is not are computed again. So the last two
+checkpoints are kept: the blocks after the newer one may not be solved yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from safetensors.torch import load
+from torch import Tensor
 
-from workers.compression.state import clear_statistics, load_statistics, statistics_tensors
-from workers.compression.statistics import GroupStatistics
-from workers.resumption.calibrated import Calibrated
-from workers.resumption.checkpoints import Checkpoints, Refused
+from workers.resumption.checkpoints import Checkpoints, Manifest, Refusal, Refused
 from workers.resumption.tensors import tensor_bytes
 from workers.resumption.write_throttle import WriteThrottle
 
 ASSUMED_BYTES_PER_SECOND = 100e6
 """The assumed speed of the bucket before the first write."""
 
+KEY = "state"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A boundary that an earlier attempt has reached, and the state of every batch there."""
+
+    boundary: int
+    losses: list[float]
+    states: list[Tensor]
+
 
 class CalibrationCheckpoints:
-    """Writes and reads the checkpoints of one worker's statistics."""
+    """Writes and reads the checkpoints of one worker's sweep."""
 
     def __init__(
-        self,
-        checkpoints: Checkpoints,
-        worker: int,
-        statistics: Mapping[str, GroupStatistics],
-        every: int,
-        share_of_time: float,
+        self, checkpoints: Checkpoints, worker: int, every: int, share_of_time: float
     ) -> None:
-        """Write after at least `every` sequences, using at most `share_of_time` for writing."""
+        """Write after at least `every` passes, using at most `share_of_time` for writing."""
         self._checkpoints = checkpoints
         self._name = f"calibration/{worker}"
-        self._statistics = statistics
-        self._files = {f"{number:05d}.safetensors": name for number, name in enumerate(statistics)}
-        self._done = Calibrated()
-        size = sum(
-            tensor.nbytes
-            for group in statistics.values()
-            for tensor in statistics_tensors(group).values()
-        )
-        self._throttle = WriteThrottle(
-            every, size / ASSUMED_BYTES_PER_SECOND, share_of_time=share_of_time
-        )
+        self._every = every
+        self._share_of_time = share_of_time
+        self._throttle: WriteThrottle | None = None
+        self._previous: Manifest | None = None
         self.trouble: str | None = None
         """Why the last write failed; None if it succeeded."""
 
-    def restore(self) -> Calibrated:
-        """Fill the statistics from the intact checkpoint with the most sequences, if any."""
+    def restore(
+        self, remaining: Callable[[int], int | None]
+    ) -> tuple[Reached | None, list[Refusal]]:
+        """The intact checkpoint that leaves the fewest passes, and the damaged ones.
+
+        `remaining` is the number of passes from a boundary; None if one cannot go on there.
+        """
         found, refused = self._checkpoints.find(self._name)
-        self._done = Calibrated(refused=refused)
-        for manifest in sorted(found, key=lambda each: -int(each.content["sequences"])):
+        usable = [
+            (count, manifest)
+            for manifest in found
+            if (count := remaining(manifest.content["boundary"])) is not None
+        ]
+        for _, manifest in sorted(usable, key=lambda each: each[0]):
             try:
-                self._checkpoints.read(manifest, self._load)
+                reached = self._read(manifest)
             except Refused as error:
                 refused.append(error.refusal)
-                for group in self._statistics.values():
-                    clear_statistics(group)
             else:
-                content = manifest.content
-                self._done = Calibrated(content["sequences"], list(content["losses"]), refused)
-                break
-        return self._done
+                self._previous = manifest
+                return reached, refused
+        return None, refused
 
-    def add(self, sequences: int, loss: float) -> None:
-        """Record a batch that was added to the statistics; write them if that is due."""
-        self._done.sequences += sequences
-        self._done.losses.append(loss)
-        self._throttle.worked(sequences)
+    def add(
+        self, boundary: int, losses: list[float], batches: int, state: Callable[[int], Tensor]
+    ) -> None:
+        """Record that a boundary is reached; write the batches' states if that is due."""
+        if self._throttle is None:
+            expected = batches * state(0).nbytes / ASSUMED_BYTES_PER_SECOND
+            self._throttle = WriteThrottle(self._every, expected, share_of_time=self._share_of_time)
+        self._throttle.worked(1)
         if self._throttle.due:
             with self._throttle.writing():
-                self._try_to_write()
+                files = {
+                    f"{index:05d}.safetensors": partial(_saved, state, index)
+                    for index in range(batches)
+                }
+                self._write(files, boundary, losses)
 
-    def _try_to_write(self) -> None:
-        files = {file: partial(self._saved, group) for file, group in self._files.items()}
-        content = {"sequences": self._done.sequences, "losses": self._done.losses}
-        self.trouble = self._checkpoints.replace(self._name, files, content)
+    def _write(
+        self, files: Mapping[str, Callable[[], bytes]], boundary: int, losses: list[float]
+    ) -> None:
+        content = {"boundary": boundary, "losses": losses}
+        written = self._checkpoints.replace(self._name, files, content, also_kept=self._previous)
+        if isinstance(written, str):
+            self.trouble = written
+        else:
+            self.trouble, self._previous = None, written
 
-    def _saved(self, group: str) -> bytes:
-        return tensor_bytes(statistics_tensors(self._statistics[group]))
+    def _read(self, manifest: Manifest) -> Reached:
+        states: dict[str, Tensor] = {}
 
-    def _load(self, file: str, data: bytes) -> None:
-        load_statistics(self._statistics[self._files[file]], load(data))
+        def use(file: str, data: bytes) -> None:
+            states[file] = load(data)[KEY].clone()
+
+        self._checkpoints.read(manifest, use)
+        content = manifest.content
+        return Reached(
+            content["boundary"], list(content["losses"]), [states[name] for name in sorted(states)]
+        )
+
+
+def _saved(state: Callable[[int], Tensor], index: int) -> bytes:
+    return tensor_bytes({KEY: state(index).contiguous()})

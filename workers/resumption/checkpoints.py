@@ -134,15 +134,21 @@ class Checkpoints:
         return Manifest(folder, entries, content)
 
     def replace(
-        self, name: str, files: Mapping[str, Callable[[], bytes]], content: Mapping[str, Any]
-    ) -> str | None:
-        """Replace the earlier checkpoints of that name; return the reason if that fails."""
+        self,
+        name: str,
+        files: Mapping[str, Callable[[], bytes]],
+        content: Mapping[str, Any],
+        *,
+        also_kept: Manifest | None = None,
+    ) -> Manifest | str:
+        """Replace the earlier checkpoints of that name, except one; the reason if that fails."""
         try:
-            self.delete_earlier(self.write(name, files, content))
+            written = self.write(name, files, content)
+            self.delete_earlier(written, *([] if also_kept is None else [also_kept]))
         except EigenpressError as error:
             log.warning("the checkpoint %s was not written: %s", name, error)
             return str(error)
-        return None
+        return written
 
     def find(
         self, name: str, only: Container[str] | None = None
@@ -221,14 +227,14 @@ class Checkpoints:
         """Remove these objects."""
         self._writing.delete(keys)
 
-    def delete_earlier(self, kept: Manifest) -> None:
-        """Remove all versions of a checkpoint by this and earlier attempts, except `kept`.
+    def delete_earlier(self, *kept: Manifest) -> None:
+        """Remove all versions of a checkpoint by this and earlier attempts, except those `kept`.
 
         The versions of a later attempt stay, because this attempt may no longer be current.
         """
-        parent = _parent(kept.folder)
+        parent = _parent(kept[0].folder)
         keys = [stored.key for stored in self._writing.list_objects(parent)]
-        for folder in sorted({_folder(key) for key in keys} - {kept.folder}):
+        for folder in sorted({_folder(key) for key in keys} - {each.folder for each in kept}):
             name = folder.removeprefix(parent)
             if re.fullmatch(FOLDER_PATTERN, name) and folder_attempt(name) <= self.place.attempt:
                 self.delete(folder)

@@ -6,10 +6,8 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 from safetensors.torch import load
-from torch import nn
 
 from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution
@@ -36,12 +34,9 @@ class SolvedCheckpoints:
         """Why a write failed; None if none did."""
 
     def restore(
-        self, wanted: Iterable[str], model: nn.Module
+        self, wanted: Iterable[str]
     ) -> tuple[dict[str, dict[str, Solution]], list[Refusal]]:
-        """The solutions in intact checkpoints of these groups, by group and layer.
-
-        `model` has the weights that the solutions belong to.
-        """
+        """The solutions in intact checkpoints of these groups, by group and layer."""
         names = {self._names[group] for group in wanted}
         found, refused = self._checkpoints.find("solved", only=names)
         solved: dict[str, dict[str, Solution]] = {}
@@ -49,7 +44,7 @@ class SolvedCheckpoints:
             group = self._groups[manifest.content["group"]]
             if group.name not in solved:
                 try:
-                    solved[group.name] = self._read(manifest, group, model)
+                    solved[group.name] = self._read(manifest, group)
                 except Refused as error:
                     refused.append(error.refusal)
         return solved, refused
@@ -71,21 +66,18 @@ class SolvedCheckpoints:
             f"{number:05d}.safetensors": partial(_saved, solutions[layer.name])
             for number, layer in enumerate(self._groups[group].layers)
         }
-        trouble = self._checkpoints.replace(self._names[group], files, {"group": group})
-        if trouble is not None:
-            self.trouble = trouble
+        written = self._checkpoints.replace(self._names[group], files, {"group": group})
+        if isinstance(written, str):
+            self.trouble = written
             self._paused_until = time.monotonic() + PAUSE_SECONDS
 
-    def _read(self, manifest: Manifest, group: InputGroup, model: nn.Module) -> dict[str, Solution]:
+    def _read(self, manifest: Manifest, group: InputGroup) -> dict[str, Solution]:
         layers = {f"{number:05d}.safetensors": layer for number, layer in enumerate(group.layers)}
         read: dict[str, Solution] = {}
 
         def use(file: str, data: bytes) -> None:
             layer = layers[file]
-            module: Any = model.get_submodule(layer.name)
-            weight, bias = module.weight.detach(), module.bias
-            bias = None if bias is None else bias.detach()
-            read[layer.name] = read_solution(layer, weight, bias, load(data))
+            read[layer.name] = read_solution(layer, load(data))
 
         self._checkpoints.read(manifest, use)
         return {layer.name: read[layer.name] for layer in group.layers}

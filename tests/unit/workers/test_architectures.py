@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.fixtures.calibration import calibrated
 from tests.fixtures.models import ARCHITECTURES, save_tiny_model, tiny_model
 from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.artifact.expand import expand
@@ -22,7 +23,6 @@ from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
 from workers.compression.solve import Solution, solve_group
-from workers.compression.statistics import Calibration
 from workers.compression.unfuse import unfuse
 from workers.model.loading import load_model
 
@@ -67,17 +67,13 @@ def solved(name: str, source: Path, method: str, tokens: Tensor = TOKENS) -> Sol
     model = load_model(source, CPU)
     unfuse(model)
     groups = input_groups(model, compressible_layers(model))
-    observations = METHODS[method].observations
-    statistics = Calibration.zeros(model, groups, observations, torch.float64)
-    with Calibration(model, groups, statistics) as calibration:
-        calibration.run(tokens)
+    statistics = calibrated(model, tokens, observations=METHODS[method].observations, groups=groups)
     solutions: dict[str, Solution] = {}
     for group in groups:
         modules = {layer.name: model.get_submodule(layer.name) for layer in group.layers}
         solutions |= solve_group(
             group,
             {name: module.weight for name, module in modules.items()},
-            {name: module.bias for name, module in modules.items()},
             statistics[group.name],
             METHODS[method],
             max_rank=FULL,

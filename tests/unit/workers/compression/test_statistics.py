@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.fixtures.calibration import Differentiated, calibrated, sweep, swept
 from tests.fixtures.models import tiny_llama_config, tiny_model
 from workers.compression.errors import NotFinite
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
 from workers.compression.statistics import (
-    Calibration,
     GroupStatistics,
     Moments,
     Observation,
@@ -41,55 +41,12 @@ def input_ids() -> Tensor:
 EVERYTHING = frozenset(Observation)
 
 
-def calibrated(
-    model: nn.Module,
-    *batches: Tensor,
-    observations: Observations = EVERYTHING,
-    **options: bool,
-) -> dict[str, GroupStatistics]:
-    groups = input_groups(model, compressible_layers(model))
-    statistics = Calibration.zeros(model, groups, observations, torch.float64)
-    with Calibration(model, groups, statistics, **options) as calibration:
-        for batch in batches:
-            calibration.run(batch)
-    return statistics
-
-
-class Observed:
-    """Every layer's inputs, outputs and output gradients, from plain autograd."""
-
-    def __init__(self, model: Any, input_ids: Tensor) -> None:
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
-        model.requires_grad_(True)
-        handles = [
-            model.get_submodule(layer.name).register_forward_hook(self._keep(layer.name))
-            for layer in compressible_layers(model)
-        ]
-        logits = model(input_ids=input_ids).logits
-        loss = -functional.log_softmax(logits[:, :-1], -1).gather(2, input_ids[:, 1:, None]).sum()
-        names = list(self.outputs)
-        found = torch.autograd.grad(loss, [self.outputs[name] for name in names])
-        self.gradients = {
-            name: gradient.flatten(0, 1) for name, gradient in zip(names, found, strict=True)
-        }
-        self.loss = float(loss.detach())
-        for handle in handles:
-            handle.remove()
-
-    def _keep(self, name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.inputs[name], self.outputs[name] = args[0].detach(), output
-
-        return hook
-
-
 def test_gradients_without_weight_gradients_equal_those_of_autograd(
     model: Any, input_ids: Tensor
 ) -> None:
-    truth = Observed(model, input_ids)
+    truth = Differentiated(model, input_ids)
     model.zero_grad(set_to_none=True)
-    statistics = calibrated(model, input_ids)
+    statistics = calibrated(model, input_ids, observations=EVERYTHING)
     squares = {
         name: tensor
         for group in statistics.values()
@@ -102,9 +59,9 @@ def test_gradients_without_weight_gradients_equal_those_of_autograd(
 
 
 def test_gradient_moments_and_fisher_equal_those_of_autograd(model: Any, input_ids: Tensor) -> None:
-    truth = Observed(model, input_ids)
+    truth = Differentiated(model, input_ids)
     sides = set()
-    for group in calibrated(model, input_ids).values():
+    for group in calibrated(model, input_ids, observations=EVERYTHING).values():
         for name, moment in group.gradient_moments.items():
             weight, gradient = model.get_submodule(name).weight.detach(), truth.gradients[name]
             full = gradient.T @ gradient
@@ -119,37 +76,22 @@ def test_gradient_moments_and_fisher_equal_those_of_autograd(model: Any, input_i
 
 
 def test_magnitudes_are_the_mean_of_the_absolute_input(model: Any, input_ids: Tensor) -> None:
-    truth = Observed(model, input_ids)
-    for name, group in calibrated(model, input_ids).items():
+    truth = Differentiated(model, input_ids)
+    for name, group in calibrated(model, input_ids, observations=EVERYTHING).items():
         assert group.rows == TOKENS
         assert group.magnitudes is not None
         torch.testing.assert_close(group.magnitudes, truth.inputs[name].flatten(0, 1).abs().sum(0))
 
 
-def test_checkpointed_activations_give_the_same_statistics(model: Any, input_ids: Tensor) -> None:
-    plain = calibrated(model, input_ids)
-    checkpointed = calibrated(model, input_ids, checkpoint_activations=True)
-    for name, group in plain.items():
-        other = checkpointed[name]
-        assert other.rows == group.rows == other.tokens
-        for ours, theirs in zip(group.sums(), other.sums(), strict=True):
-            assert ours.keys() == theirs.keys() != set()
-            for layer, values in ours.items():
-                assert torch.equal(values, theirs[layer])
-        if group.inputs is not None and other.inputs is not None:
-            assert torch.equal(group.inputs.scatter, other.inputs.scatter)
-    assert all("forward" not in vars(block) for block in model.model.layers)
-
-
 def test_in_mixed_precision_the_model_alone_is_in_bfloat16(model: Any, input_ids: Tensor) -> None:
     model.float()
-    plain = calibrated(model, input_ids)
+    plain = calibrated(model, input_ids, observations=EVERYTHING)
     rows: dict[str, Tensor] = {}
     for layer in compressible_layers(model):
         model.get_submodule(layer.name).register_forward_hook(
             lambda *called, name=layer.name: rows.update({name: called[-1].detach()})
         )
-    mixed = calibrated(model, input_ids, mixed_precision=True)
+    mixed = calibrated(model, input_ids, mixed_precision=True, observations=EVERYTHING)
     assert {output.dtype for output in rows.values()} == {torch.bfloat16}
     compared = 0
     for name, observed in mixed.items():
@@ -181,9 +123,9 @@ def test_without_observed_gradients_there_is_no_backward_pass(
 
 
 def test_moments_equal_those_of_all_tokens_at_once(model: Any, input_ids: Tensor) -> None:
-    truth = Observed(model, input_ids)
+    truth = Differentiated(model, input_ids)
     kept_outputs = 0
-    for name, statistics in calibrated(model, input_ids).items():
+    for name, statistics in calibrated(model, input_ids, observations=EVERYTHING).items():
         assert statistics.tokens == TOKENS
         if statistics.inputs is not None:
             assert_moments(statistics.inputs, truth.inputs[name].flatten(0, 1))
@@ -202,16 +144,15 @@ def assert_moments(moments: Moments, rows: Tensor) -> None:
 
 
 def test_the_loss_is_the_sum_over_predicted_tokens(model: Any, input_ids: Tensor) -> None:
-    truth = Observed(model, input_ids).loss
-    groups = input_groups(model, compressible_layers(model))
-    statistics = Calibration.zeros(model, groups, EVERYTHING, torch.float64)
-    with Calibration(model, groups, statistics) as calibration:
-        assert calibration.run(input_ids) == pytest.approx(truth, rel=1e-12)
+    truth = Differentiated(model, input_ids).loss
+    _, losses = swept(sweep(model, input_ids.split(1), EVERYTHING))
+    assert len(losses) == BATCH
+    assert sum(losses) == pytest.approx(truth, rel=1e-12)
 
 
 def test_shards_add_up_to_the_whole(model: Any, input_ids: Tensor) -> None:
-    whole = calibrated(model, input_ids)
-    shards = [calibrated(model, rows) for rows in (input_ids[:1], input_ids[1:2], input_ids[2:])]
+    whole = calibrated(model, input_ids, observations=EVERYTHING)
+    shards = [calibrated(model, rows, observations=EVERYTHING) for rows in (input_ids[:1], input_ids[1:2], input_ids[2:])]
     for name, statistics in whole.items():
         total = merged(shard[name] for shard in shards)
         assert total.tokens == statistics.tokens
@@ -227,7 +168,7 @@ def test_shards_add_up_to_the_whole(model: Any, input_ids: Tensor) -> None:
 
 
 def test_merging_leaves_the_shards_as_they_are(model: Any, input_ids: Tensor) -> None:
-    shards = [calibrated(model, input_ids[:2]), calibrated(model, input_ids[2:])]
+    shards = [calibrated(model, input_ids[:2], observations=EVERYTHING), calibrated(model, input_ids[2:], observations=EVERYTHING)]
     name = next(iter(shards[0]))
     before = [shard[name].gradient_squares[name].clone() for shard in shards]
     once = merged(shard[name] for shard in shards)
@@ -260,9 +201,9 @@ def test_a_loss_that_is_not_finite_ends_the_calibration(model: Any, input_ids: T
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(NotFinite, match="loss on the calibration text is not finite"):
-        calibrated(model, input_ids)
+        calibrated(model, input_ids, observations=EVERYTHING)
 
 
 def test_no_hook_outlives_the_calibration(model: Any, input_ids: Tensor) -> None:
-    calibrated(model, input_ids)
+    calibrated(model, input_ids, observations=EVERYTHING)
     assert not any(module._forward_hooks for module in model.modules())

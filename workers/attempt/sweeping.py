@@ -1,0 +1,88 @@
+"""Drives the passes of a calibration on all workers, and solves groups while they go on.
+
+    passes:  worker 0 ── block 7 ── block 6 ── solve ── block 5 ── ...
+             worker 1 ── block 7 ── block 6 ── block 5 ── solve ── ...
+
+Once every worker has gone through a block, its statistics are complete. Each of its groups is then
+solved by its owner, which takes the other workers' shares, while they take the next block.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from workers.attempt.resume import Resumption
+from workers.attempt.schedule import Call, drive
+from workers.compression.candidates import LayerCandidates
+from workers.compression.shapes import InputGroup
+from workers.sweeps.passes import Pass
+
+
+class Sweeping:
+    """The calibration of one attempt; `owned` has the groups that each worker solves."""
+
+    def __init__(
+        self, workers: Sequence[Any], owned: Sequence[Sequence[InputGroup]], resumed: Resumption
+    ) -> None:
+        self._workers = workers
+        self._passes = [deque(each.passes) for each in resumed.calibrated]
+        self._unsolved = [
+            [group.name for group in groups if group.name not in resumed.solved] for groups in owned
+        ]
+        self._completing: Mapping[str, Pass] = resumed.calibrated[0].completing
+        self._made: Counter[Pass] = Counter()  # by how many workers
+        self._results = self._run()
+        self.passes_left = sum(map(len, self._passes))
+        self.solved: dict[str, list[LayerCandidates]] = {}
+        """By group: what this attempt has solved so far."""
+
+    def until_all_passed(self) -> Iterator[list[float]]:
+        """Make all passes; yields the losses of each one, see `Worker.calibrate`.
+
+        Groups are solved meanwhile. Raises the first error of any call.
+        """
+        while self.passes_left:
+            losses = next(self._results)
+            if losses is not None:
+                yield losses
+
+    def until_all_solved(self) -> Iterator[None]:
+        """Solve what is left; yields after each group."""
+        for _ in self._results:
+            yield None
+
+    def _run(self) -> Iterator[list[float] | None]:
+        """The losses of each pass as it ends, and None for each group."""
+        queues = [self._calls(number) for number in range(len(self._workers))]
+        for what, result in drive(queues):
+            if isinstance(what, Pass):
+                self.passes_left -= 1
+                self._made[what] += 1
+                yield result
+            else:
+                self.solved[what] = result
+                yield None
+
+    def _calls(self, number: int) -> Iterator[Call | None]:
+        """A worker's calls: groups as soon as they can be solved, else its next pass."""
+        worker, passes = self._workers[number], self._passes[number]
+        unsolved = self._unsolved[number]
+        while passes or unsolved:
+            ready = next((group for group in unsolved if self._is_complete(group)), None)
+            if ready is not None:
+                unsolved.remove(ready)
+                yield Call(ready, partial(self._solve, worker, ready))
+            elif passes:
+                each = passes.popleft()
+                yield Call(each, partial(worker.calibrate.remote, each))
+            else:
+                yield None
+
+    def _is_complete(self, group: str) -> bool:
+        return self._made[self._completing[group]] == len(self._workers)
+
+    def _solve(self, owner: Any, group: str) -> Any:
+        return owner.solve.remote(group, *(w.statistics.remote(group) for w in self._workers))
