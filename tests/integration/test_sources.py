@@ -19,6 +19,7 @@ from s3transfer.utils import OSUtils
 import service.inputs.hub
 import service.inputs.s3
 import service.inputs.texts.sources
+import service.storage.s3
 from service.domain.spec import (
     HubData,
     HubModel,
@@ -209,6 +210,7 @@ class TestS3Model:
             storage.put_bytes(prefix + "model/tokenizer.json", b'{"new": 1}')
             get_files(reader, wanted)
 
+        monkeypatch.setattr(service.storage.s3, "DOWNLOADS", 1)
         monkeypatch.setattr(ObjectStorage, "get_files", replace_first)
         source = S3Prefix(source="s3", uri=uri)
         detail = refused(ModelInvalid, "model.uri", fetch, source, settings)
@@ -218,7 +220,8 @@ class TestS3Model:
     def test_a_full_disk_leaves_nothing(
         self, settings: Settings, uri: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(OSUtils, "open", lambda *_: Path("/dev/full").open("wb", 0))
+        monkeypatch.setattr(service.storage.s3, "DOWNLOADS", 1)
+        monkeypatch.setattr(OSUtils, "open", lambda *_: Path("/dev/full").open("wb", 0))  # noqa: SIM115
         refused(DiskFull, None, fetch, S3Prefix(source="s3", uri=uri), settings)
         assert not cached(settings, "models")
 
