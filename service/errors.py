@@ -25,6 +25,7 @@
     ├── ArtifactMismatch             an artifact that is not the model that was compressed
     ├── ArtifactConflict             another attempt has already published it
     ├── ObjectMissing                no object in the bucket has this key
+    ├── ObjectChanged                an object was replaced while it was read
     ├── SolveFailed                  an eigenproblem without a finite solution
     └── InfrastructureError          a machine or a service is at fault; retried
         ├── StorageUnavailable
@@ -252,6 +253,12 @@ class ObjectMissing(EigenpressError):
     """The bucket has no object with this key."""
 
     code = "object_missing"
+
+
+class ObjectChanged(EigenpressError):
+    """An object in a bucket was replaced while it was read."""
+
+    code = "object_changed"
 
 
 class SolveFailed(EigenpressError):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -56,6 +56,11 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default=Path("~/.eigenpress"),
         description="Database, caches and scratch files of this machine.",
+    )
+    cache_bytes: ByteSize | None = Field(
+        default=None,
+        description="What fetched models and texts may take of this machine's disk, as a number or "
+        "as in 200GB; unset: half of the disk.",
     )
     database_url: str | None = Field(
         default=None,

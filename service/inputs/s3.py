@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from service.errors import (
     BucketMissing,
     InvalidParameter,
+    ObjectChanged,
     ObjectMissing,
     PathNotAllowed,
     UserError,
@@ -54,11 +55,23 @@ class S3Listing:
         """The bytes of a part of an object, which must have these bytes."""
         return self.storage.get_range(self.objects[path].key, start, length)
 
-    def fetch(self, path: str, folder: Path) -> None:
-        """Download one object to its own path below `folder`."""
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.storage.get_file(self.objects[path].key, target)
+    def fetch(
+        self, paths: Iterable[str], folder: Path, changed: type[UserError], param: str
+    ) -> None:
+        """Download these objects to their own paths below `folder`, as they were listed.
+
+        Raises `changed` about `param` for an object that has been replaced since.
+        """
+        wanted = {folder / path: self.objects[path] for path in paths}
+        for target in wanted:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.storage.get_files(wanted)
+        except ObjectChanged as error:
+            raise changed(
+                f"{error.detail} Submit the job again when nothing writes to {self.uri}.",
+                param=param,
+            ) from error
 
 
 @contextmanager

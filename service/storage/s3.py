@@ -1,16 +1,17 @@
 """Objects in an S3 bucket. Only this module calls boto3.
 
 Every failure of a call to the bucket leaves this module as `StorageUnavailable`, `StorageFull`,
-`StorageReadOnly`, `BucketMissing`, `StorageCredentialsInvalid` or `ObjectMissing`, and after a
-bounded time: a server that is down costs seconds, and one that accepts a connection but never
-answers costs `READ_SECONDS` per try. An operation that fails as `StorageUnavailable` is retried for
-`patience_seconds`. Every operation may be repeated, because a conditional write recognises its own
-bytes. An error of the local disk stays an `OSError`.
+`StorageReadOnly`, `BucketMissing`, `StorageCredentialsInvalid`, `ObjectMissing` or `ObjectChanged`,
+and after a bounded time: a server that is down costs seconds, and one that accepts a connection but
+never answers costs `READ_SECONDS` per try. An operation that fails as `StorageUnavailable` is
+retried for `patience_seconds`. Every operation may be repeated, because a conditional write
+recognises its own bytes. An error of the local disk stays an `OSError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from boto3.exceptions import Boto3Error
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import (
@@ -30,10 +31,17 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
 )
+from s3transfer.exceptions import (
+    RetriesExceededError,
+    S3DownloadFailedError,
+    S3ValidationError,
+)
+from s3transfer.subscribers import BaseSubscriber
 
 from service.errors import (
     BucketMissing,
     EigenpressError,
+    ObjectChanged,
     ObjectMissing,
     StorageCredentialsInvalid,
     StorageFull,
@@ -42,11 +50,14 @@ from service.errors import (
 )
 from service.retrying import retry
 from service.settings import Settings
+from service.storage.etags import equal_parts, etag_of, is_digest, parts_of
 
 CONNECT_SECONDS = 3
 READ_SECONDS = 30
 PROBE_SECONDS = 5
 ATTEMPTS = 3
+DOWNLOADS = 10
+"""Objects, and parts of objects, that are downloaded at the same time."""
 DELETE_BATCH = 1000
 """The most keys that one DeleteObjects request takes."""
 
@@ -62,12 +73,23 @@ READING = frozenset({"GetObject", "HeadBucket", "HeadObject", "ListObjectsV2"})
 
 Result = TypeVar("Result")
 
-_TRANSFER = TransferConfig(num_download_attempts=ATTEMPTS)
+_TRANSFER = TransferConfig(
+    max_concurrency=DOWNLOADS,
+    multipart_threshold=8 * 2**20,
+    multipart_chunksize=8 * 2**20,
+    num_download_attempts=ATTEMPTS,
+    max_io_queue=64,  # blocks of io_chunksize that wait to be written
+    io_chunksize=2**18,
+    preferred_transfer_client="classic",  # the other one reads without conditions
+)
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One object of a listing; `etag` changes whenever the bytes do, and is no hash of them."""
+    """One object of a listing; `etag` changes whenever the bytes do.
+
+    Whether it is a digest of them, `service.storage.etags` tells.
+    """
 
     key: str
     size: int
@@ -171,11 +193,68 @@ class ObjectStorage:
         answer = self._client.get_object(Bucket=self.bucket, Key=key)
         return answer["Body"].read(), _etag(answer)
 
-    def get_file(self, key: str, path: Path) -> None:
-        """Download to `path`, which appears when it is complete. Raises `ObjectMissing`."""
-        self._retry(
-            lambda: self._client.download_file(self.bucket, key, str(path), Config=_TRANSFER), key
+    def get_files(self, wanted: Mapping[Path, StoredObject]) -> None:
+        """Download each object of a listing to its path, where it appears when it is complete.
+
+        Objects, and the parts of large ones, arrive side by side; each part is retried alone. Every
+        request asks for the version of the listing, and what arrived is compared with its size and
+        its ETag. Raises `ObjectMissing`, `ObjectChanged`, and `StorageUnavailable` also for bytes
+        that arrived damaged twice.
+        """
+        with (
+            ThreadPoolExecutor(DOWNLOADS, "download") as pool,
+            create_transfer_manager(self._client, _TRANSFER) as transfers,  # an error cancels them
+        ):
+            for _ in pool.map(partial(self._get_file, transfers), wanted.values(), wanted):
+                pass
+
+    def _get_file(self, transfers: Any, stored: StoredObject, path: Path) -> None:
+        def download() -> None:
+            version = [_Version(stored.etag)]
+            transfers.download(self.bucket, stored.key, str(path), subscribers=version).result()
+
+        for _ in range(2):
+            self._retry(download, stored.key)
+            if self._is_intact(stored, path):
+                return
+        raise StorageUnavailable(
+            f"{self._where} sends '{stored.key}' in bucket '{self.bucket}' damaged: the bytes do "
+            f"not match its size and its ETag {stored.etag}. Upload it again if this persists."
         )
+
+    def _is_intact(self, stored: StoredObject, path: Path) -> bool:
+        """Whether the file has the object's size, and its digest if the server tells one."""
+        if path.stat().st_size != stored.size:
+            return False
+        parts = parts_of(stored.etag)
+        if parts is None:
+            return stored.etag.lower() == etag_of(path) or not is_digest(
+                stored.etag, self._describe(stored, 1)
+            )
+        first = self._describe(stored, 1)
+        if not is_digest(stored.etag, first) or first.get("PartsCount") != parts:
+            return True  # the server does not say where the parts begin
+        sizes = equal_parts(stored.size, first["ContentLength"])
+        if stored.etag.lower() == etag_of(path, sizes):
+            return True
+        sizes = [self._describe(stored, 1 + part)["ContentLength"] for part in range(parts)]
+        return sum(sizes) != stored.size or stored.etag.lower() == etag_of(path, sizes)
+
+    def _describe(self, stored: StoredObject, part: int) -> dict[str, Any]:
+        """The headers of one part; empty if the server does not know parts."""
+
+        def head() -> dict[str, Any]:
+            try:
+                answer: dict[str, Any] = self._client.head_object(
+                    Bucket=self.bucket, Key=stored.key, PartNumber=part
+                )
+            except ClientError as error:
+                if _status(error) in (400, 416, 501):
+                    return {}
+                raise
+            return answer
+
+        return self._retry(head, stored.key)
 
     def list_objects(self, prefix: str) -> Iterator[StoredObject]:
         """Every object whose key begins with `prefix`, in the order of keys."""
@@ -269,8 +348,22 @@ class ObjectStorage:
             raise StorageCredentialsInvalid(f"There are no S3 credentials: {error}") from error
         except ParamValidationError as error:
             raise BucketMissing(f"'{self.bucket}' cannot be a bucket: {error}") from error
-        except (BotoCoreError, Boto3Error, ConnectionError, TimeoutError) as error:
+        except S3DownloadFailedError as error:
+            raise self._changed(key) from error
+        except (
+            BotoCoreError,
+            Boto3Error,
+            RetriesExceededError,
+            S3ValidationError,
+            ConnectionError,
+            TimeoutError,
+        ) as error:
             raise StorageUnavailable(f"{self._where} does not answer: {error}") from error
+
+    def _changed(self, key: str | None) -> ObjectChanged:
+        return ObjectChanged(
+            f"The object '{key}' in bucket '{self.bucket}' was replaced while it was read."
+        )
 
     def _refusal(self, error: ClientError, key: str | None) -> EigenpressError:
         code, status = _code(error), _status(error)
@@ -298,6 +391,16 @@ class ObjectStorage:
         return StorageUnavailable(f"{self._where} answers with an error: {error}{hint * writes}")
 
 
+class _Version(BaseSubscriber):  # type: ignore[misc]
+    """Has a download ask for one version of its object, by `If-Match`."""
+
+    def __init__(self, etag: str) -> None:
+        self._etag = etag
+
+    def on_queued(self, future: Any, **_: Any) -> None:
+        future.meta.provide_object_etag(f'"{self._etag}"')
+
+
 class _Connector:
     """Makes clients that share credentials and differ in endpoint and timeout."""
 
@@ -313,6 +416,7 @@ class _Connector:
         config = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=read_seconds,
+            max_pool_connections=2 * DOWNLOADS,
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             signature_version="s3v4",
             s3={"addressing_style": "path" if endpoint_url else "auto"},

@@ -7,17 +7,19 @@ import io
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as arrow
 import pytest
 from pyarrow import parquet
+from s3transfer.utils import OSUtils
 
 import service.inputs.hub
 import service.inputs.s3
 import service.inputs.texts.sources
+import service.storage.s3
 from service.domain.spec import (
     HubData,
     HubModel,
@@ -31,6 +33,7 @@ from service.errors import (
     BucketMissing,
     DataInvalid,
     DataNotFound,
+    DiskFull,
     EigenpressError,
     HubUnavailable,
     InvalidParameter,
@@ -192,6 +195,35 @@ class TestS3Model:
         second = fetch(source, settings)
         assert second != first
         assert (second / "tokenizer.json").read_bytes() == b'{"new": 1}'
+
+    def test_an_object_that_is_replaced_meanwhile_is_named(
+        self,
+        settings: Settings,
+        uri: str,
+        storage: ObjectStorage,
+        prefix: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        get_files = ObjectStorage.get_files
+
+        def replace_first(reader: ObjectStorage, wanted: Mapping[Path, StoredObject]) -> None:
+            storage.put_bytes(prefix + "model/tokenizer.json", b'{"new": 1}')
+            get_files(reader, wanted)
+
+        monkeypatch.setattr(service.storage.s3, "DOWNLOADS", 1)
+        monkeypatch.setattr(ObjectStorage, "get_files", replace_first)
+        source = S3Prefix(source="s3", uri=uri)
+        detail = refused(ModelInvalid, "model.uri", fetch, source, settings)
+        assert "tokenizer.json' in bucket 'eigenpress' was replaced while it was read" in detail
+        assert not cached(settings, "models")
+
+    def test_a_full_disk_leaves_nothing(
+        self, settings: Settings, uri: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service.storage.s3, "DOWNLOADS", 1)
+        monkeypatch.setattr(OSUtils, "open", lambda *_: Path("/dev/full").open("wb", 0))  # noqa: SIM115
+        refused(DiskFull, None, fetch, S3Prefix(source="s3", uri=uri), settings)
+        assert not cached(settings, "models")
 
     def test_a_gguf_object(self, settings: Settings, storage: ObjectStorage, prefix: str) -> None:
         content = header()

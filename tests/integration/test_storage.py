@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from botocore.exceptions import EndpointConnectionError
 from botocore.model import OperationModel
+from botocore.response import StreamingBody
 from pydantic import SecretStr
 
 import service.storage.s3
 from service.errors import (
     BucketMissing,
     EigenpressError,
+    ObjectChanged,
     ObjectMissing,
     StorageCredentialsInvalid,
     StorageFull,
@@ -37,6 +43,7 @@ from tests.fixtures.storage import grant, s3_settings_for, seaweed_shell
 from tests.fixtures.waiting import wait_until
 
 LARGE = 20 * 2**20  # above boto's multipart threshold
+TEXT = StoredObject("key", 4, hashlib.md5(b"text", usedforsecurity=False).hexdigest())
 
 
 def operations(storage: ObjectStorage, folder: Path) -> dict[str, Callable[[], object]]:
@@ -51,7 +58,7 @@ def operations(storage: ObjectStorage, folder: Path) -> dict[str, Callable[[], o
         "put_replacing": lambda: storage.put_bytes("key", b"text", replacing="etag"),
         "get_bytes": lambda: storage.get_bytes("key"),
         "get_range": lambda: storage.get_range("key", 0, 1),
-        "get_file": lambda: storage.get_file("key", folder / "target"),
+        "get_files": lambda: storage.get_files({folder / "target": TEXT}),
         "list_objects": lambda: list(storage.list_objects("")),
         "delete": lambda: storage.delete(["deleted"]),  # the others run beside it
         "delete_version": lambda: storage.delete_version("key", "etag"),
@@ -67,7 +74,7 @@ OPERATIONS = (
     "put_replacing",
     "get_bytes",
     "get_range",
-    "get_file",
+    "get_files",
     "list_objects",
     "delete",
     "delete_version",
@@ -121,12 +128,139 @@ def dead_server(tmp_path_factory: pytest.TempPathFactory) -> LocalS3:
     return server
 
 
+def listed(storage: ObjectStorage, key: str) -> StoredObject:
+    (stored,) = storage.list_objects(key)
+    return stored
+
+
 def test_files_come_back_whole(storage: ObjectStorage, prefix: str, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(os.urandom(LARGE))
     storage.put_file(prefix + "large", source)
-    storage.get_file(prefix + "large", target)
+    storage.get_files({target: listed(storage, prefix + "large")})
     assert target.read_bytes() == source.read_bytes()
+
+
+@dataclass
+class Answers:
+    """Counts the answers to GetObject; `change` may replace the body of each."""
+
+    storage: ObjectStorage
+    change: Callable[[int, bytes], bytes] = lambda _number, body: body
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.storage._client.meta.events.register("after-call.s3.GetObject", self._answer)
+
+    def _answer(self, parsed: dict[str, Any], **_: object) -> None:
+        if "Body" in parsed:
+            number, self.count = self.count, self.count + 1
+            body = self.change(number, parsed["Body"].read())
+            parsed["Body"] = StreamingBody(io.BytesIO(body), parsed["ContentLength"])
+
+
+def flipped(body: bytes) -> bytes:
+    return bytes([body[0] ^ 1]) + body[1:]
+
+
+@pytest.fixture(params=["small", "large", "unequal"])
+def stored(
+    request: pytest.FixtureRequest, storage: ObjectStorage, prefix: str, tmp_path: Path
+) -> StoredObject:
+    """An object that was uploaded at once, in parts, or in parts of several sizes."""
+    key = prefix + "object"
+    if request.param == "unequal":
+        put_parts(storage, key, (5 * 2**20, 6 * 2**20, 5 * 2**20, 3))
+    else:
+        (tmp_path / "source").write_bytes(os.urandom(LARGE if request.param == "large" else 100))
+        storage.put_file(key, tmp_path / "source")
+    return listed(storage, key)
+
+
+def put_parts(storage: ObjectStorage, key: str, sizes: Sequence[int]) -> None:
+    client, where = storage._client, {"Bucket": storage.bucket, "Key": key}
+    upload = {**where, "UploadId": client.create_multipart_upload(**where)["UploadId"]}
+    parts = [
+        {
+            "PartNumber": number,
+            "ETag": client.upload_part(PartNumber=number, Body=os.urandom(size), **upload)["ETag"],
+        }
+        for number, size in enumerate(sizes, 1)
+    ]
+    client.complete_multipart_upload(MultipartUpload={"Parts": parts}, **upload)
+
+
+def test_what_arrives_damaged_once_is_fetched_again(
+    storage: ObjectStorage, stored: StoredObject, tmp_path: Path
+) -> None:
+    answers = Answers(storage, lambda number, body: body if number else flipped(body))
+    storage.get_files({tmp_path / "target": stored})
+    first_time = answers.count // 2
+    assert answers.count == 2 * first_time
+    assert (tmp_path / "target").read_bytes() == storage.get_bytes(stored.key)
+
+
+def test_what_arrives_damaged_twice_is_refused(
+    storage: ObjectStorage, stored: StoredObject, tmp_path: Path
+) -> None:
+    Answers(storage, lambda _, body: flipped(body))
+    with pytest.raises(StorageUnavailable, match=f"'{re.escape(stored.key)}' .* damaged"):
+        storage.get_files({tmp_path / "target": stored})
+
+
+def test_a_size_other_than_listed_is_refused(
+    storage: ObjectStorage, stored: StoredObject, tmp_path: Path
+) -> None:
+    with pytest.raises(StorageUnavailable, match="damaged"):
+        storage.get_files({tmp_path / "target": replace(stored, size=stored.size + 1)})
+
+
+def test_an_etag_that_is_no_digest_is_not_compared(
+    storage: ObjectStorage, stored: StoredObject, tmp_path: Path
+) -> None:
+    def encrypted(parsed: dict[str, Any], **_: object) -> None:
+        parsed["ServerSideEncryption"] = "aws:kms"
+
+    storage._client.meta.events.register("after-call.s3.HeadObject", encrypted)
+    Answers(storage, lambda _, body: flipped(body))
+    storage.get_files({tmp_path / "target": stored})
+
+
+def test_an_object_that_was_replaced_is_refused(
+    storage: ObjectStorage, stored: StoredObject, tmp_path: Path
+) -> None:
+    storage.put_bytes(stored.key, b"other")
+    with pytest.raises(ObjectChanged, match=f"'{re.escape(stored.key)}' .* was replaced"):
+        storage.get_files({tmp_path / "target": stored})
+    assert [path.name for path in tmp_path.iterdir() if path.name != "source"] == []
+
+
+def test_an_object_that_is_replaced_between_its_parts_is_refused(
+    storage: ObjectStorage, with_settings: Callable[..., Settings], prefix: str, tmp_path: Path
+) -> None:
+    put_parts(storage, prefix + "object", [LARGE])
+    stored = listed(storage, prefix + "object")
+    rival = ObjectStorage.from_settings(with_settings())
+
+    def replace_after_first(number: int, body: bytes) -> bytes:
+        if not number:
+            put_parts(rival, stored.key, [LARGE])
+        return body
+
+    Answers(storage, replace_after_first)
+    with pytest.raises(ObjectChanged):
+        storage.get_files({tmp_path / "target": stored})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_is_cut_short_is_fetched_again_alone(
+    storage: ObjectStorage, prefix: str, tmp_path: Path
+) -> None:
+    put_parts(storage, prefix + "object", [LARGE])
+    answers = Answers(storage, lambda number, body: body[:-1] if number == 1 else body)
+    storage.get_files({tmp_path / "target": listed(storage, prefix + "object")})
+    assert answers.count == 3 + 1
+    assert (tmp_path / "target").read_bytes() == storage.get_bytes(prefix + "object")
 
 
 def test_bytes_come_back(storage: ObjectStorage, prefix: str) -> None:
@@ -258,12 +392,13 @@ def test_a_missing_object_is_named(storage: ObjectStorage, tmp_path: Path) -> No
     with pytest.raises(ObjectMissing, match="nowhere"):
         storage.get_bytes("nowhere")
     with pytest.raises(ObjectMissing, match="nowhere"):
-        storage.get_file("nowhere", tmp_path / "target")
+        storage.get_files({tmp_path / "target": replace(TEXT, key="nowhere")})
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", sorted({*OPERATIONS} - {"get_files"}))
 def test_a_missing_bucket_is_named(s3_settings: Settings, tmp_path: Path, operation: str) -> None:
+    """SeaweedFS answers `get_files`, a conditional read, as if only the object were missing."""
     storage = ObjectStorage.from_settings(s3_settings, "no-such-bucket")
     with pytest.raises(BucketMissing, match="no-such-bucket"):
         operations(storage, tmp_path)[operation]()

@@ -39,7 +39,7 @@ def prepare_model(path: Path, settings: Settings) -> Path:
     if path.is_dir():
         return path
     digest = sha256_of(path)
-    return cached(settings.cache_dir / "gguf", digest, partial(_convert_copy, path, digest))
+    return cached(settings, "gguf", digest, partial(_convert_copy, path, digest))
 
 
 def _convert_copy(gguf: Path, digest: str, folder: Path) -> None:

@@ -191,9 +191,9 @@ def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
     listing, param = _list_s3_model(source, settings, settings.retry_timeout_seconds), "model.uri"
 
     def fill(folder: Path) -> None:
-        for path in _s3_model_paths(listing):
-            with missing_as(ModelNotFound, param):
-                listing.fetch(path, folder)
+        paths = _s3_model_paths(listing)
+        with missing_as(ModelNotFound, param):
+            listing.fetch(paths, folder, ModelInvalid, param)
         if listing.is_one_object:
             (name,) = listing.objects
             with (folder / name).open("rb") as file:
@@ -201,7 +201,7 @@ def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
         else:
             check_folder(folder, param)
 
-    folder = cached(settings.cache_dir / "models", listing.identity, fill)
+    folder = cached(settings, "models", listing.identity, fill)
     return folder / next(iter(listing.objects)) if listing.is_one_object else folder
 
 
@@ -242,4 +242,4 @@ def _fetch_hub_model(source: HubModel, settings: Settings) -> Path:
         repository.download((files[name] for name in weights), folder)
         check_folder(folder, param)
 
-    return cached(settings.cache_dir / "models", repository.identity, fill)
+    return cached(settings, "models", repository.identity, fill)

@@ -148,11 +148,10 @@ def _fetch_s3_data(source: S3Data, settings: Settings, param: str) -> Path:
     listing = _list_s3_data(source, settings, param, settings.retry_timeout_seconds)
 
     def fill(folder: Path) -> None:
-        for path in listing.objects:
-            with missing_as(DataNotFound, f"{param}.uri"):
-                listing.fetch(path, folder)
+        with missing_as(DataNotFound, f"{param}.uri"):
+            listing.fetch(listing.objects, folder, DataInvalid, f"{param}.uri")
 
-    folder = cached(settings.cache_dir / "data", listing.identity, fill)
+    folder = cached(settings, "data", listing.identity, fill)
     return folder / next(iter(listing.objects)) if listing.is_one_object else folder
 
 
@@ -169,7 +168,7 @@ def _fetch_hub_data(source: HubData, settings: Settings, param: str) -> Path:
         repository.download(files, folder)
 
     identity = f"{repository.identity}\n{source.pattern}"
-    return cached(settings.cache_dir / "data", identity, fill)
+    return cached(settings, "data", identity, fill)
 
 
 def _no_match(where: str, pattern: str, param: str) -> DataNotFound:

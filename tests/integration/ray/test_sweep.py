@@ -73,7 +73,7 @@ def download(installation: Installation, job: Job, name: str, folder: Path) -> P
     (artifact,) = [each for each in installation.store.users.artifacts(job.id) if each.name == name]
     for file in artifact.files:
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
-        storage.get_file(artifact.prefix + file.path, folder / file.path)
+        (folder / file.path).write_bytes(storage.get_bytes(artifact.prefix + file.path))
     return folder
 
 

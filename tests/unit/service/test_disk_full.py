@@ -11,6 +11,7 @@ import pytest
 from service.disk_full import naming_full_disk
 from service.errors import DiskFull
 from service.inputs.cache import cached
+from service.settings import Settings
 
 FULL = Path("/dev/full")
 
@@ -55,5 +56,5 @@ def test_nothing_is_fetched_in_part_to_a_full_disk(tmp_path: Path) -> None:
         FULL.write_text("text")
 
     with pytest.raises(DiskFull):
-        cached(tmp_path, "it", fill)
-    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
+        cached(Settings(data_dir=tmp_path), "models", "it", fill)
+    assert {path.suffix for path in tmp_path.glob("cache/models/*")} <= {".lock"}

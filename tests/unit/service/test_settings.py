@@ -175,3 +175,13 @@ def test_places_that_are_not_in_s3_are_an_error(
     monkeypatch.setenv("EIGENPRESS_ALLOWED_S3_PREFIXES", value)
     with pytest.raises(ValidationError, match="each should be s3://BUCKET"):
         Settings()
+
+
+def test_the_cache_may_be_bounded_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EIGENPRESS_CACHE_BYTES", "200GB")
+    settings = Settings()
+    assert settings.cache_bytes == 200 * 10**9
+    assert environment(settings)["EIGENPRESS_CACHE_BYTES"] == str(200 * 10**9)
+    monkeypatch.setenv("EIGENPRESS_CACHE_BYTES", "-1")
+    with pytest.raises(ValidationError, match="cache_bytes"):
+        Settings()
