@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from service.domain.job import Job
 from service.domain.states import JobState
 from service.errors import StorageReadOnly, StorageUnavailable, VersionMismatch
 from service.standalone.s3_server import LocalS3
 from service.storage.s3 import ObjectStorage
 from tests.fixtures.damage import damage_checkpoints
 from tests.fixtures.in_process import Killed, LocalInstallation, Moment, answer_for_ray
+from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from workers.actors import worker
 from workers.actors.versions import own_versions
 from workers.attempt import pipeline
@@ -22,8 +24,9 @@ from workers.attempt import pipeline
 STEPS = [
     Moment("resume", 1),
     Moment("calibrate", 7),
-    Moment("calibrate", 7),
-    Moment("statistics", 5),
+    Moment("calibrate", 16),
+    Moment("statistics", 11),
+    Moment("calibrate", 3),
     Moment("solve", 2),
     Moment("substitute", 3),
     Moment("restore"),
@@ -35,8 +38,16 @@ STEPS = [
 ]
 """When the attempts of one job are killed, one after the other."""
 
-WORKERS, PER_WORKER, INTERVAL, BATCH = 2, 16, 4, 2
-"""Sequences: in the share of each worker, between its checkpoints, in a call."""
+WORKERS, BLOCKS, GROUPS = 2, 4, 16
+PASSES = WORKERS * (BLOCKS + 1 + BLOCKS)
+
+
+def create(installation: LocalInstallation) -> Job:
+    """A job for a model of four blocks."""
+    folder = installation.inputs / "deep-llama"
+    if not folder.exists():
+        save_tiny_model(folder, tiny_llama_config(num_hidden_layers=BLOCKS))
+    return installation.create(model={"source": "local", "path": str(folder)})
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,7 @@ def undisturbed(
     with pytest.MonkeyPatch.context() as patch:
         answer_for_ray(patch)
         installation = LocalInstallation(tmp_path_factory.mktemp("undisturbed"), local_s3, patch)
-        job = installation.create()
+        job = create(installation)
         installation.attempt()
         assert installation.store.users.get(job.id).state is JobState.SUCCEEDED
         assert installation.events(job, "attempt.resumed") == []
@@ -59,7 +70,7 @@ def undisturbed(
 def test_a_job_killed_at_every_step_ends_with_the_same_bytes(
     local_installation: LocalInstallation, undisturbed: dict[tuple[str, str], str]
 ) -> None:
-    job = local_installation.create()
+    job = create(local_installation)
     calls = [local_installation.attempt(end) for end in STEPS]
     assert local_installation.store.users.get(job.id).state is JobState.QUEUED
     calls.append(local_installation.attempt())
@@ -67,23 +78,22 @@ def test_a_job_killed_at_every_step_ends_with_the_same_bytes(
     assert local_installation.weights(job) == undisturbed
     assert local_installation.events(job, "checkpoint.refused") == []
     # Every group was solved once, but for the one or two that were under way, and artifacts once.
-    assert sum(made["solve"] for made in calls) <= 8 + 2
+    assert sum(made["solve"] for made in calls) <= GROUPS + 2
     assert sum(made["publish"] for made in calls) == 2 + 1  # once before it could be noted
-    calibrated = sum(made["calibrate"] for made in calls) * BATCH
-    assert calibrated <= WORKERS * (PER_WORKER + 2 * INTERVAL)  # killed twice while it calibrated
+    # Once the last two blocks were solved, no worker went back through them.
+    assert all(made["calibrate"] <= WORKERS * (2 + 3) for made in calls[3:])
 
 
 def test_each_attempt_says_what_it_takes_over(local_installation: LocalInstallation) -> None:
-    job = local_installation.create()
-    for end in (Moment("calibrate", 11), Moment("solve", 4), Moment("clean")):
+    job = create(local_installation)
+    for end in (Moment("calibrate", 6), Moment("solve", 8), Moment("clean")):
         local_installation.attempt(end)
     local_installation.attempt()
-    first, second, third = local_installation.events(job, "attempt.resumed")
-    assert first["sequences"] == 16 + 4  # of 16 and 6: the queues are submitted in turn
-    assert (first["groups"], first["measurements"], first["artifacts"]) == (0, 0, [])
-    assert second["sequences"] == WORKERS * PER_WORKER
-    assert 3 <= second["groups"] <= 4
-    assert (third["sequences"], third["groups"]) == (0, 8)  # no statistics are wanted any more
+    second, third = local_installation.events(job, "attempt.resumed")
+    assert 6 <= second["groups"] <= 8
+    assert second["passes"] >= PASSES - WORKERS * (2 + 3)
+    assert (second["measurements"], second["artifacts"]) == (0, [])
+    assert (third["passes"], third["groups"]) == (PASSES, GROUPS)
     assert third["measurements"] > 6
     assert third["artifacts"] == ["keep-0.7", "keep-0.5"]
 
@@ -96,17 +106,16 @@ def test_steps_begin_where_they_were_left(
         "workers.attempt.progress.Progress.write",
         lambda _self, step, done, total, _unit: told.append((step, done, total)),
     )
-    local_installation.create()
-    local_installation.attempt(Moment("solve", 4))
+    create(local_installation)
+    local_installation.attempt(Moment("solve", 8))
     told.clear()
     local_installation.attempt()
-    assert [each for each in told if each[0] == "calibrate"] == [
-        ("calibrate", 0, 1),
-        ("calibrate", 31, 32),  # the last is told with the end
-        ("calibrate", 32, 32),
-    ]
-    (begun,) = [done for step, done, total in told if (step, total) == ("solve", 8) and done < 8]
-    assert begun >= 3
+    passes = [done for step, done, total in told if (step, total) == ("calibrate", PASSES)]
+    assert passes[0] >= PASSES - WORKERS * (2 + 3)
+    assert passes[-1] == PASSES
+    groups = [done for step, done, total in told if (step, total) == ("solve", GROUPS)]
+    assert groups[0] >= GROUPS / 2
+    assert groups[-1] == GROUPS
 
 
 @pytest.mark.parametrize("last", [3, 12, 30, 50])
@@ -126,7 +135,7 @@ def test_killed_while_a_checkpoint_is_written(
                 raise Killed
         return put(self, key, data, **options)
 
-    job = local_installation.create()
+    job = create(local_installation)
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStorage, "put_bytes", put_so_often)
         local_installation.attempt()
@@ -150,7 +159,7 @@ def test_what_another_computation_has_left_is_refused_by_name(
     name: str,
     change: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
-    job = local_installation.create()
+    job = create(local_installation)
     local_installation.attempt(Moment("assemble"))
     before = local_installation.checkpoints(job)
     change(monkeypatch)
@@ -168,7 +177,7 @@ def test_what_another_computation_has_published_is_published_anew(
     undisturbed: dict[tuple[str, str], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job = local_installation.create()
+    job = create(local_installation)
     local_installation.attempt(Moment("clean"))
     before = local_installation.store.users.artifacts(job.id)
     assert len(before) == 2
@@ -189,7 +198,7 @@ def test_what_is_refused_need_not_be_removed(
     def refuse(*_: object) -> None:
         raise StorageReadOnly
 
-    job = local_installation.create()
+    job = create(local_installation)
     local_installation.attempt(Moment("assemble"))
     monkeypatch.setattr(pipeline, "code_digest", lambda _: "other")
     monkeypatch.setattr(ObjectStorage, "delete", refuse)
@@ -202,7 +211,7 @@ def test_what_is_refused_need_not_be_removed(
 def test_a_damaged_checkpoint_is_refused_and_redone(
     local_installation: LocalInstallation, undisturbed: dict[tuple[str, str], str], kind: str
 ) -> None:
-    job = local_installation.create()
+    job = create(local_installation)
     local_installation.attempt(Moment("solve", 6) if kind[0] == "c" else Moment("assemble"))
     key = next(key for key in local_installation.checkpoints(job) if f"/{kind}" in key)
     storage = ObjectStorage.from_settings(local_installation.settings)
@@ -228,7 +237,7 @@ def test_a_bucket_that_takes_no_checkpoints_costs_the_resumption_and_not_the_job
             raise StorageUnavailable("the bucket is away")
         return put(self, key, data, **options)
 
-    job = local_installation.create()
+    job = create(local_installation)
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStorage, "put_bytes", refuse)
         local_installation.attempt()
@@ -242,7 +251,7 @@ def test_a_bucket_that_takes_no_checkpoints_costs_the_resumption_and_not_the_job
 def test_every_damage_to_a_checkpoint_is_found(
     local_installation: LocalInstallation, undisturbed: dict[tuple[str, str], str]
 ) -> None:
-    job = local_installation.create()
+    job = create(local_installation)
     local_installation.attempt(Moment("publish"))
     assert damage_checkpoints(local_installation, job, trials=30, seed=1) == []
     local_installation.attempt()
@@ -253,9 +262,9 @@ def test_what_dead_attempts_left_on_a_machine_is_swept_and_nothing_else(
     local_installation: LocalInstallation,
 ) -> None:
     scratch = local_installation.settings.scratch_dir
-    other = local_installation.create()
+    other = create(local_installation)
     assert local_installation.store.claims.claim() is not None
-    job = local_installation.create()
+    job = create(local_installation)
     local_installation.attempt(Moment("release"))
     for name in (f"{job.id}-1", f"{job.id}-1-partial", f"{other.id}-1"):
         (scratch / name).mkdir(parents=True, exist_ok=True)
@@ -264,7 +273,7 @@ def test_what_dead_attempts_left_on_a_machine_is_swept_and_nothing_else(
 
 
 def test_the_report_is_the_one_that_was_published(local_installation: LocalInstallation) -> None:
-    job = local_installation.create()
+    job = create(local_installation)
     local_installation.attempt()
     storage = ObjectStorage.from_settings(local_installation.settings)
     report = local_installation.store.users.report(job.id)
@@ -279,7 +288,7 @@ def test_a_worker_of_another_version_does_no_work(
 ) -> None:
     other = own_versions() | {"code": "b" * 64, "torch": "1.0"}
     monkeypatch.setattr(worker, "own_versions", lambda: other)
-    job = local_installation.create()
+    job = create(local_installation)
     with pytest.raises(VersionMismatch, match=r"worker 0 on .* has code bbb.*Ray's head node"):
         local_installation.attempt(Moment("sweep_scratch"))
     (placed,) = local_installation.events(job, pipeline.PLACED)

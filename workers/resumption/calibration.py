@@ -3,12 +3,13 @@
 A checkpoint holds what goes through the sweep there: the gradient of the hidden state of every
 batch, and the losses; or the hidden states, if no gradients are observed. It is exact, so a resumed
 calibration gives the same result as an uninterrupted one. Statistics are in no checkpoint: a block
-that is solved has none, and those of a block that is not are computed again. So the last two
-checkpoints are kept: the blocks after the newer one may not be solved yet.
+that is solved has none, and those of a block that is not are computed again. So some checkpoints
+are kept: the blocks that the last ones have left behind may not be solved yet.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,9 @@ from workers.resumption.write_throttle import WriteThrottle
 
 ASSUMED_BYTES_PER_SECOND = 100e6
 """The assumed speed of the bucket before the first write."""
+
+KEPT = 4
+"""A block is solved while its workers go through the next two, and a group is written after it."""
 
 KEY = "state"
 
@@ -47,7 +51,7 @@ class CalibrationCheckpoints:
         self._every = every
         self._share_of_time = share_of_time
         self._throttle: WriteThrottle | None = None
-        self._previous: Manifest | None = None
+        self._written: deque[Manifest] = deque(maxlen=KEPT - 1)
         self.trouble: str | None = None
         """Why the last write failed; None if it succeeded."""
 
@@ -70,7 +74,7 @@ class CalibrationCheckpoints:
             except Refused as error:
                 refused.append(error.refusal)
             else:
-                self._previous = manifest
+                self._written.append(manifest)
                 return reached, refused
         return None, refused
 
@@ -94,11 +98,12 @@ class CalibrationCheckpoints:
         self, files: Mapping[str, Callable[[], bytes]], boundary: int, losses: list[float]
     ) -> None:
         content = {"boundary": boundary, "losses": losses}
-        written = self._checkpoints.replace(self._name, files, content, also_kept=self._previous)
+        written = self._checkpoints.replace(self._name, files, content, also_kept=self._written)
         if isinstance(written, str):
             self.trouble = written
         else:
-            self.trouble, self._previous = None, written
+            self.trouble = None
+            self._written.append(written)
 
     def _read(self, manifest: Manifest) -> Reached:
         states: dict[str, Tensor] = {}

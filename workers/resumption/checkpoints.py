@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -139,12 +139,12 @@ class Checkpoints:
         files: Mapping[str, Callable[[], bytes]],
         content: Mapping[str, Any],
         *,
-        also_kept: Manifest | None = None,
+        also_kept: Iterable[Manifest] = (),
     ) -> Manifest | str:
-        """Replace the earlier checkpoints of that name, except one; the reason if that fails."""
+        """Replace the earlier checkpoints of that name, except some; the reason if that fails."""
         try:
             written = self.write(name, files, content)
-            self.delete_earlier(written, *([] if also_kept is None else [also_kept]))
+            self.delete_earlier(written, *also_kept)
         except EigenpressError as error:
             log.warning("the checkpoint %s was not written: %s", name, error)
             return str(error)
