@@ -1,6 +1,6 @@
 """Writes a compressed checkpoint: streams the source's safetensors, putting low-rank layers in.
 
-At most one output shard and one of the model's parameters are in memory. The folder holds what
+Only one of the model's parameters is in memory, and what is made of it. The folder holds what
 `AutoModelForCausalLM` needs and nothing that is pickled.
 """
 
@@ -10,18 +10,19 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from service.errors import ModelInvalid, NotACausalLM
 from service.inputs.models.files import is_companion, model_paths
+from workers.artifact.safetensors_file import WrittenTensor, write_safetensors
 from workers.artifact.size import CheckpointSize
 from workers.compression import checkpoint
 from workers.compression.interpolation import Interpolation
@@ -39,10 +40,11 @@ def check_writable(source: Path) -> UnusedTensors:
     """Check that `write_checkpoint` can write this model, before a job spends hours on it.
 
     Returns what becomes of tensors that the model does not use. Raises the errors of
-    `workers.model.tensor_names.source_tensors`, ModelInvalid if transformers does not export the
-    model's classes, and NotACausalLM.
+    `workers.model.tensor_names.source_tensors` and of its `check_copies`, ModelInvalid if
+    transformers does not export the model's classes, and NotACausalLM.
     """
     tensors = source_tensors(source)
+    tensors.check_copies()
     base_classes(json.loads((source / "config.json").read_text("utf-8")))
     return tensors.unused
 
@@ -95,16 +97,15 @@ def write_checkpoint(
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy in the artifact's precision; integers stay as they are.
+    """The tensor in the artifact's precision; integers stay as they are.
 
-    It is a copy because a view of one expert would keep all of them in memory. Raises ModelInvalid,
-    which names the tensor, unless every number is finite.
+    Raises ModelInvalid, which names the tensor, unless every number is finite.
     """
     if not tensor.is_floating_point():
-        return tensor.clone(memory_format=torch.contiguous_format)
-    cast = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    if not cast.isfinite().all():
-        if not tensor.isfinite().all():
+        return tensor
+    cast = tensor.to(dtype)
+    if not _is_finite(cast):
+        if not _is_finite(tensor):
             raise ModelInvalid(f"the tensor '{name}' is not finite", param="model")
         raise ModelInvalid(
             f"the tensor '{name}' has values up to {tensor.abs().max():.3g}, which {dtype} cannot "
@@ -112,6 +113,11 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
             param="dtype",
         )
     return cast
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether every number is finite, found in no more memory."""
+    return not tensor.numel() or all(extreme.isfinite() for extreme in tensor.aminmax())
 
 
 def copy_companions(source: Path, folder: Path) -> None:
@@ -132,43 +138,52 @@ def copy_companions(source: Path, folder: Path) -> None:
             write_json(tokenizer, config)
 
 
-def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> CheckpointSize:
-    """Write shards of at most MAX_SHARD_BYTES (or one tensor), and their index if several."""
-    parts: list[dict[str, str]] = []  # per shard: tensor name -> temporary file name
-    parameters = total_bytes = 0
+def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> CheckpointSize:
+    """Write shards of at most MAX_SHARD_BYTES (or one tensor), and their index if several.
 
-    def write(shard: dict[str, Tensor]) -> None:
-        name = f"part-{len(parts)}.safetensors"
-        # One metadata key: safetensors orders several at random.
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        parts.append(dict.fromkeys(shard, name))
-
-    shard: dict[str, Tensor] = {}
-    shard_bytes = 0
-    for name, tensor in tensors:
-        if shard and shard_bytes + tensor.nbytes > MAX_SHARD_BYTES:
-            write(shard)
-            shard, shard_bytes = {}, 0
-        shard[name] = tensor.contiguous()
-        shard_bytes += tensor.nbytes
-        total_bytes += tensor.nbytes
-        parameters += tensor.numel()
-    write(shard)
-    _name_shards(folder, parts, total_bytes)
+    The names must be distinct. One tensor at a time is taken from `tensors`, and none is kept.
+    """
+    shards = [
+        write_safetensors(folder / _part(number), shard)
+        for number, shard in groupby(tensors, key=_shard_numbers())
+    ]
+    _name_shards(folder, shards)
     return CheckpointSize(
-        parameters, sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        sum(tensor.numbers for shard in shards for tensor in shard),
+        sum(file.stat().st_size for file in folder.glob("*.safetensors")),
     )
 
 
-def _name_shards(folder: Path, parts: list[dict[str, str]], total_bytes: int) -> None:
-    if len(parts) == 1:
-        (folder / "part-0.safetensors").rename(folder / "model.safetensors")
+def _shard_numbers() -> Callable[[tuple[str, Tensor]], int]:
+    """A function that says in which shard the next tensor of a stream goes."""
+    number = shard_bytes = 0
+
+    def number_of(named: tuple[str, Tensor]) -> int:
+        nonlocal number, shard_bytes
+        _, tensor = named
+        if shard_bytes and shard_bytes + tensor.nbytes > MAX_SHARD_BYTES:
+            number, shard_bytes = number + 1, 0
+        shard_bytes += tensor.nbytes
+        return number
+
+    return number_of
+
+
+def _part(number: int) -> str:
+    """The name of a shard before their number is known."""
+    return f"part-{number}.safetensors"
+
+
+def _name_shards(folder: Path, shards: Sequence[Sequence[WrittenTensor]]) -> None:
+    if len(shards) == 1:
+        (folder / _part(0)).rename(folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
-    for number, part in enumerate(parts):
-        name = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
-        (folder / f"part-{number}.safetensors").rename(folder / name)
-        weight_map |= dict.fromkeys(part, name)
+    for number, shard in enumerate(shards):
+        name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / _part(number)).rename(folder / name)
+        weight_map |= {tensor.name: name for tensor in shard}
+    total_bytes = sum(tensor.nbytes for shard in shards for tensor in shard)
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     write_json(folder / "model.safetensors.index.json", index)
 

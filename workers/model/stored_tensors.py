@@ -19,7 +19,8 @@ class StoredTensors:
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Any] = {}
         for path in weight_files(folder):
-            file: Any = safe_open(path, framework="pt")  # maps the file, reads nothing yet
+            # Files are not mapped: pages that were read would count as this process's memory.
+            file: Any = safe_open(path, framework="pt", backend="pread")
             self._files |= dict.fromkeys(file.keys(), file)
 
     def __iter__(self) -> Iterator[str]:

@@ -42,6 +42,7 @@ class Source:
     pieces: tuple[Piece, ...]
     unfused: bool  # whether unfusing changes the model
     unused: UnusedTensors
+    _copies: Mapping[str, tuple[str, str]]  # see `Matches`
     _stored: StoredTensors
 
     def __iter__(self) -> Iterator[Piece]:
@@ -56,6 +57,19 @@ class Source:
         """The tensors that an artifact takes over although the model does not use them."""
         for key in self.unused.carried:
             yield key, self._stored.read(key)
+
+    def check_copies(self) -> None:
+        """Raise ModelInvalid if a copy of a tied weight is another tensor than the weight.
+
+        This reads both, so it is done once for a source, and not for each of its artifacts.
+        """
+        for copy, (name, key) in self._copies.items():
+            if copy != key and not torch.equal(self._stored.read(copy), self._stored.read(key)):
+                raise ModelInvalid(
+                    f"config.json ties '{copy}' to '{name}', but the checkpoint holds different "
+                    "tensors for them: set tie_word_embeddings to false, or remove the wrong one",
+                    param="model",
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +101,12 @@ class Piece:
 def source_tensors(folder: Path) -> Source:
     """The pieces of a source model's checkpoint, in the order in which they are stored.
 
-    Copies of tied weights are left out. Raises the errors of `match`, and ModelInvalid if a copy
-    differs from the weight that it is tied to.
+    Copies of tied weights are left out; see `Source.check_copies`. Raises the errors of `match`.
     """
     with naming_model_errors("its weights cannot be read"):
         stored = StoredTensors(folder)
     model = empty_model(folder)
     matches = match(model, {key: stored.shape(key) for key in stored})
-    matches.check_copies(stored)
     fused = fused_parameters(model)
     pieces = [
         Piece(
@@ -105,7 +117,7 @@ def source_tensors(folder: Path) -> Source:
         )
         for conversion, shapes in matches.converted
     ]
-    return Source(tuple(pieces), bool(fused), matches.judged, stored)
+    return Source(tuple(pieces), bool(fused), matches.judged, matches.copies, stored)
 
 
 def match(model: Any, stored: Mapping[str, Tensor]) -> Matches:
@@ -189,16 +201,6 @@ class Matches:
     copies: Mapping[str, tuple[str, str]]
     """By stored name: the tied parameter that it is a copy of, and that parameter's stored name."""
     judged: UnusedTensors
-
-    def check_copies(self, stored: StoredTensors) -> None:
-        """Raise ModelInvalid if a copy of a tied weight is another tensor than the weight."""
-        for copy, (name, key) in self.copies.items():
-            if copy != key and not torch.equal(stored.read(copy), stored.read(key)):
-                raise ModelInvalid(
-                    f"config.json ties '{copy}' to '{name}', but the checkpoint holds different "
-                    "tensors for them: set tie_word_embeddings to false, or remove the wrong one",
-                    param="model",
-                )
 
 
 @dataclass(frozen=True)

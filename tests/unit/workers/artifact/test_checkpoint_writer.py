@@ -21,12 +21,14 @@ from transformers import (
     AutoTokenizer,
     GemmaConfig,
     GPTNeoXConfig,
+    LlamaConfig,
     LlamaForCausalLM,
     OPTConfig,
     PretrainedConfig,
     Qwen2Config,
 )
 
+from bench.assembly import measure
 from service.errors import ModelInvalid
 from tests.fixtures.models import byte_tokenizer, save_tiny_model, tiny_llama_config, tiny_model
 from workers.artifact import checkpoint_writer
@@ -318,6 +320,21 @@ def test_the_same_input_gives_the_same_bytes(
         for name in ("one", "two")
     )
     assert one == two
+
+
+def test_memory_is_bounded_by_a_few_tensors(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        dtype="bfloat16",
+    )
+    peak_bytes = measure(tmp_path, config).peak_bytes
+    (file,) = weight_files(tmp_path / "artifact")
+    assert file.stat().st_size > 60 << 20
+    assert peak_bytes < 30 << 20
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
