@@ -212,15 +212,19 @@ def test_a_damaged_checkpoint_is_refused_and_redone(
     local_installation: LocalInstallation, undisturbed: dict[tuple[str, str], str], kind: str
 ) -> None:
     job = create(local_installation)
-    local_installation.attempt(Moment("solve", 6) if kind[0] == "c" else Moment("assemble"))
-    key = next(key for key in local_installation.checkpoints(job) if f"/{kind}" in key)
+    local_installation.attempt(Moment("solve", 12) if kind[0] == "c" else Moment("assemble"))
+    found = [key for key in local_installation.checkpoints(job) if f"/{kind}" in key]
+    # Of the states of a sweep the last one is read, if it is intact.
+    damaged = [key for key in found if "00000.saf" in key] if kind[0] == "c" else found[:1]
     storage = ObjectStorage.from_settings(local_installation.settings)
-    data = bytearray(storage.get_bytes(key))
-    data[len(data) // 2] ^= 1
-    storage.put_bytes(key, bytes(data))
+    for key in damaged:
+        data = bytearray(storage.get_bytes(key))
+        data[len(data) // 2] ^= 1
+        storage.put_bytes(key, bytes(data))
     local_installation.attempt()
     refused = local_installation.events(job, "checkpoint.refused")
-    assert [each["key"] for each in refused] == [key]
+    assert refused
+    assert {each["key"] for each in refused} <= set(damaged)
     assert "sha256" in refused[0]["reason"]
     assert local_installation.weights(job) == undisturbed
 

@@ -33,7 +33,8 @@ def worker(tiny_llama: Path, data_dir: Path) -> Any:
     """One that has solved every layer of the tiny Llama, which is stored in float32."""
     worker = worker_of(tiny_llama, data_dir)
     model = worker.load()
-    worker.calibrate(SEQUENCES)
+    for each in worker.begin_calibration(SEQUENCES, [], loss_known=False).passes:
+        worker.calibrate(each)
     for group in model.groups:
         worker.solve(group.name, worker.statistics(group.name))
     return worker
@@ -51,7 +52,7 @@ def worker_of(model: Path, data_dir: Path) -> Any:
         }
     )
     held = HeldFiles(data_dir / "scratch" / "job-1-1")
-    return Worker(spec, 0, torch.get_num_threads(), held)
+    return Worker(spec, "job-1-1", 0, torch.get_num_threads(), held)
 
 
 def test_a_model_that_is_built_but_cannot_compute_is_refused(
@@ -106,7 +107,7 @@ def test_auto_is_mixed_precision_where_the_processor_has_instructions_for_it(
     exact = worker.measure(None, SEQUENCES)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
     spec = worker._spec.model_copy(update={"mixed_precision": "auto"})
-    auto: Any = Worker(spec, 0, 1, worker._held)
+    auto: Any = Worker(spec, "job-1-1", 0, 1, worker._held)
     auto.load()
     assert (auto.measure(None, SEQUENCES) != exact) is mixed
 
