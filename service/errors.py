@@ -373,7 +373,7 @@ class DiskFull(InfrastructureError):
 
 
 class OutOfMemory(InfrastructureError):
-    """A worker ran out of memory: lower calibration.batch_size or set gradient_checkpointing."""
+    """A worker ran out of memory: lower calibration.batch_size or the number of workers."""
 
     code = "out_of_memory"
     retryable = False

@@ -233,10 +233,6 @@ class Calibration(Body):
     sequences: int = Field(default=128, ge=1, le=MAX_SEQUENCES)
     sequence_length: int = Field(default=512, ge=8, le=MAX_SEQUENCE_LENGTH, description="Tokens.")
     batch_size: int = Field(default=8, ge=1, le=4096, description="Sequences per forward pass.")
-    gradient_checkpointing: bool = Field(
-        default=False,
-        description="Hold one block's activations at a time, for one more forward pass.",
-    )
     held_out_fraction: float = Field(
         default=0.1, gt=0.0, lt=1.0, description="Share of the documents kept for evaluation."
     )
@@ -453,7 +449,10 @@ class JobSpec(Body):
 
 def read_stored(job_id: str, stored: str) -> JobSpec:
     """The specification of a job as it is stored. Raises SpecificationUnknown."""
-    return _read(JobSpec, job_id, json.loads(stored))
+    document = json.loads(stored)
+    if isinstance(calibration := document.get("calibration"), dict):
+        calibration.pop("gradient_checkpointing", None)  # an older field, without effect on results
+    return _read(JobSpec, job_id, document)
 
 
 def read_stored_limits(job_id: str, stored: str) -> Limits:

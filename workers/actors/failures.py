@@ -102,9 +102,8 @@ def _of_memory(error: BaseException) -> EigenpressError | None:
     else:
         return None
     return OutOfMemory(
-        f"{where} ran out of memory: lower calibration.batch_size, set "
-        f"calibration.gradient_checkpointing, or change the number of workers ({workers}). "
-        f"The error: {_first_line(error)}",
+        f"{where} ran out of memory: lower calibration.batch_size, or change the number of workers "
+        f"({workers}). The error: {_first_line(error)}",
         param="calibration.batch_size",
     )
 

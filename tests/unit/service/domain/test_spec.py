@@ -32,6 +32,11 @@ def test_what_this_version_stores_it_reads() -> None:
     assert read_stored_limits(JOB, text) == Limits()
 
 
+def test_a_field_that_has_gone_without_effect_is_left_out() -> None:
+    text = stored("calibration", "gradient_checkpointing", value=True)
+    assert read_stored(JOB, text) == small_spec()
+
+
 def test_an_older_version_need_not_have_stored_every_field() -> None:
     document = json.loads(small_spec().model_dump_json())
     del document["limits"], document["evaluation"]["tasks"]

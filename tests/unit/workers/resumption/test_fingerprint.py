@@ -79,7 +79,6 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "targets": ("request", {"spec": spec(targets=[{"keep": 0.7}])}),
     "dtype": ("request", {"spec": spec(dtype="float16")}),
     "batch size": ("request", {"spec": calibration(batch_size=4)}),
-    "gradient checkpointing": ("request", {"spec": calibration(gradient_checkpointing=True)}),
     "seed": ("request", {"spec": calibration(seed=1)}),
     "number of workers": ("machines", {"machines": Machines(("x86_64 AVX2",), 4)}),
     "threads": ("machines", {"machines": Machines(("x86_64 AVX2",) * 2, 2)}),
