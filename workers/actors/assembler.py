@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import torch
+from torch import Tensor
 
 from service.disk_full import naming_full_disk
 from service.domain.job import Artifact
@@ -54,31 +55,32 @@ class Assembler:
     ) -> tuple[Path, CheckpointSize]:
         """Write a target's checkpoint; `owners` are the workers that solved each layer.
 
-        The layers are put into the worker's model as well, and its logits for the sequences are
-        kept for `prove`. Raises ModelInvalid if the source lacks any parameter of the model, and
-        DiskFull.
+        The logits of the source model with these layers are kept for `prove`. Raises ModelInvalid
+        if the source lacks any parameter of the model, and DiskFull.
         """
         worker = self._worker
 
         def compressed(layers: Sequence[str]) -> Iterator[Interpolation]:
-            requested: deque[tuple[str, Any]] = deque()
-            worker.restore()
+            requested: deque[Any] = deque()
             for layer in layers:
-                requested.append((layer, owners[layer].compressed.remote(layer, ranks[layer])))
+                requested.append(owners[layer].compressed.remote(layer, ranks[layer]))
                 if len(requested) > PREFETCHED_LAYERS:
-                    yield received(*requested.popleft())
+                    yield ray.get(requested.popleft())
             while requested:
-                yield received(*requested.popleft())
+                yield ray.get(requested.popleft())
 
-        def received(layer: str, reference: Any) -> Interpolation:
-            interpolation: Interpolation = ray.get(reference)
-            worker.substitute(dtype, [layer], interpolation)
-            return interpolation
+        def logits_at(tokens: Tensor, positions: Tensor) -> Tensor:
+            measurer = worker.measurer
+            measurer.begin([tokens.tolist()], 1, precision)
+            for number, layers in enumerate(worker.blocks):
+                replaced = [layer for layer in layers if layer in ranks]
+                measurer.forward(number, [dict(zip(replaced, compressed(replaced), strict=True))])
+            return measurer.logits(positions)
 
-        folder = self._scratch / target
+        folder, precision = self._scratch / target, getattr(torch, dtype)
         with naming_full_disk(folder):
-            size = write_checkpoint(worker.source, folder, ranks, compressed, getattr(torch, dtype))
-        self._claims.append(Claim(target, folder, Reference.of(worker.model, sequences)))
+            size = write_checkpoint(worker.source, folder, ranks, compressed, precision)
+        self._claims.append(Claim(target, folder, Reference.of(sequences, logits_at)))
         return folder, size
 
     def prove(self) -> dict[str, Proof]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
 from service.settings import Settings
+from workers.actors.room import boundary_store
 from workers.compression.shapes import InputGroup
 from workers.compression.statistics import (
     GRADIENTS,
@@ -21,13 +20,10 @@ from workers.compression.statistics import (
 from workers.model.blocks import StoredModel
 from workers.resumption.calibrated import Calibrated
 from workers.resumption.calibration import CalibrationCheckpoints
-from workers.sweeps.boundaries import Boundaries, stride
+from workers.sweeps.boundaries import stride
 from workers.sweeps.calibration import CalibrationSweep, Observed
 from workers.sweeps.passes import Kind, Pass, Sweeps
 from workers.text.sequences import in_batches
-
-SHARE_OF_FREE_MEMORY = 0.5
-"""The part of the free memory that hidden states may take, unless a setting says otherwise."""
 
 
 class Calibrator:
@@ -87,14 +83,15 @@ class Calibrator:
         )
         self._batches = [torch.tensor(each) for each in in_batches(sequences, batch_size)]
         wanted = tuple(group for group in self._groups if group.name not in solved)
-        boundaries, keep_every = self._boundaries()
+        boundaries, capacity = boundary_store(self._stored.device, self._settings, self._scratch)
+        needed = sum(batch.numel() for batch in self._batches) * self._stored.bytes_per_token
         self._sweep = CalibrationSweep(
             self._stored.passage,
             self._stored,
             Observed(self._observations, wanted, accumulation_dtype(self._stored.device)),
             self._batches,
             boundaries,
-            keep_every=keep_every,
+            keep_every=stride(self._sweeps.blocks, needed, capacity),
             mixed_precision=self._mixed_precision,
         )
         passes = self._sweeps.remaining(unsolved, loss_known=loss_known)
@@ -134,41 +131,4 @@ class Calibrator:
         return self._sweep.state(boundary, index)
 
     def _block(self, group: InputGroup) -> int:
-        rest = group.name.removeprefix(f"{self._stored.passage.prefix}.")
-        return int(rest.partition(".")[0])
-
-    def _boundaries(self) -> tuple[Boundaries, int]:
-        """The store of hidden states, and how many blocks apart they are kept."""
-        device, blocks = self._stored.device, self._sweeps.blocks
-        memory, files = self._memory_bytes(), self._file_bytes()
-        tiers = {torch.device("cpu"): memory}
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            tiers = {device: int(free * SHARE_OF_FREE_MEMORY), **tiers}
-        hidden = self._stored.model.config.get_text_config().hidden_size
-        tokens = sum(batch.numel() for batch in self._batches)
-        needed = tokens * hidden * self._stored.dtype.itemsize
-        keep_every = stride(blocks, needed, sum(tiers.values()) + files)
-        return Boundaries(tiers, self._scratch), keep_every
-
-    def _memory_bytes(self) -> int:
-        configured = self._settings.boundary_memory_bytes
-        if configured is not None:
-            return configured
-        free = psutil.virtual_memory().available
-        return int(free * SHARE_OF_FREE_MEMORY * self._share_of_machine)
-
-    def _file_bytes(self) -> int:
-        configured = self._settings.boundary_file_bytes
-        if configured is not None:
-            return configured
-        self._scratch.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._scratch.parent).free
-        return int(free * SHARE_OF_FREE_MEMORY * self._share_of_machine)
-
-    @property
-    def _share_of_machine(self) -> float:
-        """This worker's share of its machine: workers that run beside it have the others."""
-        if self._stored.device.type == "cuda":
-            return 1 / max(1, torch.cuda.device_count())
-        return min(1.0, torch.get_num_threads() / (psutil.cpu_count() or 1))
+        return self._stored.block_of(group.name)

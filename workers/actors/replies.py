@@ -37,6 +37,8 @@ class ModelSummary:
     bytes: int  # of the checkpoint's weights
     dtype: str  # of the checkpoint, as torch names it
     groups: tuple[InputGroup, ...]
+    blocks: tuple[tuple[str, ...], ...]  # the names of the layers in each block
+    uniform: bool  # whether all weights are stored in `dtype`
     left_dense: Mapping[str, str]  # the reason for each matrix that no target compresses
     carried: Mapping[str, str]  # the reason for each stored tensor that is copied though unused
     left_out: Mapping[str, str]  # the reason for each stored tensor that artifacts lack

@@ -27,6 +27,7 @@ from service.inputs.models.sources import fetch_model
 from service.inputs.opening import HeldFiles
 from service.settings import Settings
 from workers.actors.calibrator import Calibrator
+from workers.actors.measurer import Measurer
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
 from workers.actors.scratch import attempts_in, remove_attempts
 from workers.actors.versions import own_versions
@@ -37,7 +38,7 @@ from workers.compression.metrics import METHODS
 from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import GroupStatistics, merged
-from workers.compression.unfuse import router_paths, unfuse
+from workers.compression.unfuse import router_paths
 from workers.evaluation.choices import score_questions
 from workers.evaluation.harness import check_harness, score_harness_task
 from workers.evaluation.losses import TextLoss
@@ -47,8 +48,6 @@ from workers.evaluation.programs import score_functions
 from workers.evaluation.sandbox import check_sandbox
 from workers.evaluation.scores import Scores
 from workers.evaluation.speed import decode_speed
-from workers.evaluation.substitution import Substitution
-from workers.evaluation.text import text_loss
 from workers.model.blocks import StoredModel, traced_groups
 from workers.model.loading import (
     load_model,
@@ -100,10 +99,10 @@ class Worker:
             CACHED_BYTES, getsizeof=lambda layer: layer.nbytes
         )
         self._model: Any = None
-        self._substitution: Substitution | None = None
         self._loaded_from: Path | None = None
         self._stored: StoredModel | None = None
         self._calibrator: Calibrator | None = None
+        self._measurer: Measurer | None = None
         self._kept_calibration: CalibrationCheckpoints | None = None
         self._kept_solutions: SolvedCheckpoints | None = None
 
@@ -144,6 +143,13 @@ class Worker:
         groups = traced_groups(self.source)
         self._groups = {group.name: group for group in groups}
         self._stored = stored = StoredModel(self.source, self._device)
+        self._measurer = Measurer(
+            stored,
+            self.source,
+            mixed_precision=self._mixed_precision,
+            settings=self._settings,
+            scratch=self._scratch / "measured",
+        )
         check_positions(self._spec, stored.model.config)
         return ModelSummary(
             type(stored.model).__name__,
@@ -151,6 +157,8 @@ class Worker:
             sum(file.stat().st_size for file in weight_files(self.source)),
             str(stored_dtype(self.source)).removeprefix("torch."),
             groups,
+            self.blocks,
+            set(stored_dtypes(self.source)) == {stored_dtype(self.source)},
             _left_dense(stored.model, groups),
             unused.carried,
             unused.left_out,
@@ -165,11 +173,6 @@ class Worker:
     def source(self) -> Path:
         """The model's folder on this node."""
         return prepare_model(self.original, self._settings)
-
-    @property
-    def model(self) -> Any:
-        """The source model in memory, with the layers that were put into it."""
-        return self._use(None)
 
     def texts(self) -> Texts:
         """Read and tokenize the job's texts; one worker does it for all."""
@@ -279,30 +282,30 @@ class Worker:
         """Forget factors and model: every artifact is written. What follows loads models anew."""
         self._solutions.clear()
         self._interpolated.clear()
-        self._substitution = self._calibrator = self._stored = None
+        self._calibrator = self._measurer = self._stored = None
         self._model = self._loaded_from = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def substitute(self, dtype: str, names: Sequence[str], *layers: Interpolation | None) -> None:
-        """Put layers into the source model as an artifact of a precision has them; None: dense."""
-        if self._substitution is None:
-            precision = getattr(torch, dtype)
-            exact = set(stored_dtypes(self.source)) == {precision}
-            self._substitution = Substitution(self.model, precision, exact=exact)
-        self._substitution.put(dict(zip(names, layers, strict=True)))
+    def begin_measuring(
+        self, batches: Sequence[Sequence[Sequence[int]]], variants: int, dtype: str | None
+    ) -> None:
+        """Start to measure variants of the source model on text, in an artifact's precision.
 
-    def restore(self) -> None:
-        """Have the source model as it was loaded."""
-        if self._substitution is not None:
-            self._substitution.undo()
-            if not self._substitution.exact:
-                self._loaded_from = None
-            self._substitution = None
+        Without a precision the variants are in that of the source.
+        """
+        self.measurer.begin(batches, variants, None if dtype is None else getattr(torch, dtype))
 
-    def measure(self, folder: Path | None, sequences: Sequence[Sequence[int]]) -> TextLoss:
-        """The loss on one batch of the source model (None), or of the artifact in a folder."""
-        return text_loss(self._use(folder), sequences, mixed_precision=self._mixed_precision)
+    def measure_block(
+        self, number: int, names: Sequence[Sequence[str]], *layers: Interpolation
+    ) -> None:
+        """Go through a block; `names` are those of `layers`, by variant."""
+        each = iter(layers)
+        self.measurer.forward(number, [{name: next(each) for name in variant} for variant in names])
+
+    def measured(self) -> list[list[TextLoss]]:
+        """The loss of every batch, by variant, after the last block."""
+        return self.measurer.losses()
 
     def score(self, folder: Path | None, task: EvaluationTask, problems: list[Any]) -> Scores:
         """What the source model (None), or the artifact in a folder, scores on one batch."""
@@ -331,14 +334,26 @@ class Worker:
             self._model = None
             self._model = load_model(folder, self._device, trust_remote_code=artifact is not None)
             self._loaded_from = folder
-            if self._stored is not None:  # layers are put into it
-                unfuse(self._model)
         return self._model
 
     @property
     def _opened(self) -> StoredModel:
         assert self._stored is not None  # noqa: S101 - between `load` and `release`
         return self._stored
+
+    @property
+    def blocks(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the compressible layers in each block."""
+        blocks: list[list[str]] = [[] for _ in self._opened.passage.blocks]
+        for layer in (layer for group in self._groups.values() for layer in group.layers):
+            blocks[self._opened.block_of(layer.name)].append(layer.name)
+        return tuple(map(tuple, blocks))
+
+    @property
+    def measurer(self) -> Measurer:
+        """What measures the model on text."""
+        assert self._measurer is not None  # noqa: S101 - between `load` and `release`
+        return self._measurer
 
     @property
     def _calibrating(self) -> Calibrator:

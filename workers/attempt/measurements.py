@@ -1,22 +1,25 @@
 """Measures every model of a job on texts and tasks, batch by batch.
 
-A worker first measures the artifacts that it has written, then the dense model together with all
-others, then what is left of the artifacts of other workers on its node. A result in the journal is
-not measured again.
+Texts are measured in one sweep over the blocks for all models. For the tasks a worker first
+measures the artifacts that it has written, then the dense model together with all others, then what
+is left of the artifacts of other workers on its node. A result in the journal is not measured
+again.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
 from service.domain.spec import EvaluationTask, LmEval
+from workers.attempt.loss_sweeps import LossSweeps, Variant
 from workers.attempt.report import Evaluation
 from workers.attempt.schedule import Call, drive
 from workers.evaluation.losses import TextLoss
@@ -28,12 +31,15 @@ from workers.text.texts import Texts
 
 TEXT, TASK = "text", "task"
 
+Result = TypeVar("Result")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A model that is measured."""
 
     key: str  # its name in the journal: equal keys are equal models
+    ranks: Variant
     worker: int | None  # who wrote the folder, on its node; None: every worker has the model
     folder: Path | None  # None: the source model
 
@@ -49,9 +55,7 @@ class Batch:
     task: EvaluationTask | None = None
 
     def submit(self, worker: Any, folder: Path | None) -> Any:
-        """Start to measure the model in `folder` (None: the source); return Ray's reference."""
-        if self.task is None:
-            return worker.measure.remote(folder, self.samples)
+        """Have the model in `folder` (None: the source) solve the problems; Ray's reference."""
         return worker.score.remote(folder, self.task, self.samples)
 
 
@@ -87,8 +91,27 @@ class Measurements:
         missing = (batch for subject in self._subjects for batch in self._missing(subject))
         return self.samples - sum(len(batch.samples) for batch in missing)
 
-    def run(self) -> Iterator[int]:
-        """Measure the missing batches; yield the number of samples of each as it ends."""
+    def texts(self, sweeps: LossSweeps) -> Iterator[int]:
+        """Measure the missing texts of all models at once; yield how many samples were added."""
+        subjects = [s for s in self._subjects if any(b.kind == TEXT for b in self._missing(s))]
+        variants = [subject.ranks for subject in subjects]
+        batches = [batch for batch in self._batches if batch.kind == TEXT]
+        if not subjects:
+            return
+        samples = sum(len(b.samples) for s in subjects for b in self._missing(s) if b.kind == TEXT)
+        losses = yield from _in_equal_parts(
+            samples,
+            sweeps.steps(variants),
+            sweeps.measure(variants, [batch.samples for batch in batches]),
+        )
+        for subject, each in zip(subjects, losses, strict=True):
+            for batch, loss in zip(batches, each, strict=True):
+                if self._journal.get(_key(subject, batch)) is None:
+                    self._journal.put(_key(subject, batch), loss)
+        self._journal.flush()
+
+    def tasks(self) -> Iterator[int]:
+        """Measure the missing batches of tasks; yield the number of samples of each as it ends."""
         for (subject, batch), result in drive(self._queues()):
             self._journal.put(_key(subject, batch), result)
             yield len(batch.samples)
@@ -114,7 +137,10 @@ class Measurements:
         Their order spares loading models: a worker changes over to an artifact that another one
         measures only when nothing else is left.
         """
-        batches = {subject: iter(self._missing(subject)) for subject in self._subjects}
+        batches = {
+            subject: (batch for batch in self._missing(subject) if batch.kind == TASK)
+            for subject in self._subjects
+        }
         return [self._queue(number, batches) for number in range(len(self._workers))]
 
     def _missing(self, subject: Subject) -> list[Batch]:
@@ -144,6 +170,20 @@ class Measurements:
             speed = round(ray.get(worker.decode_speed.remote(subject.folder, prompt)), 2)
             self._journal.put(key, speed)
         return speed
+
+
+def _in_equal_parts(
+    total: int, steps: int, results: Generator[None, None, Result]
+) -> Generator[int, None, Result]:
+    """Yield a part of the total after each step; return what the steps return."""
+    for step in count(1):
+        try:
+            next(results)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        yield total * step // steps - total * (step - 1) // steps
+    raise AssertionError
 
 
 def _batches(texts: Texts, exercises: Sequence[Exercise], size: int) -> list[Batch]:

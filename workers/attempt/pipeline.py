@@ -36,6 +36,7 @@ from workers.actors.placement import (
 from workers.actors.replies import ModelSummary
 from workers.actors.versions import check_versions, own_versions
 from workers.artifact.size import CheckpointSize
+from workers.attempt.loss_sweeps import LossSweeps
 from workers.attempt.measurements import Measurements, Subject
 from workers.attempt.probes import Probe, Probes
 from workers.attempt.progress import Progress
@@ -69,10 +70,11 @@ class Assembled:
 
     @property
     def subject(self) -> Subject:
-        return Subject(f"{self.target.name}/{ranks_key(self.ranks)}", self.worker, self.folder)
+        key = f"{self.target.name}/{ranks_key(self.ranks)}"
+        return Subject(key, self.ranks, self.worker, self.folder)
 
 
-DENSE = Subject("dense", None, None)
+DENSE = Subject("dense", None, None, None)
 """The source model."""
 
 
@@ -131,7 +133,7 @@ class Attempt:
             choices, probes = self.allocate(model, options, texts, resumed)
             assembled = self.assemble(model, choices, texts)
             proofs = self.prove(assembled)
-            dense, evaluations = self.evaluate(texts, exercises, assembled, resumed)
+            dense, evaluations = self.evaluate(model, texts, exercises, assembled, resumed)
             results = [
                 TargetResult(artifact.target, artifact.ranks, artifact.size, proof, evaluation)
                 for artifact, proof, evaluation in zip(assembled, proofs, evaluations, strict=True)
@@ -282,22 +284,25 @@ class Attempt:
             sizes = len(self.spec.targets) - len(qualities)
             meter.expect(sizes + len(qualities) * MAX_PROBES + len(curve))
             probes = Probes(
-                self.workers,
-                self.owners,
+                self._sweeps(model),
                 texts.evaluation,
                 batch_size=self.spec.calibration.batch_size,
-                dtype=self._dtype(model),
                 advance=meter.advance,
                 journal=resumed.journal,
             )
             probes.dense(sorted({target.dataset for target in qualities}))
             choices = choose_ranks(self.spec, model.parameters, options, probes.increase)
-            for ranks in curve_ranks(self.spec, options):
-                if ranks not in choices:  # those are measured as artifacts
-                    probes.measure(ranks, [text.name for text in texts.evaluation])
-            probes.end()
+            sizes_of_curve = [
+                ranks
+                for ranks in curve_ranks(self.spec, options)
+                if ranks not in choices  # those are measured as artifacts
+            ]
+            probes.measure(sizes_of_curve, [text.name for text in texts.evaluation])
             resumed.journal.flush()
             return choices, probes.done
+
+    def _sweeps(self, model: ModelSummary) -> LossSweeps:
+        return LossSweeps(self.workers, self.owners, model, self._dtype(model))
 
     def _dtype(self, model: ModelSummary) -> str:
         return model.dtype if self.spec.dtype == "auto" else self.spec.dtype
@@ -323,7 +328,6 @@ class Attempt:
             for number, result in drive(queues):
                 written[number] = result
                 meter.advance()
-            ray.get([worker.release.remote() for worker in self.workers])
         return [
             Assembled(target, choice, number % count, *written[number])
             for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True))
@@ -342,12 +346,16 @@ class Attempt:
 
     def evaluate(
         self,
+        model: ModelSummary,
         texts: Texts,
         exercises: Sequence[Exercise],
         assembled: Sequence[Assembled],
         resumed: Resumption,
     ) -> tuple[Evaluation | None, list[Evaluation | None]]:
-        """Every model on the same text and tasks."""
+        """Every model on the same text and tasks.
+
+        Texts are measured by sweeps; what generates text needs whole models, and nothing else then.
+        """
         if not self.spec.evaluation.enabled:
             return None, [None] * len(assembled)
         subjects = [DENSE, *(artifact.subject for artifact in assembled)]
@@ -357,7 +365,10 @@ class Attempt:
         )
         with self.progress.step(Step.EVALUATE, "samples") as meter:
             meter.expect(measurements.samples, done=measurements.known)
-            for samples in measurements.run():
+            for samples in measurements.texts(self._sweeps(model)):
+                meter.advance(samples)
+            ray.get([worker.release.remote() for worker in self.workers])
+            for samples in measurements.tasks():
                 meter.advance(samples)
             # One after the other, on machines that do nothing else.
             dense, *others = [

@@ -33,7 +33,7 @@ def text_loss(
         logits = model(input_ids=right_padded(sequences).to(device), use_cache=False).logits
     return TextLoss(
         tuple(
-            _sequence_loss(rows[: len(tokens) - 1], torch.tensor(tokens[1:], device=device))
+            sequence_loss(rows[: len(tokens) - 1], torch.tensor(tokens[1:], device=device))
             for rows, tokens in zip(logits, sequences, strict=True)
         )
     )
@@ -60,7 +60,8 @@ def token_log_likelihoods(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tens
     return torch.cat(likelihoods), torch.cat(hits)
 
 
-def _sequence_loss(logits: Tensor, targets: Tensor) -> SequenceLoss:
+def sequence_loss(logits: Tensor, targets: Tensor) -> SequenceLoss:
+    """The loss of logits (tokens, vocabulary) for targets (tokens,)."""
     likelihoods, hits = token_log_likelihoods(logits, targets)
     loss = -likelihoods.sum().nan_to_num(nan=-inf, posinf=-inf, neginf=-inf)
     return SequenceLoss(float(loss), len(targets), int(hits.sum()))

@@ -51,12 +51,17 @@ def traced_groups(source: Path) -> tuple[InputGroup, ...]:
 class StoredModel:
     """See the module. On a CPU it computes in float32, on a GPU in the checkpoint's precision.
 
+    With `rounded` every weight is as if it came from a checkpoint in that precision.
+
     Raises the errors of `workers.model.tensor_names.source_tensors`, and ModelInvalid, which names
     the tensor, for numbers that are not finite.
     """
 
-    def __init__(self, source: Path, device: torch.device) -> None:
+    def __init__(
+        self, source: Path, device: torch.device, *, rounded: torch.dtype | None = None
+    ) -> None:
         self.device = device
+        self._rounded = rounded
         self.dtype = torch.float32 if device.type == "cpu" else stored_dtype(source)
         with naming_model_errors("the model's class cannot be built from config.json"):
             config = load_configuration(source)
@@ -103,14 +108,24 @@ class StoredModel:
                 if name in wanted
             }
 
+    @property
+    def bytes_per_token(self) -> int:
+        """The bytes of the hidden state of one token."""
+        hidden: int = self.model.config.get_text_config().hidden_size
+        return hidden * self.dtype.itemsize
+
+    def block_of(self, name: str) -> int:
+        """The number of the block that a layer or tensor lies in."""
+        return int(name.removeprefix(f"{self.passage.prefix}.").partition(".")[0])
+
     def _sorted(self, pieces: Iterable[Piece]) -> tuple[list[Piece], list[list[Piece]]]:
         """The pieces outside the blocks, and those of each block."""
         outside: list[Piece] = []
         inside: list[list[Piece]] = [[] for _ in self.passage.blocks]
         for piece in pieces:
-            rest = piece.names[0].removeprefix(f"{self.passage.prefix}.")
-            number = rest.partition(".")[0]
-            (outside if rest == piece.names[0] else inside[int(number)]).append(piece)
+            name = piece.names[0]
+            is_inside = name.startswith(f"{self.passage.prefix}.")
+            (inside[self.block_of(name)] if is_inside else outside).append(piece)
         return outside, inside
 
     def _taken(self, number: int) -> dict[str, Tensor]:
@@ -132,6 +147,8 @@ class StoredModel:
         if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             raise ModelInvalid(f"the tensor '{name}' is not finite", param="model")
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        if tensor.is_floating_point() and self._rounded is not None:
+            tensor = tensor.to(self._rounded)
         return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
     def _place(self, tensors: dict[str, Tensor]) -> None:

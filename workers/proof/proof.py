@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from torch import Tensor
 
 from service.die_with_parent import tied
 from service.errors import ArtifactMismatch, OutOfMemory, WorkerLost
-from workers.proof.clean_process import logits_at
 from workers.proof.result import Proof
 
 SEQUENCE_TOKENS = 128
@@ -50,12 +49,17 @@ class Reference:
     logits: Tensor  # (sequences, compared, vocabulary), float32
 
     @classmethod
-    def of(cls, model: Any, sequences: Sequence[Sequence[int]]) -> Reference:
-        """The logits for the first tokens of these equally long sequences."""
+    def of(
+        cls, sequences: Sequence[Sequence[int]], logits_at: Callable[[Tensor, Tensor], Tensor]
+    ) -> Reference:
+        """What `logits_at` gives for the first tokens of these equally long sequences.
+
+        It maps tokens (sequences, length) and positions to (sequences, positions, vocabulary).
+        """
         tokens = torch.tensor([[*each[:SEQUENCE_TOKENS]] for each in sequences])
         length = tokens.shape[1]
         positions = torch.linspace(0, length - 1, min(POSITIONS, length)).round().long()
-        return cls(tokens, positions, logits_at(model, tokens, positions))
+        return cls(tokens, positions, logits_at(tokens, positions))
 
     def save(self, path: Path) -> Path:
         save_file(vars(self), path)

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +28,7 @@ from workers.compression.statistics import (
     cross_entropy,
 )
 from workers.sweeps.boundaries import Boundaries
-from workers.sweeps.passage import BlockCall, Passage
-
-LOGITS_BYTES = 64 << 20
-"""How many bytes of logits, in float32, are computed at a time."""
-
-
-class BlockWeights(Protocol):
-    """Gives blocks their weights."""
-
-    def hold(self, number: int, following: int | None = None) -> AbstractContextManager[nn.Module]:
-        """The block with its weights, while the context is open; `following` comes next."""
+from workers.sweeps.passage import BlockCall, BlockWeights, Passage, tokens_at_once
 
 
 @dataclass(frozen=True)
@@ -184,8 +172,7 @@ class CalibrationSweep:
 
     def _loss(self, hidden: Tensor, tokens: Tensor) -> tuple[float, Tensor]:
         """The summed next-token loss of a batch, and its gradient, of the shape of `hidden`."""
-        vocabulary = self._passage.model.config.get_text_config().vocab_size
-        rows = max(1, LOGITS_BYTES // (4 * vocabulary))
+        rows = tokens_at_once(self._passage)
         gradient = torch.zeros_like(hidden)
         losses = []
         for sequence, (states, labels) in enumerate(zip(hidden, tokens[:, 1:], strict=True)):

@@ -8,14 +8,17 @@ the blocks' weights need not be in memory, and every architecture keeps its pecu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from workers.compression.layers import hidden_state, transformer_blocks
+
+LOGITS_BYTES = 64 << 20
+"""How many bytes of logits, in float32, are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,13 @@ class BlockCall:
         """The block's output, (batch, length, hidden), for an input of the same shape."""
         output: Tensor = block(hidden, *self.args, **self.kwargs)
         return output
+
+
+class BlockWeights(Protocol):
+    """Gives blocks their weights."""
+
+    def hold(self, number: int, following: int | None = None) -> AbstractContextManager[nn.Module]:
+        """The block with its weights, while the context is open; `following` comes next."""
 
 
 class _Entered(Exception):
@@ -97,6 +107,12 @@ class Passage:
                 block.forward = forward(number)
                 stack.callback(delattr, block, "forward")
             yield
+
+
+def tokens_at_once(passage: Passage) -> int:
+    """How many tokens' logits may be in memory together, at least one."""
+    vocabulary: int = passage.model.config.get_text_config().vocab_size
+    return max(1, LOGITS_BYTES // (4 * vocabulary))
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,11 @@ from service.errors import ModelInvalid
 from service.inputs.opening import HeldFiles
 from workers.actors.worker import Worker
 from workers.artifact.checkpoint_writer import write_checkpoint
+from workers.evaluation.losses import TextLoss
+from workers.evaluation.text import text_loss
+from workers.model.loading import load_model
 
+CPU = torch.device("cpu")
 SEQUENCES = [[number, *range(2, 33)] for number in range(2, 10)]
 QUERY = "model.layers.0.self_attn.q_proj"
 
@@ -66,21 +71,30 @@ def test_a_model_that_is_built_but_cannot_compute_is_refused(
         worker_of(folder, data_dir).load()
 
 
+def measured(worker: Any, dtype: str | None, ranks: Mapping[str, int]) -> TextLoss:
+    """The loss of the source model with some layers at these ranks."""
+    worker.begin_measuring([SEQUENCES], 1, dtype)
+    for number, names in enumerate(worker.blocks):
+        replaced = [name for name in names if name in ranks]
+        layers = [worker.compressed(name, ranks[name]) for name in replaced]
+        worker.measure_block(number, [replaced], *layers)
+    ((loss,),) = worker.measured()
+    return loss
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_size_in_memory_measures_as_its_artifact_does(
     worker: Any, tiny_llama: Path, tmp_path: Path, dtype: str
 ) -> None:
-    dense = worker.measure(None, SEQUENCES)
+    dense = measured(worker, None, {})
+    probed = measured(worker, dtype, {QUERY: 4})
     layer = worker.compressed(QUERY, 4)
-    worker.substitute(dtype, [QUERY], layer)
-    probed = worker.measure(None, SEQUENCES)
-    worker.substitute(dtype, [QUERY], None)
-    worker.restore()
     artifact = tmp_path / "artifact"
     write_checkpoint(tiny_llama, artifact, {QUERY: 4}, lambda _: [layer], getattr(torch, dtype))
+    loaded = text_loss(load_model(artifact, CPU, trust_remote_code=True), SEQUENCES)
     assert probed != dense
-    assert worker.measure(artifact, SEQUENCES) == probed
-    assert worker.measure(None, SEQUENCES) == dense
+    assert probed.perplexity == pytest.approx(loaded.perplexity, rel=1e-6)
+    assert measured(worker, None, {}) == dense
 
 
 def test_a_layer_that_was_probed_is_not_factorised_again(
@@ -104,18 +118,9 @@ def test_a_layer_that_was_probed_is_not_factorised_again(
 def test_auto_is_mixed_precision_where_the_processor_has_instructions_for_it(
     worker: Any, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], mixed: bool
 ) -> None:
-    exact = worker.measure(None, SEQUENCES)
+    exact = measured(worker, None, {})
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
     spec = worker._spec.model_copy(update={"mixed_precision": "auto"})
     auto: Any = Worker(spec, "job-1-1", 0, 1, worker._held)
     auto.load()
-    assert (auto.measure(None, SEQUENCES) != exact) is mixed
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_after_probing_it_has_the_model_that_it_loaded(worker: Any, dtype: str) -> None:
-    dense = worker.measure(None, SEQUENCES)
-    worker.restore()
-    worker.substitute(dtype, [QUERY], worker.compressed(QUERY, 4))
-    worker.restore()
-    assert worker.measure(None, SEQUENCES) == dense
+    assert (measured(auto, None, {}) != exact) is mixed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from service.errors import ArtifactMismatch, OutOfMemory, WorkerLost
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from workers.model.loading import load_model
 from workers.proof import proof
+from workers.proof.clean_process import logits_at
 from workers.proof.proof import Claim, Reference, prove
 from workers.proof.result import Proof
 
@@ -28,7 +30,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def claim(source: Path) -> Claim:
-    return Claim("same", source, Reference.of(load_model(source, torch.device("cpu")), SEQUENCES))
+    model = load_model(source, torch.device("cpu"))
+    return Claim("same", source, Reference.of(SEQUENCES, partial(logits_at, model)))
 
 
 def proven(claims: Sequence[Claim], source: Path, scratch: Path) -> dict[str, Proof]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.fixtures.calibration import Differentiated, sweep, swept
-from tests.fixtures.models import ARCHITECTURES, tiny_model
-from workers.compression.statistics import GroupStatistics, Observation
+from tests.fixtures.models import ARCHITECTURES, tiny_llama_config, tiny_model
+from workers.compression.statistics import GroupStatistics, Observation, merged
 from workers.compression.unfuse import unfuse
+from workers.sweeps.boundaries import held
 
 EVERYTHING = frozenset(Observation)
 BATCH, LENGTH = 3, 20
@@ -67,3 +69,126 @@ def test_every_architecture_agrees_with_autograd(
     truth = Differentiated(random_model(name, torch.float64), tokens(0))
     assert loss == pytest.approx(truth.loss, rel=tolerance)
     assert_as_differentiated(statistics, truth, model, tolerance)
+
+
+def deep_model() -> Any:
+    return tiny_model(tiny_llama_config(num_hidden_layers=5)).double()
+
+
+def exact(statistics: dict[str, GroupStatistics]) -> dict[str, Tensor]:
+    """Every tensor of the statistics, by a name of its own."""
+    return {
+        f"{group}/{name}": tensor
+        for group, each in statistics.items()
+        for name, tensor in {
+            **{
+                f"{kind}/{layer}": value
+                for kind, sums in enumerate(each.sums())
+                for layer, value in sums.items()
+            },
+            **{
+                f"moments/{layer}": moments.scatter
+                for layer, moments in {**each.outputs, "": each.inputs}.items()
+                if moments
+            },
+        }.items()
+    }
+
+
+def assert_identical(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("keep_every", [2, 3, 5])
+@pytest.mark.parametrize("memory_bytes", [1 << 30, 40_000, 0])
+def test_segments_and_files_change_no_bit(
+    tmp_path: Path, keep_every: int, memory_bytes: int
+) -> None:
+    batches = [tokens(0), tokens(1)]
+    expected, losses = swept(sweep(deep_model(), batches, EVERYTHING))
+    calibration = sweep(
+        deep_model(),
+        batches,
+        EVERYTHING,
+        keep_every=keep_every,
+        memory_bytes=memory_bytes,
+        folder=tmp_path / "boundaries",
+    )
+    found, again = swept(calibration)
+    assert losses == again
+    assert_identical(exact(expected), exact(found))
+
+
+@pytest.mark.parametrize("keep_every", [1, 2, 3, 5])
+def test_no_more_boundaries_are_held_than_is_said(keep_every: int) -> None:
+    batches = [tokens(0)]
+    calibration = sweep(deep_model(), batches, EVERYTHING, keep_every=keep_every)
+    most, store = 0, calibration._boundaries
+    put = store.put
+
+    def counted(key: Any, tensor: Tensor) -> None:
+        nonlocal most
+        put(key, tensor)
+        most = max(most, sum(isinstance(key[0], int) for key in store._held))
+
+    store.put = counted  # type: ignore[method-assign]
+    swept(calibration)
+    assert most <= held(5, keep_every) + 1
+
+
+@pytest.mark.parametrize("boundary", [4, 2, 1])
+def test_a_sweep_goes_on_at_any_boundary(boundary: int) -> None:
+    batches = [tokens(0), tokens(1)]
+    expected, _ = swept(sweep(deep_model(), batches, EVERYTHING))
+    first = sweep(deep_model(), batches, EVERYTHING)
+    for number in range(5):
+        first.forward(number)
+    first.loss()
+    for number in range(4, boundary - 1, -1):
+        first.backward(number)
+    states = [first.state(boundary, index).clone() for index in range(2)]
+    second, found = sweep(deep_model(), batches, EVERYTHING), {}
+    second.resume(boundary, states)
+    for number in range(boundary - 1):
+        second.forward(number)
+    for number in range(boundary - 1, -1, -1):
+        found |= second.backward(number)
+    done = exact(expected)
+    assert_identical({name: done[name] for name in exact(found)}, exact(found))
+    assert {name for name in done if int(name.split(".")[2]) < boundary} == exact(found).keys()
+
+
+def test_a_sweep_without_gradients_goes_on_at_any_boundary() -> None:
+    batches, observations = [tokens(0), tokens(1)], frozenset({Observation.MOMENTS})
+    expected, losses = swept(sweep(deep_model(), batches, observations))
+    first = sweep(deep_model(), batches, observations)
+    for number in range(3):
+        first.forward(number)
+    states = [first.state(3, index).clone() for index in range(2)]
+    second, found = sweep(deep_model(), batches, observations), {}
+    second.resume(3, states)
+    for number in (3, 4):
+        found |= second.forward(number)
+    assert second.loss() == losses
+    assert_identical({name: exact(expected)[name] for name in exact(found)}, exact(found))
+
+
+def test_shards_of_several_workers_add_up_to_one_workers_statistics() -> None:
+    whole, losses = swept(sweep(deep_model(), [tokens(0), tokens(1)], EVERYTHING))
+    one, first = swept(sweep(deep_model(), [tokens(0)], EVERYTHING))
+    other, second = swept(sweep(deep_model(), [tokens(1)], EVERYTHING))
+    assert first + second == losses
+    for name, statistics in whole.items():
+        total = merged([one[name], other[name]])
+        for left, right in zip(
+            exact({name: statistics}).values(), exact({name: total}).values(), strict=True
+        ):
+            torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-12)
+
+
+def test_masks_and_positions_of_equal_batches_are_shared() -> None:
+    calibration = sweep(deep_model(), [tokens(0), tokens(1), tokens(2)[:, :7]], EVERYTHING)
+    one, other, shorter = calibration._calls
+    assert one is other
+    assert one is not shorter

@@ -1,0 +1,43 @@
+"""How much room a worker has for hidden states, beside the other workers of its machine."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import psutil
+import torch
+
+from service.settings import Settings
+from workers.sweeps.boundaries import Boundaries
+
+SHARE_OF_WHAT_IS_FREE = 0.5
+"""The part of the free memory that hidden states may take, unless a setting says otherwise."""
+
+
+def boundary_store(
+    device: torch.device, settings: Settings, folder: Path
+) -> tuple[Boundaries, int]:
+    """A store for hidden states, with its files in `folder`, and how many bytes it can hold.
+
+    It uses the memory of the device, then that of the host, then files.
+    """
+    memory, files = settings.boundary_memory_bytes, settings.boundary_file_bytes
+    share = SHARE_OF_WHAT_IS_FREE * _share_of_machine(device)
+    if memory is None:
+        memory = int(psutil.virtual_memory().available * share)
+    if files is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = int(shutil.disk_usage(folder).free * share)
+    tiers = {torch.device("cpu"): memory}
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        tiers = {device: int(free * SHARE_OF_WHAT_IS_FREE), **tiers}
+    return Boundaries(tiers, folder), sum(tiers.values()) + files
+
+
+def _share_of_machine(device: torch.device) -> float:
+    """A worker's share of its machine, if the same workers fill it."""
+    if device.type == "cuda":
+        return 1 / max(1, torch.cuda.device_count())
+    return min(1.0, torch.get_num_threads() / (psutil.cpu_count() or 1))

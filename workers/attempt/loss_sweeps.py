@@ -1,0 +1,117 @@
+"""Measures variants of the source model on text, by one sweep of all workers over its blocks.
+
+Each worker takes a share of the batches through all variants. A block is read once for all of them,
+and the low-rank layers come from the workers that solved them. So nothing depends on the model's
+depth but the time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import ray
+
+from workers.actors.replies import ModelSummary
+from workers.compression.candidates import Ranks
+from workers.evaluation.losses import TextLoss
+
+BLOCKS_IN_FLIGHT = 2
+"""For how many blocks the low-rank layers are in the object store at once."""
+
+Variant = Ranks | None
+"""The rank of each layer, None where it is dense; no ranks at all: the source model."""
+
+Batches = Sequence[Sequence[Sequence[int]]]
+"""Each of token sequences."""
+
+
+class LossSweeps:
+    """See the module. `owners` has the worker that solved each layer, `dtype` is the artifacts'."""
+
+    def __init__(
+        self,
+        workers: Sequence[Any],
+        owners: Mapping[str, Any],
+        model: ModelSummary,
+        dtype: str,
+    ) -> None:
+        self._workers = workers
+        self._owners = owners
+        self._blocks = model.blocks
+        self._dtype = dtype
+        self._exact = model.uniform and model.dtype == dtype
+
+    def steps(self, variants: Sequence[Variant]) -> int:
+        """How often `measure` yields."""
+        return len(self._blocks) * len(self._parts(variants))
+
+    def measure(
+        self, variants: Sequence[Variant], batches: Batches
+    ) -> Generator[None, None, list[list[TextLoss]]]:
+        """Yields after each block, and returns the losses by variant and batch."""
+        found: dict[int, list[TextLoss]] = {}
+        for dtype, numbers in self._parts(variants):
+            losses = yield from self._sweep([variants[n] for n in numbers], batches, dtype)
+            found |= zip(numbers, losses, strict=True)
+        return [found[number] for number in range(len(variants))]
+
+    def _parts(self, variants: Sequence[Variant]) -> list[tuple[str | None, list[int]]]:
+        """The variants of each sweep, with the precision of their weights; None: the source's.
+
+        The source model and the artifacts share a sweep if all weights are stored as in artifacts.
+        """
+        if self._exact:
+            return [(self._dtype, list(range(len(variants))))]
+        dense = [number for number, variant in enumerate(variants) if variant is None]
+        others = [number for number, variant in enumerate(variants) if variant is not None]
+        return [(dtype, part) for dtype, part in ((None, dense), (self._dtype, others)) if part]
+
+    def _sweep(
+        self, variants: Sequence[Variant], batches: Batches, dtype: str | None
+    ) -> Generator[None, None, list[list[TextLoss]]]:
+        count = min(len(self._workers), len(batches))
+        workers = self._workers[:count]
+        shares = [batches[number::count] for number in range(count)]
+        ray.get(
+            [
+                worker.begin_measuring.remote(share, len(variants), dtype)
+                for worker, share in zip(workers, shares, strict=True)
+            ]
+        )
+        running: deque[list[Any]] = deque()
+        for number, layers in enumerate(self._blocks):
+            names = [
+                [name for name in layers if variant is not None and variant[name] is not None]
+                for variant in variants
+            ]
+            compressed = [
+                self._owners[name].compressed.remote(name, variant[name])
+                for variant, replaced in zip(variants, names, strict=True)
+                if variant is not None
+                for name in replaced
+            ]
+            running.append([w.measure_block.remote(number, names, *compressed) for w in workers])
+            del compressed
+            if len(running) > BLOCKS_IN_FLIGHT:
+                ray.get(running.popleft())
+                yield
+        for calls in running:
+            ray.get(calls)
+            yield
+        measured = ray.get([worker.measured.remote() for worker in workers])
+        return [
+            [measured[number % count][variant][number // count] for number in range(len(batches))]
+            for variant in range(len(variants))
+        ]
+
+
+def finished(measuring: Generator[None, None, list[list[TextLoss]]]) -> list[list[TextLoss]]:
+    """What `LossSweeps.measure` returns."""
+    while True:
+        try:
+            next(measuring)
+        except StopIteration as end:
+            losses: list[list[TextLoss]] = end.value
+            return losses

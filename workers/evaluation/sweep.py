@@ -1,0 +1,125 @@
+"""Measures several variants of a model on text in one forward sweep, which reads each block once.
+
+A variant is the model with low-rank layers in place of some dense ones. It computes the same as the
+artifact with these layers, which is in one precision throughout (see `rounded`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from workers.compression.checkpoint import replace_layers
+from workers.compression.interpolation import Interpolation
+from workers.evaluation.losses import SequenceLoss, TextLoss
+from workers.evaluation.text import right_padded, sequence_loss
+from workers.sweeps.boundaries import Boundaries
+from workers.sweeps.passage import BlockCall, BlockWeights, Passage, tokens_at_once
+
+Layers = Mapping[str, Interpolation]
+"""The low-rank layers of a variant, by the names of the dense ones."""
+
+
+class EvaluationSweep:
+    """The sweep of one worker over its batches, of sequences of any lengths.
+
+    Call `forward` for every block in order, then `losses`. With `mixed_precision` the model runs
+    under `torch.autocast` in bfloat16.
+    """
+
+    def __init__(
+        self,
+        passage: Passage,
+        weights: BlockWeights,
+        batches: Sequence[Sequence[Sequence[int]]],
+        variants: int,
+        boundaries: Boundaries,
+        *,
+        mixed_precision: bool = False,
+    ) -> None:
+        self._passage = passage
+        self._weights = weights
+        self._batches = batches
+        self._variants = variants
+        self._boundaries = boundaries
+        self._mixed_precision = mixed_precision
+        self._calls: list[tuple[BlockCall, ...]] = []
+        for index, sequences in enumerate(batches):
+            # Padding is on the right: under a causal mask no real token attends to it.
+            with self._autocast():
+                hidden, calls = passage.enter(right_padded(sequences))
+            self._calls.append(calls)
+            for variant in range(variants):
+                boundaries.put((variant, index), hidden)
+
+    @torch.no_grad()
+    def forward(self, number: int, layers: Sequence[Layers]) -> None:
+        """Take every batch through a block, in each variant; `layers` has those in the block."""
+        blocks = len(self._passage.blocks)
+        following = number + 1 if number + 1 < blocks else None
+        with self._weights.hold(number, following) as block:
+            for variant, replaced in enumerate(layers):
+                model = self._passage.model
+                dense = {name: model.get_submodule(name) for name in replaced}
+                replace_layers(model, replaced)
+                for index, calls in enumerate(self._calls):
+                    hidden = self._boundaries.get((variant, index), self._passage.device)
+                    with self._autocast():
+                        output = calls[number](block, hidden)
+                    self._boundaries.put((variant, index), output)
+                for name, module in dense.items():
+                    model.set_submodule(name, module)
+
+    @torch.no_grad()
+    def losses(self) -> list[list[TextLoss]]:
+        """The loss of every batch, by variant. It is infinite if the arithmetic overflows."""
+        return [
+            [self._loss(variant, index) for index in range(len(self._batches))]
+            for variant in range(self._variants)
+        ]
+
+    @torch.no_grad()
+    def logits(self, variant: int, index: int, positions: Tensor) -> Tensor:
+        """The logits at some positions of a batch, (batch, positions, vocabulary), in float32."""
+        hidden = self._boundaries.get((variant, index), self._passage.device)
+        chosen = hidden[:, positions.to(hidden.device)]
+        with self._autocast():
+            return torch.cat([self._passage.leave(rows[None]).float().cpu() for rows in chosen])
+
+    def _loss(self, variant: int, index: int) -> TextLoss:
+        hidden = self._boundaries.get((variant, index), self._passage.device)
+        return TextLoss(
+            tuple(
+                self._sequence_loss(rows, torch.tensor(tokens, device=hidden.device))
+                for rows, tokens in zip(hidden, self._batches[index], strict=True)
+            )
+        )
+
+    def _sequence_loss(self, hidden: Tensor, tokens: Tensor) -> SequenceLoss:
+        """The loss on a sequence; `hidden` is (padded length, hidden)."""
+        targets, size = tokens[1:], tokens_at_once(self._passage)
+        pieces = []
+        for start in range(0, len(targets), size):
+            labels = targets[start : start + size]
+            with self._autocast():
+                logits = self._passage.leave(hidden[None, start : start + len(labels)])
+            pieces.append(sequence_loss(logits[0], labels))
+        return SequenceLoss(
+            sum(piece.negative_log_likelihood for piece in pieces),
+            len(targets),
+            sum(piece.correct for piece in pieces),
+        )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self._passage.device.type, torch.bfloat16, enabled=self._mixed_precision
+        )
+
+
+def rounded(layer: Interpolation, dtype: torch.dtype) -> Interpolation:
+    """The layer as an artifact in this precision has it."""
+    bias: Tensor | None = None if layer.bias is None else layer.bias.to(dtype)
+    return replace(layer, basis=layer.basis.to(dtype), rest=layer.rest.to(dtype), bias=bias)
