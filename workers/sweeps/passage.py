@@ -99,6 +99,18 @@ class Passage:
             yield
 
 
+class InMemory:
+    """Gives blocks their weights in a model that has all of them."""
+
+    def __init__(self, passage: Passage) -> None:
+        self._blocks = passage.blocks
+
+    @contextmanager
+    def hold(self, number: int, following: int | None = None) -> Iterator[nn.Module]:  # noqa: ARG002
+        """The block, as `workers.sweeps.calibration.BlockWeights` wants it."""
+        yield self._blocks[number]
+
+
 def _equal(one: Any, other: Any) -> bool:
     """Whether two nests of tensors and plain values are equal; the same objects always are."""
     if one is other:
