@@ -8,19 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from tests.fixtures.calibration import Differentiated, calibrated, sweep, swept
 from tests.fixtures.models import tiny_llama_config, tiny_model
 from workers.compression.errors import NotFinite
-from workers.compression.layers import compressible_layers, input_groups
+from workers.compression.layers import compressible_layers
 from workers.compression.metrics import METHODS
 from workers.compression.statistics import (
-    GroupStatistics,
     Moments,
     Observation,
-    Observations,
     merged,
 )
 
@@ -145,14 +142,17 @@ def assert_moments(moments: Moments, rows: Tensor) -> None:
 
 def test_the_loss_is_the_sum_over_predicted_tokens(model: Any, input_ids: Tensor) -> None:
     truth = Differentiated(model, input_ids).loss
-    _, losses = swept(sweep(model, input_ids.split(1), EVERYTHING))
+    _, losses = swept(sweep(model, list(input_ids[:, None]), EVERYTHING))
     assert len(losses) == BATCH
     assert sum(losses) == pytest.approx(truth, rel=1e-12)
 
 
 def test_shards_add_up_to_the_whole(model: Any, input_ids: Tensor) -> None:
     whole = calibrated(model, input_ids, observations=EVERYTHING)
-    shards = [calibrated(model, rows, observations=EVERYTHING) for rows in (input_ids[:1], input_ids[1:2], input_ids[2:])]
+    shards = [
+        calibrated(model, rows, observations=EVERYTHING)
+        for rows in (input_ids[:1], input_ids[1:2], input_ids[2:])
+    ]
     for name, statistics in whole.items():
         total = merged(shard[name] for shard in shards)
         assert total.tokens == statistics.tokens
@@ -168,7 +168,10 @@ def test_shards_add_up_to_the_whole(model: Any, input_ids: Tensor) -> None:
 
 
 def test_merging_leaves_the_shards_as_they_are(model: Any, input_ids: Tensor) -> None:
-    shards = [calibrated(model, input_ids[:2], observations=EVERYTHING), calibrated(model, input_ids[2:], observations=EVERYTHING)]
+    shards = [
+        calibrated(model, input_ids[:2], observations=EVERYTHING),
+        calibrated(model, input_ids[2:], observations=EVERYTHING),
+    ]
     name = next(iter(shards[0]))
     before = [shard[name].gradient_squares[name].clone() for shard in shards]
     once = merged(shard[name] for shard in shards)
