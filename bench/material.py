@@ -6,10 +6,12 @@ They are the demo's unless another model is named.
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -19,15 +21,13 @@ from service.settings import Settings
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import Method
 from workers.compression.shapes import InputGroup
-from workers.compression.solve import Solution, solve_group
-from workers.compression.statistics import (
-    Calibration,
-    GroupStatistics,
-    Observations,
-    accumulation_dtype,
-)
+from workers.compression.solve import Factors, Solution, solve_group
+from workers.compression.statistics import GroupStatistics, Observations, accumulation_dtype
 from workers.compression.unfuse import unfuse
 from workers.model.loading import load_model, prepare_model
+from workers.sweeps.boundaries import Boundaries
+from workers.sweeps.calibration import CalibrationSweep, Observed
+from workers.sweeps.passage import InMemory, Passage
 from workers.text.sequences import in_batches
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -81,15 +81,31 @@ def groups_of(model: torch.nn.Module) -> tuple[InputGroup, ...]:
 
 
 def calibrated(
-    model: Any, groups: Sequence[InputGroup], batches: Iterable[Tensor], observations: Observations
+    model: Any, groups: Sequence[InputGroup], batches: Sequence[Tensor], observations: Observations
 ) -> dict[str, GroupStatistics]:
-    """The statistics of these batches, computed as on a worker."""
-    dtype = accumulation_dtype(next(model.parameters()).device)
-    statistics = Calibration.zeros(model, groups, observations, dtype)
-    with Calibration(model, groups, statistics) as calibration:
-        for batch in batches:
-            calibration.run(batch)
+    """The statistics of these batches, computed as on a worker, but with all weights in memory."""
+    passage = Passage(model)
+    observed = Observed(observations, tuple(groups), accumulation_dtype(passage.device))
+    statistics: dict[str, GroupStatistics] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        boundaries = Boundaries(_free_memory(passage.device), Path(folder))
+        sweep = CalibrationSweep(passage, InMemory(passage), observed, batches, boundaries)
+        for number in range(sweep.blocks):
+            statistics |= sweep.forward(number)
+        sweep.loss()
+        if observed.gradients:
+            for number in reversed(range(sweep.blocks)):
+                statistics |= sweep.backward(number)
     return statistics
+
+
+def _free_memory(device: torch.device) -> dict[torch.device, int]:
+    """The bytes for hidden states: half of what is free on the device, then on the host."""
+    host = {torch.device("cpu"): psutil.virtual_memory().available // 2}
+    if device.type == "cpu":
+        return host
+    free, _ = torch.cuda.mem_get_info(device)
+    return {device: free // 2, **host}
 
 
 def solved(
@@ -100,10 +116,16 @@ def solved(
     return solve_group(
         group,
         {name: module.weight for name, module in modules.items()},
-        {name: module.bias for name, module in modules.items()},
         statistics,
         method,
     )
+
+
+def truncated(model: Any, solution: Solution, rank: int) -> Factors:
+    """The factors of a layer at this rank, with the model's own weight and bias."""
+    module = model.get_submodule(solution.layer.name)
+    bias = None if module.bias is None else module.bias.detach()
+    return solution.truncate(rank, module.weight.detach(), bias)
 
 
 def batches(sequences: list[list[int]], size: int, device: torch.device) -> list[Tensor]:

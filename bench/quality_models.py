@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench.material import batches, calibrated, groups_of, solved
+from bench.material import batches, calibrated, groups_of, solved, truncated
 from bench.quality_rows import Contender, Row
 from workers.compression.allocation import ALLOCATIONS
 from workers.compression.candidates import LayerCandidates, Ranks, total_cost
@@ -97,7 +97,7 @@ def compressed(model: Any, solutions: Mapping[str, Solution], ranks: Ranks) -> I
     try:
         for name, rank in ranks.items():
             if rank is not None:
-                _put(originals[name], solutions[name].truncate(rank))
+                _put(originals[name], truncated(model, solutions[name], rank))
         yield
     finally:
         for name, (weight, bias) in parameters.items():
@@ -105,7 +105,7 @@ def compressed(model: Any, solutions: Mapping[str, Solution], ranks: Ranks) -> I
 
 
 def _put(module: Any, factors: Factors) -> None:
-    """Give the module new parameters, because a solution refers to the layer's own."""
+    """Give the module new parameters; its own are put back later."""
 
     def parameter(tensor: Tensor) -> nn.Parameter:
         return nn.Parameter(tensor.to(module.weight), requires_grad=False)

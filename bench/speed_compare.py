@@ -17,12 +17,7 @@ from bench.speed_plain import PlainStatistics
 from workers.compression.metrics import METHODS, importance
 from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution, solve_group
-from workers.compression.statistics import (
-    Calibration,
-    GroupStatistics,
-    Moments,
-    accumulation_dtype,
-)
+from workers.compression.statistics import GroupStatistics, Moments, accumulation_dtype
 
 METHOD = METHODS["impact"]
 TOLERANCE = 1e-6
@@ -47,29 +42,28 @@ class Comparison:
 
 
 def compare_calibration(model: Any, batches: Sequence[Tensor], repetitions: int) -> Comparison:
-    """Calibrate with both implementations, alternating with every batch."""
+    """Calibrate on all batches with both implementations, alternating with every repetition.
+
+    The product takes all batches through a block before it turns to the next block, so the two
+    cannot alternate with every batch.
+    """
     groups = groups_of(model)
     device = batches[0].device
     dtype = accumulation_dtype(device)
 
-    def repetition() -> tuple[float, float]:
-        ours = Calibration.zeros(model, groups, METHOD.observations, dtype)
+    def run_ours(text: Sequence[Tensor]) -> None:
+        calibrated(model, groups, text, METHOD.observations)
+
+    def run_plain(text: Sequence[Tensor]) -> None:
         plain = {
             layer.name: PlainStatistics.zeros(layer, dtype, device)
             for group in groups
             for layer in group.layers
         }
-
-        def run_ours(batch: Tensor) -> None:
-            with Calibration(model, groups, ours) as calibration:
-                calibration.run(batch)
-
-        def run_plain(batch: Tensor) -> None:
+        for batch in text:
             speed_plain.calibrate(model, plain, batch)
 
-        return _in_turns(run_ours, run_plain, batches, device)
-
-    return _repeated(repetition, repetitions)
+    return Comparison(*_in_turns(run_ours, run_plain, [batches] * repetitions, device))
 
 
 def compare_solve(model: Any, batches: Sequence[Tensor], repetitions: int) -> Comparison:
@@ -93,11 +87,12 @@ def compare_solve(model: Any, batches: Sequence[Tensor], repetitions: int) -> Co
             plain_spectra.update(problem.solve_plainly())
 
         problems = (_Problem.of(model, group, observed[group.name]) for group in groups)
-        seconds = _in_turns(run_ours, run_plain, problems, device)
+        ours, plain = _in_turns(run_ours, run_plain, problems, device)
         _check_equal(spectra, plain_spectra)
-        return seconds
+        return sum(ours), sum(plain)
 
-    return _repeated(repetition, repetitions)
+    pairs = [repetition() for _ in range(repetitions)]
+    return Comparison([ours for ours, _ in pairs], [plain for _, plain in pairs])
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,6 @@ class _Problem:
 
     group: InputGroup
     weights: dict[str, Tensor]
-    biases: dict[str, Tensor | None]
     statistics: GroupStatistics
     covariance: Tensor  # (in, in) float64: the plain script's
     importances: list[Tensor]  # per layer, (out,) float64
@@ -126,14 +120,13 @@ class _Problem:
         return cls(
             group,
             weights,
-            {name: module.bias for name, module in modules.items()},
             ours,
             inputs.covariance(),
             [importance(statistics, layer) for layer in group.layers],
         )
 
     def solve(self) -> dict[str, Solution]:
-        return solve_group(self.group, self.weights, self.biases, self.statistics, METHOD)
+        return solve_group(self.group, self.weights, self.statistics, METHOD)
 
     def solve_plainly(self) -> dict[str, Tensor]:
         solved = speed_plain.solve(list(self.weights.values()), self.importances, self.covariance)
@@ -178,8 +171,8 @@ def _in_turns(
     plain: Callable[[Any], None],
     pieces: Iterable[Any],
     device: torch.device,
-) -> tuple[float, float]:
-    """The seconds that each took for all pieces; the order alternates with every piece."""
+) -> tuple[list[float], list[float]]:
+    """The seconds that each took for every piece; the order alternates with every piece."""
     seconds: dict[Callable[[Any], None], list[float]] = {ours: [], plain: []}
     order = [ours, plain]
     for piece in pieces:
@@ -187,9 +180,4 @@ def _in_turns(
             with added_to(seconds[run], device):
                 run(piece)
         order.reverse()
-    return sum(seconds[ours]), sum(seconds[plain])
-
-
-def _repeated(repetition: Callable[[], tuple[float, float]], count: int) -> Comparison:
-    pairs = [repetition() for _ in range(count)]
-    return Comparison([ours for ours, _ in pairs], [plain for _, plain in pairs])
+    return seconds[ours], seconds[plain]

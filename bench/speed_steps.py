@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.material import calibrated, groups_of, load, solved
+from bench.material import calibrated, groups_of, load, solved, truncated
 from bench.measuring import Cost, Meter
 from service.domain.spec import JobSpec
 from workers.artifact.checkpoint_writer import write_checkpoint
@@ -79,7 +79,10 @@ def run_steps(source: Path, batches: list[Tensor], scratch: Path) -> Steps:
         chosen = global_allocation(options)(budget)
         ranks = {name: rank for name, rank in chosen.items() if rank is not None}
     with step("truncate"):
-        stored = {name: interpolate(solutions[name].truncate(rank)) for name, rank in ranks.items()}
+        stored = {
+            name: interpolate(truncated(model, solutions[name], rank))
+            for name, rank in ranks.items()
+        }
     folder = scratch / "compressed"
     with step("save"):
         write_checkpoint(

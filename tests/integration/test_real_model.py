@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from bench import demo_data
+from bench.material import solved, truncated
 from service.errors import ModelInvalid
 from service.inputs.texts.documents import read_documents
 from service.settings import Settings
+from tests.fixtures.calibration import calibrated
 from workers.compression.allocation import ALLOCATIONS
 from workers.compression.checkpoint import replace_layers
 from workers.compression.interpolation import interpolate
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
-from workers.compression.solve import Solution, solve_group
-from workers.compression.statistics import Calibration
+from workers.compression.solve import Solution
 from workers.evaluation.text import text_loss
 from workers.model.loading import (
     load_model,
@@ -80,24 +81,18 @@ def test_methods_rank_as_they_should_on_a_real_model(folder: Path, tmp_path: Pat
     third = tuple(layer for layer in layers if block_number(layer.name) % 3 == 0)
     groups = input_groups(model, third)
     observations = METHODS["impact"].observations  # of all three methods
-    statistics = Calibration.zeros(model, groups, observations, torch.float32)
-    with Calibration(model, groups, statistics) as run:
-        for start in range(0, len(calibration), 8):
-            run.run(torch.tensor(calibration[start : start + 8]))
+    batches = [torch.tensor(calibration[:8]), torch.tensor(calibration[8:])]
+    statistics = calibrated(model, *batches, observations=observations, groups=groups)
 
     def perplexity(method: str, allocation: str) -> float:
-        layers = [layer for group in groups for layer in group.layers]
-        weights = {layer.name: model.get_submodule(layer.name).weight for layer in layers}
         solutions: dict[str, Solution] = {}
         for group in groups:
-            solutions |= solve_group(
-                group, weights, dict.fromkeys(weights), statistics[group.name], METHODS[method]
-            )
+            solutions |= solved(model, group, statistics[group.name], METHODS[method])
         options = [solution.options() for solution in solutions.values()]
         budget = int(0.6 * sum(layer.dense_cost for layer in options))
         ranks = ALLOCATIONS[allocation](options)(budget)
         compressed = {
-            name: interpolate(solutions[name].truncate(rank))
+            name: interpolate(truncated(model, solutions[name], rank))
             for name, rank in ranks.items()
             if rank
         }

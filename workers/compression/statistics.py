@@ -208,11 +208,6 @@ class GroupStatistics:
             self.tokens,
         )
 
-    @property
-    def has_gradients(self) -> bool:
-        """Whether any statistic needs a backward pass."""
-        return any(self.sums())
-
     def sums(self) -> tuple[dict[str, Tensor], ...]:
         """The sums of gradients, each by layer."""
         return self.gradient_squares, self.gradient_moments, self.row_fisher

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import quality
-from bench.material import groups_of
+from bench.material import groups_of, truncated
 from bench.quality_models import Laboratory, Texts, compressed
 from bench.quality_rows import HELD_OUT, Contender, Row
 from tests.fixtures.models import tiny_llama_config, tiny_model
@@ -99,7 +99,7 @@ def test_the_product_is_worth_what_the_stored_layer_is() -> None:
     ranks = dict.fromkeys(solutions, 5)
     with compressed(model, solutions, ranks):
         as_product = text_loss(model, data).perplexity
-    layers = {name: interpolate(solutions[name].truncate(5)) for name in ranks}
+    layers = {name: interpolate(truncated(model, solutions[name], 5)) for name in ranks}
     as_stored = text_loss(replace_layers(model, layers), data).perplexity
 
     assert len(ranks) == sum(len(group.layers) for group in groups_of(tiny_model(model.config)))

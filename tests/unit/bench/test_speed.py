@@ -89,6 +89,11 @@ def test_the_plain_script_learns_what_the_product_learns() -> None:
             assert moments is not None
             second = sums.products / sums.tokens
             torch.testing.assert_close(second, moments.second_moment(), rtol=1e-4, atol=1e-6)
+            squares = observed[group.name].gradient_squares[layer.name]
+            predicted = sum(batch[:, 1:].numel() for batch in data) / len(data)  # ours: summed loss
+            torch.testing.assert_close(
+                sums.gradient_squares * predicted**2, squares, rtol=1e-4, atol=1e-6
+            )
 
 
 def test_ways_that_find_different_spectra_are_not_compared(

@@ -22,7 +22,7 @@ from workers.compression.checkpoint import replace_layers
 from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
-from workers.compression.solve import Solution, solve_group
+from workers.compression.solve import Factors, Solution, solve_group
 from workers.compression.unfuse import unfuse
 from workers.model.loading import load_model
 
@@ -36,10 +36,11 @@ PLAIN_WITH_BIASES = {"llama", "opt", "gpt2", "gpt-neox"}
 
 @dataclass(frozen=True)
 class Solved:
-    """A source model and the solutions of all its layers, of every rank."""
+    """A source model, its parameters, and the solutions of all its layers, of every rank."""
 
     name: str
     source: Path
+    parameters: Mapping[str, Tensor]
     solutions: Mapping[str, Solution]
 
     def model(self) -> Any:
@@ -50,10 +51,15 @@ class Solved:
 
     def layers(self, rank: int) -> dict[str, Interpolation]:
         return {
-            name: interpolate(solution.truncate(min(rank, solution.max_rank)))
+            name: interpolate(self._truncated(solution, min(rank, solution.max_rank)))
             for name, solution in self.solutions.items()
             if solution.max_rank
         }
+
+    def _truncated(self, solution: Solution, rank: int) -> Factors:
+        name = solution.layer.name
+        weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
+        return solution.truncate(rank, weight, bias)
 
     def write(self, folder: Path, layers: Mapping[str, Interpolation]) -> Path:
         ranks = {name: layer.rank for name, layer in layers.items()}
@@ -78,7 +84,7 @@ def solved(name: str, source: Path, method: str, tokens: Tensor = TOKENS) -> Sol
             METHODS[method],
             max_rank=FULL,
         )
-    return Solved(name, source, solutions)
+    return Solved(name, source, model.state_dict(), solutions)
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))

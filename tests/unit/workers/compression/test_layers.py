@@ -138,6 +138,20 @@ def test_a_layer_that_is_called_twice_is_refused() -> None:
         input_groups(model, compressible_layers(model))
 
 
+def test_a_block_that_is_not_given_what_the_block_before_returns_is_refused() -> None:
+    model = llama()
+    model.model.layers[1].register_forward_pre_hook(lambda _module, args: (args[0] + 0, *args[1:]))
+    with pytest.raises(UnsupportedLayer, match=r"model\.layers\.1 is not given what the block"):
+        input_groups(model, compressible_layers(model))
+
+
+def test_a_block_that_returns_more_than_its_hidden_state_is_refused() -> None:
+    model = llama()
+    model.model.layers[1].register_forward_hook(lambda _module, _args, output: (output, None))
+    with pytest.raises(UnsupportedLayer, match=r"model\.layers\.1 returns a tuple"):
+        input_groups(model, compressible_layers(model))
+
+
 def test_the_cost_of_a_group_grows_with_its_layers() -> None:
     q = LinearLayer("q", 8, 8, False)
     k = LinearLayer("k", 4, 8, False)

@@ -142,7 +142,7 @@ def assert_moments(moments: Moments, rows: Tensor) -> None:
 
 def test_the_loss_is_the_sum_over_predicted_tokens(model: Any, input_ids: Tensor) -> None:
     truth = Differentiated(model, input_ids).loss
-    _, losses = swept(sweep(model, input_ids.split(1), EVERYTHING))
+    _, losses = swept(sweep(model, list(input_ids[:, None]), EVERYTHING))
     assert len(losses) == BATCH
     assert sum(losses) == pytest.approx(truth, rel=1e-12)
 

@@ -15,7 +15,7 @@ from workers.resumption.solved import SolvedCheckpoints
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return Run().calibrate(0)
+    return Run()
 
 
 def test_solutions_come_back_for_the_groups_that_are_wanted(run: Run) -> None:
@@ -27,7 +27,7 @@ def test_solutions_come_back_for_the_groups_that_are_wanted(run: Run) -> None:
     written.finish()
     read = SolvedCheckpoints(of_attempt(bucket, 2), run.groups)
     wanted = [group.name for group in run.groups[1:4]]
-    found, refused = read.restore(wanted, run.model)
+    found, refused = read.restore(wanted)
     assert (sorted(found), refused) == (sorted(wanted[:2]), [])
     for name in found:
         for layer, solution in found[name].items():
