@@ -151,6 +151,13 @@ class Settings(BaseSettings):
         description="Memory of a worker for the hidden states between blocks; unset: half of what "
         "is free, shared among a machine's workers.",
     )
+    model_memory_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Memory of a worker's host for a whole model, which generates text or is "
+        "proven; layers beyond it stay on the disk. Unset: four fifths of what is free, shared "
+        "among a machine's workers.",
+    )
     boundary_file_bytes: int | None = Field(
         default=None, ge=0, description="The same on its disk, for what does not fit into memory."
     )

@@ -75,6 +75,15 @@ def test_a_sound_artifact_is_what_was_in_memory(
     assert proof["positions"] == 64
 
 
+def test_models_that_exceed_the_memory_are_proven_and_decoded_layer_by_layer(
+    local_installation: LocalInstallation, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_MODEL_MEMORY_BYTES", "60000")
+    monkeypatch.setenv("EIGENPRESS_BOUNDARY_MEMORY_BYTES", "0")
+    evaluation = {"sequences": 2, "decode_tokens": 4}
+    assert prove(local_installation, model, evaluation=evaluation)["logit_error"] < 1e-6
+
+
 def test_the_tensors_of_another_checkpoint(
     local_installation: LocalInstallation, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +98,7 @@ def test_the_tensors_of_another_checkpoint(
     monkeypatch.setattr(files, "checkpoint_files", by_the_index)
     monkeypatch.setattr(weight_files, "checkpoint_files", by_the_index)
     monkeypatch.setattr(sources, "is_wanted", lambda _: True)  # else a worker has only one of them
-    assert "its logits differ by" in refused(local_installation, model)
+    assert "transformers reads another model from the source" in refused(local_installation, model)
 
 
 def test_a_tensor_that_is_dropped_in_silence(

@@ -24,7 +24,7 @@ def test_no_secret_is_published(
 
     def load_and_replace(worker: Worker) -> ModelSummary:
         summary = load(worker)
-        if worker._number == 1:  # the last one: all have opened the model
+        if worker.number == 1:  # the last one: all have opened the model
             for path in list(model.iterdir()):
                 path.unlink()
                 path.symlink_to(secret)

@@ -31,7 +31,7 @@ STEPS = [
     Moment("measure_block", 3),
     Moment("assemble", 1),
     Moment("begin_measuring", 3),
-    Moment("measured", 5),
+    Moment("measured", 1),
     Moment("decode_speed", 1),
     Moment("publish", 1),
     Moment("clean"),

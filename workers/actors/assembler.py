@@ -10,12 +10,12 @@ import json
 import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from torch import Tensor
 
 from service.disk_full import naming_full_disk
 from service.domain.job import Artifact
@@ -43,6 +43,7 @@ class Assembler:
         self._worker = worker
         self._settings = Settings()
         self._claims: list[Claim] = []
+        self._dense: Reference | None = None  # of the source model, at one of the workers
         self._scratch = self._settings.scratch_dir / attempt
 
     def assemble(
@@ -69,18 +70,17 @@ class Assembler:
             while requested:
                 yield ray.get(requested.popleft())
 
-        def logits_at(tokens: Tensor, positions: Tensor) -> Tensor:
-            measurer = worker.measurer
-            measurer.begin([tokens.tolist()], 1, precision)
-            for number, layers in enumerate(worker.blocks):
-                replaced = [layer for layer in layers if layer in ranks]
-                measurer.forward(number, [dict(zip(replaced, compressed(replaced), strict=True))])
-            return measurer.logits(positions)
+        def layers_of(names: Sequence[str]) -> Mapping[str, Interpolation]:
+            replaced = [name for name in names if name in ranks]
+            return dict(zip(replaced, compressed(replaced), strict=True))
 
         folder, precision = self._scratch / target, getattr(torch, dtype)
         with naming_full_disk(folder):
             size = write_checkpoint(worker.source, folder, ranks, compressed, precision)
-        self._claims.append(Claim(target, folder, Reference.of(sequences, logits_at)))
+        reference = Reference.of(sequences, partial(worker.logits_at, precision, layers_of))
+        self._claims.append(Claim(target, folder, reference))
+        if self._dense is None and worker.number == 0:
+            self._dense = Reference.of(sequences, partial(worker.logits_at, None, lambda _: {}))
         return folder, size
 
     def prove(self) -> dict[str, Proof]:
@@ -93,7 +93,13 @@ class Assembler:
         dtype = None if self._spec.dtype == "auto" else self._spec.dtype
         with naming_full_disk(self._scratch):
             return prove(
-                self._claims, worker.source, self._scratch, dtype=dtype, carried=worker.carried
+                self._claims,
+                worker.source,
+                self._scratch,
+                dtype=dtype,
+                carried=worker.carried,
+                memory_bytes=worker.model_memory_bytes,
+                dense=self._dense,
             )
 
     def publish(

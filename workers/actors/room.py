@@ -14,6 +14,9 @@ from workers.sweeps.boundaries import Boundaries
 SHARE_OF_WHAT_IS_FREE = 0.5
 """The part of the free memory that hidden states may take, unless a setting says otherwise."""
 
+SHARE_OF_MEMORY_FOR_A_MODEL = 0.8
+"""The same for a whole model, which is loaded when no hidden states are kept."""
+
 
 def boundary_store(
     device: torch.device, settings: Settings, folder: Path
@@ -34,6 +37,14 @@ def boundary_store(
         free, _ = torch.cuda.mem_get_info(device)
         tiers = {device: int(free * SHARE_OF_WHAT_IS_FREE), **tiers}
     return Boundaries(tiers, folder), sum(tiers.values()) + files
+
+
+def model_memory_bytes(device: torch.device, settings: Settings) -> int:
+    """How much of the host's memory a worker may take for a whole model."""
+    if settings.model_memory_bytes is not None:
+        return settings.model_memory_bytes
+    available = psutil.virtual_memory().available
+    return int(available * SHARE_OF_MEMORY_FOR_A_MODEL * _share_of_machine(device))
 
 
 def _share_of_machine(device: torch.device) -> float:

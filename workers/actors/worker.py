@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import ray
 import torch
 from cachetools import LRUCache, cachedmethod
-from torch import nn
+from torch import Tensor, nn
 
 from service.domain.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
 from service.inputs.checks import check_allowed
@@ -29,6 +29,7 @@ from service.settings import Settings
 from workers.actors.calibrator import Calibrator
 from workers.actors.measurer import Measurer
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
+from workers.actors.room import model_memory_bytes
 from workers.actors.scratch import attempts_in, remove_attempts
 from workers.actors.versions import own_versions
 from workers.artifact.checkpoint_writer import check_writable
@@ -82,7 +83,7 @@ class Worker:
     ) -> None:
         torch.set_num_threads(threads)
         self._spec = spec
-        self._number = number
+        self.number = number
         self._method = METHODS[spec.method]
         self._held = held
         self._settings = Settings()
@@ -109,7 +110,7 @@ class Worker:
     def place(self) -> WorkerPlace:
         context = ray.get_runtime_context()
         return WorkerPlace(
-            self._number,
+            self.number,
             socket.gethostname(),
             context.get_node_id(),
             os.getpid(),
@@ -199,7 +200,7 @@ class Worker:
         checkpoints = Checkpoints.in_bucket(place, self._settings)
         self._kept_calibration = CalibrationCheckpoints(
             checkpoints,
-            self._number,
+            self.number,
             self._settings.checkpoint_blocks,
             self._settings.checkpoint_share_of_time,
         )
@@ -307,6 +308,27 @@ class Worker:
         """The loss of every batch, by variant, after the last block."""
         return self.measurer.losses()
 
+    def logits_at(
+        self,
+        dtype: torch.dtype | None,
+        layers_of: Callable[[Sequence[str]], Mapping[str, Interpolation]],
+        tokens: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """The logits (sequences, positions, vocabulary) of a variant, see `begin_measuring`.
+
+        `layers_of` gives the low-rank layers among those with the given names.
+        """
+        self.measurer.begin([tokens.tolist()], 1, dtype)
+        for number, names in enumerate(self.blocks):
+            self.measurer.forward(number, [layers_of(names)])
+        return self.measurer.logits(positions)
+
+    @property
+    def model_memory_bytes(self) -> int:
+        """How much of the host's memory a whole model may take."""
+        return model_memory_bytes(self._device, self._settings)
+
     def score(self, folder: Path | None, task: EvaluationTask, problems: list[Any]) -> Scores:
         """What the source model (None), or the artifact in a folder, scores on one batch."""
         model, size = self._use(folder), self._spec.calibration.batch_size
@@ -332,7 +354,12 @@ class Worker:
         folder = artifact or self.source
         if folder != self._loaded_from:
             self._model = None
-            self._model = load_model(folder, self._device, trust_remote_code=artifact is not None)
+            self._model = load_model(
+                folder,
+                self._device,
+                trust_remote_code=artifact is not None,
+                memory_bytes=self.model_memory_bytes,
+            )
             self._loaded_from = folder
         return self._model
 

@@ -10,7 +10,7 @@ import torch
 
 from workers.evaluation.problems import Choice, Question
 from workers.evaluation.scores import Scores
-from workers.evaluation.text import right_padded, token_log_likelihoods
+from workers.evaluation.text import input_device, right_padded, token_log_likelihoods
 
 
 def score_questions(model: Any, questions: Sequence[Question], batch_size: int) -> Scores:
@@ -37,7 +37,7 @@ def score_questions(model: Any, questions: Sequence[Question], batch_size: int) 
 @torch.inference_mode()
 def _log_likelihoods(model: Any, choices: Sequence[Choice], batch_size: int) -> list[float]:
     """The log-likelihood of each choice given its question, in nats."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     found = [0.0] * len(choices)
     by_length = sorted(range(len(choices)), key=lambda number: len(choices[number].tokens))
     for start in range(0, len(choices), batch_size):

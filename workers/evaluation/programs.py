@@ -13,6 +13,7 @@ from service.domain.spec import PassAt1
 from workers.evaluation.problems import Function
 from workers.evaluation.sandbox import Limits, passes
 from workers.evaluation.scores import Scores
+from workers.evaluation.text import input_device
 from workers.text.sequences import Tokenizer
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
@@ -43,7 +44,7 @@ def complete(
     model: Any, tokenizer: Tokenizer, functions: Sequence[Function], max_new_tokens: int
 ) -> list[str]:
     """The model's greedy completion of each prompt, up to the first stop sequence."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     input_ids, attention_mask = _left_padded([function.tokens for function in functions])
     width = input_ids.shape[1]
     ends = _end_tokens(model, tokenizer)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from workers.evaluation.text import input_device
+
 WARM_UP_TOKENS = 4
 PROMPT_TOKENS = 16
 
@@ -15,7 +17,7 @@ PROMPT_TOKENS = 16
 @torch.no_grad()
 def decode_speed(model: Any, prompt: Sequence[int], tokens: int) -> float:
     """Tokens per second of greedy decoding with batch 1 and a cache, prompt processing included."""
-    input_ids = torch.tensor([prompt[:PROMPT_TOKENS]], device=next(model.parameters()).device)
+    input_ids = torch.tensor([prompt[:PROMPT_TOKENS]], device=input_device(model))
 
     def generate(count: int) -> None:
         model.generate(

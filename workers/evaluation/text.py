@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workers.evaluation.losses import SequenceLoss, TextLoss
 
@@ -27,7 +27,7 @@ def text_loss(
     With `mixed_precision` the model runs under `torch.autocast` in bfloat16. The loss is infinite
     if the model's arithmetic overflows.
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
     # Padding is on the right: under a causal mask no real token attends to it.
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
         logits = model(input_ids=right_padded(sequences).to(device), use_cache=False).logits
@@ -37,6 +37,12 @@ def text_loss(
             for rows, tokens in zip(logits, sequences, strict=True)
         )
     )
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model takes its input; accelerate moves it if the first weights are on the disk."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def right_padded(sequences: Sequence[Sequence[int]]) -> Tensor:

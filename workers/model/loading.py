@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ from workers.model.weight_files import weight_files
 
 PRECISIONS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """What an artifact may be stored in, by the names of safetensors."""
+
+
+SHARE_OF_GPU = 0.8
+"""The part of a GPU's free memory that a model may fill, beside its activations."""
 
 
 def prepare_model(path: Path, settings: Settings) -> Path:
@@ -55,11 +60,18 @@ def _convert_copy(gguf: Path, digest: str, folder: Path) -> None:
     copy.unlink()
 
 
-def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = False) -> Any:
+def load_model(
+    folder: Path,
+    device: torch.device,
+    *,
+    trust_remote_code: bool = False,
+    memory_bytes: int | None = None,
+) -> Any:
     """The causal language model of a folder, ready for inference on `device`.
 
-    It is in float32 on a CPU, and in the checkpoint's precision on a GPU. Raises NotACausalLM, and
-    ModelInvalid if any weight is missing, cannot be read or is not finite.
+    It is in float32 on a CPU, and in the checkpoint's precision on a GPU. What fits neither on the
+    GPU nor into `memory_bytes` of the host stays on the disk until it is needed (by accelerate).
+    Raises NotACausalLM, and ModelInvalid if any weight is missing, cannot be read or is not finite.
     """
     dtype: torch.dtype | str = torch.float32 if device.type == "cpu" else "auto"
     with naming_model_errors("the model cannot be loaded"):
@@ -71,6 +83,7 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **_placement(folder, device, memory_bytes),
         )
     missing = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
     if missing:
@@ -79,9 +92,28 @@ def load_model(folder: Path, device: torch.device, *, trust_remote_code: bool = 
             param="model",
         )
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:  # on the disk
+            continue
         if parameter.numel() and not torch.stack(parameter.aminmax()).isfinite().all():
             raise ModelInvalid(f"the tensor '{name}' is not finite", param="model")
-    return model.eval().requires_grad_(False).to(device)
+    model.eval().requires_grad_(False)
+    return model if hasattr(model, "hf_device_map") else model.to(device)
+
+
+def _placement(folder: Path, device: torch.device, memory_bytes: int | None) -> Mapping[str, Any]:
+    """Arguments of `from_pretrained` for a model that may exceed the memory."""
+    if memory_bytes is None:
+        return {}
+    stored = stored_dtypes(folder)
+    limits: dict[Any, int] = {"cpu": memory_bytes}
+    if device.type == "cuda":
+        size = stored.total()
+        limits[device.index or 0] = int(torch.cuda.mem_get_info(device)[0] * SHARE_OF_GPU)
+    else:
+        size = sum(nbytes * 4 // dtype.itemsize for dtype, nbytes in stored.items())
+    if size <= (limits["cpu"] if device.type == "cpu" else limits[device.index or 0]):
+        return {}
+    return {"device_map": "auto", "max_memory": limits, "offload_folder": f"{folder}.offloaded"}
 
 
 def vocabulary_size(folder: Path) -> int:

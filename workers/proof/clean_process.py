@@ -2,15 +2,18 @@
 
 It knows torch, transformers and safetensors, and cannot import Eigenpress. REQUEST is JSON:
 
-    source     folder of the source model, with the tokenizer that an artifact must have
+    source     folder of the source model, with the tokenizer that an artifact must have, and as
+               `reference` what its logits were in memory before it was compressed; or null
     dtype      the precision that an artifact must have; null: that of most bytes of the source
     carried    the names of the tensors in an artifact that its model does not use
+    memory     how many bytes of the host a model may take; the layers of a larger one stay on the
+               disk until they are needed
     artifacts  for each its `folder`, and as `reference` a safetensors file with `tokens`
                (sequences, length), `positions` (compared,) and the `logits` (sequences, compared,
                vocabulary) that the compressed model had in memory
 
-FINDINGS becomes a JSON list with an entry for each artifact, see `findings`; or the message of the
-error, if the memory does not suffice.
+FINDINGS becomes a JSON object: `source` has the differences of the source, and `artifacts` an entry
+for each, see `findings`. It becomes the message of the error if the memory does not suffice.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """The largest relative difference of logits, by the precision that the model computes in. Two runs
@@ -52,7 +55,12 @@ CODE = "its reference to Python code"
 
 
 def findings(
-    folder: Path, source: Path, reference: Path, dtype: str | None, carried: Sequence[str]
+    folder: Path,
+    source: Path,
+    reference: Path,
+    dtype: str | None,
+    carried: Sequence[str],
+    memory: int,
 ) -> dict[str, Any]:
     """What is wrong with an artifact (`differences`, a list of phrases), and its measurements.
 
@@ -63,7 +71,7 @@ def findings(
     differences += _tokenized_differently(source, folder)
     measured: dict[str, Any] = {}
     try:
-        model = _load(folder, differences, carried)
+        model = _load(folder, differences, carried, memory)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
@@ -73,24 +81,42 @@ def findings(
     return {"differences": differences, **measured}
 
 
+def source_differences(source: Path, reference: Path, memory: int) -> list[str]:
+    """How the source differs from the model that was read from it, in phrases."""
+    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    config._attn_implementation = config._experts_implementation = None  # not the model's own
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        dtype=_precision(),
+        local_files_only=True,
+        use_safetensors=True,
+        **_placement(source, memory),
+    )
+    differences: list[str] = []
+    _compared(_placed(model), load_file(reference), differences)
+    return differences
+
+
 @torch.inference_mode()
 def logits_at(model: Any, tokens: Tensor, positions: Tensor) -> Tensor:
     """The model's logits at some positions of sequences: (sequences, positions, vocabulary)."""
-    device = next(model.parameters()).device
-    logits: Tensor = model(input_ids=tokens.to(device), use_cache=False).logits
-    return logits[:, positions.to(device)].float().cpu()
+    if not hasattr(model, "hf_device_map"):  # else accelerate moves them
+        tokens = tokens.to(next(model.parameters()).device)
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits[:, positions.to(logits.device)].float().cpu()
 
 
 def _stored_differently(folder: Path, dtype: str) -> Iterator[str]:
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", backend="pread") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_tensor(name)
                 if not tensor.is_floating_point():
                     continue
                 if str(tensor.dtype) != f"torch.{dtype}":
                     yield f"the tensor '{name}' is stored in {tensor.dtype}, not in {dtype}"
-                if not tensor.isfinite().all():
+                if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
                     yield f"the tensor '{name}' is not finite"
 
 
@@ -143,15 +169,15 @@ def _ids(tokenizer: Any, text: str) -> Any:
         return _one_line(error)
 
 
-def _load(folder: Path, differences: list[str], carried: Sequence[str]) -> Any:
-    on_gpu = torch.cuda.is_available()
+def _load(folder: Path, differences: list[str], carried: Sequence[str], memory: int) -> Any:
     model, loading = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype="auto" if on_gpu else torch.float32,  # few processors compute fast in less
+        dtype=_precision(),
         trust_remote_code=True,  # it is the artifact's own modelling file
         local_files_only=True,
         use_safetensors=True,
         output_loading_info=True,
+        **_placement(folder, memory),
     )
     loading["unexpected_keys"] = set(loading["unexpected_keys"]).difference(carried)
     differences += [
@@ -159,7 +185,48 @@ def _load(folder: Path, differences: list[str], carried: Sequence[str]) -> Any:
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if (names := loading[kind])
     ]
-    return model.eval().to("cuda" if on_gpu else "cpu")
+    return _placed(model)
+
+
+def _precision() -> Any:
+    """Few processors compute fast in less than float32."""
+    return "auto" if torch.cuda.is_available() else torch.float32
+
+
+def _placement(folder: Path, memory: int) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that leave layers on the disk, if a model exceeds the memory.
+
+    `memory` counts bytes of the host. A GPU is filled first.
+    """
+    limits: dict[Any, int] = {"cpu": memory}
+    width = None
+    if torch.cuda.is_available():
+        limits[0] = int(torch.cuda.mem_get_info(0)[0] * 0.8)
+    else:
+        width = 4
+    if _bytes(folder, width) <= limits.get(0, memory):
+        return {}
+    return {"device_map": "auto", "max_memory": limits, "offload_folder": f"{folder}.offloaded"}
+
+
+def _bytes(folder: Path, width: int | None) -> int:
+    """The bytes of all weights, with so many per number or as they are stored."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                tensor = file.get_slice(name)
+                each = width or BYTES.get(tensor.get_dtype(), 4)
+                total += each * math.prod(tensor.get_shape())
+    return total
+
+
+def _placed(model: Any) -> Any:
+    """The model ready to compute, on the GPU if there is one."""
+    model.eval()
+    if hasattr(model, "hf_device_map"):
+        return model
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _compared(
@@ -193,17 +260,21 @@ def _one_line(error: Exception) -> str:
 
 def main(request_path: str, findings_path: str) -> None:
     request = json.loads(Path(request_path).read_text("utf-8"))
+    source, memory, reference = Path(request["source"]), request["memory"], request["reference"]
     try:
-        found: Any = [
+        differences = source_differences(source, Path(reference), memory) if reference else []
+        artifacts = [
             findings(
                 Path(artifact["folder"]),
-                Path(request["source"]),
+                source,
                 Path(artifact["reference"]),
                 request["dtype"],
                 request["carried"],
+                memory,
             )
             for artifact in request["artifacts"]
         ]
+        found: Any = {"source": differences, "artifacts": artifacts}
     except (torch.OutOfMemoryError, MemoryError) as error:
         found = _one_line(error)
     Path(findings_path).write_text(json.dumps(found), "utf-8")

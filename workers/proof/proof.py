@@ -82,12 +82,16 @@ def prove(
     *,
     dtype: str | None,
     carried: Sequence[str],
+    memory_bytes: int,
+    dense: Reference | None = None,
 ) -> dict[str, Proof]:
     """Load the artifacts in a process without Eigenpress; returns what it measured, by name.
 
     `source` is the folder of the source model; `dtype` the precision asked for, None for that of
-    the source; `carried` names the tensors that the model does not use. Raises ArtifactMismatch,
-    which says what differs; OutOfMemory; and WorkerLost if the process was killed.
+    the source; `carried` names the tensors that the model does not use. With `dense`, the logits of
+    the source model in memory, the source itself is loaded and compared as well. A model of more
+    than `memory_bytes` is loaded layer by layer. Raises ArtifactMismatch, which says what differs;
+    OutOfMemory; and WorkerLost if the process was killed.
     """
     with tempfile.TemporaryDirectory(dir=scratch, prefix="proof-") as name:
         folder = Path(name)
@@ -95,6 +99,8 @@ def prove(
             "source": str(source),
             "dtype": dtype,
             "carried": [*carried],
+            "memory": memory_bytes,
+            "reference": None if dense is None else str(dense.save(folder / "dense.safetensors")),
             "artifacts": [
                 {
                     "folder": str(claim.folder),
@@ -106,8 +112,14 @@ def prove(
         found = run_clean_process(request, folder, SECONDS_PER_ARTIFACT * len(claims))
     if isinstance(found, str):
         raise OutOfMemory(f"A worker's machine has no memory left to prove the artifacts: {found}")
+    if found["source"]:
+        raise ArtifactMismatch(
+            "transformers reads another model from the source than was compressed: "
+            f"{'; '.join(found['source'])}. Nothing was published."
+        )
     return {
-        claim.name: _judged(claim.name, each) for claim, each in zip(claims, found, strict=True)
+        claim.name: _judged(claim.name, each)
+        for claim, each in zip(claims, found["artifacts"], strict=True)
     }
 
 

@@ -79,6 +79,7 @@ def measured(worker: Any, dtype: str | None, ranks: Mapping[str, int]) -> TextLo
         layers = [worker.compressed(name, ranks[name]) for name in replaced]
         worker.measure_block(number, [replaced], *layers)
     ((loss,),) = worker.measured()
+    assert isinstance(loss, TextLoss)
     return loss
 
 

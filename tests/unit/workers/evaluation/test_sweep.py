@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def low_rank(layer: LinearLayer) -> Interpolation:
 
 def measured(
     source: Path,
-    variants: list[Mapping[str, Interpolation]],
+    variants: Sequence[Mapping[str, Interpolation]],
     dtype: torch.dtype | None,
     boundaries: Boundaries,
 ) -> list[list[TextLoss]]:

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.fixtures.models import byte_tokenizer, tiny_llama_config, tiny_model
-from workers.proof.clean_process import findings, logits_at
+from workers.proof.clean_process import findings, logits_at, source_differences
 
 WEIGHTS = "model.safetensors"
+AMPLE = 1 << 40
 TOKENS = torch.arange(40).reshape(2, 20)
 POSITIONS = torch.tensor([0, 7, 19])
 
@@ -42,7 +43,7 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 
 
 def found(folder: Path, sound: Path, dtype: str | None = None, *carried: str) -> dict[str, Any]:
-    return findings(folder, sound, sound.parent / "reference.safetensors", dtype, carried)
+    return findings(folder, sound, sound.parent / "reference.safetensors", dtype, carried, AMPLE)
 
 
 def test_a_copy_is_sound(folder: Path, sound: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_reference_to_code_that_is_left_out(folder: Path, sound: Path, tmp_pat
     source = shutil.copytree(sound, tmp_path / "source")
     refer_to_code(source)
     reference = sound.parent / "reference.safetensors"
-    assert findings(folder, source, reference, None, ())["differences"] == []
+    assert findings(folder, source, reference, None, (), AMPLE)["differences"] == []
 
 
 def test_tokenizers_that_fail_on_the_same_texts(folder: Path, sound: Path, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_tokenizers_that_fail_on_the_same_texts(folder: Path, sound: Path, tmp_p
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model": model}))
     source = shutil.copytree(folder, tmp_path / "source")
     reference = sound.parent / "reference.safetensors"
-    assert findings(folder, source, reference, None, ())["differences"] == []
+    assert findings(folder, source, reference, None, (), AMPLE)["differences"] == []
 
 
 def test_a_tokenizer_that_does_not_load(folder: Path, sound: Path) -> None:
@@ -141,7 +142,7 @@ def test_logits_that_are_all_zero_are_the_same(folder: Path, tmp_path: Path) -> 
     change_weights(folder, **{"model.norm.weight": torch.zeros_like})
     zeros = {"tokens": TOKENS, "positions": POSITIONS, "logits": torch.zeros(2, 3, 258)}
     save_file(zeros, tmp_path / "reference.safetensors")
-    measured = findings(folder, folder, tmp_path / "reference.safetensors", None, ())
+    measured = findings(folder, folder, tmp_path / "reference.safetensors", None, (), AMPLE)
     assert (measured["differences"], measured["logit_error"]) == ([], 0)
 
 
@@ -176,3 +177,21 @@ def test_a_model_that_does_not_load(folder: Path, sound: Path) -> None:
     measured = found(folder, sound)
     assert measured.keys() == {"differences"}
     assert measured["differences"][-1].startswith("it does not load: ")
+
+
+def test_a_model_that_exceeds_the_memory_is_read_layer_by_layer(folder: Path, sound: Path) -> None:
+    reference = sound.parent / "reference.safetensors"
+    measured = findings(folder, sound, reference, None, (), 100_000)
+    assert measured["differences"] == []
+    assert measured["logit_error"] < 1e-6
+    change_weights(folder, model__layers__1__mlp__up_proj__weight=lambda tensor: tensor * 0.5)
+    (difference,) = findings(folder, sound, reference, None, (), 100_000)["differences"]
+    assert "its logits differ by" in difference
+
+
+def test_a_source_that_transformers_reads_otherwise(folder: Path, sound: Path) -> None:
+    reference = sound.parent / "reference.safetensors"
+    assert source_differences(folder, reference, AMPLE) == []
+    change_weights(folder, model__norm__weight=lambda tensor: tensor * torch.arange(32))
+    (difference,) = source_differences(folder, reference, AMPLE)
+    assert "its logits differ by" in difference

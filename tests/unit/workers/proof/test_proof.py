@@ -19,6 +19,7 @@ from workers.proof.clean_process import logits_at
 from workers.proof.proof import Claim, Reference, prove
 from workers.proof.result import Proof
 
+AMPLE = 1 << 40
 SEQUENCES = [[*range(300)], [*range(258), *range(42)]]
 
 
@@ -35,7 +36,7 @@ def claim(source: Path) -> Claim:
 
 
 def proven(claims: Sequence[Claim], source: Path, scratch: Path) -> dict[str, Proof]:
-    return prove(claims, source, scratch, dtype=None, carried=())
+    return prove(claims, source, scratch, dtype=None, carried=(), memory_bytes=AMPLE)
 
 
 def test_logits_are_compared_at_the_first_last_and_other_positions(claim: Claim) -> None:
