@@ -145,11 +145,11 @@ class Settings(BaseSettings):
     checkpoint_blocks: int = Field(
         default=1, ge=1, description="Blocks that a worker calibrates between two checkpoints."
     )
-    boundary_memory_bytes: int | None = Field(
+    worker_memory_bytes: int | None = Field(
         default=None,
         ge=0,
-        description="Memory of a worker for the hidden states between blocks; unset: half of what "
-        "is free, shared among a machine's workers.",
+        description="Memory of a worker for the hidden states between blocks, and as much again "
+        "for solved layers; unset: a quarter of what is free, shared among a machine's workers.",
     )
     model_memory_bytes: int | None = Field(
         default=None,
@@ -158,8 +158,11 @@ class Settings(BaseSettings):
         "proven; layers beyond it stay on the disk. Unset: four fifths of what is free, shared "
         "among a machine's workers.",
     )
-    boundary_file_bytes: int | None = Field(
-        default=None, ge=0, description="The same on its disk, for what does not fit into memory."
+    worker_disk_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Disk of a worker for hidden states beyond its memory; unset: half of what is "
+        "free, shared among a machine's workers.",
     )
     checkpoint_share_of_time: float = Field(
         default=0.05, gt=0, le=1, description="Largest share of calibration time for writing."

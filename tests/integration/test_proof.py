@@ -79,7 +79,7 @@ def test_models_that_exceed_the_memory_are_proven_and_decoded_layer_by_layer(
     local_installation: LocalInstallation, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EIGENPRESS_MODEL_MEMORY_BYTES", "60000")
-    monkeypatch.setenv("EIGENPRESS_BOUNDARY_MEMORY_BYTES", "0")
+    monkeypatch.setenv("EIGENPRESS_WORKER_MEMORY_BYTES", "0")
     evaluation = {"sequences": 2, "decode_tokens": 4}
     assert prove(local_installation, model, evaluation=evaluation)["logit_error"] < 1e-6
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from torch import Tensor
 
 from service.disk_full import naming_full_disk
 from service.domain.job import Artifact
@@ -77,11 +78,28 @@ class Assembler:
         folder, precision = self._scratch / target, getattr(torch, dtype)
         with naming_full_disk(folder):
             size = write_checkpoint(worker.source, folder, ranks, compressed, precision)
-        reference = Reference.of(sequences, partial(worker.logits_at, precision, layers_of))
+        reference = Reference.of(sequences, partial(self._logits_at, precision, layers_of))
         self._claims.append(Claim(target, folder, reference))
         if self._dense is None and worker.number == 0:
-            self._dense = Reference.of(sequences, partial(worker.logits_at, None, lambda _: {}))
+            self._dense = Reference.of(sequences, partial(self._logits_at, None, lambda _: {}))
         return folder, size
+
+    def _logits_at(
+        self,
+        dtype: torch.dtype | None,
+        layers_of: Callable[[Sequence[str]], Mapping[str, Interpolation]],
+        tokens: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """The logits (sequences, positions, vocabulary) of a variant in some precision.
+
+        `layers_of` gives the low-rank layers among those with the given names.
+        """
+        measurer = self._worker.measurer
+        measurer.begin([tokens.tolist()], 1, dtype)
+        for number, names in enumerate(self._worker.blocks):
+            measurer.forward(number, [layers_of(names)])
+        return measurer.logits(positions)
 
     def prove(self) -> dict[str, Proof]:
         """Prove every artifact that was written here. Raises the errors of `proof.prove`."""

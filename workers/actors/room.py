@@ -11,11 +11,26 @@ import torch
 from service.settings import Settings
 from workers.sweeps.boundaries import Boundaries
 
-SHARE_OF_WHAT_IS_FREE = 0.5
-"""The part of the free memory that hidden states may take, unless a setting says otherwise."""
+SHARE_FOR_HIDDEN_STATES = 0.25
+"""The part of the free memory for hidden states, unless a setting says otherwise; the same part is
+for solved layers."""
 
-SHARE_OF_MEMORY_FOR_A_MODEL = 0.8
-"""The same for a whole model, which is loaded when no hidden states are kept."""
+SHARE_OF_GPU = 0.25
+"""The part of a GPU's free memory for hidden states."""
+
+SHARE_OF_DISK = 0.5
+"""The part of the free disk for hidden states, unless a setting says otherwise."""
+
+SHARE_FOR_A_MODEL = 0.8
+"""The part of the free memory for a whole model, which is loaded when nothing else is kept."""
+
+
+def worker_memory_bytes(device: torch.device, settings: Settings) -> int:
+    """The host's memory for hidden states; there is as much again for solved layers."""
+    if settings.worker_memory_bytes is not None:
+        return settings.worker_memory_bytes
+    available = psutil.virtual_memory().available
+    return int(available * SHARE_FOR_HIDDEN_STATES * _share_of_machine(device))
 
 
 def boundary_store(
@@ -25,17 +40,14 @@ def boundary_store(
 
     It uses the memory of the device, then that of the host, then files.
     """
-    memory, files = settings.boundary_memory_bytes, settings.boundary_file_bytes
-    share = SHARE_OF_WHAT_IS_FREE * _share_of_machine(device)
-    if memory is None:
-        memory = int(psutil.virtual_memory().available * share)
+    files = settings.worker_disk_bytes
     if files is None:
         folder.mkdir(parents=True, exist_ok=True)
-        files = int(shutil.disk_usage(folder).free * share)
-    tiers = {torch.device("cpu"): memory}
+        files = int(shutil.disk_usage(folder).free * SHARE_OF_DISK * _share_of_machine(device))
+    tiers = {torch.device("cpu"): worker_memory_bytes(device, settings)}
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        tiers = {device: int(free * SHARE_OF_WHAT_IS_FREE), **tiers}
+        tiers = {device: int(free * SHARE_OF_GPU), **tiers}
     return Boundaries(tiers, folder), sum(tiers.values()) + files
 
 
@@ -44,7 +56,7 @@ def model_memory_bytes(device: torch.device, settings: Settings) -> int:
     if settings.model_memory_bytes is not None:
         return settings.model_memory_bytes
     available = psutil.virtual_memory().available
-    return int(available * SHARE_OF_MEMORY_FOR_A_MODEL * _share_of_machine(device))
+    return int(available * SHARE_FOR_A_MODEL * _share_of_machine(device))
 
 
 def _share_of_machine(device: torch.device) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import ray
 import torch
 from cachetools import LRUCache, cachedmethod
-from torch import Tensor, nn
+from torch import nn
 
 from service.domain.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
 from service.inputs.checks import check_allowed
@@ -29,8 +29,9 @@ from service.settings import Settings
 from workers.actors.calibrator import Calibrator
 from workers.actors.measurer import Measurer
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
-from workers.actors.room import model_memory_bytes
+from workers.actors.room import model_memory_bytes, worker_memory_bytes
 from workers.actors.scratch import attempts_in, remove_attempts
+from workers.actors.solutions import Solutions
 from workers.actors.versions import own_versions
 from workers.artifact.checkpoint_writer import check_writable
 from workers.compression.candidates import LayerCandidates
@@ -95,9 +96,10 @@ class Worker:
         )
         self.carried: list[str] = []  # names of stored tensors that the model does not use
         self._groups: dict[str, InputGroup] = {}
-        self._solutions: dict[str, Solution] = {}
+        memory = worker_memory_bytes(self._device, self._settings)
+        self._solutions = Solutions(memory, self._scratch / "solved")
         self._interpolated: LRUCache[tuple[Any, ...], Interpolation] = LRUCache(
-            CACHED_BYTES, getsizeof=lambda layer: layer.nbytes
+            min(CACHED_BYTES, memory), getsizeof=lambda layer: layer.nbytes
         )
         self._model: Any = None
         self._loaded_from: Path | None = None
@@ -205,13 +207,12 @@ class Worker:
             self._settings.checkpoint_share_of_time,
         )
         self._kept_solutions = SolvedCheckpoints(checkpoints, self._groups.values())
-        solved, refused = self._kept_solutions.restore(owned)
-        for solutions in solved.values():
-            self._solutions |= solutions
-        options = {
-            group: [solution.options() for solution in solutions.values()]
-            for group, solutions in solved.items()
-        }
+        options: dict[str, list[LayerCandidates]] = {}
+
+        def keep(group: str, solutions: Sequence[Solution]) -> None:
+            options[group] = self._keep(solutions)
+
+        refused = self._kept_solutions.restore(owned, keep)
         return TakenOver(options, refused)
 
     def begin_calibration(
@@ -265,10 +266,14 @@ class Worker:
             self._method,
         )
         held = {name: solution.to_host() for name, solution in solutions.items()}
-        self._solutions |= held
         if self._kept_solutions is not None:
             self._kept_solutions.write(group, held)
-        return [solution.options() for solution in solutions.values()]
+        return self._keep(list(held.values()))
+
+    def _keep(self, solutions: Sequence[Solution]) -> list[LayerCandidates]:
+        for solution in solutions:
+            self._solutions.put(solution)
+        return [solution.options() for solution in solutions]
 
     @cachedmethod(lambda self: self._interpolated)
     def compressed(self, layer: str, rank: int) -> Interpolation:
@@ -307,22 +312,6 @@ class Worker:
     def measured(self) -> list[list[TextLoss]]:
         """The loss of every batch, by variant, after the last block."""
         return self.measurer.losses()
-
-    def logits_at(
-        self,
-        dtype: torch.dtype | None,
-        layers_of: Callable[[Sequence[str]], Mapping[str, Interpolation]],
-        tokens: Tensor,
-        positions: Tensor,
-    ) -> Tensor:
-        """The logits (sequences, positions, vocabulary) of a variant, see `begin_measuring`.
-
-        `layers_of` gives the low-rank layers among those with the given names.
-        """
-        self.measurer.begin([tokens.tolist()], 1, dtype)
-        for number, names in enumerate(self.blocks):
-            self.measurer.forward(number, [layers_of(names)])
-        return self.measurer.logits(positions)
 
     @property
     def model_memory_bytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -34,20 +34,25 @@ class SolvedCheckpoints:
         """Why a write failed; None if none did."""
 
     def restore(
-        self, wanted: Iterable[str]
-    ) -> tuple[dict[str, dict[str, Solution]], list[Refusal]]:
-        """The solutions in intact checkpoints of these groups, by group and layer."""
+        self, wanted: Iterable[str], keep: Callable[[str, Sequence[Solution]], None]
+    ) -> list[Refusal]:
+        """Pass the solutions of these groups in intact checkpoints to `keep`, group by group.
+
+        Returns the damaged checkpoints.
+        """
         names = {self._names[group] for group in wanted}
         found, refused = self._checkpoints.find("solved", only=names)
-        solved: dict[str, dict[str, Solution]] = {}
+        kept: set[str] = set()
         for manifest in found:
             group = self._groups[manifest.content["group"]]
-            if group.name not in solved:
+            if group.name not in kept:
                 try:
-                    solved[group.name] = self._read(manifest, group)
+                    keep(group.name, self._read(manifest, group))
                 except Refused as error:
                     refused.append(error.refusal)
-        return solved, refused
+                else:
+                    kept.add(group.name)
+        return refused
 
     def write(self, group: str, solutions: Mapping[str, Solution]) -> None:
         """Start to write a group once the previous one is written; skip it soon after a failure."""
@@ -71,7 +76,7 @@ class SolvedCheckpoints:
             self.trouble = written
             self._paused_until = time.monotonic() + PAUSE_SECONDS
 
-    def _read(self, manifest: Manifest, group: InputGroup) -> dict[str, Solution]:
+    def _read(self, manifest: Manifest, group: InputGroup) -> list[Solution]:
         layers = {f"{number:05d}.safetensors": layer for number, layer in enumerate(group.layers)}
         read: dict[str, Solution] = {}
 
@@ -80,7 +85,7 @@ class SolvedCheckpoints:
             read[layer.name] = read_solution(layer, load(data))
 
         self._checkpoints.read(manifest, use)
-        return {layer.name: read[layer.name] for layer in group.layers}
+        return [read[layer.name] for layer in group.layers]
 
 
 def _saved(solution: Solution) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from tests.unit.workers.compression.test_state import Run
 from tests.unit.workers.resumption.test_checkpoints import Memory, of_attempt
+from workers.compression.solve import Solution
 from workers.resumption import solved
 from workers.resumption.solved import SolvedCheckpoints
 
@@ -27,11 +29,12 @@ def test_solutions_come_back_for_the_groups_that_are_wanted(run: Run) -> None:
     written.finish()
     read = SolvedCheckpoints(of_attempt(bucket, 2), run.groups)
     wanted = [group.name for group in run.groups[1:4]]
-    found, refused = read.restore(wanted)
+    found: dict[str, Sequence[Solution]] = {}
+    refused = read.restore(wanted, found.__setitem__)
     assert (sorted(found), refused) == (sorted(wanted[:2]), [])
     for name in found:
-        for layer, solution in found[name].items():
-            assert torch.equal(solution.spectrum, solutions[name][layer].spectrum)
+        for solution in found[name]:
+            assert torch.equal(solution.spectrum, solutions[name][solution.layer.name].spectrum)
 
 
 def test_after_a_failure_no_group_waits_for_the_bucket_for_a_while(

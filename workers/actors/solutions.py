@@ -1,0 +1,48 @@
+"""The solved layers of a worker, in memory while there is room, else in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from workers.compression.shapes import LinearLayer
+from workers.compression.solve import Solution
+from workers.compression.state import read_solution, solution_tensors
+
+
+class Solutions:
+    """Solutions by layer; those that exceed the bytes of memory are in files of `folder`."""
+
+    def __init__(self, memory_bytes: int, folder: Path) -> None:
+        self._room = memory_bytes
+        self._folder = folder
+        self._held: dict[str, Solution] = {}
+        self._files: dict[str, tuple[LinearLayer, Path]] = {}
+
+    def put(self, solution: Solution) -> None:
+        """Keep the solution of a layer that has none yet."""
+        name, tensors = solution.layer.name, solution_tensors(solution)
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        if nbytes <= self._room:
+            self._room -= nbytes
+            self._held[name] = solution
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{len(self._files)}.safetensors"
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+        self._files[name] = solution.layer, path
+
+    def __getitem__(self, name: str) -> Solution:
+        """The solution of a layer. Raises KeyError."""
+        if name in self._held:
+            return self._held[name]
+        layer, path = self._files[name]
+        return read_solution(layer, load_file(path))
+
+    def clear(self) -> None:
+        """Forget all solutions."""
+        self._held.clear()
+        for _, path in self._files.values():
+            path.unlink()
+        self._files.clear()
