@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import add
 
 from service.domain.costs.shapes import Model
 
@@ -21,7 +22,7 @@ class Cluster:
     float32_flops: float
     float64_flops: float
     products_share: float  # of their peak that products reach
-    solving_share: float  # of their peak that eigenproblems reach
+    solving_share: float  # of float64's peak that decompositions reach
     memory_bandwidth: float  # of a worker, where it computes
     loading_bandwidth: float  # of a worker: from a file in memory to weights that are checked
     disk_bandwidth: float  # of a machine
@@ -48,7 +49,8 @@ class Cost:
 
     model_operations: float = 0  # in the model's precision
     float32_operations: float = 0
-    float64_operations: float = 0
+    float64_operations: float = 0  # products
+    decompositions: float = 0  # operations of eigenproblems, in float64
     memory_moved: float = 0  # bytes, where it computes
     loaded: float = 0  # bytes of weights
     disk_moved: float = 0  # the worker's part of what its machine reads and writes
@@ -58,8 +60,15 @@ class Cost:
     files_held: float = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Of steps that run at the same time."""
-        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        """Of steps that take turns on the worker: work adds up, memory is the larger of both."""
+        return Cost(
+            **{
+                each.name: (max if each.name.endswith("_held") else add)(
+                    getattr(self, each.name), getattr(other, each.name)
+                )
+                for each in fields(self)
+            }
+        )
 
     def seconds(self, cluster: Cluster) -> dict[str, float]:
         """By resource; the largest is the time of the step."""
@@ -67,7 +76,8 @@ class Cost:
         return {
             "arithmetic": self.model_operations / (cluster.model_flops * share)
             + self.float32_operations / (cluster.float32_flops * share)
-            + self.float64_operations / (cluster.float64_flops * cluster.solving_share),
+            + self.float64_operations / (cluster.float64_flops * share)
+            + self.decompositions / (cluster.float64_flops * cluster.solving_share),
             "memory": self.memory_moved / cluster.memory_bandwidth,
             "loading": self.loaded / cluster.loading_bandwidth,
             "disk": self.disk_moved * together / cluster.disk_bandwidth,
@@ -78,8 +88,8 @@ class Cost:
         """What the step needs more of than there is."""
         host = self.host_held + (0 if cluster.gpus else self.device_held)
         held = {
-            "device memory": (self.device_held, cluster.device_memory if cluster.gpus else None),
-            "host memory": (host * cluster.workers_per_machine, cluster.host_memory),
-            "disk": (self.files_held * cluster.workers_per_machine, cluster.disk),
+            "GPU": (self.device_held, cluster.device_memory if cluster.gpus else None),
+            "host": (host * cluster.workers_per_machine, cluster.host_memory),
+            "files": (self.files_held * cluster.workers_per_machine, cluster.disk),
         }
         return [name for name, (need, has) in held.items() if has is not None and need > has]

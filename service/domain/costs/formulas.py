@@ -60,10 +60,11 @@ def statistics_operations(group: Group, method: str) -> tuple[int, int]:
     return sided, single
 
 
-def solve_operations(group: Group) -> int:
-    """As `InputGroup.solve_operations`."""
+def solve_operations(group: Group) -> tuple[int, int]:
+    """Of decompositions and of products; their sum is `InputGroup.solve_operations`."""
     root = 0 if group.keeps_outputs else group.inputs**3
-    return root + sum(la.smaller_side**3 + la.outputs * la.inputs**2 for la in group.layers)
+    decompositions = root + sum(layer.smaller_side**3 for layer in group.layers)
+    return decompositions, sum(layer.outputs * layer.inputs**2 for layer in group.layers)
 
 
 def solution_bytes(layer: Linear, method: str, weight_bytes: int) -> int:

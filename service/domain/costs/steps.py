@@ -44,10 +44,18 @@ SOLVING_SQUARES = 8
 def step_costs(model: Model, spec: JobSpec, cluster: Cluster) -> dict[Step, Cost]:
     """The cost of every step, for the worker with the largest share.
 
-    CALIBRATE and SOLVE run at the same time, so their costs add up. A target that is a quality
+    CALIBRATE and SOLVE take turns on a worker: add their costs. A target that is a quality
     counts as one of full rank.
     """
     return _Prediction(model, spec, cluster).steps()
+
+
+def activations(block: Block) -> int:
+    """The numbers that a token's backward pass needs: about the layers' inputs and outputs."""
+    return sum(
+        group.active * (group.inputs + sum(layer.outputs for layer in group.layers))
+        for group in block.groups
+    )
 
 
 class _Prediction:
@@ -68,10 +76,12 @@ class _Prediction:
 
     def steps(self) -> dict[Step, Cost]:
         spec, cluster, stored = self._spec, self._cluster, self._stored
-        fetched = 0 if spec.model.source == "local" else stored / cluster.workers_per_machine
+        targets, together = len(self._keeps), cluster.workers_per_machine
+        fetched = 0 if spec.model.source == "local" else stored / together
         whole = self._model.parameters * self._weight_bytes
-        writing = -(-len(self._keeps) // cluster.workers) / len(self._keeps) * self._artifacts
-        measured = len(self._keeps) + 1 if spec.evaluation.enabled else 0
+        own = -(-targets // cluster.workers) * self._artifacts / targets
+        writers = min(targets, together) / together  # each writer of a machine counts in part
+        measured = targets + 1 if spec.evaluation.enabled else 0
         qualities = sum(isinstance(target, QualityTarget) for target in spec.targets)
         probes = PROBES_PER_QUALITY * qualities + len(spec.evaluation.curve)
         low_rank = max(self._keeps) * self._model.linear
@@ -83,19 +93,22 @@ class _Prediction:
             Step.ASSEMBLE: Cost(
                 float64_operations=self._factors(),
                 loaded=2 * stored,
-                disk_moved=self._read(2) + writing,
-                network_moved=4 * low_rank * cluster.remote_share,
+                disk_moved=self._read(2) + own * writers,
+                network_moved=4 * low_rank * cluster.remote_share * writers,
                 device_held=whole + low_rank * self._weight_bytes,
-                files_held=writing,
+                files_held=own * writers,
             ),
-            Step.PROVE: Cost(loaded=2 * writing, disk_moved=2 * writing, host_held=self._largest),
+            Step.PROVE: Cost(
+                loaded=2 * own, disk_moved=2 * own * writers, host_held=self._largest * writers
+            ),
             Step.EVALUATE: self._measurement(measured, 0),
-            Step.PUBLISH: Cost(network_moved=writing, disk_moved=writing),
+            Step.PUBLISH: Cost(network_moved=own * writers, disk_moved=own * writers),
         }
 
     def _calibration(self) -> Cost:
         model, weight, number = self._model, self._weight_bytes, self._cluster.sum_bytes
         spacing, boundaries = self._boundaries()
+        device, host = self._resident(boundaries)
         again = self._gradients * recomputed(len(model.blocks), spacing) / len(model.blocks)
         largest = max(model.blocks, key=lambda block: block.parameters)
         block_bytes = largest.parameters * weight
@@ -110,15 +123,38 @@ class _Prediction:
             * (passes * inside + STATISTICS_TOUCHES * number * sum(statistics)),
             loaded=sweeps * self._stored,
             disk_moved=self._read(sweeps),
-            device_held=model.outside * weight
+            device_held=device
             + block_bytes * (1 if self._cluster.gpus else 2)
-            + 2 * number * max(statistics)
             + max(map(self._activations, set(model.blocks)))
-            + LOGITS_BYTES
-            + boundaries[0],
-            host_held=boundaries[1] + 2 * block_bytes * self._cluster.gpus,
+            + LOGITS_BYTES,
+            host_held=host,
             files_held=boundaries[2],
         )
+
+    def _resident(self, boundaries: tuple[float, ...]) -> tuple[float, float]:
+        """What stays on the device and in the host's memory from pass to pass: two blocks of
+        statistics and boundaries; two blocks of weights, solutions, and shards for the owner."""
+        model, cluster, method = self._model, self._cluster, self._spec.method
+        groups = {group for block in model.blocks for group in block.groups}
+        largest = max(block_statistics(block, method) for block in model.blocks)
+        shard = max(statistics_numbers(group, method) for group in groups) * cluster.sum_bytes
+        pieces = max(g.copies * max(la.weights for la in g.layers) for g in groups)
+        block = max(block.parameters for block in model.blocks) * self._weight_bytes
+        return (
+            model.outside * self._weight_bytes + 2 * largest * cluster.sum_bytes + boundaries[0],
+            boundaries[1]
+            + 2 * block * cluster.gpus
+            + self._solutions
+            + SOLVES_AT_ONCE * cluster.workers * shard
+            + PIECES_KEPT * pieces * model.stored_bytes,
+        )
+
+    @property
+    def _solutions(self) -> float:
+        """The bytes of the solutions of one worker's layers."""
+        groups = [group for block in self._model.blocks for group in block.groups]
+        bytes_of = {group: self._solved_bytes(group) for group in set(groups)}
+        return sum(g.copies * bytes_of[g] for g in groups) / self._cluster.workers
 
     def _operations(self, again: float) -> tuple[float, float]:
         """The sweeps' operations per token, in the model's precision and in float32."""
@@ -141,13 +177,16 @@ class _Prediction:
         model, spec, cluster = self._model, self._spec, self._cluster
         groups = [group for block in model.blocks for group in block.groups]
         distinct = set(groups)
-        operations = sum(group.copies * solve_operations(group) for group in groups)
+        operations = {g: solve_operations(g) for g in distinct}
+        decompositions, products = (
+            max(sum(g.copies * operations[g][n] for g in groups) / cluster.workers, most)
+            for n, most in enumerate(map(max, zip(*operations.values(), strict=True)))
+        )
         shard = max(statistics_numbers(g, spec.method) for g in distinct) * cluster.sum_bytes
-        bytes_of = {g: self._solved_bytes(g) for g in distinct}
-        solutions = sum(g.copies * bytes_of[g] for g in groups) / cluster.workers
+        _, boundaries = self._boundaries()
+        device, host = self._resident(boundaries)
         # A stack of experts is read whole by each worker that owns one of them.
         read = sum(g.weights * g.copies * min(1, g.copies / cluster.workers) for g in groups)
-        pieces = max(g.copies * max(la.weights for la in g.layers) for g in distinct)
         sent = sum(block_statistics(b, spec.method) for b in model.blocks) * cluster.sum_bytes
         working = max(
             SOLVING_SQUARES * max(la.smaller_side**2 for la in g.layers)
@@ -155,15 +194,13 @@ class _Prediction:
             for g in distinct
         )
         return Cost(
-            float64_operations=max(
-                operations / cluster.workers, max(map(solve_operations, distinct))
-            ),
+            float64_operations=products,
+            decompositions=decompositions,
             loaded=read * model.stored_bytes,
-            network_moved=sent * cluster.remote_share + solutions,
-            device_held=8 * working + 2 * shard,
-            host_held=solutions
-            + SOLVES_AT_ONCE * cluster.workers * shard
-            + PIECES_KEPT * pieces * model.stored_bytes,
+            network_moved=sent * cluster.remote_share + self._solutions,
+            device_held=device + 8 * working + 2 * shard,
+            host_held=host,
+            files_held=boundaries[2],
         )
 
     def _measurement(self, models: int, low_rank: float) -> Cost:
@@ -207,10 +244,8 @@ class _Prediction:
 
     def _activations(self, block: Block) -> float:
         """What a batch's backward pass through a block needs, with float32 rows of a moment."""
-        active = [(g, g.active) for g in block.groups]
-        saved = sum(n * (g.inputs + sum(la.outputs for la in g.layers)) for g, n in active)
         widest = max(max(g.inputs, *(la.outputs for la in g.layers)) for g in block.groups)
-        return self._batch_tokens * (saved * self._weight_bytes + 3 * 4 * widest)
+        return self._batch_tokens * (activations(block) * self._weight_bytes + 3 * 4 * widest)
 
     def _factors(self) -> float:
         """Truncating and interpolating the layers of all targets that one worker owns."""

@@ -73,9 +73,9 @@ def test_groups_are_those_that_tracing_finds(name: str, tmp_path: Path) -> None:
             found[shape(group)] += group.copies
         in_block = [group for group in traced if f"layers.{number}." in group.name]
         assert found == Counter(map(shape, in_block))
-        for group in in_block:
-            (same,) = {each for each in block.groups if shape(each) == shape(group)}
-            assert same.keeps_outputs == group.keeps_outputs
+        for one in in_block:
+            (same,) = {each for each in block.groups if shape(each) == shape(one)}
+            assert same.keeps_outputs == one.keeps_outputs
     assert len(traced) == sum(group.copies for block in model.blocks for group in block.groups)
 
 
