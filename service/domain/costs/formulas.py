@@ -1,0 +1,127 @@
+"""What groups of layers and blocks cost: formulas on shapes.
+
+Each follows what the engine does; a test compares it with the engine's own code or a tiny model.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import lru_cache
+
+from service.domain.costs.shapes import Block, Group, Linear
+
+MOMENTS, MAGNITUDES, SQUARES = "moments", "magnitudes", "gradient squares"
+GRADIENT_MOMENTS, ROW_FISHER = "gradient moments", "row Fisher"
+OBSERVED: dict[str, frozenset[str]] = {
+    "svd": frozenset(),
+    "fwsvd": frozenset({ROW_FISHER}),
+    "asvd": frozenset({MAGNITUDES}),
+    "svd-llm": frozenset({MOMENTS}),
+    "afm": frozenset({MOMENTS}),
+    "impact": frozenset({MOMENTS, SQUARES}),
+    "impact-kron": frozenset({MOMENTS, SQUARES, GRADIENT_MOMENTS}),
+}
+"""The statistics that each method needs, as in `workers.compression.metrics`."""
+GRADIENTS = frozenset({SQUARES, GRADIENT_MOMENTS, ROW_FISHER})
+CENTRED = frozenset({"afm", "impact", "impact-kron"})
+
+GRAM_BLOCK = 192
+
+
+def statistics_numbers(group: Group, method: str) -> int:
+    """How many numbers the statistics of one copy of a group have."""
+    outputs, observed = [layer.outputs for layer in group.layers], OBSERVED[method]
+    sides = outputs if group.keeps_outputs else [group.inputs]
+    numbers = {
+        MOMENTS: sum(side * side + side for side in sides),
+        MAGNITUDES: group.inputs,
+        SQUARES: sum(outputs),
+        GRADIENT_MOMENTS: sum(layer.smaller_side**2 for layer in group.layers),
+        ROW_FISHER: sum(outputs),
+    }
+    return sum(numbers[each] for each in observed)
+
+
+def statistics_operations(group: Group, method: str) -> tuple[int, int]:
+    """For a token that reaches the group: operations in the model's precision, and in float32.
+
+    Moments multiply a little more than half of a symmetric product. Where a layer's input is its
+    smaller side, its gradient is multiplied by the weight first.
+    """
+    outputs, observed = [layer.outputs for layer in group.layers], OBSERVED[method]
+    sided = single = 0
+    if MOMENTS in observed:
+        single += sum(map(_gram, outputs if group.keeps_outputs else [group.inputs]))
+    if GRADIENT_MOMENTS in observed:
+        single += sum(_gram(layer.smaller_side) for layer in group.layers)
+        sided += sum(2 * layer.weights for layer in group.layers if layer.outputs > layer.inputs)
+    if ROW_FISHER in observed:
+        single += 2 * group.weights
+    return sided, single
+
+
+def solve_operations(group: Group) -> tuple[int, int]:
+    """Of decompositions and of products; their sum is `InputGroup.solve_operations`."""
+    root = 0 if group.keeps_outputs else group.inputs**3
+    decompositions = root + sum(layer.smaller_side**3 for layer in group.layers)
+    return decompositions, sum(layer.outputs * layer.inputs**2 for layer in group.layers)
+
+
+def solution_bytes(layer: Linear, method: str, weight_bytes: int) -> int:
+    """Of a solved layer, in the host's memory and in a checkpoint."""
+    side, centred = layer.smaller_side, method in CENTRED
+    fixed = layer.outputs * (1 + (layer.bias or centred))
+    sides, spare = layer.outputs + layer.inputs, layer.parameters - fixed
+    rank = max(1, bisect_left(range(1, side + 1), spare, key=lambda r: r * (sides - r)))
+    directions = side * rank * (max(4, weight_bytes) if layer.outputs <= layer.inputs else 8)
+    moment = side * side if GRADIENT_MOMENTS in OBSERVED[method] else 0
+    return directions + 8 * (layer.outputs + moment + side + (layer.outputs + rank) * centred)
+
+
+def held(blocks: int, stride: int) -> int:
+    """The boundaries that are kept at once, as `workers.sweeps.boundaries.held`."""
+    return -(-blocks // stride) + stride
+
+
+def stride(blocks: int, boundary_bytes: float, capacity_bytes: float) -> int:
+    """How many blocks apart boundaries are kept; if none fits, the least memory."""
+    strides = range(1, blocks + 1)
+    fitting = (s for s in strides if held(blocks, s) * boundary_bytes <= capacity_bytes)
+    return next(fitting, min(strides, key=lambda s: held(blocks, s)))
+
+
+def recomputed(blocks: int, stride: int) -> int:
+    """The blocks that a backward sweep goes through once more, for boundaries not kept."""
+    return (-(-blocks // stride) - 1) * (stride - 1)
+
+
+def forward_operations(block: Block, length: int) -> int:
+    """Of a token in a sequence of this length; attention is counted without a mask."""
+    return 2 * (_weights(block) + block.router) + _attention(block, length)
+
+
+def backward_operations(block: Block, length: int) -> int:
+    """Of a token: gradients of inputs only. Fused attention computes its scores once more."""
+    return 2 * (_weights(block) + block.router) + 5 * _attention(block, length) // 2
+
+
+@lru_cache
+def block_statistics(block: Block, method: str) -> int:
+    """How many numbers the statistics of a block have."""
+    return sum(group.copies * statistics_numbers(group, method) for group in block.groups)
+
+
+@lru_cache
+def _gram(size: int) -> int:
+    """The operations of one row of `workers.compression.statistics._gram`."""
+    starts = range(0, size, GRAM_BLOCK)
+    return sum(2 * min(GRAM_BLOCK, size - start) * (size - start) for start in starts)
+
+
+def _weights(block: Block) -> int:
+    """The weights that a token is multiplied with."""
+    return sum(group.active * group.weights for group in block.groups)
+
+
+def _attention(block: Block, length: int) -> int:
+    return 2 * length * block.heads * (block.query_width + block.value_width)
