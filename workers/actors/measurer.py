@@ -16,6 +16,7 @@ from workers.evaluation.losses import TextLoss
 from workers.evaluation.sweep import EvaluationSweep, rounded
 from workers.model.blocks import StoredModel
 from workers.model.loading import stored_dtypes
+from workers.sweeps.boundaries import Boundaries
 
 
 class Measurer:
@@ -37,6 +38,7 @@ class Measurer:
         self._scratch = scratch
         self._in_precision = lru_cache(1)(self._rounded_model)
         self._sweep: EvaluationSweep | None = None
+        self._boundaries = Boundaries({}, scratch)
         self._dtype: torch.dtype | None = None
 
     def begin(
@@ -47,14 +49,14 @@ class Measurer:
     ) -> None:
         """Start a sweep over some batches."""
         stored = self._stored if dtype is None else self._in_precision(dtype)
-        boundaries, _ = boundary_store(stored.device, self._settings, self._scratch)
+        self._boundaries, _ = boundary_store(stored.device, self._settings, self._scratch)
         self._dtype = dtype
         self._sweep = EvaluationSweep(
             stored.passage,
             stored,
             batches,
             variants,
-            boundaries,
+            self._boundaries,
             mixed_precision=self._mixed_precision,
         )
 
@@ -71,14 +73,18 @@ class Measurer:
     def losses(self) -> list[list[TextLoss]]:
         """The loss of every batch, by variant; ends the sweep."""
         losses = self._begun.losses()
-        self._sweep = None
+        self._end()
         return losses
 
     def logits(self, positions: Tensor) -> Tensor:
         """The first variant's logits at some positions of the first batch; ends the sweep."""
         logits = self._begun.logits(0, 0, positions)
-        self._sweep = None
+        self._end()
         return logits
+
+    def _end(self) -> None:
+        self._boundaries.clear()
+        self._sweep = None
 
     def _as_stored(self, layer: Interpolation) -> Interpolation:
         return layer if self._dtype is None else rounded(layer, self._dtype)

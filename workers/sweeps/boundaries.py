@@ -82,3 +82,8 @@ class Boundaries:
             self._room[tensor.device] += tensor.nbytes
         if path := self._files.pop(key, None):
             path.unlink()
+
+    def clear(self) -> None:
+        """Forget all tensors."""
+        for key in [*self._held, *self._files]:
+            self.drop(key)

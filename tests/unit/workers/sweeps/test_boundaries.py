@@ -33,6 +33,13 @@ def test_what_exceeds_the_memory_is_in_files(tmp_path: Path) -> None:
     assert (2 in store, 3 in store) == (False, True)
     with pytest.raises(KeyError):
         store.get(2, CPU)
+    store.put(4, numbered(4))
+    store.put(5, numbered(5))
+    store.clear()
+    assert (3 in store, list((tmp_path / "files").iterdir())) == (False, [])
+    store.put(6, numbered(6))  # all room is free again
+    store.put(7, numbered(7))
+    assert list((tmp_path / "files").iterdir()) == []
 
 
 def test_all_boundaries_are_kept_where_they_fit() -> None:
