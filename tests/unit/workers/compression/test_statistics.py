@@ -268,8 +268,9 @@ def test_a_sum_of_tensor_cores_is_not_longer_than_its_error_allows(
     assert set(lengths) == {4096, 808}
 
 
+@pytest.mark.usefixtures("tensor_cores")
 def test_gradient_moments_by_tensor_cores_equal_those_in_float32(
-    model: Any, input_ids: Tensor, tensor_cores: None
+    model: Any, input_ids: Tensor
 ) -> None:
     model.bfloat16()
     found = calibrated(model, input_ids, observations=EVERYTHING)
@@ -282,6 +283,16 @@ def test_gradient_moments_by_tensor_cores_equal_those_in_float32(
             scale = moment.diagonal().sqrt()
             error = (found[name].gradient_moments[layer] - moment) / scale / scale[:, None]
             assert error.abs().max() < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_gpu_keeps_within_the_error_of_its_emulation(dtype: torch.dtype) -> None:
+    rows = activations().to(dtype)
+    moments = Moments.zeros(24, dtype=torch.float32, device=torch.device("cuda"))
+    moments.update(rows.cuda())
+    assert scatter_error(moments.scatter.cpu(), rows) < 2**-14
 
 
 def test_a_loss_that_is_not_finite_ends_the_calibration(model: Any, input_ids: Tensor) -> None:
