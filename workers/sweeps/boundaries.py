@@ -49,7 +49,7 @@ class Boundaries:
     def __init__(self, tiers: Mapping[torch.device, int], folder: Path) -> None:
         self._room = dict(tiers)
         self._folder = folder
-        self._held: dict[Hashable, Tensor] = {}
+        self._held: dict[Hashable, tuple[torch.device, Tensor]] = {}
         self._files: dict[Hashable, Path] = {}
         self._written = 0
 
@@ -62,7 +62,7 @@ class Boundaries:
         for device, room in self._room.items():
             if tensor.nbytes <= room:
                 self._room[device] -= tensor.nbytes
-                self._held[key] = tensor.to(device)
+                self._held[key] = device, tensor.to(device)
                 return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{self._written}.safetensors"
@@ -73,13 +73,14 @@ class Boundaries:
     def get(self, key: Hashable, device: torch.device) -> Tensor:
         """The tensor with this key, on a device. Raises KeyError."""
         if key in self._held:
-            return self._held[key].to(device)
+            return self._held[key][1].to(device)
         return load_file(self._files[key])[KEY].to(device)
 
     def drop(self, key: Hashable) -> None:
         """Forget the tensor with this key, if there is one."""
-        if (tensor := self._held.pop(key, None)) is not None:
-            self._room[tensor.device] += tensor.nbytes
+        if key in self._held:
+            tier, tensor = self._held.pop(key)  # a tensor on "cuda" says that it is on "cuda:0"
+            self._room[tier] += tensor.nbytes
         if path := self._files.pop(key, None):
             path.unlink()
 

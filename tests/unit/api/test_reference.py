@@ -19,8 +19,8 @@ ANSWERS = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE, re.MULTILINE))
 RETRIED = dict(re.findall(r"^\| `(\w+)` \|.+ \| (yes|no|-) \|$", PAGE, re.MULTILINE))
 """Whether a job that fails with this code is tried again; `-` where no job does."""
 
-INTERNAL = {"attempt_stale"}
-"""Seen by no user: the attempt that it tells has nobody to tell it to."""
+INTERNAL = {"attempt_stale", "object_changed"}
+"""Seen by no user: one tells an attempt, the other is named as the input that it is about."""
 
 
 def _errors() -> list[type[EigenpressError]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.fixtures.calibration import Differentiated, calibrated, sweep, swept
 from tests.fixtures.models import tiny_llama_config, tiny_model
+from workers.compression import statistics as statistics_module
 from workers.compression.errors import NotFinite
 from workers.compression.layers import compressible_layers
 from workers.compression.metrics import METHODS
@@ -198,6 +199,100 @@ def test_a_mean_far_from_zero_costs_no_digits_of_the_covariance() -> None:
         moments.update(piece)
     truth = torch.cov(rows.double().T, correction=0)
     torch.testing.assert_close(moments.covariance(), truth, rtol=1e-4, atol=1e-4)
+
+
+def tensor_core_product(left: Tensor, right: Tensor) -> Tensor:
+    """Exact products, added 16 at a time to a float32 sum that is cut off, never rounded."""
+    assert left.dtype == right.dtype == torch.bfloat16
+    sums = torch.zeros(len(left), right.shape[1])
+    for step in range(0, left.shape[1], 16):
+        exact = sums + left[:, step : step + 16].double() @ right[step : step + 16].double()
+        sums = exact.float()
+        sums = torch.where(sums.abs() > exact.abs(), sums.nextafter(torch.zeros(())), sums)
+    return sums
+
+
+@pytest.fixture
+def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics_module, "on_tensor_cores", lambda rows: rows.itemsize == 2)
+    monkeypatch.setattr(statistics_module, "product", tensor_core_product)
+
+
+def activations() -> Tensor:
+    """Rows in bfloat16 with correlated channels, outliers, and means up to 60 deviations away."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(6000, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
+    rows *= torch.logspace(-3, 2, 24)
+    rows[:, ::5] += 60 * rows[:, ::5].std(0)
+    rows[::1000, 3] = 3000.0  # as the first token of a sequence has
+    return rows.bfloat16()
+
+
+def scatter_error(found: Tensor, rows: Tensor) -> float:
+    """The largest error relative to √(Dᵢ Dⱼ), where D is the diagonal of the true scatter."""
+    truth = torch.cov(rows.double().T, correction=0) * len(rows)
+    scale = truth.diagonal().sqrt()
+    return float(((found.double() - truth) / scale / scale[:, None]).abs().max())
+
+
+@pytest.mark.usefixtures("tensor_cores")
+def test_moments_by_tensor_cores_are_nearly_as_exact_as_in_float32() -> None:
+    rows = activations()
+    moments = Moments.zeros(24, dtype=torch.float32, device=rows.device)
+    for piece in (rows[:5000], rows[5000:]):
+        moments.update(piece)
+    mean = rows.double().mean(0)
+    assert moments.count == len(rows)
+    torch.testing.assert_close(moments.mean(), mean, rtol=1e-6, atol=1e-6)
+    assert scatter_error(moments.scatter, rows) < 2e-5
+    uncentred = tensor_core_product(rows.T, rows).double() - len(rows) * mean.outer(mean)
+    assert scatter_error(uncentred, rows) > 1e-2
+    centred = (rows.double() - mean).bfloat16()
+    assert scatter_error(centred.double().T @ centred.double(), rows) > 1e-4
+
+
+@pytest.mark.usefixtures("tensor_cores")
+def test_a_sum_of_tensor_cores_is_not_longer_than_its_error_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths = []
+
+    def product(left: Tensor, right: Tensor) -> Tensor:
+        lengths.append(left.shape[1])
+        return left.float() @ right.float()
+
+    monkeypatch.setattr(statistics_module, "product", product)
+    Moments.zeros(4, dtype=torch.float32, device=torch.device("cpu")).update(
+        torch.ones(9000, 4, dtype=torch.bfloat16)
+    )
+    assert set(lengths) == {4096, 808}
+
+
+@pytest.mark.usefixtures("tensor_cores")
+def test_gradient_moments_by_tensor_cores_equal_those_in_float32(
+    model: Any, input_ids: Tensor
+) -> None:
+    model.bfloat16()
+    found = calibrated(model, input_ids, observations=EVERYTHING)
+    with pytest.MonkeyPatch.context() as plain:
+        plain.setattr(statistics_module, "on_tensor_cores", lambda _: False)
+        plain.setattr(statistics_module, "product", lambda one, two: one.float() @ two.float())
+        expected = calibrated(model, input_ids, observations=EVERYTHING)
+    for name, group in expected.items():
+        for layer, moment in group.gradient_moments.items():
+            scale = moment.diagonal().sqrt()
+            error = (found[name].gradient_moments[layer] - moment) / scale / scale[:, None]
+            assert error.abs().max() < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_gpu_keeps_within_the_error_of_its_emulation(dtype: torch.dtype) -> None:
+    rows = activations().to(dtype)
+    moments = Moments.zeros(24, dtype=torch.float32, device=torch.device("cuda"))
+    moments.update(rows.cuda())
+    assert scatter_error(moments.scatter.cpu(), rows) < 2**-14
 
 
 def test_a_loss_that_is_not_finite_ends_the_calibration(model: Any, input_ids: Tensor) -> None:

@@ -42,6 +42,15 @@ def test_what_exceeds_the_memory_is_in_files(tmp_path: Path) -> None:
     assert list((tmp_path / "files").iterdir()) == []
 
 
+def test_a_tier_is_known_by_the_name_that_it_was_given(tmp_path: Path) -> None:
+    first = torch.device("cpu:0")  # its tensors say "cpu", as those on "cuda" say "cuda:0"
+    store = Boundaries({first: 40}, tmp_path / "files")
+    store.put(0, numbered(0))
+    store.put(0, numbered(1))
+    assert torch.equal(store.get(0, CPU), numbered(1))
+    assert not (tmp_path / "files").exists()
+
+
 def test_all_boundaries_are_kept_where_they_fit() -> None:
     assert stride(32, 10, 10 * held(32, 1)) == 1
 
