@@ -42,7 +42,8 @@ def write_model(folder: Path, *, blocks: int, hidden: int, intermediate: int) ->
     config.save_pretrained(folder)
     with torch.device("meta"):
         shapes = {name: each.shape for name, each in LlamaForCausalLM(config).named_parameters()}
-    generator, weight_map, total = torch.Generator().manual_seed(0), {}, 0
+    generator, total = torch.Generator().manual_seed(0), 0
+    weight_map: dict[str, str] = {}
     parts: dict[str, list[str]] = {}
     for name in shapes:
         parts.setdefault(name.split(".")[2] if ".layers." in name else "outside", []).append(name)
