@@ -2,7 +2,7 @@
 
 It makes a random Llama with as many blocks as asked for, runs an attempt in this process, as a
 worker's process does, and prints as JSON by how many bytes the resident memory grew at most beyond
-what the imports take, and the bytes of the model's weights.
+what the imports take, what the cost model predicts for it, and the bytes of the model's weights.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from service.domain.costs.cluster import Cluster
+from service.domain.costs.shapes import model_shapes
+from service.domain.costs.steps import peak_host_bytes
 from service.domain.states import JobState
 from service.standalone.s3_server import LocalS3
 from tests.fixtures.in_process import LocalInstallation, answer_for_ray
@@ -102,7 +107,33 @@ def main() -> None:
         assert installation.store.users.get(job.id).state is JobState.SUCCEEDED
         grown = peak() - before
         installation.store.close()
-    print(json.dumps({"grown": grown, "weights": weight_bytes, "imports": before}))
+    config = json.loads((model / "config.json").read_text())
+    predicted = round(peak_host_bytes(model_shapes(config), job.spec, this(arguments.memory_bytes)))
+    found = {"grown": grown, "predicted": predicted, "weights": weight_bytes, "imports": before}
+    print(json.dumps(found))
+
+
+def this(memory_bytes: int) -> Cluster:
+    """This machine with one worker and these settings; its speed is of no account."""
+    return Cluster(
+        workers=1,
+        workers_per_machine=1,
+        gpus=False,
+        device_memory=0,
+        host_memory=psutil.virtual_memory().total,
+        disk=shutil.disk_usage(".").total,
+        model_flops=1,
+        float32_flops=1,
+        float64_flops=1,
+        products_share=1,
+        solving_share=1,
+        memory_bandwidth=1,
+        loading_bandwidth=1,
+        disk_bandwidth=1,
+        network_bandwidth=1,
+        worker_memory=memory_bytes,
+        model_memory=memory_bytes,
+    )
 
 
 def peak() -> int:

@@ -7,6 +7,11 @@ from operator import add
 
 from service.domain.costs.shapes import Model
 
+SHARE_FOR_HIDDEN_STATES = 0.25  # of a machine's memory; as much is for solved layers
+SHARE_OF_GPU = 0.25  # of its free memory, for hidden states
+SHARE_OF_DISK = 0.5  # for hidden states
+SHARE_FOR_A_MODEL = 0.8  # of a machine's memory, for a whole model
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -27,6 +32,29 @@ class Cluster:
     loading_bandwidth: float  # of a worker: from a file in memory to weights that are checked
     disk_bandwidth: float  # of a machine
     network_bandwidth: float  # of a machine
+    worker_memory: int | None = None  # the settings of these names; None: the shares above
+    model_memory: int | None = None
+
+    @property
+    def states_memory(self) -> float:
+        """The host's memory for a worker's hidden states, and as much for its solved layers."""
+        share = self.host_memory * SHARE_FOR_HIDDEN_STATES / self.workers_per_machine
+        return share if self.worker_memory is None else self.worker_memory
+
+    @property
+    def whole_model_memory(self) -> float:
+        """The host's memory that a worker may take for a whole model."""
+        share = self.host_memory * SHARE_FOR_A_MODEL / self.workers_per_machine
+        return share if self.model_memory is None else self.model_memory
+
+    def tiers(self, outside_bytes: float) -> tuple[float, float, float]:
+        """The room for a worker's hidden states on its GPU, in memory and in files.
+
+        `outside_bytes` of the GPU are taken by what lies outside the blocks.
+        """
+        free = max(0.0, self.device_memory - outside_bytes) if self.gpus else 0.0
+        disk = self.disk * SHARE_OF_DISK / self.workers_per_machine
+        return free * SHARE_OF_GPU, self.states_memory, disk
 
     @property
     def remote_share(self) -> float:
@@ -84,12 +112,16 @@ class Cost:
             "network": self.network_moved * together / cluster.network_bandwidth,
         }
 
+    def in_host(self, cluster: Cluster) -> float:
+        """The bytes of the host's memory that the worker holds."""
+        return self.host_held + (0 if cluster.gpus else self.device_held)
+
     def exceeded(self, cluster: Cluster) -> list[str]:
         """What the step needs more of than there is."""
-        host = self.host_held + (0 if cluster.gpus else self.device_held)
+        host = self.in_host(cluster) * cluster.workers_per_machine
         held = {
             "GPU": (self.device_held, cluster.device_memory if cluster.gpus else None),
-            "host": (host * cluster.workers_per_machine, cluster.host_memory),
+            "host": (host, cluster.host_memory),
             "files": (self.files_held * cluster.workers_per_machine, cluster.disk),
         }
         return [name for name, (need, has) in held.items() if has is not None and need > has]

@@ -92,15 +92,25 @@ class Model:
     hidden: int
     vocabulary: int
     outside: int
-    stored_bytes: int  # of one number in the checkpoint
+    dtype: str  # of the checkpoint
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of one number in the checkpoint."""
+        return NUMBER_BYTES[self.dtype]
 
     @cached_property
     def linear(self) -> int:
         return sum(block.linear for block in self.blocks)
 
     @cached_property
+    def inside(self) -> int:
+        """The parameters of the blocks."""
+        return sum(block.parameters for block in self.blocks)
+
+    @cached_property
     def parameters(self) -> int:
-        return self.outside + sum(block.parameters for block in self.blocks)
+        return self.outside + self.inside
 
 
 @dataclass(frozen=True)
@@ -165,7 +175,7 @@ class _Reader:
             self._hidden,
             vocabulary,
             self._hidden * (vocabulary * (1 if tied else 2) + 1),
-            NUMBER_BYTES[dtype],
+            dtype,
         )
 
     def _block(self, attention: Block, *, sparse: bool) -> Block:

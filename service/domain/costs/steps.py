@@ -3,14 +3,16 @@
 Plain formulas on shapes, without torch. Each follows what the engine does, and a test compares it
 with the engine's own code or with a tiny model. Times are a roofline: a step takes as long as its
 slowest resource, for arithmetic overlaps with reading and with the network. Left out are tasks of
-the evaluation, decoding speed, the activations' memory traffic, latencies and start-up.
+the evaluation, decoding speed, the activations' memory traffic, latencies and start-up. So is the
+cache of low-rank layers, which only holds all those of a small model.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 
-from service.domain.costs.cluster import Cluster, Cost
+from service.domain.costs.cluster import SHARE_FOR_HIDDEN_STATES, Cluster, Cost
 from service.domain.costs.formulas import (
     GRADIENTS,
     OBSERVED,
@@ -25,20 +27,24 @@ from service.domain.costs.formulas import (
     statistics_operations,
     stride,
 )
-from service.domain.costs.shapes import Block, Group, Linear, Model
-from service.domain.spec import JobSpec, QualityTarget, SizeTarget
+from service.domain.costs.shapes import NUMBER_BYTES, Block, Group, Linear, Model
+from service.domain.spec import HELD_OUT, JobSpec, QualityTarget, SizeTarget
 from service.domain.states import Step
 
 LOGITS_BYTES = 3 * (64 << 20)  # the logits of a chunk, their probabilities, the gradient
 PIECES_KEPT = 2  # stored tensors that stay in the host's memory while groups are solved
 SOLVES_AT_ONCE = 2  # one runs, and one has its shards fetched
-SHARE_OF_FREE_MEMORY = 0.5
+BLOCKS_IN_FLIGHT = 2  # whose low-rank layers are sent while one block is measured
+PREFETCHED_LAYERS = 4  # sent while a layer of an artifact is written
+CACHED_BYTES = 1 << 30  # of low-rank layers that a worker made last
 PROBES_PER_QUALITY = 8
 STATISTICS_TOUCHES = 8
 """How often an update reads or writes each number of the statistics: product, mirror image, the
 correction of the mean, the sum."""
 SOLVING_SQUARES = 8
 """How many float64 matrices of a layer's smaller side solving holds, its workspace included."""
+FACTORING_MATRICES = 3
+"""How many float64 matrices of a layer's shape truncating and interpolating it holds."""
 
 
 def step_costs(model: Model, spec: JobSpec, cluster: Cluster) -> dict[Step, Cost]:
@@ -48,6 +54,14 @@ def step_costs(model: Model, spec: JobSpec, cluster: Cluster) -> dict[Step, Cost
     counts as one of full rank.
     """
     return _Prediction(model, spec, cluster).steps()
+
+
+def peak_host_bytes(model: Model, spec: JobSpec, cluster: Cluster) -> float:
+    """The most of the host's memory that a worker takes beyond its program and libraries.
+
+    Hidden states and solutions fill their budgets at most.
+    """
+    return max(cost.in_host(cluster) for cost in step_costs(model, spec, cluster).values())
 
 
 def activations(block: Block) -> int:
@@ -72,36 +86,28 @@ class _Prediction:
         self._stored = model.parameters * model.stored_bytes
         self._gradients = bool(OBSERVED[spec.method] & GRADIENTS)
         self._keeps = [self._keep(target) for target in spec.targets]
-        self._artifacts = sum(self._artifact(keep) for keep in self._keeps)
+        evaluation = spec.evaluation
+        self._texts = {HELD_OUT: evaluation.sequences} | {
+            each.name: each.sequences or evaluation.sequences for each in evaluation.datasets
+        }
+        self._block_bytes = max(block.parameters for block in model.blocks) * self._weight_bytes
+        self._logits = min(LOGITS_BYTES, 3 * 4 * model.vocabulary * self._length)
 
     def steps(self) -> dict[Step, Cost]:
-        spec, cluster, stored = self._spec, self._cluster, self._stored
-        targets, together = len(self._keeps), cluster.workers_per_machine
+        spec, stored, together = self._spec, self._stored, self._cluster.workers_per_machine
         fetched = 0 if spec.model.source == "local" else stored / together
-        whole = self._model.parameters * self._weight_bytes
-        own = -(-targets // cluster.workers) * self._artifacts / targets
-        writers = min(targets, together) / together  # each writer of a machine counts in part
-        measured = targets + 1 if spec.evaluation.enabled else 0
-        qualities = sum(isinstance(target, QualityTarget) for target in spec.targets)
-        probes = PROBES_PER_QUALITY * qualities + len(spec.evaluation.curve)
-        low_rank = max(self._keeps) * self._model.linear
+        own, writers = self._written, self._writers
+        evaluated = self._measurement(self._keeps, self._texts, dense=True)
         return {
-            Step.RESOLVE: Cost(loaded=stored, disk_moved=self._read(1), network_moved=fetched),
+            Step.RESOLVE: Cost(
+                loaded=stored, disk_moved=self._read(1, stored), network_moved=fetched
+            ),
             Step.CALIBRATE: self._calibration(),
             Step.SOLVE: self._solving(),
-            Step.ALLOCATE: self._measurement(probes + bool(qualities), low_rank * bool(probes)),
-            Step.ASSEMBLE: Cost(
-                float64_operations=self._factors(),
-                loaded=2 * stored,
-                disk_moved=self._read(2) + own * writers,
-                network_moved=4 * low_rank * cluster.remote_share * writers,
-                device_held=whole + low_rank * self._weight_bytes,
-                files_held=own * writers,
-            ),
-            Step.PROVE: Cost(
-                loaded=2 * own, disk_moved=2 * own * writers, host_held=self._largest * writers
-            ),
-            Step.EVALUATE: self._measurement(measured, 0),
+            Step.ALLOCATE: self._allocation(),
+            Step.ASSEMBLE: self._assembly(),
+            Step.PROVE: self._proof(),
+            Step.EVALUATE: evaluated if spec.evaluation.enabled else Cost(),
             Step.PUBLISH: Cost(network_moved=own * writers, disk_moved=own * writers),
         }
 
@@ -110,10 +116,8 @@ class _Prediction:
         spacing, boundaries = self._boundaries()
         device, host = self._resident(boundaries)
         again = self._gradients * recomputed(len(model.blocks), spacing) / len(model.blocks)
-        largest = max(model.blocks, key=lambda block: block.parameters)
-        block_bytes = largest.parameters * weight
         statistics = [block_statistics(block, self._spec.method) for block in model.blocks]
-        inside = (model.parameters - model.outside) * weight
+        inside = model.inside * weight
         passes, sweeps = 1 + again + 3 * self._gradients, 1 + again + self._gradients
         in_model, in_float32 = self._operations(again)
         return Cost(
@@ -121,14 +125,14 @@ class _Prediction:
             float32_operations=self._tokens * in_float32,
             memory_moved=self._batches
             * (passes * inside + STATISTICS_TOUCHES * number * sum(statistics)),
-            loaded=sweeps * self._stored,
-            disk_moved=self._read(sweeps),
+            loaded=sweeps * self._inside_stored,
+            disk_moved=self._read(sweeps, self._inside_stored) + 2 * boundaries[2],
             device_held=device
-            + block_bytes * (1 if self._cluster.gpus else 2)
+            + self._blocks_held
             + max(map(self._activations, set(model.blocks)))
-            + LOGITS_BYTES,
+            + self._logits,
             host_held=host,
-            files_held=boundaries[2],
+            files_held=boundaries[2] + self._solutions_in_files,
         )
 
     def _resident(self, boundaries: tuple[float, ...]) -> tuple[float, float]:
@@ -139,15 +143,27 @@ class _Prediction:
         largest = max(block_statistics(block, method) for block in model.blocks)
         shard = max(statistics_numbers(group, method) for group in groups) * cluster.sum_bytes
         pieces = max(g.copies * max(la.weights for la in g.layers) for g in groups)
-        block = max(block.parameters for block in model.blocks) * self._weight_bytes
         return (
             model.outside * self._weight_bytes + 2 * largest * cluster.sum_bytes + boundaries[0],
             boundaries[1]
-            + 2 * block * cluster.gpus
-            + self._solutions
+            + 2 * self._block_bytes * cluster.gpus
+            + self._solutions_in_memory
             + SOLVES_AT_ONCE * cluster.workers * shard
             + PIECES_KEPT * pieces * model.stored_bytes,
         )
+
+    @property
+    def _blocks_held(self) -> float:
+        """The bytes of blocks where they are computed: on a CPU the next one is there already."""
+        return self._block_bytes * (1 if self._cluster.gpus else 2)
+
+    @property
+    def _solutions_in_memory(self) -> float:
+        return min(self._solutions, self._cluster.states_memory)
+
+    @property
+    def _solutions_in_files(self) -> float:
+        return self._solutions - self._solutions_in_memory
 
     @property
     def _solutions(self) -> float:
@@ -185,8 +201,6 @@ class _Prediction:
         shard = max(statistics_numbers(g, spec.method) for g in distinct) * cluster.sum_bytes
         _, boundaries = self._boundaries()
         device, host = self._resident(boundaries)
-        # A stack of experts is read whole by each worker that owns one of them.
-        read = sum(g.weights * g.copies * min(1, g.copies / cluster.workers) for g in groups)
         sent = sum(block_statistics(b, spec.method) for b in model.blocks) * cluster.sum_bytes
         working = max(
             SOLVING_SQUARES * max(la.smaller_side**2 for la in g.layers)
@@ -196,79 +210,217 @@ class _Prediction:
         return Cost(
             float64_operations=products,
             decompositions=decompositions,
-            loaded=read * model.stored_bytes,
+            loaded=self._owned,
+            disk_moved=self._solutions_in_files,
             network_moved=sent * cluster.remote_share + self._solutions,
             device_held=device + 8 * working + 2 * shard,
             host_held=host,
-            files_held=boundaries[2],
+            files_held=boundaries[2] + self._solutions_in_files,
         )
 
-    def _measurement(self, models: int, low_rank: float) -> Cost:
-        """Measuring perplexity, with the whole model in memory."""
-        if not models:
-            return Cost()
-        model, evaluation = self._model, self._spec.evaluation
-        sequences = evaluation.sequences + sum(
-            dataset.sequences or evaluation.sequences for dataset in evaluation.datasets
+    @property
+    def _owned(self) -> float:
+        """The stored bytes that a worker reads to have the weights of the layers it has solved.
+
+        A stack of experts is read whole by each worker that owns one of them.
+        """
+        groups, workers = (
+            [g for block in self._model.blocks for g in block.groups],
+            self._cluster.workers,
         )
-        tokens = sequences * self._length * models / self._cluster.workers
+        read = sum(g.weights * g.copies * min(1, g.copies / workers) for g in groups)
+        return read * self._model.stored_bytes
+
+    def _allocation(self) -> Cost:
+        """The sweeps that find sizes for qualities, and one for all sizes of the curve."""
+        qualities = [each for each in self._spec.targets if isinstance(each, QualityTarget)]
+        names = {target.dataset for target in qualities}
+        total = self._measurement([], names, dense=True) if qualities else Cost()
+        for target in qualities:
+            for _ in range(PROBES_PER_QUALITY):
+                total += self._measurement([1.0], {target.dataset}, dense=False)
+        curve = self._spec.evaluation.curve
+        return total + (self._measurement(curve, self._texts, dense=False) if curve else Cost())
+
+    def _measurement(self, keeps: Sequence[float], texts: Collection[str], *, dense: bool) -> Cost:
+        """Measuring compressed variants, and perhaps the dense model, by sweeps over the blocks.
+
+        The variants are counted as dense in the arithmetic.
+        """
+        model, cluster, size = self._model, self._cluster, self._spec.calibration.batch_size
+        counts = [self._texts[name] for name in texts]
+        batches = -(-sum(-(-count // size) for count in counts) // cluster.workers)
+        tokens = min(sum(counts), batches * size) * self._length  # of the largest share
+        variants, apart = len(keeps) + dense, bool(keeps) and dense and not self._exact
+        sweeps, together = 1 + apart, len(keeps) if apart else variants
+        states = self._spread(together * tokens * model.hidden * self._weight_bytes)
         forward = sum(forward_operations(block, self._length) for block in model.blocks)
-        batch = self._spec.calibration.batch_size * self._length
-        batches = math.ceil(tokens / batch)
-        loads = -(-models // self._cluster.workers) + 1
+        device, host = self._measuring(keeps, outside=1 + (not self._exact))
+        layers = BLOCKS_IN_FLIGHT + 1
         return Cost(
-            model_operations=tokens * (forward + 2 * model.hidden * model.vocabulary),
-            memory_moved=batches * model.parameters * self._weight_bytes,
-            loaded=loads * self._stored,
-            disk_moved=self._read(loads),
-            network_moved=4 * low_rank * self._cluster.remote_share * models,
-            device_held=(model.parameters + low_rank + batch * model.vocabulary)
-            * self._weight_bytes,
+            model_operations=tokens * variants * (forward + 2 * model.hidden * model.vocabulary),
+            float64_operations=sum(map(self._factors, keeps)),
+            memory_moved=batches * variants * model.inside * self._weight_bytes,
+            loaded=sweeps * self._inside_stored + len(keeps) * self._owned,
+            disk_moved=self._read(sweeps, self._inside_stored)
+            + 2 * states[2] * len(model.blocks)
+            + len(keeps) * self._solutions_in_files,
+            network_moved=4 * sum(keeps) * model.linear * self._fetched,
+            device_held=device + states[0] + self._batch + self._logits,
+            host_held=host
+            + states[1]
+            + layers * self._low_rank_block(keeps) / cluster.workers_per_machine,
+            files_held=states[2] + self._solutions_in_files,
         )
+
+    def _measuring(self, keeps: Sequence[float], *, outside: int) -> tuple[float, float]:
+        """What a sweep over variants holds on the device and in the host's memory, beside hidden
+        states: blocks and low-rank layers; solutions, and the last gradients of the calibration."""
+        cluster, model = self._cluster, self._model
+        each = self._tokens * model.hidden * self._weight_bytes * self._gradients
+        gradients = self._spread(each)
+        largest = max(la.weights for b in model.blocks for g in b.groups for la in g.layers)
+        layers = self._low_rank_block(keeps)
+        if self._artifact_bytes < 4:  # rounded copies; a CPU computes with one variant in float32
+            layers *= 1 + self._artifact_bytes / 4
+            layers += 0 if cluster.gpus else self._low_rank_block([max(keeps, default=0.0)])
+        return (
+            outside * model.outside * self._weight_bytes
+            + self._blocks_held
+            + layers
+            + FACTORING_MATRICES * 8 * largest
+            + gradients[0],
+            2 * self._block_bytes * cluster.gpus
+            + self._solutions_in_memory
+            + min(CACHED_BYTES, cluster.states_memory, self._made)
+            + gradients[1],
+        )
+
+    def _assembly(self) -> Cost:
+        """Writing artifacts, and a sweep over a few tokens of each, and of the dense model."""
+        cluster, model, writers = self._cluster, self._model, self._writers
+        mine, targets = -(-len(self._keeps) // cluster.workers), len(self._keeps)
+        device, host = self._measuring([max(self._keeps)], outside=1 + (not self._exact))
+        largest = max(la.weights for b in model.blocks for g in b.groups for la in g.layers)
+        sent = 2 * 4 * max(self._keeps) * model.linear * mine * cluster.remote_share
+        return Cost(
+            float64_operations=2 * sum(map(self._factors, self._keeps)),
+            loaded=mine * self._stored
+            + (mine + 1) * self._inside_stored
+            + 2 * targets * self._owned,
+            disk_moved=self._read(mine + 1, self._stored)
+            + self._written * writers
+            + 2 * targets * self._solutions_in_files,
+            network_moved=sent * writers,
+            device_held=device,
+            host_held=host + (PREFETCHED_LAYERS + 1) * 4 * largest,
+            files_held=self._written * writers + self._solutions_in_files,
+        )
+
+    def _proof(self) -> Cost:
+        """Comparing tensors, and loading whole models in a process of its own.
+
+        What exceeds the memory for a model stays on the disk.
+        """
+        own, writers, cluster = self._written, self._writers, self._cluster
+        largest = self._stored / self._model.stored_bytes * self._weight_bytes
+        return Cost(
+            loaded=2 * own + 2 * self._stored,
+            disk_moved=2 * (own + self._stored) * writers,
+            host_held=self._solutions_in_memory
+            + min(largest, cluster.whole_model_memory) * writers,
+            files_held=own * writers + self._solutions_in_files,
+        )
+
+    def _low_rank_block(self, keeps: Sequence[float]) -> float:
+        """The bytes of a block's low-rank layers as they are sent, of all variants."""
+        return 4 * sum(keeps) * max(block.linear for block in self._model.blocks)
+
+    @property
+    def _made(self) -> float:
+        """The bytes of all low-rank layers that a worker makes."""
+        return 4 * sum(self._keeps) * self._model.linear / self._cluster.workers
+
+    @property
+    def _fetched(self) -> float:
+        """A worker's part of what its machine fetches once for all its workers."""
+        return self._cluster.remote_share / self._cluster.workers_per_machine
+
+    @property
+    def _batch(self) -> float:
+        """What a forward pass of a batch holds: the hidden state, and the widest layers' rows."""
+        blocks = self._model.blocks
+        widest = max(sum(la.outputs for la in g.layers) for b in blocks for g in b.groups)
+        return self._batch_tokens * (2 * self._model.hidden + 2 * widest) * self._weight_bytes
+
+    @property
+    def _exact(self) -> bool:
+        """Whether artifacts have the precision of the source, so that all share a sweep."""
+        return self._spec.dtype in ("auto", self._model.dtype)
+
+    @property
+    def _artifact_bytes(self) -> int:
+        """Of a number of an artifact."""
+        auto = self._spec.dtype == "auto"
+        return NUMBER_BYTES[self._model.dtype if auto else self._spec.dtype]
+
+    @property
+    def _written(self) -> float:
+        """The bytes of the artifacts that one worker writes."""
+        average = sum(map(self._artifact, self._keeps)) / len(self._keeps)
+        return -(-len(self._keeps) // self._cluster.workers) * average
+
+    @property
+    def _writers(self) -> float:
+        """The part of a machine's workers that write artifacts."""
+        together = self._cluster.workers_per_machine
+        return min(len(self._keeps), together) / together
 
     def _boundaries(self) -> tuple[int, tuple[float, float, float]]:
         """How far apart they are kept, and the bytes of them on the device, in memory, in files."""
-        model, cluster = self._model, self._cluster
-        each = self._tokens * model.hidden * self._weight_bytes
-        free = max(0, cluster.device_memory - model.outside * self._weight_bytes)
-        tiers = [
-            free * SHARE_OF_FREE_MEMORY if cluster.gpus else 0.0,
-            cluster.host_memory * SHARE_OF_FREE_MEMORY / cluster.workers_per_machine,
-            cluster.disk * SHARE_OF_FREE_MEMORY / cluster.workers_per_machine,
-        ]
-        spacing = stride(len(model.blocks), each, sum(tiers))
-        left = float(each * (held(len(model.blocks), spacing) if self._gradients else 1))
-        first = min(left, tiers[0])
-        second = min(left - first, tiers[1])
-        return spacing, (first, second, left - first - second)
+        blocks = len(self._model.blocks)
+        each = self._tokens * self._model.hidden * self._weight_bytes
+        spacing = stride(blocks, each, sum(self._tiers))
+        return spacing, self._spread(each * (held(blocks, spacing) if self._gradients else 1))
+
+    @property
+    def _tiers(self) -> tuple[float, float, float]:
+        return self._cluster.tiers(self._model.outside * self._weight_bytes)
+
+    def _spread(self, states: float) -> tuple[float, float, float]:
+        """The bytes of hidden states on the device, in memory, and in files."""
+        device, memory, _ = self._tiers
+        first = min(states, device)
+        second = min(states - first, memory)
+        return first, second, states - first - second
 
     def _activations(self, block: Block) -> float:
         """What a batch's backward pass through a block needs, with float32 rows of a moment."""
         widest = max(max(g.inputs, *(la.outputs for la in g.layers)) for g in block.groups)
         return self._batch_tokens * (activations(block) * self._weight_bytes + 3 * 4 * widest)
 
-    def _factors(self) -> float:
-        """Truncating and interpolating the layers of all targets that one worker owns."""
+    def _factors(self, keep: float) -> float:
+        """Truncating and interpolating the layers of one variant that a worker owns."""
         layers = [
             (g.copies, la) for block in self._model.blocks for g in block.groups for la in g.layers
         ]
         total = 0.0
-        for keep in self._keeps:
-            for copies, la in layers:
-                rank = _rank(la, keep)
-                each = 2 * la.weights * (la.smaller_side + 2 * rank)
-                total += copies * (each + rank * rank * (la.outputs + la.inputs))
+        for copies, la in layers:
+            rank = _rank(la, keep)
+            each = 2 * la.weights * (la.smaller_side + 2 * rank)
+            total += copies * (each + rank * rank * (la.outputs + la.inputs))
         return total / self._cluster.workers
 
-    def _read(self, times: float) -> float:
+    def _read(self, times: float, nbytes: float) -> float:
         """Bytes from disk: a machine reads a file once for its workers, and again if it is too
         large for the page cache."""
-        spare = self._cluster.host_memory * (1 - SHARE_OF_FREE_MEMORY)
-        return (
-            (times if self._stored > spare else 1)
-            * self._stored
-            / (self._cluster.workers_per_machine)
-        )
+        spare = self._cluster.host_memory * (1 - 2 * SHARE_FOR_HIDDEN_STATES)
+        return (times if nbytes > spare else 1) * nbytes / self._cluster.workers_per_machine
+
+    @property
+    def _inside_stored(self) -> float:
+        """The bytes of the blocks in the checkpoint."""
+        return self._model.inside * self._model.stored_bytes
 
     def _keep(self, target: SizeTarget | QualityTarget) -> float:
         """The fraction of the linear layers that a target keeps."""
@@ -278,11 +430,9 @@ class _Prediction:
         return target.keep if target.scope == "linear" else 1 - (1 - target.keep) * whole / linear
 
     def _artifact(self, keep: float) -> float:
-        return self._stored - (1 - keep) * self._model.linear * self._model.stored_bytes
-
-    @property
-    def _largest(self) -> float:
-        return max(map(self._artifact, self._keeps))
+        """Its bytes."""
+        kept = self._model.parameters - (1 - keep) * self._model.linear
+        return kept * self._artifact_bytes
 
     def _solved_bytes(self, group: Group) -> int:
         method, number = self._spec.method, self._weight_bytes

@@ -28,7 +28,7 @@ from service.domain.costs.formulas import (
     statistics_operations,
 )
 from service.domain.costs.shapes import Group, Linear, Model, model_shapes
-from tests.fixtures.calibration import InMemory, calibrated, sweep, swept
+from tests.fixtures.calibration import calibrated, sweep, swept
 from tests.fixtures.models import ARCHITECTURES, tiny_llama_config, tiny_model
 from workers.compression import statistics
 from workers.compression.errors import BoundariesTooLarge
@@ -39,10 +39,11 @@ from workers.compression.solve import solve_group
 from workers.compression.state import solution_tensors
 from workers.compression.statistics import GRADIENTS, GroupStatistics
 from workers.compression.unfuse import unfuse
+from workers.evaluation.sweep import EvaluationSweep
 from workers.sweeps import boundaries
 from workers.sweeps.boundaries import Boundaries
 from workers.sweeps.calibration import CalibrationSweep, Observed
-from workers.sweeps.passage import Passage
+from workers.sweeps.passage import InMemory, Passage
 
 CPU = torch.device("cpu")
 SIZES = {"hidden_size": 96, "intermediate_size": 220, "head_dim": 16, "num_attention_heads": 6}
@@ -212,3 +213,15 @@ def test_experts_are_passed_by_as_many_tokens_as_they_get() -> None:
         group.active * sum(statistics_operations(group, "afm")) for group in block.groups
     )
     assert counter.get_total_flops() == pytest.approx(2 * 24 * expected, rel=0.05)
+
+
+def test_variants_share_the_blocks_and_have_hidden_states_of_their_own(tmp_path: Path) -> None:
+    model = tiny_model(tiny_llama_config(num_hidden_layers=3))
+    passage = Passage(model)
+    kept, weights = Peak({CPU: 1 << 30}, tmp_path), Counted(passage)
+    batches = [[[1, 2, 3]], [[4, 5, 6]]]
+    measuring = EvaluationSweep(passage, weights, batches, 4, kept)
+    for number in range(3):
+        measuring.forward(number, [{}] * 4)
+    assert kept.most == 4 * len(batches)
+    assert weights.held == Counter(range(3))

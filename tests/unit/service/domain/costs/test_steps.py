@@ -9,30 +9,37 @@ import torch
 from torch import Tensor
 
 from bench.scale import CONFIGURATIONS, SPEC, cluster
+from service.domain.costs import cluster as shares
 from service.domain.costs import steps
 from service.domain.costs.cluster import Cost
+from service.domain.costs.formulas import block_statistics
 from service.domain.costs.shapes import model_shapes
-from service.domain.costs.steps import step_costs
-from service.domain.spec import JobSpec
+from service.domain.costs.steps import peak_host_bytes, step_costs
+from service.domain.spec import JobSpec, QualityTarget
 from service.domain.states import Step
 from tests.fixtures.models import ARCHITECTURES, tiny_model
-from workers.actors.calibrator import SHARE_OF_FREE_MEMORY
+from workers.actors import assembler, room, worker
+from workers.attempt.loss_sweeps import BLOCKS_IN_FLIGHT
 from workers.attempt.schedule import IN_FLIGHT_PER_QUEUE
 from workers.attempt.targets import MAX_PROBES
 from workers.compression.unfuse import unfuse
 from workers.model.blocks import PIECES_KEPT
-from workers.sweeps.calibration import LOGITS_BYTES
-from workers.sweeps.passage import Passage
+from workers.sweeps.passage import LOGITS_BYTES, Passage
 
 LLAMA = model_shapes(CONFIGURATIONS["Llama-2-7B"])
-
-
-def changed(**calibration: int) -> JobSpec:
-    return SPEC.model_copy(update={"calibration": SPEC.calibration.model_copy(update=calibration)})
+DEEPER = model_shapes(CONFIGURATIONS["Llama-2-7B"] | {"num_hidden_layers": 64})
+BLOCKS = LLAMA.inside * LLAMA.stored_bytes
+LAYERS = LLAMA.linear * LLAMA.stored_bytes
 
 
 def test_constants_are_the_engine_s() -> None:
-    assert steps.SHARE_OF_FREE_MEMORY == SHARE_OF_FREE_MEMORY
+    assert shares.SHARE_FOR_HIDDEN_STATES == room.SHARE_FOR_HIDDEN_STATES
+    assert shares.SHARE_OF_GPU == room.SHARE_OF_GPU
+    assert shares.SHARE_OF_DISK == room.SHARE_OF_DISK
+    assert shares.SHARE_FOR_A_MODEL == room.SHARE_FOR_A_MODEL
+    assert steps.BLOCKS_IN_FLIGHT == BLOCKS_IN_FLIGHT
+    assert steps.PREFETCHED_LAYERS == assembler.PREFETCHED_LAYERS
+    assert steps.CACHED_BYTES == worker.CACHED_BYTES
     assert steps.SOLVES_AT_ONCE == IN_FLIGHT_PER_QUEUE
     assert steps.PROBES_PER_QUALITY == MAX_PROBES
     assert steps.PIECES_KEPT == PIECES_KEPT
@@ -52,31 +59,98 @@ def test_a_token_costs_three_forward_passes_and_the_moments() -> None:
 def test_arithmetic_divides_among_workers_and_loading_does_not() -> None:
     one, eight = (step_costs(LLAMA, SPEC, cluster(n))[Step.CALIBRATE] for n in (1, 8))
     assert one.model_operations == 8 * eight.model_operations
-    assert one.loaded == eight.loaded == 2 * LLAMA.parameters * LLAMA.stored_bytes
+    assert one.loaded == eight.loaded == 2 * BLOCKS
 
 
 def test_boundaries_fill_the_device_then_the_host_then_files_then_are_spaced() -> None:
     def calibration(device: int, host: int, disk: int) -> Cost:
-        machine = replace(cluster(1), device_memory=device, host_memory=host, disk=disk)
+        machine = replace(cluster(1), device_memory=device, worker_memory=host, disk=disk)
         return step_costs(LLAMA, SPEC, machine)[Step.CALIBRATE]
 
-    ample = calibration(10**12, 10**12, 10**12)
-    on_host = calibration(0, 10**12, 10**12)
+    ample = calibration(10**12, 10**11, 10**12)
+    on_host = calibration(0, 10**11, 10**12)
     in_files = calibration(0, 0, 10**12)
     spaced = calibration(0, 0, 10**11)
     boundaries = 33 * 128 * 2048 * 4096 * 2
     assert ample.device_held - on_host.device_held == boundaries
     assert on_host.host_held - ample.host_held == boundaries
-    assert in_files.files_held == boundaries
-    assert spaced.files_held <= 10**11 / 2 < boundaries
+    solutions = in_files.files_held - boundaries
+    assert on_host.host_held - in_files.host_held == boundaries + solutions
+    assert solutions == step_costs(LLAMA, SPEC, cluster(1))[Step.SOLVE].network_moved
+    assert spaced.files_held - solutions <= 10**11 / 2 < boundaries
     assert spaced.model_operations > in_files.model_operations
     assert spaced.loaded > in_files.loaded
+
+
+@pytest.mark.parametrize("step", [Step.ALLOCATE, Step.ASSEMBLE, Step.EVALUATE])
+def test_measuring_takes_no_more_memory_for_a_deeper_model(step: Step) -> None:
+    """The last gradients of the calibration are as large, and the solutions fill their budget."""
+    machine = replace(cluster(1), worker_memory=10**9)
+    spec = with_curve(0.5, 0.6)
+    one, other = (step_costs(model, spec, machine)[step] for model in (LLAMA, DEEPER))
+    assert one.device_held == other.device_held
+    assert one.host_held == other.host_held
+    assert one.loaded < other.loaded
+
+
+def with_curve(*sizes: float, **changes: object) -> JobSpec:
+    evaluation = SPEC.evaluation.model_copy(update={"curve": sizes})
+    return SPEC.model_copy(update={"evaluation": evaluation} | changes)
+
+
+def test_all_sizes_share_a_sweep() -> None:
+    one, three = (
+        step_costs(LLAMA, with_curve(*sizes), cluster(1))[Step.ALLOCATE]
+        for sizes in ([0.5], [0.5, 0.6, 0.7])
+    )
+    assert one.loaded == BLOCKS + LAYERS  # of the owner, to make low-rank layers
+    assert three.loaded == BLOCKS + 3 * LAYERS
+    assert three.model_operations == 3 * one.model_operations
+
+
+def test_the_source_in_another_precision_has_a_sweep_of_its_own() -> None:
+    same, apart = (
+        step_costs(LLAMA, with_curve(dtype=dtype), cluster(1))[Step.EVALUATE]
+        for dtype in ("bfloat16", "float16")
+    )
+    assert same.loaded == BLOCKS + LAYERS
+    assert apart.loaded == 2 * BLOCKS + LAYERS
+
+
+def test_a_quality_is_found_by_a_sweep_of_the_dense_model_and_one_of_each_probe() -> None:
+    target = QualityTarget(max_perplexity_increase=0.1)
+    spec = SPEC.model_copy(update={"targets": (target,)})
+    cost = step_costs(LLAMA, spec, cluster(1))[Step.ALLOCATE]
+    assert cost.loaded == (1 + MAX_PROBES) * BLOCKS + MAX_PROBES * LAYERS
+
+
+def test_a_batch_is_measured_by_one_worker() -> None:
+    eight, more = (step_costs(LLAMA, SPEC, cluster(n))[Step.EVALUATE] for n in (8, 64))
+    assert eight.model_operations == more.model_operations  # there are eight batches
+
+
+def test_a_whole_model_takes_what_a_machine_has_for_it() -> None:
+    ample, small = (
+        step_costs(LLAMA, SPEC, replace(cluster(1), worker_memory=0, model_memory=memory))
+        for memory in (10**12, 10**9)
+    )
+    assert ample[Step.PROVE].host_held == 2 * LLAMA.parameters
+    assert small[Step.PROVE].host_held == 10**9
+
+
+def test_a_worker_s_peak_does_not_depend_on_the_depth() -> None:
+    machine = replace(cluster(1), gpus=False, worker_memory=10**9, model_memory=10**9)
+    peak = peak_host_bytes(LLAMA, SPEC, machine)
+    assert peak == peak_host_bytes(DEEPER, SPEC, machine)
+    blocks = 2 * LLAMA.blocks[0].parameters * 4
+    statistics = 2 * block_statistics(LLAMA.blocks[0], SPEC.method) * 8
+    assert peak > LLAMA.outside * 4 + blocks + statistics + 2 * 10**9
 
 
 def test_a_method_without_gradients_needs_one_sweep() -> None:
     spec = SPEC.model_copy(update={"method": "afm"})
     cost = step_costs(LLAMA, spec, cluster(1))[Step.CALIBRATE]
-    assert cost.loaded == LLAMA.parameters * LLAMA.stored_bytes
+    assert cost.loaded == BLOCKS
 
 
 def test_what_is_exceeded_is_named() -> None:
