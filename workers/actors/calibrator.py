@@ -20,7 +20,7 @@ from workers.compression.statistics import (
 from workers.model.blocks import StoredModel
 from workers.resumption.calibrated import Calibrated
 from workers.resumption.calibration import CalibrationCheckpoints
-from workers.sweeps.boundaries import stride
+from workers.sweeps.boundaries import Boundaries, stride
 from workers.sweeps.calibration import CalibrationSweep, Observed
 from workers.sweeps.passes import Kind, Pass, Sweeps
 from workers.text.sequences import in_batches
@@ -47,6 +47,7 @@ class Calibrator:
         self._scratch = scratch / "boundaries"
         self._statistics: dict[str, GroupStatistics] = {}
         self._sweep: CalibrationSweep | None = None
+        self._boundaries = Boundaries({}, self._scratch)
         self._batches: list[Tensor] = []
         self._losses: list[float] = []
         self._kept: CalibrationCheckpoints | None = None
@@ -83,14 +84,16 @@ class Calibrator:
         )
         self._batches = [torch.tensor(each) for each in in_batches(sequences, batch_size)]
         wanted = tuple(group for group in self._groups if group.name not in solved)
-        boundaries, capacity = boundary_store(self._stored.device, self._settings, self._scratch)
+        self._boundaries, capacity = boundary_store(
+            self._stored.device, self._settings, self._scratch
+        )
         needed = sum(batch.numel() for batch in self._batches) * self._stored.bytes_per_token
         self._sweep = CalibrationSweep(
             self._stored.passage,
             self._stored,
             Observed(self._observations, wanted, accumulation_dtype(self._stored.device)),
             self._batches,
-            boundaries,
+            self._boundaries,
             keep_every=stride(self._sweeps.blocks, needed, capacity),
             mixed_precision=self._mixed_precision,
         )
@@ -121,6 +124,11 @@ class Calibrator:
                 lambda index: self._state(boundary, index),
             )
         return self._losses if each.kind is Kind.LOSS else []
+
+    def end(self) -> None:
+        """Forget the hidden states and gradients."""
+        self._boundaries.clear()
+        self._sweep = None
 
     def hand_over(self, group: str) -> GroupStatistics:
         """This shard's statistics of a group, which are no longer held here."""

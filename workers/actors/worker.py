@@ -238,7 +238,13 @@ class Worker:
         return self._calibrating.run(each)
 
     def settle(self) -> list[str]:
-        """Wait until the solved groups are written; the troubles there were with checkpoints."""
+        """End the calibration; wait until the solved groups are written.
+
+        Returns the troubles there were with checkpoints.
+        """
+        if self._calibrator is not None:
+            self._calibrator.end()
+            self._calibrator = None
         kept = [each for each in (self._kept_calibration, self._kept_solutions) if each is not None]
         if self._kept_solutions is not None:
             self._kept_solutions.finish()
