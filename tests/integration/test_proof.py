@@ -66,10 +66,11 @@ def change_weights(model: Path, change: Callable[[dict[str, Tensor]], dict[str, 
     save_file(change(load_file(model / WEIGHTS)), model / WEIGHTS, {"format": "pt"})
 
 
+@pytest.mark.parametrize("mixed_precision", ["bf16", "no"])
 def test_a_sound_artifact_is_what_was_in_memory(
-    local_installation: LocalInstallation, model: Path
+    local_installation: LocalInstallation, model: Path, mixed_precision: str
 ) -> None:
-    proof = prove(local_installation, model)
+    proof = prove(local_installation, model, mixed_precision=mixed_precision)
     assert proof["logit_error"] < 1e-6
     assert proof["same_predictions"] == 1
     assert proof["positions"] == 64

@@ -91,12 +91,12 @@ class Assembler:
         tokens: Tensor,
         positions: Tensor,
     ) -> Tensor:
-        """The logits (sequences, positions, vocabulary) of a variant in some precision.
+        """The logits (sequences, positions, vocabulary) of a variant, computed as the proof does.
 
         `layers_of` gives the low-rank layers among those with the given names.
         """
         measurer = self._worker.measurer
-        measurer.begin([tokens.tolist()], 1, dtype)
+        measurer.begin([tokens.tolist()], 1, dtype, mixed_precision=False)
         for number, names in enumerate(self._worker.blocks):
             measurer.forward(number, [layers_of(names)])
         return measurer.logits(positions)

@@ -46,8 +46,10 @@ class Measurer:
         batches: Sequence[Sequence[Sequence[int]]],
         variants: int,
         dtype: torch.dtype | None,
+        *,
+        mixed_precision: bool | None = None,
     ) -> None:
-        """Start a sweep over some batches."""
+        """Start a sweep over some batches, in the worker's precision unless it is given."""
         stored = self._stored if dtype is None else self._in_precision(dtype)
         self._boundaries, _ = boundary_store(stored.device, self._settings, self._scratch)
         self._dtype = dtype
@@ -57,7 +59,7 @@ class Measurer:
             batches,
             variants,
             self._boundaries,
-            mixed_precision=self._mixed_precision,
+            mixed_precision=self._mixed_precision if mixed_precision is None else mixed_precision,
         )
 
     def forward(self, number: int, layers: Sequence[Mapping[str, Interpolation]]) -> None:
