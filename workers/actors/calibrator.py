@@ -116,7 +116,7 @@ class Calibrator:
             case Kind.LOSS:
                 self._losses = self._sweep.loss()
         boundary = self._sweeps.reached(each)
-        if boundary is not None and self._kept is not None:
+        if boundary is not None and self._kept is not None and self._batches:
             self._kept.add(
                 boundary,
                 self._losses,

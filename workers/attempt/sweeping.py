@@ -9,7 +9,7 @@ solved by its owner, which takes the other workers' shares, while they take the 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -29,10 +29,15 @@ class Sweeping:
     ) -> None:
         self._workers = workers
         self._passes = [deque(each.passes) for each in resumed.calibrated]
-        self._unsolved = [
-            [group.name for group in groups if group.name not in resumed.solved] for groups in owned
-        ]
-        self._completing: Mapping[str, Pass] = resumed.calibrated[0].completing
+        completing: Mapping[str, Pass] = resumed.calibrated[0].completing
+        self._waiting: list[dict[Pass, list[str]]] = []  # by owner and the pass that completes them
+        for groups in owned:
+            waiting: dict[Pass, list[str]] = defaultdict(list)
+            for group in groups:
+                if group.name not in resumed.solved:
+                    waiting[completing[group.name]].append(group.name)
+            self._waiting.append(waiting)
+        self._ready: list[deque[str]] = [deque() for _ in workers]  # by owner
         self._made: Counter[Pass] = Counter()  # by how many workers
         self._results = self._run()
         self.passes_left = sum(map(len, self._passes))
@@ -61,6 +66,9 @@ class Sweeping:
             if isinstance(what, Pass):
                 self.passes_left -= 1
                 self._made[what] += 1
+                if self._made[what] == len(self._workers):
+                    for waiting, ready in zip(self._waiting, self._ready, strict=True):
+                        ready.extend(waiting.pop(what, ()))
                 yield result
             else:
                 self.solved[what] = result
@@ -69,20 +77,16 @@ class Sweeping:
     def _calls(self, number: int) -> Iterator[Call | None]:
         """A worker's calls: groups as soon as they can be solved, else its next pass."""
         worker, passes = self._workers[number], self._passes[number]
-        unsolved = self._unsolved[number]
-        while passes or unsolved:
-            ready = next((group for group in unsolved if self._is_complete(group)), None)
-            if ready is not None:
-                unsolved.remove(ready)
-                yield Call(ready, partial(self._solve, worker, ready))
+        waiting, ready = self._waiting[number], self._ready[number]
+        while passes or waiting or ready:
+            if ready:
+                group = ready.popleft()
+                yield Call(group, partial(self._solve, worker, group))
             elif passes:
                 each = passes.popleft()
                 yield Call(each, partial(worker.calibrate.remote, each))
             else:
                 yield None
-
-    def _is_complete(self, group: str) -> bool:
-        return self._made[self._completing[group]] == len(self._workers)
 
     def _solve(self, owner: Any, group: str) -> Any:
         return owner.solve.remote(group, *(w.statistics.remote(group) for w in self._workers))

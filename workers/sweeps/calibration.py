@@ -164,7 +164,7 @@ class CalibrationSweep:
     def _ensure(self, number: int) -> None:
         """Compute a boundary that was not kept, and those of its segment before it."""
         first = number
-        while (first, 0) not in self._boundaries:
+        while self._batches and (first, 0) not in self._boundaries:
             first -= 1
         for each in range(first, number):
             with self._weights.hold(each, each + 1) as block:

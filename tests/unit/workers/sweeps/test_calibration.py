@@ -195,3 +195,10 @@ def test_masks_and_positions_of_equal_batches_are_shared() -> None:
     one, other, shorter = calibration._calls
     assert one is other
     assert one is not shorter
+
+
+def test_a_worker_without_sequences_has_empty_statistics() -> None:
+    statistics, losses = swept(sweep(deep_model(), [], EVERYTHING))
+    assert losses == []
+    assert len(statistics) == 5 * 4
+    assert all(each.rows == each.tokens == 0 for each in statistics.values())
