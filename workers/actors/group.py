@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from service.domain.spec import JobSpec
-from service.errors import ClusterUnavailable
+from service.errors import ClusterUnavailable, InsufficientResources
+from workers.actors.autoscaling import autoscales, refuses
 from workers.actors.interface import ASSEMBLING, SERVING, Worker
-from workers.actors.placement import Placement, Resources, fits
+from workers.actors.placement import POLL_SECONDS, Placement, Resources, fits, room
 
 WAITING_SECONDS = 30
 """How long other jobs may hold the resources before the job's history records the wait."""
@@ -28,22 +30,35 @@ class ActorGroup:
     """The workers, one per bundle; a context manager.
 
     Actors are never detached, and their names in Ray's dashboard begin with the attempt's. On
-    entry the group waits for resources that other jobs hold, and calls `on_waiting` once if that
-    takes long. Raises ClusterUnavailable if the cluster loses the machines for it.
+    entry the group waits for machines that the cluster's autoscaler adds, up to
+    `patience_seconds`, and calls `on_growing` with the number of workers that have room already.
+    Then it waits for resources that other jobs hold, and calls `on_waiting` once if that takes
+    long. Raises InsufficientResources if the autoscaler does not add the machines, and
+    ClusterUnavailable if the cluster loses the machines for it.
     """
 
     def __init__(
-        self, attempt: str, spec: JobSpec, placement: Placement, on_waiting: Callable[[], None]
+        self,
+        attempt: str,
+        spec: JobSpec,
+        placement: Placement,
+        patience_seconds: float,
+        on_growing: Callable[[int], None],
+        on_waiting: Callable[[], None],
     ) -> None:
         self._attempt = attempt
         self._spec = spec
         self.placement = placement
+        self._patience_seconds = patience_seconds
+        self._on_growing = on_growing
         self._on_waiting = on_waiting
         self._group: PlacementGroup = placement_group(placement.bundles, name=attempt)
         self.workers: list[Any] = []
 
     def __enter__(self) -> ActorGroup:
         try:
+            if autoscales():
+                self._grow()
             self._wait()
         except BaseException:
             self.__exit__()
@@ -53,6 +68,28 @@ class ActorGroup:
 
     def __exit__(self, *_: object) -> None:
         remove_placement_group(self._group)
+
+    def _grow(self) -> None:
+        """Wait until there are machines for all workers, whoever uses them."""
+        deadline = time.monotonic() + self._patience_seconds
+        reported = None
+        while not fits(self.placement, nodes := machines()):
+            ready = room(self.placement, nodes)
+            if time.monotonic() >= deadline:
+                raise self._insufficient(ready, "the autoscaler has not added the others in time")
+            if refuses(self._group):
+                raise self._insufficient(ready, "the autoscaler cannot add the others")
+            if ready != reported:
+                self._on_growing(ready)
+                reported = ready
+            self._group.wait(POLL_SECONDS)
+
+    def _insufficient(self, ready: int, reason: str) -> InsufficientResources:
+        return InsufficientResources(
+            f"the cluster has machines for {ready} of {self.placement.workers} workers with "
+            f"{self.placement.bundles[0]} each; {reason}",
+            param="workers",
+        )
 
     def _wait(self) -> None:
         reported = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -41,14 +41,18 @@ class Placement:
 
 
 def plan_placement(
-    requested: int | None, nodes: Sequence[Resources], concurrent_jobs: int = 1
+    requested: int | None,
+    nodes: Sequence[Resources],
+    concurrent_jobs: int = 1,
+    autoscales: Callable[[], bool] = lambda: False,
 ) -> Placement:
     """Give each worker one GPU if the cluster has GPUs, else an equal share of the CPUs.
 
     `nodes` has the resources of each machine of the cluster; a worker never spans two machines.
     Unless a number of workers is `requested`, `concurrent_jobs` jobs divide the GPUs among them,
-    or the CPUs if there are no GPUs. Raises InsufficientResources if the workers do not fit, even
-    with one CPU each.
+    or the CPUs if there are no GPUs. If a requested number of workers does not fit, even with one
+    CPU each, and the cluster `autoscales`, each worker gets as much as one alone would. Raises
+    InsufficientResources if they do not fit otherwise.
     """
     cpus = sum(int(node.get("CPU", 0)) for node in nodes)
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
@@ -60,6 +64,8 @@ def plan_placement(
         placement = Placement(workers, cpus_each, 1 if gpus else 0)
         if fits(placement, nodes):
             return placement
+    if workers > 1 and requested and autoscales():
+        return replace(plan_placement(1, nodes, concurrent_jobs), workers=workers)
     unit = "GPU and a CPU" if gpus else "CPU"
     raise InsufficientResources(
         f"{workers} workers need a {unit} each; the cluster has {gpus} GPUs and {cpus} CPUs",
@@ -69,7 +75,12 @@ def plan_placement(
 
 def fits(placement: Placement, nodes: Sequence[Resources]) -> bool:
     """Whether the machines have room for all workers at once, if no other job uses them."""
-    return sum(_room(node, placement) for node in nodes) >= placement.workers
+    return room(placement, nodes) >= placement.workers
+
+
+def room(placement: Placement, nodes: Sequence[Resources]) -> int:
+    """How many workers of this kind fit on the machines at once, if no other job uses them."""
+    return sum(_room(node, placement) for node in nodes)
 
 
 def choose_placement(

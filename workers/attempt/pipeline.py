@@ -25,6 +25,7 @@ from service.domain.spec import QualityTarget, Target
 from service.domain.states import Step
 from service.errors import ModelInvalid
 from service.settings import Settings
+from workers.actors.autoscaling import autoscales
 from workers.actors.group import ActorGroup, machines
 from workers.actors.placement import (
     Placement,
@@ -53,7 +54,7 @@ from workers.resumption.fingerprint import Machines, code_digest, library_versio
 from workers.resumption.journal import CALIBRATION_LOSS, ranks_key
 from workers.text.texts import Texts
 
-PLACED = "workers.placed"
+PLACED, WAITING = "workers.placed", "workers.waiting"
 MAX_NAMES_IN_EVENT = 20
 CLEANING_SECONDS = 10
 
@@ -87,16 +88,26 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
     noted = progress.last_noted(PLACED) or {}
     placement = choose_placement(
         Placement(**noted["placement"]) if "placement" in noted else None,
-        lambda nodes: plan_placement(spec.workers, nodes, settings.max_running_jobs),
+        lambda nodes: plan_placement(spec.workers, nodes, settings.max_running_jobs, autoscales),
         machines,
         settings.retry_timeout_seconds,
     )
 
     def say_waiting() -> None:
         count = f"{placement.workers} GPUs" if placement.gpus else f"{placement.workers} workers"
-        progress.note("workers.waiting", f"Waits for {count} that others use.", asdict(placement))
+        progress.note(WAITING, f"Waits for {count} that others use.", asdict(placement))
 
-    with ActorGroup(f"{job.id}-{job.attempt}", spec, placement, say_waiting) as actors:
+    def say_growing(ready: int) -> None:
+        progress.note(
+            WAITING,
+            f"There are machines for {ready} of {placement.workers} workers; waits for those that "
+            "the autoscaler adds.",
+            {**asdict(placement), "ready": ready},
+        )
+
+    attempt = f"{job.id}-{job.attempt}"
+    patience = settings.retry_timeout_seconds
+    with ActorGroup(attempt, spec, placement, patience, say_growing, say_waiting) as actors:
         return Attempt(job, progress, settings, actors).run()
 
 

@@ -41,24 +41,7 @@ def create(installation: Installation, sequences: int = SEQUENCES) -> Job:
 
 @pytest.fixture(scope="module")
 def undisturbed(installation: Installation) -> dict[str, str]:
-    return weights(installation, installation.wait_for(create(installation), ended))
-
-
-def weights(installation: Installation, job: Job) -> dict[str, str]:
-    """The sha256 of the files that a job that has succeeded has published."""
-    assert job.state is JobState.SUCCEEDED, job.failure
-    return {
-        file.path: file.sha256
-        for artifact in installation.store.users.artifacts(job.id)
-        for file in artifact.files
-        if file.path.endswith(".safetensors")
-    }
-
-
-def done(installation: Installation, job: Job, step: Step) -> int:
-    """How many units of a step the current attempt has reported."""
-    steps = installation.store.users.get(job.id).steps
-    return next((each.done for each in steps if each.step is step), 0)
+    return installation.weights(installation.wait_for(create(installation), ended))
 
 
 def event(installation: Installation, job: Job, type_: str) -> Any:
@@ -79,7 +62,7 @@ def driver(_installation: Installation, job: Job) -> psutil.Process:
 
 
 def worker(installation: Installation, job: Job) -> psutil.Process:
-    return psutil.Process(event(installation, job, "workers.placed")["workers"][1]["pid"])
+    return psutil.Process(installation.placements(job)[0][1]["pid"])
 
 
 @pytest.mark.parametrize(
@@ -95,12 +78,12 @@ def test_a_killed_process_costs_some_blocks_and_changes_no_bit(
     units: int,
 ) -> None:
     job = create(installation)
-    wait_until(lambda: done(installation, job, step) >= units, seconds=240)
+    wait_until(lambda: installation.done(job, step) >= units, seconds=240)
     victim(installation, job).kill()
-    reached = done(installation, job, step)
+    reached = installation.done(job, step)
     finished = installation.wait_for(job, ended)
     assert finished.attempt == 2
-    assert weights(installation, finished) == undisturbed
+    assert installation.weights(finished) == undisturbed
     if step is Step.SOLVE:
         resumed = event(installation, job, "attempt.resumed")
         assert resumed["passes"] > 0
@@ -112,7 +95,7 @@ def test_cancelling_stops_driver_and_workers_within_seconds(
     installation: Installation, step: Step, sequences: int
 ) -> None:
     job = create(installation, sequences)
-    wait_until(lambda: done(installation, job, step) >= 1, seconds=240)
+    wait_until(lambda: installation.done(job, step) >= 1, seconds=240)
     processes = [driver(installation, job), worker(installation, job)]
     installation.store.users.cancel(job.id)
     wait_until(lambda: not any(map(is_running, processes)), 30)

@@ -139,6 +139,31 @@ def test_a_cluster_that_is_too_small_is_named(
     assert caught.value.param == "workers"
 
 
+@pytest.mark.parametrize(
+    ("requested", "nodes", "expected"),
+    [
+        (4, [{"CPU": 0}, {"CPU": 8, "GPU": 1}], Placement(4, 8, 1)),
+        (4, [{"CPU": 8}, {"CPU": 16}], Placement(4, 5, 0)),  # they fit: nothing is to be added
+        (4, [{"CPU": 2}], Placement(4, 2, 0)),
+        (2, [{"CPU": 2}], Placement(2, 1, 0)),
+    ],
+)
+def test_an_autoscaler_is_asked_for_workers_like_one_alone(
+    requested: int, nodes: list[dict[str, float]], expected: Placement
+) -> None:
+    assert plan_placement(requested, nodes, autoscales=lambda: True) == expected
+
+
+@pytest.mark.parametrize(
+    ("requested", "nodes"), [(4, [{"CPU": 0}]), (None, [{"CPU": 1, "GPU": 8}])]
+)
+def test_an_autoscaler_is_not_asked_for_what_no_job_has_requested(
+    requested: int | None, nodes: list[dict[str, float]]
+) -> None:
+    with pytest.raises(InsufficientResources):
+        plan_placement(requested, nodes, autoscales=lambda: True)
+
+
 def test_a_bundle_reserves_what_one_worker_uses() -> None:
     assert Placement(2, 3, 0).bundles == [{"CPU": 3}, {"CPU": 3}]
     assert Placement(1, 3, 1).bundles == [{"CPU": 3, "GPU": 1}]
