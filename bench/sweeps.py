@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bench import material
 from bench.measuring import Meter
+from workers.actors.worker import multiplies_bfloat16
 from workers.compression.metrics import METHODS
 from workers.compression.shapes import InputGroup
 from workers.compression.solve import solve_group
@@ -44,6 +45,8 @@ CPU = torch.device("cpu")
 METHOD = METHODS["impact-kron"]
 LENGTH = 256
 AMPLE = 1 << 40
+MIXED_PRECISION = multiplies_bfloat16(CPU)
+"""As in the demo: bfloat16 where the processor has instructions for it."""
 
 Statistics = dict[str, GroupStatistics]
 
@@ -55,7 +58,14 @@ def by_sweeps(source: Path, groups: Sequence[InputGroup], batches: Sequence[Tens
     statistics: Statistics = {}
     with tempfile.TemporaryDirectory() as folder:
         boundaries = Boundaries({CPU: AMPLE}, Path(folder))
-        sweep = CalibrationSweep(stored.passage, stored, observed, batches, boundaries)
+        sweep = CalibrationSweep(
+            stored.passage,
+            stored,
+            observed,
+            batches,
+            boundaries,
+            mixed_precision=MIXED_PRECISION,
+        )
         for each in Sweeps(sweep.blocks, observed.gradients).all:
             match each.kind:
                 case Kind.FORWARD:
@@ -80,7 +90,8 @@ def by_whole_model(
     model.get_input_embeddings().register_forward_hook(lambda *each: each[2].requires_grad_())
     with Observing(model, statistics):
         for tokens in batches:
-            logits = model(input_ids=tokens, use_cache=False).logits
+            with torch.autocast("cpu", torch.bfloat16, enabled=MIXED_PRECISION):
+                logits = model(input_ids=tokens, use_cache=False).logits
             scores = logits.detach()
             for sequence, labels in zip(scores, tokens[:, 1:], strict=True):
                 cross_entropy(sequence[:-1], labels, differentiate=True)
