@@ -56,12 +56,18 @@ def step_costs(model: Model, spec: JobSpec, cluster: Cluster) -> dict[Step, Cost
     return _Prediction(model, spec, cluster).steps()
 
 
+FIRST_USE_BYTES = 75e6
+"""What torch, its arithmetic libraries and the S3 client allocate when they are first used, measured
+with a tiny model by `tests/integration/peak_memory.py`."""
+
+
 def peak_host_bytes(model: Model, spec: JobSpec, cluster: Cluster) -> float:
     """The most of the host's memory that a worker takes beyond its program and libraries.
 
     Hidden states and solutions fill their budgets at most.
     """
-    return max(cost.in_host(cluster) for cost in step_costs(model, spec, cluster).values())
+    costs = step_costs(model, spec, cluster).values()
+    return FIRST_USE_BYTES + max(cost.in_host(cluster) for cost in costs)
 
 
 def activations(block: Block) -> int:
