@@ -57,8 +57,8 @@ def step_costs(model: Model, spec: JobSpec, cluster: Cluster) -> dict[Step, Cost
 
 
 FIRST_USE_BYTES = 75e6
-"""What torch, its arithmetic libraries and the S3 client allocate when they are first used, measured
-with a tiny model by `tests/integration/peak_memory.py`."""
+"""What libraries allocate when they are first used, measured with a tiny model by
+`tests/integration/peak_memory.py`."""
 
 
 def peak_host_bytes(model: Model, spec: JobSpec, cluster: Cluster) -> float:
