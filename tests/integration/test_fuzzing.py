@@ -146,6 +146,7 @@ class Fuzzed:
         else:
             config = AutoConfig.from_pretrained(model)
             config._attn_implementation = "eager"  # some others are compiled first
+            config._experts_implementation = None
             source = AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32)
         ours = AutoModelForCausalLM.from_pretrained(
             copy, trust_remote_code=True, dtype=torch.float32

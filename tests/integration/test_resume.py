@@ -30,7 +30,7 @@ STEPS = [
     Moment("solve", 2),
     Moment("measure_block", 3),
     Moment("assemble", 1),
-    Moment("begin_measuring", 3),
+    Moment("begin_measuring", 1),
     Moment("measured", 1),
     Moment("decode_speed", 1),
     Moment("publish", 1),

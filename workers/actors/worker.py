@@ -52,6 +52,7 @@ from workers.evaluation.scores import Scores
 from workers.evaluation.speed import decode_speed
 from workers.model.blocks import StoredModel, traced_groups
 from workers.model.loading import (
+    check_loads,
     load_model,
     parameter_count,
     prepare_model,
@@ -143,6 +144,7 @@ class Worker:
         _check_tasks(self._spec, self._settings)
         unused = check_writable(self.source)
         self.carried = [*unused.carried]
+        check_loads(self.source)
         groups = traced_groups(self.source)
         self._groups = {group.name: group for group in groups}
         self._stored = stored = StoredModel(self.source, self._device)

@@ -54,7 +54,8 @@ from workers.resumption.fingerprint import Machines, code_digest, library_versio
 from workers.resumption.journal import CALIBRATION_LOSS, ranks_key
 from workers.text.texts import Texts
 
-PLACED, WAITING = "workers.placed", "workers.waiting"
+PLACED = "workers.placed"
+WAITING = "workers.waiting"
 MAX_NAMES_IN_EVENT = 20
 CLEANING_SECONDS = 10
 

@@ -85,12 +85,7 @@ def load_model(
             output_loading_info=True,
             **_placement(folder, device, memory_bytes),
         )
-    missing = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
-    if missing:
-        raise ModelInvalid(
-            f"{len(missing)} weights are missing or of the wrong shape, such as {missing[0]}",
-            param="model",
-        )
+    _check_complete(loading)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:  # on the disk
             continue
@@ -98,6 +93,33 @@ def load_model(
             raise ModelInvalid(f"the tensor '{name}' is not finite", param="model")
     model.eval().requires_grad_(False)
     return model if hasattr(model, "hf_device_map") else model.to(device)
+
+
+def check_loads(folder: Path) -> None:
+    """Have transformers go through the loading of a source model, without reading a weight.
+
+    Raises the errors of `load_model`, except for numbers that are not finite.
+    """
+    with naming_model_errors("the model cannot be loaded"):
+        _, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=load_configuration(folder),
+            device_map={"": "meta"},
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    _check_complete(loading)
+
+
+def _check_complete(loading: Mapping[str, Any]) -> None:
+    """Raise ModelInvalid if any weight is missing."""
+    missing = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
+    if missing:
+        raise ModelInvalid(
+            f"{len(missing)} weights are missing or of the wrong shape, such as {missing[0]}",
+            param="model",
+        )
 
 
 def _placement(folder: Path, device: torch.device, memory_bytes: int | None) -> Mapping[str, Any]:

@@ -83,9 +83,22 @@ def findings(
 
 def source_differences(source: Path, reference: Path, memory: int) -> list[str]:
     """How the source differs from the model that was read from it, in phrases."""
+    differences: list[str] = []
+    try:
+        model = _load_source(source, memory)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        differences.append(f"it does not load: {_one_line(error)}")
+    else:
+        _compared(_placed(model), load_file(reference), differences)
+    return differences
+
+
+def _load_source(source: Path, memory: int) -> Any:
     config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     config._attn_implementation = config._experts_implementation = None  # not the model's own
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         source,
         config=config,
         dtype=_precision(),
@@ -93,9 +106,6 @@ def source_differences(source: Path, reference: Path, memory: int) -> list[str]:
         use_safetensors=True,
         **_placement(source, memory),
     )
-    differences: list[str] = []
-    _compared(_placed(model), load_file(reference), differences)
-    return differences
 
 
 @torch.inference_mode()

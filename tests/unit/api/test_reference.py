@@ -53,7 +53,7 @@ def test_every_event_is_explained() -> None:
     cells = re.findall(r"^\| (`[^|]+`) \|", PAGE, re.MULTILINE)
     explained = {name for cell in cells for name in re.findall(r"`(\w+\.\w+)`", cell)}
     sources = "\n".join(file.read_text() for file in (ROOT / "workers").rglob("*.py"))
-    noted = re.findall(r"(?:progress\.note\(\s*|PLACED = )\"([\w.]+)\"", sources)
+    noted = re.findall(r"(?:progress\.note\(\s*|(?:PLACED|WAITING) = )\"([\w.]+)\"", sources)
     assert len(noted) >= 5
     assert {*EventType, *noted} == explained
 
