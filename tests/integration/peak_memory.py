@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--intermediate", type=int, default=1024)
     parser.add_argument("--memory-bytes", type=int, default=8 << 20, help="of the worker, twice")
     parser.add_argument("--sequences", type=int, default=4)
+    parser.add_argument("--curve", type=float, nargs="*", default=[0.8])
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     with pytest.MonkeyPatch.context() as patch, LocalS3(folder / "s3") as s3:
@@ -100,7 +101,7 @@ def main() -> None:
                 "batch_size": 2,
             },
             targets=[{"keep": 0.6}],
-            evaluation={"sequences": 4, "decode_tokens": 0, "curve": [0.8]},
+            evaluation={"sequences": 4, "decode_tokens": 0, "curve": arguments.curve},
         )
         before = reset_peak()
         installation.attempt(workers=1)
