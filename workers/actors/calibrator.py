@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from service.settings import Settings
 from workers.actors.room import boundary_store
@@ -48,7 +48,6 @@ class Calibrator:
         self._statistics: dict[str, GroupStatistics] = {}
         self._sweep: CalibrationSweep | None = None
         self._boundaries = Boundaries({}, self._scratch)
-        self._batches: list[Tensor] = []
         self._losses: list[float] = []
         self._kept: CalibrationCheckpoints | None = None
         self._sweeps = Sweeps(len(stored.passage.blocks), bool(observations & GRADIENTS))
@@ -67,62 +66,64 @@ class Calibrator:
         `solved` names groups without need of statistics. Raises the storage's errors, and
         BoundariesTooLarge.
         """
-        unsolved = {self._block(group) for group in self._groups if group.name not in solved}
+        wanted = tuple(group for group in self._groups if group.name not in solved)
+        blocks = {group.name: self._stored.block_of(group.name) for group in wanted}
+        unsolved = set(blocks.values())
 
-        def remaining(boundary: int) -> list[Pass]:
+        def remaining(boundary: int | None) -> list[Pass]:
             return self._sweeps.remaining(unsolved, loss_known=loss_known, boundary=boundary)
 
+        def count(boundary: int) -> int | None:
+            usable = self._sweeps.usable(boundary, unsolved)
+            return len(remaining(boundary)) if usable else None
+
         self._kept = kept
-        reached, refused = (
-            (None, [])
-            if kept is None
-            else kept.restore(
-                lambda boundary: (
-                    len(remaining(boundary)) if self._sweeps.usable(boundary, unsolved) else None
-                )
-            )
-        )
-        self._batches = [torch.tensor(each) for each in in_batches(sequences, batch_size)]
-        wanted = tuple(group for group in self._groups if group.name not in solved)
+        reached, refused = (None, []) if kept is None else kept.restore(count)
+        passes = remaining(None if reached is None else reached.boundary)
+        if passes:
+            self._start(sequences, batch_size, wanted)
+            if reached is not None:
+                self._begun.resume(reached.boundary, reached.states)
+        self._losses = [] if reached is None else reached.losses
+        completing = {name: self._sweeps.completing(block) for name, block in blocks.items()}
+        return Calibrated(passes, len(self._sweeps.all), completing, self._losses, refused)
+
+    def _start(
+        self,
+        sequences: Sequence[Sequence[int]],
+        batch_size: int,
+        wanted: tuple[InputGroup, ...],
+    ) -> None:
+        """Begin a sweep that observes the wanted groups."""
+        batches = [torch.tensor(each) for each in in_batches(sequences, batch_size)]
         self._boundaries, capacity = boundary_store(
             self._stored.device, self._settings, self._scratch
         )
-        needed = sum(batch.numel() for batch in self._batches) * self._stored.bytes_per_token
+        needed = sum(batch.numel() for batch in batches) * self._stored.bytes_per_token
         self._sweep = CalibrationSweep(
             self._stored.passage,
             self._stored,
             Observed(self._observations, wanted, accumulation_dtype(self._stored.device)),
-            self._batches,
+            batches,
             self._boundaries,
             keep_every=stride(self._sweeps.blocks, needed, capacity),
             mixed_precision=self._mixed_precision,
         )
-        passes = self._sweeps.remaining(unsolved, loss_known=loss_known)
-        if reached is not None:
-            self._sweep.resume(reached.boundary, reached.states)
-            self._losses = reached.losses
-            passes = remaining(reached.boundary)
-        completing = {group.name: self._sweeps.completing(self._block(group)) for group in wanted}
-        return Calibrated(passes, len(self._sweeps.all), completing, self._losses, refused)
 
     def run(self, each: Pass) -> list[float]:
         """Make a pass; the summed loss of every batch, if it is the pass that computes it."""
-        assert self._sweep is not None  # noqa: S101 - `begin` comes first
+        sweep = self._begun
         match each.kind:
             case Kind.FORWARD:
-                self._statistics |= self._sweep.forward(each.block)
+                self._statistics |= sweep.forward(each.block)
             case Kind.BACKWARD:
-                self._statistics |= self._sweep.backward(each.block)
+                self._statistics |= sweep.backward(each.block)
             case Kind.LOSS:
-                self._losses = self._sweep.loss()
+                self._losses = sweep.loss()
         boundary = self._sweeps.reached(each)
-        if boundary is not None and self._kept is not None and self._batches:
-            self._kept.add(
-                boundary,
-                self._losses,
-                len(self._batches),
-                lambda index: self._state(boundary, index),
-            )
+        if boundary is not None and self._kept is not None and sweep.batches:
+            state = partial(sweep.state, boundary)
+            self._kept.add(boundary, self._losses, sweep.batches, state)
         return self._losses if each.kind is Kind.LOSS else []
 
     def end(self) -> None:
@@ -134,9 +135,7 @@ class Calibrator:
         """This shard's statistics of a group, which are no longer held here."""
         return self._statistics.pop(group).to(torch.device("cpu"))
 
-    def _state(self, boundary: int, index: int) -> Tensor:
-        assert self._sweep is not None  # noqa: S101 - `begin` comes first
-        return self._sweep.state(boundary, index)
-
-    def _block(self, group: InputGroup) -> int:
-        return self._stored.block_of(group.name)
+    @property
+    def _begun(self) -> CalibrationSweep:
+        assert self._sweep is not None  # noqa: S101 - passes remain
+        return self._sweep

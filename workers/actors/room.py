@@ -27,10 +27,8 @@ SHARE_FOR_A_MODEL = 0.8
 
 def worker_memory_bytes(device: torch.device, settings: Settings) -> int:
     """The host's memory for hidden states; there is as much again for solved layers."""
-    if settings.worker_memory_bytes is not None:
-        return settings.worker_memory_bytes
-    available = psutil.virtual_memory().available
-    return int(available * SHARE_FOR_HIDDEN_STATES * _share_of_machine(device))
+    configured = settings.worker_memory_bytes
+    return _of_free_memory(SHARE_FOR_HIDDEN_STATES, device) if configured is None else configured
 
 
 def boundary_store(
@@ -53,10 +51,12 @@ def boundary_store(
 
 def model_memory_bytes(device: torch.device, settings: Settings) -> int:
     """How much of the host's memory a worker may take for a whole model."""
-    if settings.model_memory_bytes is not None:
-        return settings.model_memory_bytes
-    available = psutil.virtual_memory().available
-    return int(available * SHARE_FOR_A_MODEL * _share_of_machine(device))
+    configured = settings.model_memory_bytes
+    return _of_free_memory(SHARE_FOR_A_MODEL, device) if configured is None else configured
+
+
+def _of_free_memory(share: float, device: torch.device) -> int:
+    return int(psutil.virtual_memory().available * share * _share_of_machine(device))
 
 
 def _share_of_machine(device: torch.device) -> float:

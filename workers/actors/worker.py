@@ -163,7 +163,7 @@ class Worker:
             str(stored_dtype(self.source)).removeprefix("torch."),
             groups,
             self.blocks,
-            set(stored_dtypes(self.source)) == {stored_dtype(self.source)},
+            len(stored_dtypes(self.source)) == 1,
             _left_dense(stored.model, groups),
             unused.carried,
             unused.left_out,

@@ -8,7 +8,8 @@ depth but the time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import ray
@@ -25,6 +26,9 @@ Variant = Ranks | None
 
 Batches = Sequence[Sequence[Sequence[int]]]
 """Each of token sequences."""
+
+Advance = Callable[[int, int], None]
+"""Is told how many steps of a measurement are done, and how many there are."""
 
 
 class LossSweeps:
@@ -43,17 +47,20 @@ class LossSweeps:
         self._dtype = dtype
         self._exact = model.uniform and model.dtype == dtype
 
-    def steps(self, variants: Sequence[Variant]) -> int:
-        """How often `measure` yields."""
-        return len(self._blocks) * len(self._parts(variants))
-
     def measure(
-        self, variants: Sequence[Variant], batches: Batches
-    ) -> Generator[None, None, list[list[TextLoss]]]:
-        """Yields after each block, and returns the losses by variant and batch."""
+        self, variants: Sequence[Variant], batches: Batches, advance: Advance | None = None
+    ) -> list[list[TextLoss]]:
+        """The losses by variant and batch; calls `advance` after each block."""
         found: dict[int, list[TextLoss]] = {}
-        for dtype, numbers in self._parts(variants):
-            losses = yield from self._sweep([variants[n] for n in numbers], batches, dtype)
+        parts = self._parts(variants)
+        steps, done = len(parts) * len(self._blocks), count(1)
+
+        def step() -> None:
+            if advance is not None:
+                advance(next(done), steps)
+
+        for dtype, numbers in parts:
+            losses = self._sweep([variants[n] for n in numbers], batches, dtype, step)
             found |= zip(numbers, losses, strict=True)
         return [found[number] for number in range(len(variants))]
 
@@ -69,11 +76,15 @@ class LossSweeps:
         return [(dtype, part) for dtype, part in ((None, dense), (self._dtype, others)) if part]
 
     def _sweep(
-        self, variants: Sequence[Variant], batches: Batches, dtype: str | None
-    ) -> Generator[None, None, list[list[TextLoss]]]:
-        count = min(len(self._workers), len(batches))
-        workers = self._workers[:count]
-        shares = [batches[number::count] for number in range(count)]
+        self,
+        variants: Sequence[Variant],
+        batches: Batches,
+        dtype: str | None,
+        step: Callable[[], None],
+    ) -> list[list[TextLoss]]:
+        most = min(len(self._workers), len(batches))
+        workers = self._workers[:most]
+        shares = [batches[number::most] for number in range(most)]
         ray.get(
             [
                 worker.begin_measuring.remote(share, len(variants), dtype)
@@ -96,22 +107,12 @@ class LossSweeps:
             del compressed
             if len(running) > BLOCKS_IN_FLIGHT:
                 ray.get(running.popleft())
-                yield
+                step()
         for calls in running:
             ray.get(calls)
-            yield
+            step()
         measured = ray.get([worker.measured.remote() for worker in workers])
         return [
-            [measured[number % count][variant][number // count] for number in range(len(batches))]
+            [measured[number % most][variant][number // most] for number in range(len(batches))]
             for variant in range(len(variants))
         ]
-
-
-def finished(measuring: Generator[None, None, list[list[TextLoss]]]) -> list[list[TextLoss]]:
-    """What `LossSweeps.measure` returns."""
-    while True:
-        try:
-            next(measuring)
-        except StopIteration as end:
-            losses: list[list[TextLoss]] = end.value
-            return losses

@@ -9,12 +9,11 @@ again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
@@ -30,8 +29,6 @@ from workers.text.sequences import in_batches, in_padded_batches
 from workers.text.texts import Texts
 
 TEXT, TASK = "text", "task"
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +88,19 @@ class Measurements:
         missing = (batch for subject in self._subjects for batch in self._missing(subject))
         return self.samples - sum(len(batch.samples) for batch in missing)
 
-    def texts(self, sweeps: LossSweeps) -> Iterator[int]:
-        """Measure the missing texts of all models at once; yield how many samples were added."""
+    def texts(self, sweeps: LossSweeps, advance: Callable[[int], None]) -> None:
+        """Measure the missing texts of all models at once; `advance` counts the samples."""
         subjects = [s for s in self._subjects if any(b.kind == TEXT for b in self._missing(s))]
         variants = [subject.ranks for subject in subjects]
         batches = [batch for batch in self._batches if batch.kind == TEXT]
         if not subjects:
             return
         samples = sum(len(b.samples) for s in subjects for b in self._missing(s) if b.kind == TEXT)
-        losses = yield from _in_equal_parts(
-            samples,
-            sweeps.steps(variants),
-            sweeps.measure(variants, [batch.samples for batch in batches]),
-        )
+
+        def advance_to(done: int, steps: int) -> None:
+            advance(samples * done // steps - samples * (done - 1) // steps)
+
+        losses = sweeps.measure(variants, [batch.samples for batch in batches], advance_to)
         for subject, each in zip(subjects, losses, strict=True):
             for batch, loss in zip(batches, each, strict=True):
                 if self._journal.get(_key(subject, batch)) is None:
@@ -170,20 +167,6 @@ class Measurements:
             speed = round(ray.get(worker.decode_speed.remote(subject.folder, prompt)), 2)
             self._journal.put(key, speed)
         return speed
-
-
-def _in_equal_parts(
-    total: int, steps: int, results: Generator[None, None, Result]
-) -> Generator[int, None, Result]:
-    """Yield a part of the total after each step; return what the steps return."""
-    for step in count(1):
-        try:
-            next(results)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-        yield total * step // steps - total * (step - 1) // steps
-    raise AssertionError
 
 
 def _batches(texts: Texts, exercises: Sequence[Exercise], size: int) -> list[Batch]:

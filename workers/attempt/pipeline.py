@@ -377,8 +377,7 @@ class Attempt:
         )
         with self.progress.step(Step.EVALUATE, "samples") as meter:
             meter.expect(measurements.samples, done=measurements.known)
-            for samples in measurements.texts(self._sweeps(model)):
-                meter.advance(samples)
+            measurements.texts(self._sweeps(model), meter.advance)
             ray.get([worker.release.remote() for worker in self.workers])
             for samples in measurements.tasks():
                 meter.advance(samples)

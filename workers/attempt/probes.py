@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.errors import ModelInvalid
-from workers.attempt.loss_sweeps import LossSweeps, Variant, finished
+from workers.attempt.loss_sweeps import LossSweeps, Variant
 from workers.compression.candidates import Ranks
 from workers.evaluation.losses import TextLoss
 from workers.resumption.journal import Journal, ranks_key
@@ -91,11 +91,9 @@ class Probes:
                 name: list(in_padded_batches(self._texts[name].sequences, self._batch_size))
                 for name in datasets
             }
-            measured = finished(
-                self._sweeps.measure(
-                    [variants[number] for number in missing],
-                    [batch for name in datasets for batch in batches[name]],
-                )
+            measured = self._sweeps.measure(
+                [variants[number] for number in missing],
+                [batch for name in datasets for batch in batches[name]],
             )
             for number, losses in zip(missing, measured, strict=True):
                 each = iter(losses)

@@ -89,6 +89,10 @@ class CalibrationSweep:
     def blocks(self) -> int:
         return len(self._passage.blocks)
 
+    @property
+    def batches(self) -> int:
+        return len(self._batches)
+
     def forward(self, number: int) -> dict[str, GroupStatistics]:
         """Take every batch through a block; its statistics, if no gradients are observed."""
         statistics = {} if self._observed.gradients else self._statistics(number)

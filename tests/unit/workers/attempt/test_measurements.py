@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,15 +100,12 @@ class Sweeps:
     def __init__(self) -> None:
         self.made: list[tuple[int, int]] = []
 
-    def steps(self, _variants: object) -> int:
-        return 3
-
     def measure(
-        self, variants: Sequence[Any], batches: Sequence[Any]
-    ) -> Generator[None, None, list[list[TextLoss]]]:
+        self, variants: Sequence[Any], batches: Sequence[Any], advance: Callable[[int, int], None]
+    ) -> list[list[TextLoss]]:
         self.made.append((len(variants), len(batches)))
-        for _ in range(3):
-            yield
+        for done in (1, 2, 3):
+            advance(done, 3)
         return [
             [TextLoss(tuple(SequenceLoss(number, 2, 0) for _ in batch)) for batch in batches]
             for number in range(len(variants))
@@ -119,11 +116,13 @@ def test_texts_of_all_models_are_measured_in_one_sweep_and_only_once(journal: Jo
     texts = Texts(2, [], [EvaluationText("held-out", 1, [[1, 2, 3]] * 8)], [])
     measurements = Measurements([], [], texts, [], [DENSE, SMALL, SMALLER], journal, 2)
     sweeps: Any = Sweeps()
-    parts = list(measurements.texts(sweeps))
+    parts: list[int] = []
+    measurements.texts(sweeps, parts.append)
     assert (len(parts), sum(parts)) == (3, 3 * 8)
     assert sweeps.made == [(3, 4)]
     assert measurements.known == measurements.samples == 24
     loss = measurements.evaluation(SMALLER, 0).losses["held-out"]
     assert [each.negative_log_likelihood for each in loss.each] == [2] * 8
-    assert list(measurements.texts(sweeps)) == []
+    measurements.texts(sweeps, parts.append)
+    assert len(parts) == 3
     assert sweeps.made == [(3, 4)]
