@@ -45,13 +45,13 @@ CPU = torch.device("cpu")
 METHOD = METHODS["impact-kron"]
 LENGTH = 256
 AMPLE = 1 << 40
-MIXED_PRECISION = multiplies_bfloat16(CPU)
-"""As in the demo: bfloat16 where the processor has instructions for it."""
 
 Statistics = dict[str, GroupStatistics]
 
 
-def by_sweeps(source: Path, groups: Sequence[InputGroup], batches: Sequence[Tensor]) -> Statistics:
+def by_sweeps(
+    source: Path, groups: Sequence[InputGroup], batches: Sequence[Tensor], *, mixed_precision: bool
+) -> Statistics:
     """The statistics of all groups, block by block."""
     stored = StoredModel(source, CPU)
     observed = Observed(METHOD.observations, tuple(groups), accumulation_dtype(CPU))
@@ -64,7 +64,7 @@ def by_sweeps(source: Path, groups: Sequence[InputGroup], batches: Sequence[Tens
             observed,
             batches,
             boundaries,
-            mixed_precision=MIXED_PRECISION,
+            mixed_precision=mixed_precision,
         )
         for each in Sweeps(sweep.blocks, observed.gradients).all:
             match each.kind:
@@ -78,7 +78,7 @@ def by_sweeps(source: Path, groups: Sequence[InputGroup], batches: Sequence[Tens
 
 
 def by_whole_model(
-    source: Path, groups: Sequence[InputGroup], batches: Sequence[Tensor]
+    source: Path, groups: Sequence[InputGroup], batches: Sequence[Tensor], *, mixed_precision: bool
 ) -> Statistics:
     """The same, by one forward and one backward pass through the whole model for each batch."""
     model = material.load(source, CPU).requires_grad_(False)
@@ -90,7 +90,7 @@ def by_whole_model(
     model.get_input_embeddings().register_forward_hook(lambda *each: each[2].requires_grad_())
     with Observing(model, statistics):
         for tokens in batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=MIXED_PRECISION):
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
                 logits = model(input_ids=tokens, use_cache=False).logits
             scores = logits.detach()
             for sequence, labels in zip(scores, tokens[:, 1:], strict=True):
@@ -102,13 +102,15 @@ def by_whole_model(
     return {group.name: each for group, each in statistics.items()}
 
 
-KINDS: dict[str, Callable[[Path, Sequence[InputGroup], Sequence[Tensor]], Statistics]] = {
+KINDS: dict[str, Callable[..., Statistics]] = {
     "sweeps": by_sweeps,
     "whole model": by_whole_model,
 }
 
 
-def measure(kind: str, source: Path, sequences: int, share: int, shares: int) -> dict[str, Any]:
+def measure(
+    kind: str, source: Path, sequences: int, share: int, shares: int, *, mixed_precision: bool
+) -> dict[str, Any]:
     """Calibrate on a share of the text, and solve as large a share of the groups."""
     torch.set_num_threads(1)
     groups = traced_groups(source)
@@ -117,7 +119,8 @@ def measure(kind: str, source: Path, sequences: int, share: int, shares: int) ->
     print("ready", flush=True)
     sys.stdin.readline()
     with Meter(CPU) as calibrated:
-        statistics = KINDS[kind](source, groups, tokens.split(4))  # type: ignore[no-untyped-call]
+        batches = tokens.split(4)  # type: ignore[no-untyped-call]
+        statistics = KINDS[kind](source, groups, batches, mixed_precision=mixed_precision)
     started = time.perf_counter()
     weights = StoredModel(source, CPU)
     for group in groups[share::shares]:
@@ -133,9 +136,12 @@ def measure(kind: str, source: Path, sequences: int, share: int, shares: int) ->
     }
 
 
-def run(kind: str, source: Path, sequences: int, shares: int = 1) -> list[dict[str, Any]]:
+def run(
+    kind: str, source: Path, sequences: int, shares: int = 1, *, float32: bool
+) -> list[dict[str, Any]]:
     """Measure in one process for each share; all begin at once."""
     command = [sys.executable, "-m", "bench.sweeps", "--kind", kind, "--source", str(source)]
+    command += ["--float32"] * float32
     command += ["--sequences", str(sequences), "--shares", str(shares), "--share"]
     processes = [
         subprocess.Popen(
@@ -158,23 +164,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sequences", type=int, default=16, help=f"of {LENGTH} tokens")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument(
+        "--float32", action="store_true", help="not in bfloat16, where the processor has it"
+    )
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--shares", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.kind is not None:
-        print(
-            json.dumps(
-                measure(given.kind, given.source, given.sequences, given.share, given.shares)
-            )
+        mixed_precision = not given.float32 and multiplies_bfloat16(CPU)
+        found_here = measure(
+            given.kind,
+            given.source,
+            given.sequences,
+            given.share,
+            given.shares,
+            mixed_precision=mixed_precision,
         )
+        print(json.dumps(found_here))
         return
     source = material.model_folder(None, material.STATE)
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     for _ in range(given.repetitions):
         for kind, results in found.items():
-            results += run(kind, source, given.sequences)
+            results += run(kind, source, given.sequences, float32=given.float32)
     for kind, results in found.items():
         seconds = median(each["calibrate"] for each in results)
         grown = median(each["grown"] for each in results)
@@ -185,8 +199,8 @@ def main() -> None:
     print(f"sweeps take {ratio:.2f} times as long as the whole model")
     alone, together = [], []
     for _ in range(given.repetitions):
-        alone.append(_longest(run("sweeps", source, given.sequences)))
-        together.append(_longest(run("sweeps", source, given.sequences, shares=2)))
+        alone.append(_longest(run("sweeps", source, given.sequences, float32=given.float32)))
+        together.append(_longest(run("sweeps", source, given.sequences, 2, float32=given.float32)))
     print(f"two workers are {median(alone) / median(together):.2f} times as fast as one")
 
 
