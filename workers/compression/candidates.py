@@ -20,6 +20,23 @@ Ranks = Mapping[str, int | None]
 """The rank of each layer; None leaves it dense."""
 
 
+@dataclass(frozen=True, order=True)
+class Width:
+    """How many bits a weight takes as an integer; see `workers.compression.rounding.grid`."""
+
+    bits: int
+
+    @property
+    def lowest(self) -> int:
+        """The smallest integer."""
+        return -(1 << self.bits - 1)
+
+    @property
+    def highest(self) -> int:
+        """The largest integer."""
+        return (1 << self.bits - 1) - 1
+
+
 class Storage(Enum):
     """The form in which a layer of rank r is stored; it determines the cost of a rank."""
 

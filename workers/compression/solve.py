@@ -153,6 +153,7 @@ def solve_group(
     Raises SolveFailed naming the layer, if its numbers are not finite.
     """
     unreached = statistics.tokens > 0 and statistics.rows == 0
+    statistics = statistics.on_smaller_sides(group, weights)
     inputs = _Inputs(group, statistics, method.right)
 
     def solve(layer: LinearLayer) -> Solution:
