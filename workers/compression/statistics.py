@@ -1,9 +1,9 @@
 """Streaming statistics of activations and gradients, measured without weight gradients.
 
 A method lists the statistics that it needs (`Observation`), and no others are measured. No
-statistic of a layer is larger than the square of its smaller side, unless both sides are wanted. The statistics of shards add up
-to those of the whole, except for the row Fisher of experts: their tokens have lost their order, so
-the tokens of a batch count as one sequence.
+statistic of a layer is larger than the square of its smaller side, unless both sides are wanted.
+The statistics of shards add up to those of the whole, except for the row Fisher of experts: their
+tokens have lost their order, so the tokens of a batch count as one sequence.
 
 Second moments are multiplied in float32 or a higher precision, except for rows in half precision on
 a GPU, which go to its tensor cores. These multiply exactly and add 16 or more products at a time to

@@ -36,7 +36,9 @@ class RoundedWeight:
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (out, in) that the codes stand for; each product is rounded once."""
-        return _grouped_product(self.codes.float(), self.scales.float()).to(dtype)
+        groups = self.scales.shape[1]
+        grouped = self.codes.float().reshape(len(self.codes), groups, -1)
+        return (grouped * self.scales.float()[..., None]).flatten(1).to(dtype)
 
 
 def group_size(in_features: int) -> int:
@@ -51,7 +53,8 @@ def best_scales(weight: Tensor, importance: Tensor, width: Width, dtype: torch.d
     The largest weight of a group is clipped by up to 1.2 / bits of its size. The result is in
     `dtype`, the precision in which scales are stored.
     """
-    grouped = weight.float().unflatten(1, (-1, group_size(weight.shape[1])))  # (out, groups, size)
+    out, into = weight.shape
+    grouped = weight.float().reshape(out, -1, group_size(into))  # (out, groups, size)
     cost = importance.float().view(1, grouped.shape[1], -1)
     widest = grouped.abs().amax(-1) / width.highest
     best = torch.full_like(widest, torch.inf)
@@ -72,7 +75,3 @@ def nearest(weight: Tensor, scales: Tensor, width: Width) -> RoundedWeight:
     spread = scales.float().repeat_interleave(weight.shape[1] // scales.shape[1], 1)
     codes = (weight.float() / spread).round_().clamp_(width.lowest, width.highest)
     return RoundedWeight(width, codes.to(torch.int8), scales)
-
-
-def _grouped_product(codes: Tensor, scales: Tensor) -> Tensor:
-    return (codes.unflatten(1, (scales.shape[1], -1)) * scales[..., None]).flatten(1)

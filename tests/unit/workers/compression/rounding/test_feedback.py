@@ -54,7 +54,7 @@ def rounded_by_entry(
 
 def unit_upper(metric: Tensor) -> Tensor:
     upper = torch.linalg.cholesky(metric.flip(0, 1)).flip(0, 1)
-    return upper / upper.diagonal()
+    return torch.as_tensor(upper / upper.diagonal())
 
 
 @pytest.mark.parametrize(("out", "into"), [(48, 32), (17, 96), (80, 64), (1, 32)])

@@ -31,7 +31,7 @@ def test_scales_are_as_stored_and_no_worse_than_the_widest(
         difference = nearest(weight, tried, width).dequantized() - weight
         return float((difference.square() * importance).sum())
 
-    widest = (weight.unflatten(1, (2, 64)).abs().amax(-1) / width.highest).to(dtype)
+    widest = (weight.reshape(8, 2, 64).abs().amax(-1) / width.highest).to(dtype)
     assert error(scales) <= error(widest) * (1 + 1e-6)
 
 
