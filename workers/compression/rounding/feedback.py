@@ -1,13 +1,13 @@
 """Rounds a weight so that the errors of its entries make up for each other.
 
 What a change E of a weight costs the loss is tr(G E S Eᵀ), with a left metric G of the gradients
-of the outputs and a right metric S of the inputs. With G = A D Aᵀ and S = B Δ Bᵀ, A and B unit upper
-triangular and D and Δ diagonal, this is Σᵢⱼ Dᵢ Δⱼ Nᵢⱼ² for N = Aᵀ E B. Here Nᵢⱼ is Eᵢⱼ plus terms of
-entries Eₖₗ with k ≤ i and l ≤ j. So if entry (i, j) is rounded when all of those are known, to the
-point nearest to its weight less their terms, then N has nothing but the errors of single roundings.
-This is LDLQ (QuIP, arXiv 2307.13304; GPTQ, arXiv 2210.17323, is the same) with feedback on both
-sides, as in YAQA (arXiv 2505.22988). Without a left metric it is GPTQ, without both it is rounding
-to nearest.
+of the outputs and a right metric S of the inputs. With G = A D Aᵀ and S = B Δ Bᵀ, A and B unit
+upper triangular and D and Δ diagonal, this is Σᵢⱼ Dᵢ Δⱼ Nᵢⱼ² for N = Aᵀ E B. Here Nᵢⱼ is Eᵢⱼ plus
+terms of entries Eₖₗ with k ≤ i and l ≤ j. So if entry (i, j) is rounded when all of those are
+known, to the point nearest to its weight less their terms, then N has nothing but the errors of
+single roundings. This is LDLQ (QuIP, arXiv 2307.13304; GPTQ, arXiv 2210.17323, is the same) with
+feedback on both sides, as in YAQA (arXiv 2505.22988). Without a left metric it is GPTQ, without
+both it is rounding to nearest.
 
 Entries whose i + j are equal do not depend on each other. So the matrix is cut into square tiles,
 the tiles of an anti-diagonal are worked on together, and in them the entries of an anti-diagonal,

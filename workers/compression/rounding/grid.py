@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from workers.compression.candidates import Width
+from workers.compression.shapes import LinearLayer
 
 GROUP_SIZES = (64, 32)
 """The first of these that divides a layer's inputs is its group size; else a row is one group."""
+
+SHAPE_BYTES = 16
+"""A checkpoint stores a matrix's two sizes beside its codes."""
 
 CLIPPINGS = 16
 """How many scales are tried for a group, each of which clips its largest weights more."""
@@ -34,6 +38,9 @@ class RoundedWeight:
         """The bytes in memory, where a code takes one whatever its width."""
         return self.codes.nbytes + self.scales.nbytes
 
+    def to(self, device: torch.device) -> RoundedWeight:
+        return RoundedWeight(self.width, self.codes.to(device), self.scales.to(device))
+
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (out, in) that the codes stand for; each product is rounded once."""
         groups = self.scales.shape[1]
@@ -44,6 +51,14 @@ class RoundedWeight:
 def group_size(in_features: int) -> int:
     """How many inputs share a scale: a divisor of their number."""
     return next((size for size in GROUP_SIZES if in_features % size == 0), in_features)
+
+
+def stored_bytes(layer: LinearLayer, width: Width, scale_bytes: int) -> int:
+    """The bytes of a layer in a checkpoint: codes in words of 32 bits, scales, shape and bias."""
+    words = layer.out_features * -(-layer.in_features * width.bits // 32)
+    scales = layer.out_features * (layer.in_features // group_size(layer.in_features))
+    bias = layer.out_features * layer.has_bias
+    return 4 * words + scale_bytes * (scales + bias) + SHAPE_BYTES
 
 
 def best_scales(weight: Tensor, importance: Tensor, width: Width, dtype: torch.dtype) -> Tensor:

@@ -9,16 +9,16 @@ feedback would otherwise fit the noise of an estimate from some ten thousand tok
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from workers.compression.candidates import Width
+from workers.compression.candidates import RoundedCandidate, Width
 from workers.compression.errors import NotFinite, SolveFailed
 from workers.compression.metrics import SHRINKAGE, importance
 from workers.compression.rounding.feedback import round_with_feedback
-from workers.compression.rounding.grid import RoundedWeight, best_scales, nearest
+from workers.compression.rounding.grid import RoundedWeight, best_scales, nearest, stored_bytes
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.compression.statistics import GroupStatistics
 
@@ -36,6 +36,17 @@ class Priced:
     weight: RoundedWeight
     error: float  # in units of the loss's square, as the eigenvalues of a spectrum
 
+    def to_host(self) -> Priced:
+        """The same in the host's memory."""
+        return replace(self, weight=self.weight.to(torch.device("cpu")))
+
+    def candidate(self, layer: LinearLayer) -> RoundedCandidate:
+        """What the allocation of bytes knows about it."""
+        width = self.weight.width
+        return RoundedCandidate(
+            width, stored_bytes(layer, width, self.weight.scales.itemsize), self.error
+        )
+
 
 def round_group(
     group: InputGroup,
@@ -49,6 +60,8 @@ def round_group(
     The statistics have both sides of the layers in full. `dtype` is that of stored scales. Raises
     SolveFailed and NotFinite naming the layer.
     """
+    if not widths:
+        return {layer.name: [] for layer in group.layers}
     if statistics.rows == 0:  # an expert that no token reached
         return {
             layer.name: [_nearest(weights[layer.name], width, dtype) for width in widths]

@@ -32,7 +32,7 @@ def test_scales_are_as_stored_and_no_worse_than_the_widest(
         return float((difference.square() * importance).sum())
 
     widest = (weight.reshape(8, 2, 64).abs().amax(-1) / width.highest).to(dtype)
-    assert error(scales) <= error(widest) * (1 + 1e-6)
+    assert error(scales) <= error(widest) * (1 + 1e-4)
 
 
 @given(bits=BITS, seed=st.integers(0, 100))
