@@ -105,9 +105,13 @@ def jobs_table(jobs: Sequence[Json], now: datetime) -> Table:
 
 
 def _target(target: Json) -> str:
-    """The fraction to keep, or the growth in perplexity that is allowed."""
+    """The fraction to keep, the size in bytes, or the growth in perplexity that is allowed."""
     if "keep" in target:
         return f"{target['keep']:g}"
+    if target.get("bytes_fraction") is not None:
+        return f"{target['bytes_fraction']:g} of the bytes"
+    if target.get("bytes") is not None:
+        return f"{target['bytes']:,} bytes"
     return f"+{100 * target['max_perplexity_increase']:.3g}% perplexity"
 
 

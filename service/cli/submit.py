@@ -24,7 +24,15 @@ from service.client.request import (
     label,
     source,
 )
-from service.domain.spec import AllocationKind, Dtype, JobSpec, Method, MixedPrecision, Scope
+from service.domain.spec import (
+    AllocationKind,
+    Dtype,
+    JobSpec,
+    Method,
+    MixedPrecision,
+    Precisions,
+    Scope,
+)
 from service.printable import printable
 
 SIZE, TEXT = "What to make", "Text"  # panels of the help
@@ -55,6 +63,24 @@ def submit(
                 JobSpec,
                 "targets.scope",
             ),
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    bytes_fraction: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--bytes",
+            metavar="FRACTION",
+            help="The bytes of the compressible layers, as a fraction of 16 bits per parameter, "
+            "such as 0.28: each layer gets as many bits as pay best. Repeat for several sizes.",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    precisions: Annotated[
+        Precisions | None,
+        typer.Option(
+            help="The engine that must load what --bytes makes: vllm has 4 and 8 bits, "
+            r"transformers has 2 to 6 and 8. \[default: vllm]",
             rich_help_panel=SIZE,
         ),
     ] = None,
@@ -195,8 +221,9 @@ def submit(
 ) -> None:
     """Submit a job. Standard output gets its id and nothing else.
 
-    A job is a model (--model), text to calibrate on (--data) and one target or more: sizes (--keep)
-    or qualities (--max-perplexity-increase). The server checks them before it takes the job.
+    A job is a model (--model), text to calibrate on (--data) and one target or more: sizes in
+    parameters (--keep) or bytes (--bytes), or qualities (--max-perplexity-increase). The server
+    checks them before it takes the job.
     """
     if file is not None:
         body = _read_job(file, context)
@@ -216,8 +243,14 @@ def submit(
             },
             keep=[
                 _parsed(fraction, each, "--keep")
-                for each in (keep or [] if max_perplexity_increase else _required(keep, "--keep"))
+                for each in (
+                    keep or []
+                    if max_perplexity_increase or bytes_fraction
+                    else _required(keep, "--keep")
+                )
             ],
+            bytes_fraction=[_parsed(fraction, each, "--bytes") for each in bytes_fraction or ()],
+            precisions=precisions,
             scope=scope,
             max_perplexity_increase=max_perplexity_increase or [],
             method=method,

@@ -91,6 +91,8 @@ def job_body(
     data: Json,
     keep: Sequence[float] = (),
     scope: str | None = None,
+    bytes_fraction: Sequence[float] = (),
+    precisions: str | None = None,
     max_perplexity_increase: Sequence[float] = (),
     evaluation: Sequence[Json] = (),
     calibration: Mapping[str, Any] | None = None,
@@ -103,6 +105,10 @@ def job_body(
         "calibration": {"data": data, **(calibration or {})},
         "targets": [
             *({"keep": fraction, "scope": scope} for fraction in keep),
+            *(
+                {"bytes_fraction": fraction, "scope": scope, "precisions": precisions}
+                for fraction in bytes_fraction
+            ),
             *({"max_perplexity_increase": increase} for increase in max_perplexity_increase),
         ],
         "evaluation": {"datasets": list(evaluation)} if evaluation else None,
