@@ -14,6 +14,7 @@ from bench import gpu_operations as operations
 from bench.gpu_measuring import Stopwatch
 from bench.gpu_model import RandomModel, Shape
 from workers.compression.allocation import allocate_uniform
+from workers.compression.eigen import solving_dtype
 from workers.compression.interpolation import interpolate
 from workers.compression.metrics import METHODS
 from workers.compression.shapes import InputGroup
@@ -117,7 +118,13 @@ def _compress_group(
     for method in SOLVED:
         solutions.clear()
         with watch.step(f"solve {method}", factor, operations=operations.solving(group)):
-            solutions |= solve_group(group, weights, statistics, METHODS[method])
+            solutions |= solve_group(
+                group,
+                weights,
+                statistics,
+                METHODS[method],
+                dtype=solving_dtype(model.passage.device),
+            )
     for name, solution in solutions.items():
         rank = kept_rank(solution, keep)
         needed = operations.truncating(solution.layer, rank)

@@ -18,6 +18,7 @@ from torch import Tensor
 from bench import demo_data
 from service.inputs.texts.documents import Document, read_documents
 from service.settings import Settings
+from workers.compression.eigen import solving_dtype
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import Method
 from workers.compression.shapes import InputGroup
@@ -118,6 +119,7 @@ def solved(
         {name: module.weight for name, module in modules.items()},
         statistics,
         method,
+        dtype=solving_dtype(next(iter(modules.values())).weight.device),
     )
 
 

@@ -98,9 +98,10 @@ class ActorGroup:
             self._group.wait(POLL_SECONDS)
 
     def _insufficient(self, ready: int, reason: str) -> InsufficientResources:
+        wanted = self.placement.count(self.placement.workers)
         return InsufficientResources(
-            f"the cluster has machines for {ready} of {self.placement.count(self.placement.workers)}"
-            f" with {self.placement.bundles[0]} each; {reason}",
+            f"the cluster has machines for {ready} of {wanted} with {self.placement.bundles[0]} "
+            f"each; {reason}",
             param="workers",
         )
 

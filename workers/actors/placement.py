@@ -93,7 +93,9 @@ def plan_placement(
         alone = plan_placement(1, nodes, concurrent_jobs, accelerator_type=accelerator_type)
         return replace(alone, workers=workers)
     unit = "GPU and a CPU" if gpus else "CPU"
-    where = f"the machines of type {accelerator_type} have" if accelerator_type else "the cluster has"
+    where = (
+        f"the machines of type {accelerator_type} have" if accelerator_type else "the cluster has"
+    )
     raise InsufficientResources(
         f"{workers} workers need a {unit} each; {where} {gpus} GPUs and {cpus} CPUs",
         param="workers",

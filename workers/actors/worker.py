@@ -35,6 +35,7 @@ from workers.actors.solutions import Solutions
 from workers.actors.versions import own_versions
 from workers.artifact.checkpoint_writer import check_writable
 from workers.compression.candidates import LayerCandidates
+from workers.compression.eigen import solving_dtype
 from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.metrics import METHODS
 from workers.compression.shapes import InputGroup
@@ -272,6 +273,7 @@ class Worker:
             {layer.name: weights[f"{layer.name}.weight"] for layer in layers},
             whole,
             self._method,
+            dtype=solving_dtype(self._device),
         )
         held = {name: solution.to_host() for name, solution in solutions.items()}
         if self._kept_solutions is not None:
