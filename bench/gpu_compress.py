@@ -22,6 +22,7 @@ from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import GroupStatistics, accumulation_dtype
 from workers.sweeps.boundaries import Boundaries, held, stride
 from workers.sweeps.calibration import CalibrationSweep, Observed
+from workers.sweeps.copies import copies
 
 DEFAULT_METHOD = "impact-kron"
 SOLVED = ("impact", DEFAULT_METHOD)
@@ -84,7 +85,7 @@ def compress(
             model.weights,
             observed,
             batches,
-            Boundaries(tiers, folder),
+            Boundaries(tiers, folder, copies(device)),
             keep_every=room.keep_every,
         )
     for number in range(sweep.blocks):
