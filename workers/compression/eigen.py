@@ -71,7 +71,8 @@ def finite(name: str, matrix: Tensor) -> Tensor:
 def _vectors_in_float32(matrix: Tensor) -> Tensor:
     """Scaled, because the numbers of a layer without gradients are too small for float32."""
     size = matrix.abs().max()
-    _, vectors = torch.linalg.eigh((matrix / torch.where(size > 0, size, 1.0)).float())
+    scaled = (matrix / torch.where(size > 0, size, 1.0)).float()
+    vectors: Tensor = torch.linalg.eigh(scaled).eigenvectors
     return vectors.double()
 
 

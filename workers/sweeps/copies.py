@@ -81,7 +81,7 @@ class CopiesBeside:
     """Copies between a GPU and page-locked memory, on a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def keep(self, tensor: Tensor, tier: torch.device) -> Copy:
         return self._copy(tensor, tier)
