@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bench.material import batches, calibrated, groups_of, solved, truncated
 from bench.quality_rows import Contender, Row
 from workers.compression.allocation import ALLOCATIONS
-from workers.compression.candidates import LayerCandidates, Ranks, total_cost
+from workers.compression.candidates import Forms, LayerCandidates, total_cost
 from workers.compression.metrics import METHODS
 from workers.compression.shapes import InputGroup
 from workers.compression.solve import Factors, Solution
@@ -90,13 +90,13 @@ class Laboratory:
 
 
 @contextmanager
-def compressed(model: Any, solutions: Mapping[str, Solution], ranks: Ranks) -> Iterator[None]:
+def compressed(model: Any, solutions: Mapping[str, Solution], ranks: Forms) -> Iterator[None]:
     """Truncate every layer to its rank inside the context; restore the model afterwards."""
     originals = {name: model.get_submodule(name) for name in ranks}
     parameters = {name: (module.weight, module.bias) for name, module in originals.items()}
     try:
         for name, rank in ranks.items():
-            if rank is not None:
+            if isinstance(rank, int):
                 _put(originals[name], truncated(model, solutions[name], rank))
         yield
     finally:
@@ -114,9 +114,9 @@ def _put(module: Any, factors: Factors) -> None:
     module.weight = parameter(factors.up @ factors.down)
 
 
-def _kept(options: Sequence[LayerCandidates], ranks: Ranks) -> float:
+def _kept(options: Sequence[LayerCandidates], ranks: Forms) -> float:
     return total_cost(options, ranks) / sum(layer.dense_cost for layer in options)
 
 
-def _dense_layers(ranks: Ranks) -> int:
+def _dense_layers(ranks: Forms) -> int:
     return sum(rank is None for rank in ranks.values())

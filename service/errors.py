@@ -184,7 +184,7 @@ class CalibrationTooShort(UserError):
 
 
 class TargetUnreachable(UserError):
-    """No choice of ranks meets the target."""
+    """No choice of ranks or bits meets the target."""
 
     code = "target_unreachable"
 

@@ -158,6 +158,7 @@ DataSource = Annotated[LocalData | S3Data | HubData, Field(discriminator="source
 Method = Literal["impact-kron", "impact", "afm", "svd-llm", "asvd", "fwsvd", "svd"]
 AllocationKind = Literal["global", "uniform"]
 Scope = Literal["linear", "model"]
+Precisions = Literal["vllm", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MixedPrecision = Literal["no", "bf16", "auto"]
 
@@ -178,6 +179,47 @@ class SizeTarget(Body):
         return f"keep-{self.keep:g}{suffix}"
 
 
+WIDTHS: Mapping[Precisions, tuple[int, ...]] = {
+    "vllm": (4, 8),
+    "transformers": (2, 3, 4, 5, 6, 8),
+}
+"""The integers, by their bits, that each engine can load; both load the layers that stay dense."""
+
+
+class ByteTarget(Body):
+    """A model of so many bytes. Each layer gets the bits that cost the loss least in all."""
+
+    bytes_fraction: float | None = Field(
+        default=None,
+        gt=0.0,
+        lt=1.0,
+        description="Of the bytes that the parameters would take with 16 bits each.",
+    )
+    bytes: int | None = Field(default=None, ge=1, description="As stored.")
+    scope: Scope | None = Field(
+        default=None,
+        description="Whether the compressible layers or the whole model may have so many bytes. "
+        "Unset: the layers for `bytes_fraction`, the model for `bytes`.",
+    )
+    precisions: Precisions = Field(
+        default="vllm",
+        description="The engine that must load the artifact: `vllm` has integers of 4 and 8 bits, "
+        "and one choice for q, k and v and for gate and up; `transformers` has 2 to 6 and 8 bits.",
+    )
+
+    @property
+    def counts_layers(self) -> bool:
+        """Whether the compressible layers alone are counted."""
+        return self.scope == "linear" or (self.scope is None and self.bytes is None)
+
+    @property
+    def name(self) -> str:
+        """The artifact's name, unique within the job: ``bytes-0.28``, ``bytes-0.3-of-model``."""
+        size = f"{self.bytes_fraction:g}" if self.bytes is None else str(self.bytes)
+        scope = "" if self.scope is None else f"-of-{self.scope}"
+        return f"bytes-{size}{scope}{'' if self.precisions == 'vllm' else f'-{self.precisions}'}"
+
+
 class QualityTarget(Body):
     """The smallest model whose perplexity is at most 1 + `max_perplexity_increase` times the dense.
 
@@ -195,21 +237,31 @@ class QualityTarget(Body):
         pattern=NAME_PATTERN,
         description="The text to measure: `held-out`, or a dataset of the evaluation.",
     )
+    precisions: Precisions | None = Field(
+        default=None,
+        description="With an engine's name the layers get fewer bits, and bytes are counted; "
+        "unset: a lower rank, and parameters are counted.",
+    )
 
     @property
     def name(self) -> str:
         """The artifact's name, unique within the job: ``increase-0.1``, ``increase-0.1-wiki``."""
-        suffix = "" if self.dataset == HELD_OUT else f"-{self.dataset}"
-        return f"increase-{self.max_perplexity_increase:g}{suffix}"
+        dataset = "" if self.dataset == HELD_OUT else f"-{self.dataset}"
+        engine = "" if self.precisions is None else f"-{self.precisions}"
+        return f"increase-{self.max_perplexity_increase:g}{dataset}{engine}"
 
 
-def _require_one_kind(target: object) -> object:
-    kinds = {"keep", "max_perplexity_increase"}
-    if isinstance(target, Mapping) and len(kinds & target.keys()) != 1:
+SIZES = frozenset({"keep", "max_perplexity_increase", "bytes_fraction", "bytes"})
+"""A target sets one of these fields."""
+
+
+def _require_one_size(target: object) -> object:
+    if isinstance(target, Mapping) and sum(target.get(size) is not None for size in SIZES) != 1:
         raise PydanticCustomError(
             "invalid_parameter",
-            "set either 'keep', for a size, or 'max_perplexity_increase', for a quality; "
-            "the target has the fields: {fields}",
+            "set one of 'keep' for a number of parameters, 'bytes_fraction' or 'bytes' for a size "
+            "in bytes, or 'max_perplexity_increase' for a quality; the target has the fields: "
+            "{fields}",
             {"fields": shortened(", ".join(map(ascii, target))) or "none"},
         )
     return target
@@ -217,14 +269,20 @@ def _require_one_kind(target: object) -> object:
 
 def _kind(target: object) -> str:
     if isinstance(target, Mapping):
-        return "quality" if "max_perplexity_increase" in target else "size"
-    return "quality" if isinstance(target, QualityTarget) else "size"
+        if "max_perplexity_increase" in target:
+            return "quality"
+        return "size" if "keep" in target else "bytes"
+    if isinstance(target, QualityTarget):
+        return "quality"
+    return "size" if isinstance(target, SizeTarget) else "bytes"
 
 
 Target = Annotated[
-    Annotated[SizeTarget, Tag("size")] | Annotated[QualityTarget, Tag("quality")],
+    Annotated[SizeTarget, Tag("size")]
+    | Annotated[QualityTarget, Tag("quality")]
+    | Annotated[ByteTarget, Tag("bytes")],
     Discriminator(_kind),
-    BeforeValidator(_require_one_kind),
+    BeforeValidator(_require_one_size),
 ]
 
 
@@ -417,11 +475,38 @@ class JobSpec(Body):
     )
     limits: Limits = Limits()
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The bits of all integers that any target may use, ascending."""
+        return tuple(sorted({bits for target in self.targets for bits in bits_of(target)}))
+
     @field_validator("targets")
     @classmethod
     def _targets_are_distinct(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
         names = [target.name for target in targets]
         _refuse_repeated(names, "duplicate_target", "the target '{name}' occurs twice")
+        return targets
+
+    @field_validator("targets")
+    @classmethod
+    def _bits_are_priced(
+        cls, targets: tuple[Target, ...], info: ValidationInfo
+    ) -> tuple[Target, ...]:
+        method, allocation = info.data.get("method"), info.data.get("allocation")
+        for number, target in enumerate(targets):
+            if bits_of(target) and method not in (None, "impact-kron"):
+                raise PydanticCustomError(
+                    "invalid_parameter",
+                    "targets.{number} asks for fewer bits, which are priced by gradients: leave "
+                    "the method at 'impact-kron'",
+                    {"number": number},
+                )
+            if bits_of(target) and allocation == "uniform":
+                raise PydanticCustomError(
+                    "invalid_parameter",
+                    "targets.{number} asks for bits by layer: leave the allocation at 'global'",
+                    {"number": number},
+                )
         return targets
 
     @field_validator("targets")
@@ -453,6 +538,13 @@ class JobSpec(Body):
                     },
                 )
         return targets
+
+
+def bits_of(target: Target) -> tuple[int, ...]:
+    """The widths of integers that a target may use; none if it asks for ranks."""
+    if isinstance(target, SizeTarget) or target.precisions is None:
+        return ()
+    return WIDTHS[target.precisions]
 
 
 def read_stored(job_id: str, stored: str) -> JobSpec:

@@ -27,7 +27,8 @@ from service.storage.s3 import ObjectStorage
 from workers.actors.worker import Worker
 from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.artifact.size import CheckpointSize
-from workers.compression.interpolation import Interpolation
+from workers.compression.candidates import Width
+from workers.compression.checkpoint import Replacement
 from workers.proof.accounts import unaccounted
 from workers.proof.proof import Claim, Reference, prove, refuse
 from workers.proof.result import Proof
@@ -50,7 +51,7 @@ class Assembler:
     def assemble(
         self,
         target: str,
-        ranks: Mapping[str, int],
+        forms: Mapping[str, int | Width],
         owners: Mapping[str, Any],
         dtype: str,
         sequences: Sequence[Sequence[int]],
@@ -62,22 +63,22 @@ class Assembler:
         """
         worker = self._worker
 
-        def compressed(layers: Sequence[str]) -> Iterator[Interpolation]:
+        def compressed(layers: Sequence[str]) -> Iterator[Replacement]:
             requested: deque[Any] = deque()
             for layer in layers:
-                requested.append(owners[layer].compressed.remote(layer, ranks[layer]))
+                requested.append(owners[layer].compressed.remote(layer, forms[layer]))
                 if len(requested) > PREFETCHED_LAYERS:
                     yield ray.get(requested.popleft())
             while requested:
                 yield ray.get(requested.popleft())
 
-        def layers_of(names: Sequence[str]) -> Mapping[str, Interpolation]:
-            replaced = [name for name in names if name in ranks]
+        def layers_of(names: Sequence[str]) -> Mapping[str, Replacement]:
+            replaced = [name for name in names if name in forms]
             return dict(zip(replaced, compressed(replaced), strict=True))
 
         folder, precision = self._scratch / target, getattr(torch, dtype)
         with naming_full_disk(folder):
-            size = write_checkpoint(worker.source, folder, ranks, compressed, precision)
+            size = write_checkpoint(worker.source, folder, forms, compressed, precision)
         reference = Reference.of(sequences, partial(self._logits_at, precision, layers_of))
         self._claims.append(Claim(target, folder, reference))
         if self._dense is None and worker.number == 0:
@@ -87,13 +88,13 @@ class Assembler:
     def _logits_at(
         self,
         dtype: torch.dtype | None,
-        layers_of: Callable[[Sequence[str]], Mapping[str, Interpolation]],
+        layers_of: Callable[[Sequence[str]], Mapping[str, Replacement]],
         tokens: Tensor,
         positions: Tensor,
     ) -> Tensor:
         """The logits (sequences, positions, vocabulary) of a variant, computed as the proof does.
 
-        `layers_of` gives the low-rank layers among those with the given names.
+        `layers_of` gives the replacements of those layers among the named ones that have any.
         """
         measurer = self._worker.measurer
         measurer.begin([tokens.tolist()], 1, dtype, mixed_precision=False)

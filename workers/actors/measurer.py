@@ -11,7 +11,7 @@ from torch import Tensor
 
 from service.settings import Settings
 from workers.actors.room import boundary_store
-from workers.compression.interpolation import Interpolation
+from workers.compression.checkpoint import Replacement
 from workers.evaluation.losses import TextLoss
 from workers.evaluation.sweep import EvaluationSweep, rounded
 from workers.model.blocks import StoredModel
@@ -62,7 +62,7 @@ class Measurer:
             mixed_precision=self._mixed_precision if mixed_precision is None else mixed_precision,
         )
 
-    def forward(self, number: int, layers: Sequence[Mapping[str, Interpolation]]) -> None:
+    def forward(self, number: int, layers: Sequence[Mapping[str, Replacement]]) -> None:
         """Take all batches through a block, in each variant with its own layers."""
         self._begun.forward(
             number,
@@ -88,7 +88,7 @@ class Measurer:
         self._boundaries.clear()
         self._sweep = None
 
-    def _as_stored(self, layer: Interpolation) -> Interpolation:
+    def _as_stored(self, layer: Replacement) -> Replacement:
         return layer if self._dtype is None else rounded(layer, self._dtype)
 
     def _rounded_model(self, dtype: torch.dtype) -> StoredModel:

@@ -7,8 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from workers.compression.shapes import LinearLayer
-from workers.compression.solve import Solution
-from workers.compression.state import read_solution, solution_tensors
+from workers.compression.state import SolvedLayer, read_solved, solved_tensors
 
 
 class Solutions:
@@ -17,28 +16,28 @@ class Solutions:
     def __init__(self, memory_bytes: int, folder: Path) -> None:
         self._room = memory_bytes
         self._folder = folder
-        self._held: dict[str, Solution] = {}
+        self._held: dict[str, SolvedLayer] = {}
         self._files: dict[str, tuple[LinearLayer, Path]] = {}
 
-    def put(self, solution: Solution) -> None:
-        """Keep the solution of a layer that has none yet."""
-        name, tensors = solution.layer.name, solution_tensors(solution)
+    def put(self, solved: SolvedLayer) -> None:
+        """Keep the results of a layer that has none yet."""
+        name, tensors = solved.layer.name, solved_tensors(solved)
         nbytes = sum(tensor.nbytes for tensor in tensors.values())
         if nbytes <= self._room:
             self._room -= nbytes
-            self._held[name] = solution
+            self._held[name] = solved
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{len(self._files)}.safetensors"
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
-        self._files[name] = solution.layer, path
+        self._files[name] = solved.layer, path
 
-    def __getitem__(self, name: str) -> Solution:
-        """The solution of a layer. Raises KeyError."""
+    def __getitem__(self, name: str) -> SolvedLayer:
+        """The results of a layer. Raises KeyError."""
         if name in self._held:
             return self._held[name]
         layer, path = self._files[name]
-        return read_solution(layer, load_file(path))
+        return read_solved(layer, load_file(path))
 
     def clear(self) -> None:
         """Forget all solutions."""

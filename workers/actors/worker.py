@@ -33,14 +33,17 @@ from workers.actors.room import model_memory_bytes, worker_memory_bytes
 from workers.actors.scratch import attempts_in, remove_attempts
 from workers.actors.solutions import Solutions
 from workers.actors.versions import own_versions
-from workers.artifact.checkpoint_writer import check_writable
-from workers.compression.candidates import LayerCandidates
+from workers.artifact.checkpoint_writer import check_roundable, check_writable
+from workers.compression.candidates import LayerCandidates, Width
+from workers.compression.checkpoint import Replacement
 from workers.compression.eigen import solving_dtype
 from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.metrics import METHODS
+from workers.compression.rounding.group import round_group
 from workers.compression.shapes import InputGroup
-from workers.compression.solve import Solution, solve_group
-from workers.compression.statistics import GroupStatistics, merged
+from workers.compression.solve import solve_group
+from workers.compression.state import SolvedLayer
+from workers.compression.statistics import GroupStatistics, Observation, merged
 from workers.compression.unfuse import router_paths
 from workers.evaluation.choices import score_questions
 from workers.evaluation.harness import check_harness, score_harness_task
@@ -88,6 +91,7 @@ class Worker:
         self._spec = spec
         self.number = number
         self._method = METHODS[spec.method]
+        self._widths = [Width(bits) for bits in spec.widths]
         self._held = held
         self._settings = Settings()
         self._scratch = self._settings.scratch_dir / attempt / f"worker-{number}"
@@ -138,12 +142,14 @@ class Worker:
     def load(self) -> ModelSummary:
         """Fetch and load the model and find its layers.
 
-        Raises the errors of `workers.model.loading` and `workers.compression.layers`, and
+        Raises the errors of `workers.model.loading`, `workers.compression.layers` and
+        `check_roundable`, and
         InvalidParameter for sequences longer than the model can read; and what this machine lacks
         for the evaluation's tasks: CodeExecutionForbidden, SandboxUnavailable, HarnessMissing.
         """
         _check_tasks(self._spec, self._settings)
         unused = check_writable(self.source)
+        check_roundable(self.source, self._spec)
         self.carried = [*unused.carried]
         check_loads(self.source)
         groups = traced_groups(self.source)
@@ -212,8 +218,8 @@ class Worker:
         self._kept_solutions = SolvedCheckpoints(checkpoints, self._groups.values())
         options: dict[str, list[LayerCandidates]] = {}
 
-        def keep(group: str, solutions: Sequence[Solution]) -> None:
-            options[group] = self._keep(solutions)
+        def keep(group: str, layers: Sequence[SolvedLayer]) -> None:
+            options[group] = self._keep(layers)
 
         refused = self._kept_solutions.restore(owned, keep)
         return TakenOver(options, refused)
@@ -228,7 +234,7 @@ class Worker:
         self._calibrator = Calibrator(
             self._opened,
             tuple(self._groups.values()),
-            self._method.observations,
+            self._method.observations | ({Observation.BOTH_SIDES} if self._widths else set()),
             mixed_precision=self._mixed_precision,
             settings=self._settings,
             scratch=self._scratch,
@@ -261,34 +267,50 @@ class Worker:
         return self._calibrating.hand_over(group)
 
     def solve(self, group: str, *shards: GroupStatistics) -> list[LayerCandidates]:
-        """Sum the shards' statistics of a group and solve its layers.
+        """Sum the shards' statistics of a group, solve its layers and round them.
 
-        Spectra and costs are returned; the factors stay here. Raises SolveFailed.
+        Errors and costs are returned; factors and integers stay here. Raises SolveFailed.
         """
         whole = merged(shard.to(self._device) for shard in shards)
         layers = self._groups[group].layers
-        weights = self._opened.read([f"{layer.name}.weight" for layer in layers])
+        tensors = self._opened.read([f"{layer.name}.weight" for layer in layers])
+        weights = {layer.name: tensors[f"{layer.name}.weight"] for layer in layers}
         solutions = solve_group(
-            self._groups[group],
-            {layer.name: weights[f"{layer.name}.weight"] for layer in layers},
-            whole,
-            self._method,
-            dtype=solving_dtype(self._device),
+            self._groups[group], weights, whole, self._method, dtype=solving_dtype(self._device)
         )
-        held = {name: solution.to_host() for name, solution in solutions.items()}
+        rounded = round_group(
+            self._groups[group], weights, whole, self._widths, self._artifact_dtype
+        )
+        solved = {
+            name: SolvedLayer(solution.to_host(), tuple(each.to_host() for each in rounded[name]))
+            for name, solution in solutions.items()
+        }
         if self._kept_solutions is not None:
-            self._kept_solutions.write(group, held)
-        return self._keep(list(held.values()))
+            self._kept_solutions.write(group, solved)
+        return self._keep(list(solved.values()))
 
-    def _keep(self, solutions: Sequence[Solution]) -> list[LayerCandidates]:
-        for solution in solutions:
-            self._solutions.put(solution)
-        return [solution.options() for solution in solutions]
+    def _keep(self, layers: Sequence[SolvedLayer]) -> list[LayerCandidates]:
+        for each in layers:
+            self._solutions.put(each)
+        return [each.options(self._artifact_dtype.itemsize) for each in layers]
+
+    @property
+    def _artifact_dtype(self) -> torch.dtype:
+        """The precision of what artifacts store as floating-point numbers."""
+        given = self._spec.dtype
+        dtype = stored_dtype(self.source) if given == "auto" else getattr(torch, given)
+        assert isinstance(dtype, torch.dtype)  # noqa: S101 - the specification has such names
+        return dtype
+
+    def compressed(self, layer: str, form: int | Width) -> Replacement:
+        """A layer that this worker has solved, in a form that is not dense, and as it is stored."""
+        if isinstance(form, Width):
+            return self._solutions[layer].weight(form)
+        return self._at_rank(layer, form)
 
     @cachedmethod(lambda self: self._interpolated)
-    def compressed(self, layer: str, rank: int) -> Interpolation:
-        """A layer that this worker has solved, at the given rank and as it is stored."""
-        solution = self._solutions[layer]
+    def _at_rank(self, layer: str, rank: int) -> Interpolation:
+        solution = self._solutions[layer].solution
         weight, bias = f"{layer}.weight", f"{layer}.bias"
         names = [weight, bias] if solution.layer.has_bias else [weight]
         tensors = self._opened.read(names)
@@ -313,7 +335,7 @@ class Worker:
         self.measurer.begin(batches, variants, None if dtype is None else getattr(torch, dtype))
 
     def measure_block(
-        self, number: int, names: Sequence[Sequence[str]], *layers: Interpolation
+        self, number: int, names: Sequence[Sequence[str]], *layers: Replacement
     ) -> None:
         """Go through a block; `names` are those of `layers`, by variant."""
         each = iter(layers)

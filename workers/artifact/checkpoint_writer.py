@@ -1,4 +1,4 @@
-"""Writes a compressed checkpoint: streams the source's safetensors, putting low-rank layers in.
+"""Writes a compressed checkpoint: streams the source's safetensors, putting other layers in.
 
 Only one of the model's parameters is in memory, and what is made of it. The folder holds what
 `AutoModelForCausalLM` needs and nothing that is pickled.
@@ -20,19 +20,23 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from service.errors import ModelInvalid, NotACausalLM
+from service.domain.spec import JobSpec, bits_of
+from service.errors import ModelInvalid, NotACausalLM, TargetUnreachable
 from service.inputs.models.files import is_companion, model_paths
+from workers.artifact import integers
 from workers.artifact.safetensors_file import WrittenTensor, write_safetensors
 from workers.artifact.size import CheckpointSize
 from workers.compression import checkpoint
-from workers.compression.interpolation import Interpolation
+from workers.compression.candidates import Width
+from workers.compression.checkpoint import Replacement
+from workers.compression.rounding.grid import RoundedWeight
 from workers.model.configuration import without_kernels
 from workers.model.tensor_names import source_tensors
 from workers.model.unused_tensors import UnusedTensors
 
 MAX_SHARD_BYTES = 2 << 30
 
-Compressed = Callable[[Sequence[str]], Iterable[Interpolation]]
+Compressed = Callable[[Sequence[str]], Iterable[Replacement]]
 """A function from layer names, in the order of a checkpoint, to the layers' replacements."""
 
 
@@ -49,51 +53,86 @@ def check_writable(source: Path) -> UnusedTensors:
     return tensors.unused
 
 
+def check_roundable(source: Path, spec: JobSpec) -> None:
+    """Check that the layers of this model can be stored as integers, if a target wants that.
+
+    Raises TargetUnreachable, which names the target.
+    """
+    wanting = [number for number, target in enumerate(spec.targets) if bits_of(target)]
+    if wanting and source_tensors(source).unfused:
+        raise TargetUnreachable(
+            "Layers of this model are stored together, as experts are, or transposed. They cannot "
+            "be stored as integers yet: use 'keep'.",
+            param=f"targets.{wanting[0]}.precisions",
+        )
+
+
 def write_checkpoint(
     source: Path,
     folder: Path,
-    ranks: Mapping[str, int],
+    forms: Mapping[str, int | Width],
     compressed: Compressed,
     dtype: torch.dtype,
 ) -> CheckpointSize:
-    """Write a checkpoint in which `compressed` replaces every layer named in `ranks`.
+    """Write a checkpoint in which `compressed` replaces every layer named in `forms`.
 
-    Tensors that the model does not use do not count as its parameters. Raises the errors of
+    Tensors that the model does not use do not count as its parameters, and a rounded weight counts
+    as a dense one. Raises the errors of
     `workers.model.tensor_names.source_tensors`, and ModelInvalid for numbers that are not finite in
     `dtype`.
     """
     tensors = source_tensors(source)
     folder.mkdir(parents=True)
-    biased: dict[str, bool] = {}
     order = [
         layer
         for piece in tensors
         for layer, _, parameter in (name.rpartition(".") for name in piece.names)
-        if layer in ranks and parameter == "weight"
+        if layer in forms and parameter == "weight"
     ]
-    replacements = iter(compressed(order))
+    replacements = _Replacements(compressed(order))
 
     def stream() -> Iterator[tuple[str, Tensor]]:
         for piece in tensors:
-            layers = {name: name.rpartition(".")[0] for name in piece.names}
-            dense = {} if ranks.keys() >= set(layers.values()) else piece.read()
-            for name, layer in layers.items():
-                if layer not in ranks:
-                    yield name, _cast(name, dense[name], dtype)
-                elif name == f"{layer}.weight":
-                    replacement = next(replacements)
-                    biased[layer] = replacement.bias is not None
-                    for key, factor in checkpoint.tensors(layer, replacement):
-                        yield key, _cast(key, factor, dtype)
+            read: Mapping[str, Tensor] | None = None
+            for name in piece.names:
+                layer, _, parameter = name.rpartition(".")
+                if layer in forms and parameter == "weight":
+                    for key, tensor in replacements.tensors(layer):
+                        yield key, _cast(key, tensor, dtype)
+                elif not isinstance(forms.get(layer), int):  # a low rank has brought its own bias
+                    read = piece.read() if read is None else read
+                    yield name, _cast(name, read[name], dtype)
         for key, tensor in tensors.carried():
             yield key, _cast(key, tensor, dtype)
 
     size = write_shards(stream(), folder)
-    size = replace(size, parameters=size.parameters - tensors.carried_numbers)
-    layers = {name: (ranks[name], biased[name]) for name in ranks}
-    _write_configuration(source, folder, layers, dtype, unfused=tensors.unfused)
+    parameters = size.parameters + replacements.uncounted - tensors.carried_numbers
+    _write_configuration(source, folder, replacements, dtype, unfused=tensors.unfused)
     copy_companions(source, folder)
-    return size
+    return replace(size, parameters=parameters)
+
+
+class _Replacements:
+    """The replacements of layers as they are written, and what the configuration says of them."""
+
+    def __init__(self, replacements: Iterable[Replacement]) -> None:
+        self._replacements = iter(replacements)
+        self.low_rank: dict[str, tuple[int, bool]] = {}  # rank, and whether it has a bias
+        self.rounded: dict[str, tuple[Width, int]] = {}  # width, and the number of inputs
+        self.uncounted = 0  # parameters beyond the numbers of their tensors
+
+    def tensors(self, layer: str) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of the next replacement, which is that of this layer."""
+        replacement = next(self._replacements)
+        if not isinstance(replacement, RoundedWeight):
+            self.low_rank[layer] = replacement.rank, replacement.bias is not None
+            yield from checkpoint.tensors(layer, replacement)
+            return
+        self.rounded[layer] = replacement.width, replacement.codes.shape[1]
+        self.uncounted += replacement.codes.numel()
+        for key, tensor in integers.integer_tensors(layer, replacement):
+            self.uncounted -= tensor.numel()
+            yield key, tensor
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -191,7 +230,7 @@ def _name_shards(folder: Path, shards: Sequence[Sequence[WrittenTensor]]) -> Non
 def _write_configuration(
     source: Path,
     folder: Path,
-    layers: Mapping[str, tuple[int, bool]],
+    replacements: _Replacements,
     dtype: torch.dtype,
     *,
     unfused: bool,
@@ -200,11 +239,16 @@ def _write_configuration(
     config.pop("torch_dtype", None)  # the name that older checkpoints give it
     config["dtype"] = str(dtype).removeprefix("torch.")
     architecture, config_class = base_classes(config)
-    compressed: dict[str, Any] = checkpoint.compressed_config(
-        config, architecture, config_class, layers
-    )
-    write_json(folder / "config.json", compressed)
-    write_modeling(folder, architecture, config_class, unfused=unfused)
+    if replacements.rounded:
+        config[integers.CONFIG_KEY] = integers.quantization_config(replacements.rounded)
+    if replacements.rounded and not replacements.low_rank:  # any loader can read it
+        config["architectures"] = [architecture]
+    else:
+        config = checkpoint.compressed_config(
+            config, architecture, config_class, replacements.low_rank
+        )
+        write_modeling(folder, architecture, config_class, unfused=unfused)
+    write_json(folder / "config.json", config)
 
 
 def write_modeling(folder: Path, architecture: str, config_class: str, *, unfused: bool) -> None:

@@ -15,14 +15,14 @@ from typing import Any
 import ray
 
 from workers.actors.replies import ModelSummary
-from workers.compression.candidates import Ranks
+from workers.compression.candidates import Forms
 from workers.evaluation.losses import TextLoss
 
 BLOCKS_IN_FLIGHT = 2
 """For how many blocks the low-rank layers are in the object store at once."""
 
-Variant = Ranks | None
-"""The rank of each layer, None where it is dense; no ranks at all: the source model."""
+Variant = Forms | None
+"""The form of each layer, None where it is dense; no forms at all: the source model."""
 
 Batches = Sequence[Sequence[Sequence[int]]]
 """Each of token sequences."""

@@ -36,7 +36,7 @@ class Subject:
     """A model that is measured."""
 
     key: str  # its name in the journal: equal keys are equal models
-    ranks: Variant
+    forms: Variant
     worker: int | None  # who wrote the folder, on its node; None: every worker has the model
     folder: Path | None  # None: the source model
 
@@ -91,7 +91,7 @@ class Measurements:
     def texts(self, sweeps: LossSweeps, advance: Callable[[int], None]) -> None:
         """Measure the missing texts of all models at once; `advance` counts the samples."""
         subjects = [s for s in self._subjects if any(b.kind == TEXT for b in self._missing(s))]
-        variants = [subject.ranks for subject in subjects]
+        variants = [subject.forms for subject in subjects]
         batches = [batch for batch in self._batches if batch.kind == TEXT]
         if not subjects:
             return

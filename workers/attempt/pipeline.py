@@ -45,13 +45,13 @@ from workers.attempt.report import Evaluation, TargetResult, job_report, model_c
 from workers.attempt.resume import Resumption, resume
 from workers.attempt.schedule import Call, drive
 from workers.attempt.sweeping import Sweeping
-from workers.attempt.targets import MAX_PROBES, choose_ranks, curve_ranks
-from workers.compression.candidates import LayerCandidates, Ranks
+from workers.attempt.targets import MAX_PROBES, Choices
+from workers.compression.candidates import Forms, LayerCandidates
 from workers.compression.shapes import InputGroup
 from workers.evaluation.problems import Exercise
 from workers.proof.result import SEQUENCES, Proof
 from workers.resumption.fingerprint import Machines, code_digest, library_versions, take_fingerprint
-from workers.resumption.journal import CALIBRATION_LOSS, ranks_key
+from workers.resumption.journal import CALIBRATION_LOSS, forms_key
 from workers.text.texts import Texts
 
 PLACED = "workers.placed"
@@ -65,15 +65,15 @@ class Assembled:
     """An artifact on the disk of a worker's node."""
 
     target: Target
-    ranks: Ranks
+    forms: Forms
     worker: int
     folder: Path
     size: CheckpointSize
 
     @property
     def subject(self) -> Subject:
-        key = f"{self.target.name}/{ranks_key(self.ranks)}"
-        return Subject(key, self.ranks, self.worker, self.folder)
+        key = f"{self.target.name}/{forms_key(self.forms)}"
+        return Subject(key, self.forms, self.worker, self.folder)
 
 
 DENSE = Subject("dense", None, None, None)
@@ -149,7 +149,7 @@ class Attempt:
             proofs = self.prove(assembled)
             dense, evaluations = self.evaluate(model, texts, exercises, assembled, resumed)
             results = [
-                TargetResult(artifact.target, artifact.ranks, artifact.size, proof, evaluation)
+                TargetResult(artifact.target, artifact.forms, artifact.size, proof, evaluation)
                 for artifact, proof, evaluation in zip(assembled, proofs, evaluations, strict=True)
             ]
             report = job_report(
@@ -290,8 +290,8 @@ class Attempt:
         options: Sequence[LayerCandidates],
         texts: Texts,
         resumed: Resumption,
-    ) -> tuple[list[Ranks], list[Probe]]:
-        """The ranks of every target, from the one set of spectra, and what was measured for it."""
+    ) -> tuple[list[Forms], list[Probe]]:
+        """The forms of every target, from one calibration, and what was measured for them."""
         qualities = [t for t in self.spec.targets if isinstance(t, QualityTarget)]
         curve = self.spec.evaluation.curve
         with self.progress.step(Step.ALLOCATE, "sizes") as meter:
@@ -305,15 +305,17 @@ class Attempt:
                 journal=resumed.journal,
             )
             probes.dense(sorted({target.dataset for target in qualities}))
-            choices = choose_ranks(self.spec, model.parameters, options, probes.increase)
+            units = [[layer.name for layer in group.layers] for group in model.groups]
+            choices = Choices(self.spec, model.parameters, options, units)
+            chosen = choices.of_targets(probes.increase)
             sizes_of_curve = [
-                ranks
-                for ranks in curve_ranks(self.spec, options)
-                if ranks not in choices  # those are measured as artifacts
+                forms
+                for forms in choices.of_curve()
+                if forms not in chosen  # those are measured as artifacts
             ]
             probes.measure(sizes_of_curve, [text.name for text in texts.evaluation])
             resumed.journal.flush()
-            return choices, probes.done
+            return chosen, probes.done
 
     def _sweeps(self, model: ModelSummary) -> LossSweeps:
         return LossSweeps(self.workers, self.owners, model, self._dtype(model))
@@ -322,7 +324,7 @@ class Attempt:
         return model.dtype if self.spec.dtype == "auto" else self.spec.dtype
 
     def assemble(
-        self, model: ModelSummary, choices: Sequence[Ranks], texts: Texts
+        self, model: ModelSummary, choices: Sequence[Forms], texts: Texts
     ) -> list[Assembled]:
         """Have every target's checkpoint written by the worker that will measure it."""
         dtype, sequences = self._dtype(model), texts.calibration[:SEQUENCES]
@@ -331,11 +333,11 @@ class Attempt:
             count = len(self.workers)
             queues: list[list[Call]] = [[] for _ in self.workers]
             for number, (target, choice) in enumerate(zip(self.spec.targets, choices, strict=True)):
-                ranks = {name: rank for name, rank in choice.items() if rank is not None}
-                owners = {name: self.owners[name] for name in ranks}
+                forms = {name: form for name, form in choice.items() if form is not None}
+                owners = {name: self.owners[name] for name in forms}
                 worker = self.workers[number % count]
                 write = partial(
-                    worker.assemble.remote, target.name, ranks, owners, dtype, sequences
+                    worker.assemble.remote, target.name, forms, owners, dtype, sequences
                 )
                 queues[number % count].append(Call(number, write))
             written = {}

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from service.errors import ModelInvalid
 from workers.attempt.loss_sweeps import LossSweeps, Variant
-from workers.compression.candidates import Ranks
+from workers.compression.candidates import Form, Forms
 from workers.evaluation.losses import TextLoss
-from workers.resumption.journal import Journal, ranks_key
+from workers.resumption.journal import Journal, forms_key
 from workers.text.sequences import in_padded_batches
 from workers.text.texts import EvaluationText
 
@@ -20,12 +20,12 @@ from workers.text.texts import EvaluationText
 class Probe:
     """A size that was measured in memory."""
 
-    ranks: Ranks
+    forms: Forms
     losses: Mapping[str, TextLoss]  # by dataset
 
 
 class Probes:
-    """Measures the model at any ranks; keeps every result here and in the journal.
+    """Measures the model with layers in any forms; keeps every result here and in the journal.
 
     Call `dense` before the first probe, with the datasets for the comparison.
     """
@@ -45,9 +45,7 @@ class Probes:
         self._advance = advance
         self._journal = journal
         self._dense: Mapping[str, TextLoss] = {}
-        self._measured: dict[frozenset[tuple[str, int | None]], dict[str, TextLoss]] = defaultdict(
-            dict
-        )
+        self._measured: dict[frozenset[tuple[str, Form]], dict[str, TextLoss]] = defaultdict(dict)
 
     def dense(self, datasets: Sequence[str]) -> None:
         """Measure the dense model. Raises ModelInvalid if its loss is not finite."""
@@ -57,27 +55,27 @@ class Probes:
                 "the model's loss on the evaluation text is not finite", param="model"
             )
 
-    def increase(self, ranks: Ranks, dataset: str) -> float:
+    def increase(self, forms: Forms, dataset: str) -> float:
         """The relative increase of the perplexity over the dense model's: 0.1 is 10 percent."""
-        self.measure([ranks], [dataset])
-        loss = self._measured[frozenset(ranks.items())][dataset]
+        self.measure([forms], [dataset])
+        loss = self._measured[frozenset(forms.items())][dataset]
         return loss.perplexity / self._dense[dataset].perplexity - 1
 
-    def measure(self, sizes: Sequence[Ranks], datasets: Sequence[str]) -> None:
+    def measure(self, sizes: Sequence[Forms], datasets: Sequence[str]) -> None:
         """Measure the losses of all sizes on these datasets, in one sweep."""
         missing = [
-            ranks
-            for ranks in sizes
-            if not self._measured[frozenset(ranks.items())].keys() >= set(datasets)
+            forms
+            for forms in sizes
+            if not self._measured[frozenset(forms.items())].keys() >= set(datasets)
         ]
-        for ranks, losses in zip(missing, self._losses(missing, datasets), strict=True):
-            self._measured[frozenset(ranks.items())] |= losses
+        for forms, losses in zip(missing, self._losses(missing, datasets), strict=True):
+            self._measured[frozenset(forms.items())] |= losses
             self._advance()
 
     @property
     def done(self) -> list[Probe]:
         """All probes, in the order of their first measurements."""
-        return [Probe(dict(ranks), losses) for ranks, losses in self._measured.items()]
+        return [Probe(dict(forms), losses) for forms, losses in self._measured.items()]
 
     def _losses(
         self, variants: Sequence[Variant], datasets: Sequence[str]
@@ -105,4 +103,4 @@ class Probes:
 
 
 def _key(variant: Variant) -> str:
-    return f"probe/{'dense' if variant is None else ranks_key(variant)}"
+    return f"probe/{'dense' if variant is None else forms_key(variant)}"

@@ -16,7 +16,14 @@ from service.domain.spec import Target
 from workers.actors.replies import ModelSummary
 from workers.artifact.size import CheckpointSize
 from workers.attempt.probes import Probe
-from workers.compression.candidates import LayerCandidates, Ranks, total_cost, total_error
+from workers.compression.candidates import (
+    Forms,
+    LayerCandidates,
+    Width,
+    total_bytes,
+    total_cost,
+    total_error,
+)
 from workers.compression.shapes import LinearLayer
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.losses import TextLoss
@@ -29,6 +36,9 @@ FORMAT = 1
 MAX_SPECTRUM_POINTS = 64
 MAX_SPECTRA_POINTS = 32_768
 """The limits for one layer and for all together; a mixture of experts has thousands of layers."""
+
+BYTES_OF_16_BITS = 2
+"""Fractions of bytes are those of this many for a parameter."""
 
 UNREACHED = "no calibration token reached it"
 """Why an expert of a mixture stays dense."""
@@ -48,7 +58,7 @@ class TargetResult:
     """One artifact: the target, and its result."""
 
     target: Target
-    ranks: Ranks
+    forms: Forms
     size: CheckpointSize
     proof: Proof
     evaluation: Evaluation | None
@@ -91,7 +101,9 @@ def job_report(
             "loss": calibration_loss,
         },
         "evaluation": {"dense": dense and _measured(dense, None, documents)},
-        "targets": [_target(result, model, options, dense, documents) for result in results],
+        "targets": [
+            _target(result, model, options, spec.method, dense, documents) for result in results
+        ],
         "curve": _curve(model, options, dense, results, probes),
         "spectra": _spectra(options),
         "left_dense": [
@@ -113,19 +125,19 @@ def job_report(
 _CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [eigenpress, low-rank]
+tags: [eigenpress, {kind}]
 ---
 
-# {architecture}, compressed to {linear:.1%} of its linear parameters
+# {architecture}, compressed to {headline}
 
 Made by Eigenpress with the method `{method}` and `{allocation}` allocation. It keeps
-{linear:.1%} of the compressible linear parameters and {whole:.1%} of all parameters, and its
-weights take {bytes:,} bytes.
+{linear:.1%} of the compressible linear parameters, {linear_bytes:.1%} of the bytes that they take
+with 16 bits each, and {whole:.1%} of all parameters. Its weights take {bytes:,} bytes.
 {measurements}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{trust})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
@@ -144,15 +156,33 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
     target = next(target for target in report["targets"] if target["name"] == name)
     return _CARD.format(
         architecture=report["model"]["architecture"],
+        **_form(target),
         method=report["method"],
         allocation=report["allocation"],
         linear=target["size"]["linear_fraction"],
+        linear_bytes=target["size"]["linear_bytes_fraction"],
         whole=target["size"]["model_fraction"],
         bytes=target["size"]["bytes"],
         measurements=_measurement_table(report["evaluation"]["dense"], target),
         **target["proof"],
         unused=_unused_tensors(report["unused_tensors"]),
     )
+
+
+def _form(target: Mapping[str, Any]) -> dict[str, str]:
+    """The words of the card that depend on what became of the layers."""
+    size = target["size"]
+    if all(layer["rank"] is None for layer in target["layers"]):
+        return {
+            "kind": "compressed-tensors",
+            "headline": f"{size['linear_bytes_fraction']:.1%} of the bytes of its linear layers",
+            "trust": "",
+        }
+    return {
+        "kind": "low-rank",
+        "headline": f"{size['linear_fraction']:.1%} of its linear parameters",
+        "trust": ", trust_remote_code=True",
+    }
 
 
 def _unused_tensors(tensors: Sequence[Mapping[str, Any]]) -> str:
@@ -198,12 +228,15 @@ def _target(
     result: TargetResult,
     model: ModelSummary,
     options: Sequence[LayerCandidates],
+    method: str,
     dense: Evaluation | None,
     documents: Mapping[str, int],
 ) -> dict[str, Any]:
     dense_cost = sum(layer.dense_cost for layer in options)
-    kept = total_cost(options, result.ranks)
+    kept = total_cost(options, result.forms)
+    stored = total_bytes(options, result.forms)
     energy = math.fsum(float(layer.spectrum.sum()) for layer in options)
+    error = total_error(options, result.forms)
     measured = (
         _measured(result.evaluation, dense, documents)
         if result.evaluation
@@ -218,12 +251,15 @@ def _target(
             "model_fraction": result.size.parameters / model.parameters,
             "bytes": result.size.bytes,
             "linear_parameters": kept,
+            "linear_bytes": stored,
+            "linear_bytes_fraction": stored / (dense_cost * BYTES_OF_16_BITS),
             "parameters": result.size.parameters,
         },
-        "dropped_energy_fraction": _ratio(total_error(options, result.ranks), energy),
+        "dropped_energy_fraction": _ratio(error, energy),
+        "predicted_loss_increase": error / 2 if method == "impact-kron" else None,
         "proof": asdict(result.proof),
         **measured,
-        "layers": [_layer(shapes[layer.name], layer, result.ranks) for layer in options],
+        "layers": [_layer(shapes[layer.name], layer, result.forms) for layer in options],
     }
 
 
@@ -237,18 +273,18 @@ def _curve(
     """Every measured size, the smallest first; a probe of a target's size is left out."""
     if dense is None:
         return []
-    written = [dict(result.ranks) for result in results]
+    written = [dict(result.forms) for result in results]
     points = [
         _point("dense", None, dict.fromkeys(written[0]), model, options, dense.losses),
         *(
-            _point("target", r.target.name, r.ranks, model, options, r.evaluation.losses)
+            _point("target", r.target.name, r.forms, model, options, r.evaluation.losses)
             for r in results
             if r.evaluation
         ),
         *(
-            _point("probe", None, probe.ranks, model, options, probe.losses)
+            _point("probe", None, probe.forms, model, options, probe.losses)
             for probe in probes
-            if probe.ranks not in written
+            if probe.forms not in written
         ),
     ]
     return sorted(points, key=lambda point: float(point["linear_fraction"]))
@@ -257,20 +293,20 @@ def _curve(
 def _point(
     kind: str,
     name: str | None,
-    ranks: Ranks,
+    forms: Forms,
     model: ModelSummary,
     options: Sequence[LayerCandidates],
     losses: Mapping[str, TextLoss],
 ) -> dict[str, Any]:
     linear = sum(layer.dense_cost for layer in options)
-    kept = total_cost(options, ranks)
+    kept = total_cost(options, forms)
     energy = math.fsum(float(layer.spectrum.sum()) for layer in options)
     return {
         "kind": kind,
         "name": name,
         "linear_fraction": kept / linear,
         "model_fraction": (model.parameters - linear + kept) / model.parameters,
-        "dropped_energy_fraction": _ratio(total_error(options, ranks), energy),
+        "dropped_energy_fraction": _ratio(total_error(options, forms), energy),
         "perplexity": {dataset: _finite(loss.perplexity) for dataset, loss in losses.items()},
     }
 
@@ -297,15 +333,17 @@ def _spectrum(layer: LayerCandidates, points: int) -> dict[str, Any]:
     }
 
 
-def _layer(shape: LinearLayer, options: LayerCandidates, ranks: Ranks) -> dict[str, Any]:
-    rank = ranks[options.name]
+def _layer(shape: LinearLayer, options: LayerCandidates, forms: Forms) -> dict[str, Any]:
+    form = forms[options.name]
     return {
         "name": options.name,
         "out_features": shape.out_features,
         "in_features": shape.in_features,
-        "rank": rank,
-        "parameters": options.cost(rank),
-        "dropped_energy_fraction": _ratio(options.error(rank), float(options.spectrum.sum())),
+        "rank": form if isinstance(form, int) else None,
+        "bits": form.bits if isinstance(form, Width) else None,
+        "parameters": options.cost(form),
+        "bytes": options.nbytes(form),
+        "dropped_energy_fraction": _ratio(options.error(form), float(options.spectrum.sum())),
     }
 
 

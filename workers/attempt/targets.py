@@ -1,55 +1,188 @@
-"""Chooses the rank of every layer from a job's targets, which are sizes and qualities.
+"""Chooses the form of every layer from a job's targets, which are sizes and qualities.
 
-Pure functions: a callback measures the quality of a choice of ranks.
+Sizes are counted in parameters for ranks, and in bytes for fewer bits. Pure functions: a callback
+measures the quality of a choice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
-from service.domain.spec import JobSpec, QualityTarget, SizeTarget
+from service.domain.spec import (
+    WIDTHS,
+    ByteTarget,
+    JobSpec,
+    Precisions,
+    QualityTarget,
+    SizeTarget,
+)
 from service.errors import TargetUnreachable
-from workers.compression.candidates import LayerCandidates, Ranks, least_cost
+from workers.compression.candidates import Forms, LayerCandidates, Width, least_cost
 from workers.compression.errors import BudgetTooSmall
+from workers.compression.rounding.allocation import ByteBudget
 
 KEEP_STEPS = 200
 """The number of candidate sizes for a quality target: the multiples of 1/200 (half a percent) of
-the compressible layers' parameters, below all of them, and the smallest possible size."""
+what the compressible layers have, below all of it, and the smallest possible size."""
+
+BYTES_OF_16_BITS = 2
+"""Fractions of bytes are those of this many for a parameter."""
 
 MAX_PROBES = KEEP_STEPS.bit_length()
 """The largest number of measurements for a bisection over KEEP_STEPS sizes."""
 
-Increase = Callable[[Ranks, str], float]
+Increase = Callable[[Forms, str], float]
 """How much the perplexity on a dataset exceeds the dense model's: 0.1 is 10 percent."""
 
 
-def choose_ranks(
-    spec: JobSpec, parameters: int, options: Sequence[LayerCandidates], increase: Increase
-) -> list[Ranks]:
-    """The ranks of every target; `parameters` is the size of the whole dense model.
+@dataclass(frozen=True)
+class Budgets:
+    """What sizes a kind of choice can have: in parameters, or in bytes."""
 
-    Raises TargetUnreachable naming the first target that no ranks meet.
+    allocate: Callable[[int], Forms]  # raises BudgetTooSmall
+    least: int
+    dense: int  # of the compressible layers as they are
+    counted: str  # in the words of an error's message
+
+    def candidates(self) -> list[int]:
+        """The sizes to try for a quality target, ascending, all below that of the dense layers.
+
+        Empty if the smallest choice is no smaller than the dense layers.
+        """
+        steps = [self.dense * step // KEEP_STEPS for step in range(1, KEEP_STEPS)]
+        larger = [budget for budget in steps if budget > self.least]
+        return [self.least, *larger] if self.least < self.dense else []
+
+
+class Choices:
+    """Chooses forms for a job's targets from what was solved, all from one calibration.
+
+    `parameters` is the size of the whole dense model; `units` are the layers that share an input.
     """
-    allocate = _allocation(spec, options)
-    chosen: list[Ranks] = []
-    for number, target in enumerate(spec.targets):
-        if isinstance(target, SizeTarget):
-            param = f"targets.{number}.keep"
-            chosen.append(_ranks_of_size(target, parameters, options, allocate, param))
-        else:
-            param = f"targets.{number}.max_perplexity_increase"
-            chosen.append(_ranks_of_quality(target, options, allocate, increase, param))
-    return chosen
 
+    def __init__(
+        self,
+        spec: JobSpec,
+        parameters: int,
+        options: Sequence[LayerCandidates],
+        units: Sequence[Collection[str]],
+    ) -> None:
+        self._spec = spec
+        self._parameters = parameters
+        self._options = options
+        self._units = units
+        self._linear = sum(layer.dense_cost for layer in options)
+        self._ranks: Budgets | None = None
+        self._bits: dict[Precisions, Budgets] = {}
 
-def curve_ranks(spec: JobSpec, options: Sequence[LayerCandidates]) -> list[Ranks]:
-    """The ranks of every size of `evaluation.curve`. Raises TargetUnreachable."""
-    allocate = _allocation(spec, options)
-    return [
-        _ranks_of_size(SizeTarget(keep=keep), 0, options, allocate, f"evaluation.curve.{number}")
-        for number, keep in enumerate(spec.evaluation.curve)
-    ]
+    def of_targets(self, increase: Increase) -> list[Forms]:
+        """The forms of every target. Raises TargetUnreachable naming the first that none meet."""
+        return [
+            self._of_target(target, f"targets.{number}", increase)
+            for number, target in enumerate(self._spec.targets)
+        ]
+
+    def of_curve(self) -> list[Forms]:
+        """The ranks of every size of `evaluation.curve`. Raises TargetUnreachable."""
+        return [
+            self._of_size(SizeTarget(keep=keep), f"evaluation.curve.{number}")
+            for number, keep in enumerate(self._spec.evaluation.curve)
+        ]
+
+    def _of_target(
+        self, target: SizeTarget | ByteTarget | QualityTarget, param: str, increase: Increase
+    ) -> Forms:
+        match target:
+            case SizeTarget():
+                return self._of_size(target, f"{param}.keep")
+            case ByteTarget():
+                return self._of_bytes(target, param)
+            case QualityTarget():
+                return self._of_quality(target, f"{param}.max_perplexity_increase", increase)
+
+    def _of_size(self, target: SizeTarget, param: str) -> Forms:
+        budgets = self._budgets(None)
+        try:
+            return budgets.allocate(linear_budget(target, self._parameters, self._linear))
+        except BudgetTooSmall as error:
+            least = smallest_keep(target, self._parameters, self._options)
+            raise TargetUnreachable(
+                f"{target.name} is out of reach: the smallest keep of this model with the scope "
+                f"'{target.scope}' is {least:.3f}.",
+                param=param,
+            ) from error
+
+    def _of_bytes(self, target: ByteTarget, param: str) -> Forms:
+        budgets = self._budgets(target.precisions)
+        counted = self._linear if target.counts_layers else self._parameters
+        others = 0 if target.counts_layers else self._bytes_of_others
+        whole = counted * BYTES_OF_16_BITS
+        wanted = target.bytes or math.floor((target.bytes_fraction or 0) * whole)
+        try:
+            return budgets.allocate(wanted - others)
+        except BudgetTooSmall as error:
+            least = budgets.least + others
+            raise TargetUnreachable(
+                f"{target.name} is out of reach: the smallest size that '{target.precisions}' "
+                f"loads is {least} bytes, a fraction of {math.ceil(least / whole * 1000) / 1000}"
+                f"{'' if target.counts_layers else f'; {others} of them are not in layers'}.",
+                param=f"{param}.{'bytes_fraction' if target.bytes is None else 'bytes'}",
+            ) from error
+
+    def _of_quality(self, target: QualityTarget, param: str, increase: Increase) -> Forms:
+        budgets = self._budgets(target.precisions)
+        sizes = budgets.candidates()
+        if not sizes:
+            raise TargetUnreachable(f"No {budgets.counted} makes this model smaller.", param=param)
+        tried: dict[int, tuple[Forms, float]] = {}
+
+        def meets(candidate: int) -> bool:
+            forms = budgets.allocate(sizes[candidate])
+            increased = increase(forms, target.dataset)
+            tried[candidate] = forms, increased
+            return increased <= target.max_perplexity_increase
+
+        found = smallest_that_meets(len(sizes), meets)
+        if found is None:
+            _, increased = tried[len(sizes) - 1]
+            raise TargetUnreachable(
+                f"{target.name} is out of reach: at the largest size tried, "
+                f"{sizes[-1] / budgets.dense:.1%} of the compressible {budgets.counted}, the "
+                f"perplexity on '{target.dataset}' is {1 + increased:.4g} times the dense model's.",
+                param=param,
+            )
+        forms, _ = tried[found]
+        return forms
+
+    def _budgets(self, precisions: Precisions | None) -> Budgets:
+        if precisions is None:
+            self._ranks = self._ranks or self._budgets_of_ranks()
+            return self._ranks
+        if precisions not in self._bits:
+            self._bits[precisions] = self._budgets_of_bits(precisions)
+        return self._bits[precisions]
+
+    def _budgets_of_ranks(self) -> Budgets:
+        # This imports torch, which would delay the driver's start.
+        from workers.compression.allocation import ALLOCATIONS
+
+        allocate = ALLOCATIONS[self._spec.allocation](self._options)
+        return Budgets(allocate, least_cost(self._options), self._linear, "parameters")
+
+    def _budgets_of_bits(self, precisions: Precisions) -> Budgets:
+        together = precisions == "vllm"  # it joins their matrices
+        units = self._units if together else [[layer.name] for layer in self._options]
+        budget = ByteBudget(self._options, units, [Width(bits) for bits in WIDTHS[precisions]])
+        dense = sum(layer.dense_bytes for layer in self._options)
+        return Budgets(budget.allocate, budget.least, dense, "bytes")
+
+    @property
+    def _bytes_of_others(self) -> int:
+        """What is not in compressible layers, in the artifacts' precision."""
+        dense = sum(layer.dense_bytes for layer in self._options)
+        return (self._parameters - self._linear) * dense // self._linear
 
 
 def smallest_that_meets(count: int, meets: Callable[[int], bool]) -> int | None:
@@ -71,89 +204,16 @@ def smallest_that_meets(count: int, meets: Callable[[int], bool]) -> int | None:
 
 def smallest_keep(target: SizeTarget, parameters: int, options: Sequence[LayerCandidates]) -> float:
     """The smallest fraction, rounded up to thousandths, that the target's scope allows."""
-    linear = _linear(options)
+    linear = sum(layer.dense_cost for layer in options)
     whole, fixed = (linear, 0) if target.scope == "linear" else (parameters, parameters - linear)
     return math.ceil((fixed + least_cost(options)) / whole * 1000) / 1000
 
 
-def linear_budget(target: SizeTarget, parameters: int, options: Sequence[LayerCandidates]) -> int:
-    """How many parameters the compressible layers may keep together for a target.
+def linear_budget(target: SizeTarget, parameters: int, linear: int) -> int:
+    """How many of `linear` parameters the compressible layers may keep together for a target.
 
     With the scope `model` the rest of the model, which stays dense, counts against `keep`.
     """
-    linear = _linear(options)
     if target.scope == "linear":
         return math.floor(target.keep * linear)
     return math.floor(target.keep * parameters) - (parameters - linear)
-
-
-def candidate_budgets(options: Sequence[LayerCandidates]) -> list[int]:
-    """The candidate sizes for a quality target, ascending, all below that of the dense layers.
-
-    Empty if rank 1 in every layer is no smaller than the dense layers.
-    """
-    linear, least = _linear(options), least_cost(options)
-    steps = [linear * step // KEEP_STEPS for step in range(1, KEEP_STEPS)]
-    return [least, *(budget for budget in steps if budget > least)] if least < linear else []
-
-
-def _allocation(spec: JobSpec, options: Sequence[LayerCandidates]) -> Callable[[int], Ranks]:
-    """A function from a budget of parameters to ranks."""
-    # This imports torch, which would delay the driver's start.
-    from workers.compression.allocation import ALLOCATIONS
-
-    return ALLOCATIONS[spec.allocation](options)
-
-
-def _ranks_of_size(
-    target: SizeTarget,
-    parameters: int,
-    options: Sequence[LayerCandidates],
-    allocate: Callable[[int], Ranks],
-    param: str,
-) -> Ranks:
-    try:
-        return allocate(linear_budget(target, parameters, options))
-    except BudgetTooSmall as error:
-        least = smallest_keep(target, parameters, options)
-        raise TargetUnreachable(
-            f"{target.name} is out of reach: the smallest keep of this model with the scope "
-            f"'{target.scope}' is {least:.3f}.",
-            param=param,
-        ) from error
-
-
-def _ranks_of_quality(
-    target: QualityTarget,
-    options: Sequence[LayerCandidates],
-    allocate: Callable[[int], Ranks],
-    increase: Increase,
-    param: str,
-) -> Ranks:
-    budgets = candidate_budgets(options)
-    if not budgets:
-        raise TargetUnreachable("No rank makes this model smaller.", param=param)
-    tried: dict[int, tuple[Ranks, float]] = {}
-
-    def meets(candidate: int) -> bool:
-        ranks = allocate(budgets[candidate])
-        increased = increase(ranks, target.dataset)
-        tried[candidate] = ranks, increased
-        return increased <= target.max_perplexity_increase
-
-    found = smallest_that_meets(len(budgets), meets)
-    if found is None:
-        largest = budgets[-1] / _linear(options)
-        _, increased = tried[len(budgets) - 1]
-        raise TargetUnreachable(
-            f"{target.name} is out of reach: at the largest size tried, {largest:.1%} of the "
-            f"compressible parameters, the perplexity on '{target.dataset}' is "
-            f"{1 + increased:.4g} times the dense model's.",
-            param=param,
-        )
-    ranks, _ = tried[found]
-    return ranks
-
-
-def _linear(options: Sequence[LayerCandidates]) -> int:
-    return sum(layer.dense_cost for layer in options)

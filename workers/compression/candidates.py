@@ -1,4 +1,4 @@
-"""The error and the cost of each layer at every rank: plain data.
+"""The error and the cost of each layer in every form: plain data.
 
 A driver imports it, so it needs torch only for the type of a spectrum.
 """
@@ -16,8 +16,32 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", int, "Tensor")
 
-Ranks = Mapping[str, int | None]
-"""The rank of each layer; None leaves it dense."""
+
+@dataclass(frozen=True, order=True)
+class Width:
+    """How many bits a weight takes as an integer; see `workers.compression.rounding.grid`."""
+
+    bits: int
+
+    def __str__(self) -> str:
+        return f"int{self.bits}"
+
+    @property
+    def lowest(self) -> int:
+        """The smallest integer."""
+        return -(1 << self.bits - 1)
+
+    @property
+    def highest(self) -> int:
+        """The largest integer."""
+        return (1 << self.bits - 1) - 1
+
+
+Form = int | Width | None
+"""What becomes of a layer: low rank, with its rank; integers, with their width; None: dense."""
+
+Forms = Mapping[str, Form]
+"""The form of each layer."""
 
 
 class Storage(Enum):
@@ -35,8 +59,17 @@ class Storage(Enum):
 
 
 @dataclass(frozen=True)
+class RoundedCandidate:
+    """One layer in integers of some width."""
+
+    width: Width
+    nbytes: int  # as stored, with scales, shape and bias
+    error: float
+
+
+@dataclass(frozen=True)
 class LayerCandidates:
-    """The error and the cost of one layer for every rank, and for staying dense."""
+    """The error and the cost of one layer for every rank, for staying dense, and for each width."""
 
     name: str
     spectrum: Tensor  # (k,) float64, descending
@@ -45,28 +78,47 @@ class LayerCandidates:
     sides: int  # out + in
     fixed_cost: int  # parameters at any rank: the order of the outputs, the bias
     storage: Storage = Storage.INTERPOLATIVE
+    dense_bytes: int = 0  # as stored in the artifacts' precision
+    rounded: tuple[RoundedCandidate, ...] = ()
 
-    def cost(self, rank: int | None) -> int:
-        """The number of parameters of the stored layer."""
-        if rank is None:
-            return self.dense_cost
-        return self.fixed_cost + self.storage.parameters(rank, self.sides)
+    def cost(self, form: Form) -> int:
+        """The number of parameters of the stored layer; rounding changes none."""
+        if isinstance(form, int):
+            return self.fixed_cost + self.storage.parameters(form, self.sides)
+        return self.dense_cost
+
+    def nbytes(self, form: Form) -> int:
+        """The bytes of the stored layer. A number of a low-rank layer counts as in a dense one."""
+        if isinstance(form, Width):
+            return self._rounded(form).nbytes
+        return self.cost(form) * self.dense_bytes // self.dense_cost
 
     @property
     def least_cost(self) -> int:
         return self.cost(1 if self.max_rank else None)
 
-    def error(self, rank: int | None) -> float:
-        """The sum of the dropped eigenvalues; 0 for a dense layer."""
-        return 0.0 if rank is None else float(self.spectrum[rank:].sum())
+    def error(self, form: Form) -> float:
+        """The sum of the dropped eigenvalues, or the price of the rounding; 0 if it is dense."""
+        if form is None:
+            return 0.0
+        if isinstance(form, Width):
+            return self._rounded(form).error
+        return float(self.spectrum[form:].sum())
+
+    def _rounded(self, width: Width) -> RoundedCandidate:
+        return next(each for each in self.rounded if each.width == width)
 
 
-def total_cost(layers: Sequence[LayerCandidates], ranks: Ranks) -> int:
-    return sum(layer.cost(ranks[layer.name]) for layer in layers)
+def total_cost(layers: Sequence[LayerCandidates], forms: Forms) -> int:
+    return sum(layer.cost(forms[layer.name]) for layer in layers)
 
 
-def total_error(layers: Sequence[LayerCandidates], ranks: Ranks) -> float:
-    return math.fsum(layer.error(ranks[layer.name]) for layer in layers)
+def total_bytes(layers: Sequence[LayerCandidates], forms: Forms) -> int:
+    return sum(layer.nbytes(forms[layer.name]) for layer in layers)
+
+
+def total_error(layers: Sequence[LayerCandidates], forms: Forms) -> float:
+    return math.fsum(layer.error(forms[layer.name]) for layer in layers)
 
 
 def least_cost(layers: Sequence[LayerCandidates]) -> int:

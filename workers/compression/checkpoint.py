@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from workers.compression.interpolation import Interpolation
 from workers.compression.lowrank import LowRankLinear
+from workers.compression.rounding.grid import RoundedWeight
 from workers.compression.unfuse import UNFUSING
 
 FORMAT = 1
@@ -61,6 +62,10 @@ class Eigenpress{base}({base}):
 {prepare}        for path, shape in config.{key}["layers"].items():
             self.set_submodule(path, replacement(self.get_submodule(path), **shape))
 '''
+
+
+Replacement = Interpolation | RoundedWeight
+"""What an artifact stores in place of a dense layer's weight."""
 
 
 def replacement(dense: nn.Linear, rank: int | None, bias: bool) -> nn.Module:
@@ -124,12 +129,15 @@ def compressed_config(
     }
 
 
-def replace_layers(model: nn.Module, layers: Mapping[str, Interpolation]) -> nn.Module:
-    """Put low-rank modules in place of the named linear layers of an unfused model in memory."""
+def replace_layers(model: nn.Module, layers: Mapping[str, Replacement]) -> nn.Module:
+    """Put the replacements of the named linear layers into an unfused model in memory."""
     for name, layer in layers.items():
         dense = model.get_submodule(name)
         if not isinstance(dense, nn.Linear):
             raise TypeError(f"{name} is a {type(dense).__name__}, not an nn.Linear")
+        if isinstance(layer, RoundedWeight):
+            model.set_submodule(name, _with_weight(dense, layer))
+            continue
         with torch.device("meta"):  # its numbers would be drawn at random first
             module = replacement(dense, layer.rank, layer.bias is not None)
         factors = {key.removeprefix(f"{name}."): value for key, value in tensors(name, layer)}
@@ -142,3 +150,13 @@ def replace_layers(model: nn.Module, layers: Mapping[str, Interpolation]) -> nn.
         )
         model.set_submodule(name, module)
     return model
+
+
+def _with_weight(dense: nn.Linear, rounded: RoundedWeight) -> nn.Linear:
+    """A linear layer with a rounded weight and the dense layer's own bias."""
+    with torch.device("meta"):
+        module = nn.Linear(dense.in_features, dense.out_features, dense.bias is not None)
+    weight = rounded.to(dense.weight.device).dequantized(dense.weight.dtype)
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    module.bias = dense.bias
+    return module

@@ -24,7 +24,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workers.compression.candidates import LayerCandidates, Storage
+from workers.compression.candidates import LayerCandidates, RoundedCandidate, Storage
 from workers.compression.eigen import eigh, finite
 from workers.compression.errors import SolveFailed
 from workers.compression.metrics import LeftMetric, Method, RightMetric, input_magnitudes
@@ -73,8 +73,17 @@ class Solution:
         """Whether the factors have a bias: the layer's own, or one that preserves the mean."""
         return self.layer.has_bias or self.mean is not None
 
-    def options(self, storage: Storage = Storage.INTERPOLATIVE) -> LayerCandidates:
-        """The layer's candidates for the allocation of ranks."""
+    def options(
+        self,
+        storage: Storage = Storage.INTERPOLATIVE,
+        *,
+        number_bytes: int = 2,
+        rounded: tuple[RoundedCandidate, ...] = (),
+    ) -> LayerCandidates:
+        """The layer's candidates for the allocation, among them the `rounded` ones.
+
+        `number_bytes` is what a number takes in the artifacts' precision.
+        """
         return LayerCandidates(
             name=self.layer.name,
             spectrum=self.spectrum.cpu(),
@@ -83,6 +92,8 @@ class Solution:
             sides=self.layer.out_features + self.layer.in_features,
             fixed_cost=_fixed_cost(self.layer, self.has_bias, storage),
             storage=storage,
+            dense_bytes=self.layer.parameters * number_bytes,
+            rounded=rounded,
         )
 
     def to_host(self) -> Solution:
@@ -157,6 +168,7 @@ def solve_group(
     Raises SolveFailed naming the layer, if its numbers are not finite.
     """
     unreached = statistics.tokens > 0 and statistics.rows == 0
+    statistics = statistics.on_smaller_sides(group, weights)
     inputs = _Inputs(group, statistics, method.right)
 
     def solve(layer: LinearLayer) -> Solution:

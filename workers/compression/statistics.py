@@ -1,9 +1,9 @@
 """Streaming statistics of activations and gradients, measured without weight gradients.
 
 A method lists the statistics that it needs (`Observation`), and no others are measured. No
-statistic of a layer is larger than the square of its smaller side. The statistics of shards add up
-to those of the whole, except for the row Fisher of experts: their tokens have lost their order, so
-the tokens of a batch count as one sequence.
+statistic of a layer is larger than the square of its smaller side, unless both sides are wanted.
+The statistics of shards add up to those of the whole, except for the row Fisher of experts: their
+tokens have lost their order, so the tokens of a batch count as one sequence.
 
 Second moments are multiplied in float32 or a higher precision, except for rows in half precision on
 a GPU, which go to its tensor cores. These multiply exactly and add 16 or more products at a time to
@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -51,6 +51,9 @@ class Observation(Enum):
 
     GRADIENT_MOMENTS = "gradient moments"
     """E[g gᵀ], (out, out), or Wᵀ E[g gᵀ] W, (in, in), if that is smaller."""
+
+    BOTH_SIDES = "both sides"
+    """The moments at full size: of x, and of g. Rounding needs both, whichever is smaller."""
 
     ROW_FISHER = "row Fisher"
     """The sum over each row of W of the squared gradients ∂ℓ/∂W of whole sequences, (out,)."""
@@ -179,19 +182,21 @@ class GroupStatistics:
                 for layer in layers
             }
 
+        both = Observation.BOTH_SIDES in observations
         statistics = cls(
             gradient_squares=per_layer(
                 Observation.GRADIENT_SQUARES, lambda layer: (layer.out_features,)
             ),
             gradient_moments=per_layer(
-                Observation.GRADIENT_MOMENTS, lambda layer: (layer.smaller_side,) * 2
+                Observation.GRADIENT_MOMENTS,
+                lambda layer: (layer.out_features if both else layer.smaller_side,) * 2,
             ),
             row_fisher=per_layer(Observation.ROW_FISHER, lambda layer: (layer.out_features,)),
         )
         if Observation.MAGNITUDES in observations:
             statistics.magnitudes = torch.zeros(group.in_features, dtype=dtype, device=device)
         if Observation.MOMENTS in observations:
-            if group.keeps_outputs:
+            if group.keeps_outputs and not both:
                 statistics.outputs = {
                     layer.name: moments(layer.out_features) for layer in group.layers
                 }
@@ -227,6 +232,19 @@ class GroupStatistics:
             self.rows,
             self.tokens,
         )
+
+    def on_smaller_sides(self, group: InputGroup, weights: Mapping[str, Tensor]) -> GroupStatistics:
+        """The same with every gradient's moment on its layer's smaller side, as Wᵀ E[g gᵀ] W.
+
+        The weights, by layer, are (out, in).
+        """
+        smaller = dict(self.gradient_moments)
+        for layer in group.layers:
+            moment = smaller.get(layer.name)
+            if moment is not None and len(moment) > layer.smaller_side:
+                weight = weights[layer.name].to(moment)
+                smaller[layer.name] = weight.T @ moment @ weight
+        return replace(self, gradient_moments=smaller)
 
     def sums(self) -> tuple[dict[str, Tensor], ...]:
         """The sums of gradients, each by layer."""
@@ -329,7 +347,8 @@ def _add_gradients(
         squares += _at_least_float32(rows).square().sum(0)
     if (moments := statistics.gradient_moments.get(layer.name)) is not None:
         # In the gradient's own precision, as the backward pass multiplies the two itself.
-        sided = rows if layer.output_is_smaller else rows @ weight.to(rows.dtype)
+        of_output = len(moments) == layer.out_features
+        sided = rows if of_output else rows @ weight.to(rows.dtype)
         size = ROWS_AT_ONCE if on_tensor_cores(sided) else len(sided)
         for piece in torch.split(sided, size):
             moments += gram(piece)

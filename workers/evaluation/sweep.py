@@ -1,6 +1,6 @@
 """Measures several variants of a model on text in one forward sweep, which reads each block once.
 
-A variant is the model with low-rank layers in place of some dense ones. It computes the same as the
+A variant is the model with other layers in place of some dense ones. It computes the same as the
 artifact with these layers, which is in one precision throughout (see `rounded`).
 """
 
@@ -12,15 +12,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from workers.compression.checkpoint import replace_layers
+from workers.compression.checkpoint import Replacement, replace_layers
 from workers.compression.interpolation import Interpolation
 from workers.evaluation.losses import SequenceLoss, TextLoss
 from workers.evaluation.text import right_padded, sequence_loss
 from workers.sweeps.boundaries import Boundaries
 from workers.sweeps.passage import BlockCall, BlockWeights, Passage, tokens_at_once
 
-Layers = Mapping[str, Interpolation]
-"""The low-rank layers of a variant, by the names of the dense ones."""
+Layers = Mapping[str, Replacement]
+"""What a variant has in place of dense layers, by their names."""
 
 
 class EvaluationSweep:
@@ -121,7 +121,9 @@ class EvaluationSweep:
         )
 
 
-def rounded(layer: Interpolation, dtype: torch.dtype) -> Interpolation:
-    """The layer as an artifact in this precision has it."""
+def rounded(layer: Replacement, dtype: torch.dtype) -> Replacement:
+    """The layer as an artifact in this precision has it; integers are as it has them already."""
+    if not isinstance(layer, Interpolation):
+        return layer
     bias: Tensor | None = None if layer.bias is None else layer.bias.to(dtype)
     return replace(layer, basis=layer.basis.to(dtype), rest=layer.rest.to(dtype), bias=bias)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.errors import EigenpressError
-from workers.compression.candidates import Ranks
+from workers.compression.candidates import Forms
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.losses import SequenceLoss, TextLoss
 from workers.evaluation.scores import Scores
@@ -88,9 +88,9 @@ class Journal:
                 self._unwritten = {}
 
 
-def ranks_key(ranks: Ranks) -> str:
-    """A name for the model with these ranks."""
-    text = json.dumps(dict(ranks), sort_keys=True)
+def forms_key(forms: Forms) -> str:
+    """A name for the model with layers in these forms."""
+    text = json.dumps(dict(forms), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

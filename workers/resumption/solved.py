@@ -10,8 +10,7 @@ from functools import partial
 from safetensors.torch import load
 
 from workers.compression.shapes import InputGroup
-from workers.compression.solve import Solution
-from workers.compression.state import read_solution, solution_tensors
+from workers.compression.state import SolvedLayer, read_solved, solved_tensors
 from workers.resumption.checkpoints import Checkpoints, Manifest, Refusal, Refused
 from workers.resumption.tensors import tensor_bytes
 
@@ -34,7 +33,7 @@ class SolvedCheckpoints:
         """Why a write failed; None if none did."""
 
     def restore(
-        self, wanted: Iterable[str], keep: Callable[[str, Sequence[Solution]], None]
+        self, wanted: Iterable[str], keep: Callable[[str, Sequence[SolvedLayer]], None]
     ) -> list[Refusal]:
         """Pass the solutions of these groups in intact checkpoints to `keep`, group by group.
 
@@ -54,7 +53,7 @@ class SolvedCheckpoints:
                     kept.add(group.name)
         return refused
 
-    def write(self, group: str, solutions: Mapping[str, Solution]) -> None:
+    def write(self, group: str, solutions: Mapping[str, SolvedLayer]) -> None:
         """Start to write a group once the previous one is written; skip it soon after a failure."""
         self.finish()
         if time.monotonic() >= self._paused_until:
@@ -66,7 +65,7 @@ class SolvedCheckpoints:
             self._pending.result()
             self._pending = None
 
-    def _try_to_write(self, group: str, solutions: Mapping[str, Solution]) -> None:
+    def _try_to_write(self, group: str, solutions: Mapping[str, SolvedLayer]) -> None:
         files = {
             f"{number:05d}.safetensors": partial(_saved, solutions[layer.name])
             for number, layer in enumerate(self._groups[group].layers)
@@ -76,17 +75,17 @@ class SolvedCheckpoints:
             self.trouble = written
             self._paused_until = time.monotonic() + PAUSE_SECONDS
 
-    def _read(self, manifest: Manifest, group: InputGroup) -> list[Solution]:
+    def _read(self, manifest: Manifest, group: InputGroup) -> list[SolvedLayer]:
         layers = {f"{number:05d}.safetensors": layer for number, layer in enumerate(group.layers)}
-        read: dict[str, Solution] = {}
+        read: dict[str, SolvedLayer] = {}
 
         def use(file: str, data: bytes) -> None:
             layer = layers[file]
-            read[layer.name] = read_solution(layer, load(data))
+            read[layer.name] = read_solved(layer, load(data))
 
         self._checkpoints.read(manifest, use)
         return [read[layer.name] for layer in group.layers]
 
 
-def _saved(solution: Solution) -> bytes:
-    return tensor_bytes(solution_tensors(solution))
+def _saved(solved: SolvedLayer) -> bytes:
+    return tensor_bytes(solved_tensors(solved))

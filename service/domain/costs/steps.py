@@ -28,7 +28,7 @@ from service.domain.costs.formulas import (
     stride,
 )
 from service.domain.costs.shapes import NUMBER_BYTES, Block, Group, Linear, Model
-from service.domain.spec import HELD_OUT, JobSpec, QualityTarget, SizeTarget
+from service.domain.spec import HELD_OUT, JobSpec, QualityTarget, SizeTarget, Target
 from service.domain.states import Step
 
 LOGITS_BYTES = 3 * (64 << 20)  # the logits of a chunk, their probabilities, the gradient
@@ -428,9 +428,9 @@ class _Prediction:
         """The bytes of the blocks in the checkpoint."""
         return self._model.inside * self._model.stored_bytes
 
-    def _keep(self, target: SizeTarget | QualityTarget) -> float:
-        """The fraction of the linear layers that a target keeps."""
-        if isinstance(target, QualityTarget):
+    def _keep(self, target: Target) -> float:
+        """The fraction of the linear layers' parameters that a target keeps, at most."""
+        if not isinstance(target, SizeTarget):
             return 1.0
         linear, whole = self._model.linear, self._model.parameters
         return target.keep if target.scope == "linear" else 1 - (1 - target.keep) * whole / linear

@@ -14,13 +14,21 @@ from service.domain.spec import JobSpec, SizeTarget
 from service.errors import TargetUnreachable
 from workers.attempt.targets import (
     MAX_PROBES,
-    candidate_budgets,
-    choose_ranks,
-    curve_ranks,
+    Budgets,
+    Choices,
+    Increase,
     linear_budget,
     smallest_that_meets,
 )
-from workers.compression.candidates import LayerCandidates, Ranks, least_cost, total_cost
+from workers.compression.candidates import (
+    Forms,
+    LayerCandidates,
+    RoundedCandidate,
+    Width,
+    least_cost,
+    total_bytes,
+    total_cost,
+)
 
 PARAMETERS = 3000
 """Of the whole model; 2048 of them are the layers'."""
@@ -34,7 +42,17 @@ def layer(name: str) -> LayerCandidates:
 LAYERS = [layer("a"), layer("b")]
 
 
-def never(_ranks: Ranks, _dataset: str) -> float:
+def choices(wanted: JobSpec, layers: list[LayerCandidates] = LAYERS) -> Choices:
+    return Choices(wanted, PARAMETERS, layers, [[each.name] for each in layers])
+
+
+def chosen_for(
+    wanted: JobSpec, increase: Increase, layers: list[LayerCandidates] = LAYERS
+) -> list[Forms]:
+    return choices(wanted, layers).of_targets(increase)
+
+
+def never(_forms: Forms, _dataset: str) -> float:
     raise AssertionError("a size needs no measurement")
 
 
@@ -55,7 +73,7 @@ def test_every_target_is_met(allocation: str) -> None:
     wanted = spec(
         {"keep": 0.8}, {"keep": 0.5}, {"keep": 0.8, "scope": "model"}, allocation=allocation
     )
-    chosen = choose_ranks(wanted, PARAMETERS, LAYERS, never)
+    chosen = chosen_for(wanted, never)
     costs = [total_cost(LAYERS, ranks) for ranks in chosen]
     assert costs[0] <= 0.8 * 2048
     assert costs[1] <= 0.5 * 2048 < costs[0]
@@ -63,8 +81,8 @@ def test_every_target_is_met(allocation: str) -> None:
 
 
 def test_the_budget_of_a_fraction_of_the_model_leaves_room_for_the_rest() -> None:
-    assert linear_budget(SizeTarget(keep=0.5), PARAMETERS, LAYERS) == 1024
-    assert linear_budget(SizeTarget(keep=0.5, scope="model"), PARAMETERS, LAYERS) == 1500 - 952
+    assert linear_budget(SizeTarget(keep=0.5), PARAMETERS, 2048) == 1024
+    assert linear_budget(SizeTarget(keep=0.5, scope="model"), PARAMETERS, 2048) == 1500 - 952
 
 
 @pytest.mark.parametrize(
@@ -72,18 +90,18 @@ def test_the_budget_of_a_fraction_of_the_model_leaves_room_for_the_rest() -> Non
 )
 def test_a_target_out_of_reach_is_named(unreachable: dict[str, Any]) -> None:
     with pytest.raises(TargetUnreachable) as caught:
-        choose_ranks(spec({"keep": 0.8}, unreachable), PARAMETERS, LAYERS, never)
+        chosen_for(spec({"keep": 0.8}, unreachable), never)
     assert caught.value.param == "targets.1.keep"
     reachable = unreachable | {"keep": float(caught.value.detail.rstrip(".").rpartition(" ")[2])}
-    assert choose_ranks(spec(reachable), PARAMETERS, LAYERS, never) == [{"a": 1, "b": 1}]
+    assert chosen_for(spec(reachable), never) == [{"a": 1, "b": 1}]
 
 
 def test_the_sizes_of_a_curve() -> None:
-    chosen = curve_ranks(spec({"keep": 0.8}, curve=[0.7, 0.9]), LAYERS)
+    chosen = choices(spec({"keep": 0.8}, curve=[0.7, 0.9])).of_curve()
     assert all(size(ranks) <= keep for ranks, keep in zip(chosen, (0.7, 0.9), strict=True))
     assert size(chosen[0]) < size(chosen[1])
     with pytest.raises(TargetUnreachable) as caught:
-        curve_ranks(spec({"keep": 0.8}, curve=[0.7, 0.01]), LAYERS)
+        choices(spec({"keep": 0.8}, curve=[0.7, 0.01])).of_curve()
     assert caught.value.param == "evaluation.curve.1"
 
 
@@ -113,14 +131,18 @@ def test_bisection_finds_the_smallest_where_larger_is_better(count: int, first: 
 
 
 def test_a_quality_is_sought_among_sizes_half_a_percent_apart() -> None:
-    budgets = candidate_budgets(LAYERS)
+    budgets = Budgets(never_allocates, least_cost(LAYERS), 2048, "parameters").candidates()
     assert budgets[0] == least_cost(LAYERS)
     assert budgets[-1] == 2048 * 199 // 200
     assert all(0 < b - a <= 11 for a, b in pairwise(budgets))
     assert len(budgets).bit_length() <= MAX_PROBES
 
 
-def size(ranks: Ranks) -> float:
+def never_allocates(_budget: int) -> Forms:
+    raise AssertionError("listing sizes allocates nothing")
+
+
+def size(ranks: Forms) -> float:
     return total_cost(LAYERS, ranks) / 2048
 
 
@@ -128,12 +150,12 @@ def size(ranks: Ranks) -> float:
 def test_the_smallest_model_that_is_good_enough(allocation: str) -> None:
     measured = []
 
-    def increase(ranks: Ranks, dataset: str) -> float:
+    def increase(ranks: Forms, dataset: str) -> float:
         measured.append((size(ranks), dataset))
         return 1 - size(ranks)
 
     wanted = spec({"max_perplexity_increase": 0.3}, {"keep": 0.5}, allocation=allocation)
-    quality, sized = choose_ranks(wanted, PARAMETERS, LAYERS, increase)
+    quality, sized = chosen_for(wanted, increase)
     assert (size(quality), "held-out") in measured
     assert 0.7 <= size(quality) <= 0.74  # a rank of these small layers is two percent
     assert max((s for s, _ in measured if s < size(quality)), default=0) < 0.7
@@ -143,13 +165,13 @@ def test_the_smallest_model_that_is_good_enough(allocation: str) -> None:
 
 def test_if_the_smallest_is_good_enough_it_is_taken() -> None:
     wanted = spec({"max_perplexity_increase": 0.3})
-    assert choose_ranks(wanted, PARAMETERS, LAYERS, lambda *_: 0.0) == [{"a": 1, "b": 1}]
+    assert chosen_for(wanted, lambda *_: 0.0) == [{"a": 1, "b": 1}]
 
 
 def test_a_quality_out_of_reach_says_how_near_it_came() -> None:
     wanted = spec({"keep": 0.8}, {"max_perplexity_increase": 0.01})
     with pytest.raises(TargetUnreachable) as caught:
-        choose_ranks(wanted, PARAMETERS, LAYERS, lambda *_: 0.03)
+        chosen_for(wanted, lambda *_: 0.03)
     assert caught.value.param == "targets.1.max_perplexity_increase"
     assert caught.value.detail == (
         "increase-0.01 is out of reach: at the largest size tried, 99.5% of the compressible "
@@ -159,5 +181,70 @@ def test_a_quality_out_of_reach_says_how_near_it_came() -> None:
 
 def test_a_model_that_no_rank_makes_smaller_has_no_quality() -> None:
     small = [LayerCandidates("a", torch.ones(2).double(), 1, dense_cost=4, sides=4, fixed_cost=2)]
-    with pytest.raises(TargetUnreachable, match="No rank makes this model smaller"):
-        choose_ranks(spec({"max_perplexity_increase": 0.5}), 100, small, never)
+    with pytest.raises(TargetUnreachable, match="No parameters makes this model smaller"):
+        chosen_for(spec({"max_perplexity_increase": 0.5}), never, small)
+
+
+def rounded_layer(name: str, sensitivity: float) -> LayerCandidates:
+    candidates = tuple(
+        RoundedCandidate(Width(bits), 128 * bits + 64, sensitivity * 4.0**-bits)
+        for bits in (2, 3, 4, 5, 6, 8)
+    )
+    return LayerCandidates(
+        name,
+        torch.ones(32, dtype=torch.float64),
+        15,
+        dense_cost=1024,
+        sides=64,
+        fixed_cost=32,
+        dense_bytes=2048,
+        rounded=candidates,
+    )
+
+
+ROUNDED = [rounded_layer("a", 1.0), rounded_layer("b", 100.0)]
+
+
+def test_bytes_buy_bits_where_they_save_most() -> None:
+    wanted = spec({"bytes_fraction": 0.45}, {"bytes": 1900 + 952 * 2})
+    small, absolute = chosen_for(wanted, never, ROUNDED)
+    assert small == {"a": Width(4), "b": Width(8)}
+    assert total_bytes(ROUNDED, small) <= 0.45 * 2048 * 2
+    assert total_bytes(ROUNDED, absolute) <= 1900
+
+
+def test_bytes_of_the_model_leave_room_for_what_is_not_in_layers() -> None:
+    (chosen,) = chosen_for(spec({"bytes_fraction": 0.6, "scope": "model"}), never, ROUNDED)
+    assert total_bytes(ROUNDED, chosen) <= 0.6 * PARAMETERS * 2 - 952 * 2
+
+
+def test_transformers_may_have_further_widths() -> None:
+    target = {"bytes_fraction": 0.25, "precisions": "transformers"}
+    (chosen,) = chosen_for(spec(target), never, ROUNDED)
+    assert all(isinstance(form, Width) for form in chosen.values())
+    assert chosen["a"] < chosen["b"]  # type: ignore[operator]
+
+
+def test_joined_layers_get_one_width() -> None:
+    together = Choices(spec({"bytes_fraction": 0.5}), PARAMETERS, ROUNDED, [["a", "b"]])
+    (chosen,) = together.of_targets(never)
+    assert chosen["a"] == chosen["b"] == Width(4)
+
+
+def test_a_size_in_bytes_out_of_reach_is_named() -> None:
+    with pytest.raises(TargetUnreachable) as caught:
+        chosen_for(spec({"bytes_fraction": 0.1}), never, ROUNDED)
+    assert caught.value.param == "targets.0.bytes_fraction"
+    assert "the smallest size that 'vllm' loads is 1152 bytes, a fraction of 0.282" in (
+        caught.value.detail
+    )
+
+
+def test_a_quality_may_be_bought_in_bytes() -> None:
+    def increase(forms: Forms, _dataset: str) -> float:
+        return sum(layer.error(forms[layer.name]) for layer in ROUNDED)
+
+    wanted = spec({"max_perplexity_increase": 0.5, "precisions": "vllm"})
+    (chosen,) = chosen_for(wanted, increase, ROUNDED)
+    assert increase(chosen, "held-out") <= 0.5
+    assert total_bytes(ROUNDED, chosen) < 2048 * 2

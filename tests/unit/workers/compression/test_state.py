@@ -1,4 +1,4 @@
-"""Solutions are restored exactly, and their factors are bit-identical."""
+"""Solved layers are restored exactly, and their factors are bit-identical."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from tests.fixtures.calibration import calibrated
 from tests.fixtures.models import ARCHITECTURES, tiny_llama_config, tiny_model
+from workers.compression.candidates import Width
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
+from workers.compression.rounding.group import round_group
 from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution, solve_group
-from workers.compression.state import read_solution, solution_tensors
+from workers.compression.state import SolvedLayer, read_solved, solved_tensors
 from workers.compression.statistics import Observation
 from workers.compression.unfuse import unfuse
 
@@ -45,6 +47,17 @@ class Run:
             METHODS[method],
         )
 
+    def solved(self, group: InputGroup, method: str) -> dict[str, SolvedLayer]:
+        """The group's layers solved, and rounded at two widths."""
+        weights = {each.name: self.model.get_submodule(each.name).weight for each in group.layers}
+        rounded = round_group(
+            group, weights, self.statistics[group.name], [Width(3), Width(8)], torch.float16
+        )
+        return {
+            name: SolvedLayer(solution, tuple(rounded[name]))
+            for name, solution in self.solve(group, method).items()
+        }
+
 
 def stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """As they come back from a file: in other memory, at an odd place."""
@@ -67,7 +80,8 @@ def test_a_solution_that_was_stored_gives_the_same_factors(method: str) -> None:
         for name, solution in run.solve(group, method).items():
             module = run.model.get_submodule(name)
             weight, bias = module.weight.detach(), module.bias
-            again = read_solution(solution.layer, stored(solution_tensors(solution)))
+            tensors = solved_tensors(SolvedLayer(solution))
+            again = read_solved(solution.layer, stored(tensors)).solution
             assert again.max_rank == solution.max_rank
             offered, again_offered = solution.options(), again.options()
             assert torch.equal(offered.spectrum, again_offered.spectrum)
@@ -84,6 +98,19 @@ def test_so_does_an_expert_that_no_token_reached() -> None:
     (group,) = [each for each in run.groups if "experts.0.down_proj" in each.name][:1]
     run.statistics[group.name].rows = 0
     (solution,) = run.solve(group, "impact-kron").values()
-    again = read_solution(solution.layer, stored(solution_tensors(solution)))
+    tensors = solved_tensors(SolvedLayer(solution))
+    again = read_solved(solution.layer, stored(tensors)).solution
     assert solution.max_rank == again.max_rank == 0
     assert again.mean is None
+
+
+def test_rounded_weights_and_their_prices_come_back() -> None:
+    run = Run()
+    for group in run.groups:
+        for solved in run.solved(group, "impact-kron").values():
+            again = read_solved(solved.layer, stored(solved_tensors(solved)))
+            assert again.options(2).rounded == solved.options(2).rounded
+            for width in (Width(3), Width(8)):
+                one, other = solved.weight(width), again.weight(width)
+                assert torch.equal(one.codes, other.codes)
+                assert torch.equal(one.scales, other.scales)

@@ -14,7 +14,7 @@ from tests.fixtures.calibration import Differentiated, calibrated, sweep, swept
 from tests.fixtures.models import tiny_llama_config, tiny_model
 from workers.compression import statistics as statistics_module
 from workers.compression.errors import NotFinite
-from workers.compression.layers import compressible_layers
+from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
 from workers.compression.statistics import (
     Moments,
@@ -36,7 +36,7 @@ def input_ids() -> Tensor:
     return torch.randint(258, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
 
 
-EVERYTHING = frozenset(Observation)
+EVERYTHING = frozenset(Observation) - {Observation.BOTH_SIDES}
 
 
 def test_gradients_without_weight_gradients_equal_those_of_autograd(
@@ -71,6 +71,26 @@ def test_gradient_moments_and_fisher_equal_those_of_autograd(model: Any, input_i
             fisher = sum((g.T @ x).square().sum(1) for g, x in sequences)
             torch.testing.assert_close(group.row_fisher[name], fisher, rtol=1e-9, atol=1e-14)
     assert sides == {True, False}
+
+
+def test_both_sides_are_kept_in_full_if_rounding_wants_them(model: Any, input_ids: Tensor) -> None:
+    truth = Differentiated(model, input_ids)
+    smaller = calibrated(model, input_ids, observations=EVERYTHING)
+    for name, group in calibrated(model, input_ids, observations=frozenset(Observation)).items():
+        assert group.inputs is not None
+        assert_moments(group.inputs, truth.inputs[name].flatten(0, 1))
+        weights = {}
+        for layer, moment in group.gradient_moments.items():
+            gradient = truth.gradients[layer]
+            torch.testing.assert_close(moment, gradient.T @ gradient, rtol=1e-9, atol=1e-14)
+            weights[layer] = model.get_submodule(layer).weight.detach()
+        (shapes,) = (
+            each for each in input_groups(model, compressible_layers(model)) if each.name == name
+        )
+        reduced = group.on_smaller_sides(shapes, weights)
+        for layer, moment in smaller[name].gradient_moments.items():
+            found = reduced.gradient_moments[layer]
+            torch.testing.assert_close(found, moment, rtol=1e-9, atol=1e-13)
 
 
 def test_magnitudes_are_the_mean_of_the_absolute_input(model: Any, input_ids: Tensor) -> None:

@@ -10,7 +10,7 @@ from tests.unit.workers.resumption.test_checkpoints import Memory, of_attempt
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.losses import SequenceLoss, TextLoss
 from workers.evaluation.scores import Scores
-from workers.resumption.journal import Journal, Measured, ranks_key
+from workers.resumption.journal import Journal, Measured, forms_key
 
 LOSS = TextLoss((SequenceLoss(0.1 + 0.2, 3, 1), SequenceLoss(math.inf, 2, 0)))
 SCORES = Scores(
@@ -81,5 +81,5 @@ def test_what_could_not_be_written_is_written_later(bucket: Memory) -> None:
 
 
 def test_equal_ranks_have_one_name_and_others_another() -> None:
-    assert ranks_key({"q": 1, "k": None}) == ranks_key({"k": None, "q": 1})
-    assert ranks_key({"q": 1, "k": None}) != ranks_key({"q": 1, "k": 2})
+    assert forms_key({"q": 1, "k": None}) == forms_key({"k": None, "q": 1})
+    assert forms_key({"q": 1, "k": None}) != forms_key({"q": 1, "k": 2})

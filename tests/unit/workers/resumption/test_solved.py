@@ -10,7 +10,7 @@ import torch
 
 from tests.unit.workers.compression.test_state import Run
 from tests.unit.workers.resumption.test_checkpoints import Memory, of_attempt
-from workers.compression.solve import Solution
+from workers.compression.state import SolvedLayer
 from workers.resumption import solved
 from workers.resumption.solved import SolvedCheckpoints
 
@@ -24,17 +24,19 @@ def test_solutions_come_back_for_the_groups_that_are_wanted(run: Run) -> None:
     bucket = Memory()
     written, solutions = SolvedCheckpoints(of_attempt(bucket, 1), run.groups), {}
     for group in run.groups[:3]:
-        solutions[group.name] = run.solve(group, "impact")
+        solutions[group.name] = run.solved(group, "impact")
         written.write(group.name, solutions[group.name])
     written.finish()
     read = SolvedCheckpoints(of_attempt(bucket, 2), run.groups)
     wanted = [group.name for group in run.groups[1:4]]
-    found: dict[str, Sequence[Solution]] = {}
+    found: dict[str, Sequence[SolvedLayer]] = {}
     refused = read.restore(wanted, found.__setitem__)
     assert (sorted(found), refused) == (sorted(wanted[:2]), [])
     for name in found:
-        for solution in found[name]:
-            assert torch.equal(solution.spectrum, solutions[name][solution.layer.name].spectrum)
+        for solved_layer in found[name]:
+            expected = solutions[name][solved_layer.layer.name]
+            assert torch.equal(solved_layer.solution.spectrum, expected.solution.spectrum)
+            assert solved_layer.options(2).rounded == expected.options(2).rounded
 
 
 def test_after_a_failure_no_group_waits_for_the_bucket_for_a_while(
@@ -47,7 +49,7 @@ def test_after_a_failure_no_group_waits_for_the_bucket_for_a_while(
     def written(number: int) -> bool:
         group = run.groups[number]
         before = len(bucket.objects)
-        checkpoints.write(group.name, run.solve(group, "impact"))
+        checkpoints.write(group.name, run.solved(group, "impact"))
         checkpoints.finish()
         return len(bucket.objects) > before
 

@@ -15,7 +15,7 @@ from workers.compression.statistics import GroupStatistics, Observation, merged
 from workers.compression.unfuse import unfuse
 from workers.sweeps.boundaries import held
 
-EVERYTHING = frozenset(Observation)
+EVERYTHING = frozenset(Observation) - {Observation.BOTH_SIDES}
 BATCH, LENGTH = 3, 20
 
 

@@ -36,7 +36,7 @@ from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.compression.solve import solve_group
-from workers.compression.state import solution_tensors
+from workers.compression.state import SolvedLayer, solved_tensors
 from workers.compression.statistics import GRADIENTS, GroupStatistics
 from workers.compression.unfuse import unfuse
 from workers.evaluation.sweep import EvaluationSweep
@@ -99,7 +99,7 @@ def test_solutions_take_the_predicted_bytes(method: str) -> None:
         weights = {each.name: model.get_submodule(each.name).weight for each in group.layers}
         solved = solve_group(group, weights, found[group.name], chosen)
         for layer, shape in zip(group.layers, same(group).layers, strict=True):
-            tensors = solution_tensors(solved[layer.name].to_host())
+            tensors = solved_tensors(SolvedLayer(solved[layer.name].to_host()))
             stored = sum(each.nbytes for each in tensors.values())
             assert solution_bytes(shape, method, 4) == stored
 
@@ -112,7 +112,7 @@ def test_a_solution_s_rank_counts_the_bias() -> None:
     )
     zeros.rows = zeros.tokens = 1
     (solved,) = solve_group(InputGroup((layer,)), {"one": weight}, zeros, METHODS["svd"]).values()
-    stored = sum(each.nbytes for each in solution_tensors(solved).values())
+    stored = sum(each.nbytes for each in solved_tensors(SolvedLayer(solved)).values())
     assert solution_bytes(Linear(24, 40, bias=True), "svd", 4) == stored
 
 
