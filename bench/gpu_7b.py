@@ -205,7 +205,8 @@ def steps_table(title: str, steps: dict[str, Step], ceilings: Ceilings) -> Table
     table.add_section()
     table.add_row("all", f"{seconds(steps.values()):.2f}")
     table.caption = (
-        "Products: of the ceiling in the model's precision in a calibration, in float64 in solving."
+        "Products: of the ceiling in the model's precision in a calibration, in float64 in "
+        "solving, of which a GPU computes the eigenvectors in float32."
     )
     return table
 

@@ -14,6 +14,7 @@ from bench import gpu_operations as operations
 from bench.gpu_measuring import Stopwatch
 from bench.gpu_model import RandomModel, Shape
 from workers.compression.allocation import allocate_uniform
+from workers.compression.eigen import solving_dtype
 from workers.compression.interpolation import interpolate
 from workers.compression.metrics import METHODS
 from workers.compression.shapes import InputGroup
@@ -21,6 +22,7 @@ from workers.compression.solve import Solution, solve_group
 from workers.compression.statistics import GroupStatistics, accumulation_dtype
 from workers.sweeps.boundaries import Boundaries, held, stride
 from workers.sweeps.calibration import CalibrationSweep, Observed
+from workers.sweeps.copies import copies
 
 DEFAULT_METHOD = "impact-kron"
 SOLVED = ("impact", DEFAULT_METHOD)
@@ -83,7 +85,7 @@ def compress(
             model.weights,
             observed,
             batches,
-            Boundaries(tiers, folder),
+            Boundaries(tiers, folder, copies(device)),
             keep_every=room.keep_every,
         )
     for number in range(sweep.blocks):
@@ -117,7 +119,13 @@ def _compress_group(
     for method in SOLVED:
         solutions.clear()
         with watch.step(f"solve {method}", factor, operations=operations.solving(group)):
-            solutions |= solve_group(group, weights, statistics, METHODS[method])
+            solutions |= solve_group(
+                group,
+                weights,
+                statistics,
+                METHODS[method],
+                dtype=solving_dtype(model.passage.device),
+            )
     for name, solution in solutions.items():
         rank = kept_rank(solution, keep)
         needed = operations.truncating(solution.layer, rank)

@@ -18,6 +18,7 @@ from torch import Tensor
 from bench import demo_data
 from service.inputs.texts.documents import Document, read_documents
 from service.settings import Settings
+from workers.compression.eigen import solving_dtype
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import Method
 from workers.compression.shapes import InputGroup
@@ -27,6 +28,7 @@ from workers.compression.unfuse import unfuse
 from workers.model.loading import load_model, prepare_model
 from workers.sweeps.boundaries import Boundaries
 from workers.sweeps.calibration import CalibrationSweep, Observed
+from workers.sweeps.copies import copies
 from workers.sweeps.passage import InMemory, Passage
 from workers.text.sequences import in_batches
 
@@ -88,7 +90,7 @@ def calibrated(
     observed = Observed(observations, tuple(groups), accumulation_dtype(passage.device))
     statistics: dict[str, GroupStatistics] = {}
     with tempfile.TemporaryDirectory() as folder:
-        boundaries = Boundaries(_free_memory(passage.device), Path(folder))
+        boundaries = Boundaries(_free_memory(passage.device), Path(folder), copies(passage.device))
         sweep = CalibrationSweep(passage, InMemory(passage), observed, batches, boundaries)
         for number in range(sweep.blocks):
             statistics |= sweep.forward(number)
@@ -118,6 +120,7 @@ def solved(
         {name: module.weight for name, module in modules.items()},
         statistics,
         method,
+        dtype=solving_dtype(next(iter(modules.values())).weight.device),
     )
 
 

@@ -190,6 +190,14 @@ def submit(
         int | None,
         typer.Option(min=1, metavar="N", help=r"\[default: one per GPU, or per two CPUs]"),
     ] = None,
+    accelerator_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Run on machines with GPUs of this type, as their label ray.io/accelerator-type "
+            "says: H100.",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="A label for the job.")] = None,
     priority: Annotated[
         int | None,
@@ -264,6 +272,7 @@ def submit(
             dtype=dtype,
             mixed_precision=mixed_precision,
             workers=workers,
+            accelerator_type=accelerator_type,
             priority=priority,
             limits=_limits(queue_limit, run_limit),
         )

@@ -46,6 +46,8 @@ HELD_OUT = "held-out"
 MAX_LIMIT_SECONDS = 30 * 86_400
 
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
+ACCELERATOR_TYPE_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+"""The value of a label of Ray; its operators `!` and `in(…)` are not for jobs."""
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 REPOSITORY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$"
@@ -461,6 +463,12 @@ class JobSpec(Body):
         ge=1,
         le=MAX_WORKERS,
         description="Unset: one per GPU, or per two CPUs, of the job's part of the cluster.",
+    )
+    accelerator_type: str | None = Field(
+        default=None,
+        pattern=ACCELERATOR_TYPE_PATTERN,
+        description="The workers' machines have GPUs of this type, as their label of Ray "
+        "`ray.io/accelerator-type` says: `H100`. Unset: any machines.",
     )
     priority: int = Field(
         default=0, ge=-100, le=100, description="Higher runs earlier, among one tenant's jobs."

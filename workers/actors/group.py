@@ -14,16 +14,27 @@ from service.domain.spec import JobSpec
 from service.errors import ClusterUnavailable, InsufficientResources
 from workers.actors.autoscaling import autoscales, refuses
 from workers.actors.interface import ASSEMBLING, SERVING, Worker
-from workers.actors.placement import POLL_SECONDS, Placement, Resources, fits, room
+from workers.actors.placement import (
+    ACCELERATOR_LABEL,
+    POLL_SECONDS,
+    Placement,
+    Resources,
+    fits,
+    room,
+)
 
 WAITING_SECONDS = 30
 """How long other jobs may hold the resources before the job's history records the wait."""
 
 
-def machines() -> list[Resources]:
-    """The resources of each machine that is alive in the cluster."""
+def machines(accelerator_type: str | None = None) -> list[Resources]:
+    """The resources of each machine that is alive in the cluster, of one type if it is given."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"]]
+    return [
+        node["Resources"]
+        for node in nodes
+        if node["Alive"] and accelerator_type in (None, node["Labels"].get(ACCELERATOR_LABEL))
+    ]
 
 
 class ActorGroup:
@@ -52,7 +63,9 @@ class ActorGroup:
         self._patience_seconds = patience_seconds
         self._on_growing = on_growing
         self._on_waiting = on_waiting
-        self._group: PlacementGroup = placement_group(placement.bundles, name=attempt)
+        self._group: PlacementGroup = placement_group(
+            placement.bundles, name=attempt, bundle_label_selector=placement.labels
+        )
         self.workers: list[Any] = []
 
     def __enter__(self) -> ActorGroup:
@@ -73,7 +86,7 @@ class ActorGroup:
         """Wait until there are machines for all workers, whoever uses them."""
         deadline = time.monotonic() + self._patience_seconds
         reported = None
-        while not fits(self.placement, nodes := machines()):
+        while not fits(self.placement, nodes := self._machines()):
             ready = room(self.placement, nodes)
             if time.monotonic() >= deadline:
                 raise self._insufficient(ready, "the autoscaler has not added the others in time")
@@ -85,16 +98,20 @@ class ActorGroup:
             self._group.wait(POLL_SECONDS)
 
     def _insufficient(self, ready: int, reason: str) -> InsufficientResources:
+        wanted = self.placement.count(self.placement.workers)
         return InsufficientResources(
-            f"the cluster has machines for {ready} of {self.placement.workers} workers with "
-            f"{self.placement.bundles[0]} each; {reason}",
+            f"the cluster has machines for {ready} of {wanted} with {self.placement.bundles[0]} "
+            f"each; {reason}",
             param="workers",
         )
+
+    def _machines(self) -> list[Resources]:
+        return machines(self.placement.accelerator_type)
 
     def _wait(self) -> None:
         reported = False
         while not self._group.wait(WAITING_SECONDS):
-            if not fits(self.placement, machines()):
+            if not fits(self.placement, self._machines()):
                 raise ClusterUnavailable(
                     f"The cluster no longer has the machines for {self.placement.bundles}."
                 )

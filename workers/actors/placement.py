@@ -22,6 +22,9 @@ Item = TypeVar("Item")
 Resources = Mapping[str, float]
 """The resources of a machine, as Ray reports them: `CPU`, `GPU` and more."""
 
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
+"""The label by which a machine says which GPUs it has; Ray sets it where it knows them."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -30,6 +33,7 @@ class Placement:
     workers: int
     cpus: int  # per worker
     gpus: int  # per worker: 0 or 1
+    accelerator_type: str | None = None  # of the machines; None: any
 
     @property
     def bundles(self) -> list[dict[str, float]]:
@@ -39,16 +43,31 @@ class Placement:
             bundle["GPU"] = self.gpus
         return [dict(bundle) for _ in range(self.workers)]
 
+    @property
+    def labels(self) -> list[dict[str, str]] | None:
+        """The labels that each bundle asks of its machine."""
+        if self.accelerator_type is None:
+            return None
+        return [{ACCELERATOR_LABEL: self.accelerator_type} for _ in range(self.workers)]
+
+    def count(self, workers: int) -> str:
+        """That many of the workers in words, by what each of them needs."""
+        what = "GPUs" if self.gpus else "workers"
+        kind = f" of type {self.accelerator_type}" if self.accelerator_type else ""
+        return f"{workers} {what}{kind}"
+
 
 def plan_placement(
     requested: int | None,
     nodes: Sequence[Resources],
     concurrent_jobs: int = 1,
     autoscales: Callable[[], bool] = lambda: False,
+    accelerator_type: str | None = None,
 ) -> Placement:
     """Give each worker one GPU if the cluster has GPUs, else an equal share of the CPUs.
 
-    `nodes` has the resources of each machine of the cluster; a worker never spans two machines.
+    `nodes` has the resources of each machine of the cluster, of those with GPUs of the
+    `accelerator_type` if the job names one; a worker never spans two machines.
     Unless a number of workers is `requested`, `concurrent_jobs` jobs divide the GPUs among them,
     or the CPUs if there are no GPUs. If a requested number of workers does not fit, even with one
     CPU each, and the cluster `autoscales`, each worker gets as much as one alone would. Raises
@@ -56,19 +75,29 @@ def plan_placement(
     """
     cpus = sum(int(node.get("CPU", 0)) for node in nodes)
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    if accelerator_type and not gpus:
+        raise InsufficientResources(
+            f"no machine of the cluster has GPUs of type {accelerator_type}; what types there are, "
+            f"the machines' labels {ACCELERATOR_LABEL} say",
+            param="accelerator_type",
+        )
     share = max(1, cpus // concurrent_jobs)
     by_default = gpus // concurrent_jobs if gpus else share // CPUS_PER_CPU_WORKER
     workers = requested or max(1, by_default)
     most_cpus = cpus // gpus if gpus else share // workers
     for cpus_each in range(max(1, most_cpus), 0, -1):
-        placement = Placement(workers, cpus_each, 1 if gpus else 0)
+        placement = Placement(workers, cpus_each, 1 if gpus else 0, accelerator_type)
         if fits(placement, nodes):
             return placement
     if workers > 1 and requested and autoscales():
-        return replace(plan_placement(1, nodes, concurrent_jobs), workers=workers)
+        alone = plan_placement(1, nodes, concurrent_jobs, accelerator_type=accelerator_type)
+        return replace(alone, workers=workers)
     unit = "GPU and a CPU" if gpus else "CPU"
+    where = (
+        f"the machines of type {accelerator_type} have" if accelerator_type else "the cluster has"
+    )
     raise InsufficientResources(
-        f"{workers} workers need a {unit} each; the cluster has {gpus} GPUs and {cpus} CPUs",
+        f"{workers} workers need a {unit} each; {where} {gpus} GPUs and {cpus} CPUs",
         param="workers",
     )
 

@@ -10,6 +10,7 @@ import torch
 
 from service.settings import Settings
 from workers.sweeps.boundaries import Boundaries
+from workers.sweeps.copies import copies
 
 SHARE_FOR_HIDDEN_STATES = 0.25
 """The part of the free memory for hidden states, unless a setting says otherwise; the same part is
@@ -46,7 +47,7 @@ def boundary_store(
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         tiers = {device: int(free * SHARE_OF_GPU), **tiers}
-    return Boundaries(tiers, folder), sum(tiers.values()) + files
+    return Boundaries(tiers, folder, copies(device)), sum(tiers.values()) + files
 
 
 def model_memory_bytes(device: torch.device, settings: Settings) -> int:

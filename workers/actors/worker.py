@@ -36,6 +36,7 @@ from workers.actors.versions import own_versions
 from workers.artifact.checkpoint_writer import check_roundable, check_writable
 from workers.compression.candidates import LayerCandidates, Width
 from workers.compression.checkpoint import Replacement
+from workers.compression.eigen import solving_dtype
 from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.metrics import METHODS
 from workers.compression.rounding.group import round_group
@@ -274,7 +275,9 @@ class Worker:
         layers = self._groups[group].layers
         tensors = self._opened.read([f"{layer.name}.weight" for layer in layers])
         weights = {layer.name: tensors[f"{layer.name}.weight"] for layer in layers}
-        solutions = solve_group(self._groups[group], weights, whole, self._method)
+        solutions = solve_group(
+            self._groups[group], weights, whole, self._method, dtype=solving_dtype(self._device)
+        )
         rounded = round_group(
             self._groups[group], weights, whole, self._widths, self._artifact_dtype
         )

@@ -89,20 +89,22 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
     noted = progress.last_noted(PLACED) or {}
     placement = choose_placement(
         Placement(**noted["placement"]) if "placement" in noted else None,
-        lambda nodes: plan_placement(spec.workers, nodes, settings.max_running_jobs, autoscales),
-        machines,
+        lambda nodes: plan_placement(
+            spec.workers, nodes, settings.max_running_jobs, autoscales, spec.accelerator_type
+        ),
+        lambda: machines(spec.accelerator_type),
         settings.retry_timeout_seconds,
     )
 
     def say_waiting() -> None:
-        count = f"{placement.workers} GPUs" if placement.gpus else f"{placement.workers} workers"
+        count = placement.count(placement.workers)
         progress.note(WAITING, f"Waits for {count} that others use.", asdict(placement))
 
     def say_growing(ready: int) -> None:
         progress.note(
             WAITING,
-            f"There are machines for {ready} of {placement.workers} workers; waits for those that "
-            "the autoscaler adds.",
+            f"There are machines for {ready} of {placement.count(placement.workers)}; waits for "
+            "those that the autoscaler adds.",
             {**asdict(placement), "ready": ready},
         )
 

@@ -9,8 +9,9 @@ For A = L W R the top left singular vectors U of A give the best rank-r layer
   G is needed only as Wᵀ G W, which is no larger than the smaller side.
 
 In both cases `down` = U_rᵀ L W = upᵀ G W. So a solution holds the layer's metric and one matrix of
-the smaller side, which give the factors of every rank. All arithmetic is in float64. A spectrum
-that is not finite, or negative beyond rounding, raises SolveFailed.
+the smaller side, which give the factors of every rank. All arithmetic is in float64, except for the
+eigenvectors on a GPU (`workers.compression.eigen`). A spectrum that is not finite, or negative
+beyond rounding, raises SolveFailed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor
 
 from workers.compression.candidates import LayerCandidates, RoundedCandidate, Storage
-from workers.compression.errors import NotFinite, SolveFailed
+from workers.compression.eigen import eigh, finite
+from workers.compression.errors import SolveFailed
 from workers.compression.metrics import LeftMetric, Method, RightMetric, input_magnitudes
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.compression.statistics import GroupStatistics, Moments
@@ -153,13 +155,15 @@ def solve_group(
     statistics: GroupStatistics,
     method: Method,
     *,
+    dtype: torch.dtype = torch.float64,
     max_rank: int | None = None,
 ) -> dict[str, Solution]:
     """Solve every layer of a group; the weights, by layer, are (out, in).
 
     `max_rank` overrides the default, each layer's break-even rank (a larger rank costs more than
     staying dense). Layers that no calibration token reached can only stay dense. Spectra are in
-    float64.
+    float64; with a `dtype` of float32 the eigenvectors are computed in it first, see
+    `workers.compression.eigen`.
 
     Raises SolveFailed naming the layer, if its numbers are not finite.
     """
@@ -172,7 +176,7 @@ def solve_group(
         if unreached:
             return _unsolved(layer, weight)
         left = method.left(statistics, layer).to(weight.device)
-        return _solved(layer, weight, left, inputs, max_rank)
+        return _solved(layer, weight, left, inputs, dtype, max_rank)
 
     return {layer.name: solve(layer) for layer in group.layers}
 
@@ -188,6 +192,7 @@ def _solved(
     weight: Tensor,
     left: LeftMetric,
     inputs: _Inputs,
+    dtype: torch.dtype,
     max_rank: int | None,
 ) -> Solution:
     dense = weight.double()
@@ -196,7 +201,7 @@ def _solved(
     mean_code = None
     if layer.output_is_smaller:
         spectrum, directions = _solve_outputs(
-            layer.name, inputs.response_moment(layer, dense), left
+            layer.name, inputs.response_moment(layer, dense), left, dtype
         )
         directions = directions[:, :rank]
         if mean is not None:
@@ -204,7 +209,7 @@ def _solved(
         directions = directions.to(torch.promote_types(weight.dtype, torch.float32))
     else:  # the directions stay in float64: small singular values would amplify rounding
         weighted = _weighted(layer, left, dense)
-        spectrum, directions = _solve_inputs(layer.name, weighted, inputs.root)
+        spectrum, directions = _solve_inputs(layer.name, weighted, inputs.root, dtype)
         directions = directions[:, :rank]
         if mean is not None:
             mean_code = directions.T @ weighted @ inputs.mean()
@@ -244,10 +249,10 @@ class _Inputs:
         """
         if self.moment is None or self.moment.ndim == 1:
             return None if self.moment is None else self.moment.sqrt()
-        factor, failed = torch.linalg.cholesky_ex(_finite(self._group.name, self.moment))
+        factor, failed = torch.linalg.cholesky_ex(finite(self._group.name, self.moment))
         if not failed:
             return torch.as_tensor(factor)
-        values, vectors = _eigh(self._group.name, self.moment)
+        values, vectors = eigh(self._group.name, self.moment, torch.float64)
         return vectors * _checked(self._group.name, values, self.moment.norm()).sqrt()
 
     def response_moment(self, layer: LinearLayer, weight: Tensor) -> Tensor:
@@ -284,23 +289,27 @@ def _times(matrix: Tensor, right: Tensor | None) -> Tensor:
     return matrix @ right if right.ndim == 2 else matrix * right
 
 
-def _solve_outputs(name: str, response_moment: Tensor, left: LeftMetric) -> tuple[Tensor, Tensor]:
+def _solve_outputs(
+    name: str, response_moment: Tensor, left: LeftMetric, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The eigenvalues of L (W S Wᵀ) Lᵀ, descending, and L⁻¹ U, shape (out, out)."""
     if left.moment is None:
         root = left.diagonal.sqrt()  # (out,): L
         size = left.diagonal.max()
-        values, vectors = _eigh(name, root[:, None] * response_moment * root)
+        values, vectors = eigh(name, root[:, None] * response_moment * root, dtype)
         directions = vectors / root[:, None]
     else:
         squared = left.moment + left.diagonal.diag()  # LᵀL
         size, factor = squared.norm(), _cholesky(name, squared)  # Lᵀ
-        values, vectors = _eigh(name, factor.T @ response_moment @ factor)
+        values, vectors = eigh(name, factor.T @ response_moment @ factor, dtype)
         directions = torch.linalg.solve_triangular(factor.T, vectors, upper=True)
     size = size * response_moment.norm()
     return _checked(name, values, size).flip(0), directions.flip(1)
 
 
-def _solve_inputs(name: str, weighted: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor]:
+def _solve_inputs(
+    name: str, weighted: Tensor, root: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The eigenvalues of Rᵀ (Wᵀ G W) R, descending, and R V Σ⁻¹, shape (in, in).
 
     Directions beyond the numerical rank are zero.
@@ -308,7 +317,7 @@ def _solve_inputs(name: str, weighted: Tensor, root: Tensor | None) -> tuple[Ten
     rooted = _times(weighted, root)
     if root is not None:
         rooted = root.T @ rooted if root.ndim == 2 else root[:, None] * rooted
-    values, vectors = _eigh(name, rooted)
+    values, vectors = eigh(name, rooted, dtype)
     size = weighted.norm() * (1 if root is None else root.square().sum())
     values, vectors = _checked(name, values, size).flip(0), vectors.flip(1)
     if root is not None:
@@ -319,20 +328,6 @@ def _solve_inputs(name: str, weighted: Tensor, root: Tensor | None) -> tuple[Ten
 def _inverse_root(values: Tensor) -> Tensor:
     """1/√λ, and 0 if λ is a rounding error relative to the largest."""
     return torch.where(values > NUMERICAL_RANK * values[0], values.rsqrt(), 0.0)
-
-
-def _eigh(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        values, vectors = torch.linalg.eigh(_finite(name, (matrix + matrix.T) / 2))
-    except RuntimeError as error:  # torch.linalg.LinAlgError, on every backend
-        raise SolveFailed(f"{name}: the eigendecomposition did not converge: {error}") from error
-    return values, vectors
-
-
-def _finite(name: str, matrix: Tensor) -> Tensor:
-    if not torch.isfinite(matrix).all():
-        raise NotFinite(f"{name}: its statistics are not finite")
-    return matrix
 
 
 def _cholesky(name: str, matrix: Tensor) -> Tensor:

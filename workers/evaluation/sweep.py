@@ -66,7 +66,9 @@ class EvaluationSweep:
                 dense = {name: model.get_submodule(name) for name in replaced}
                 replace_layers(model, replaced)
                 for index, calls in enumerate(self._calls):
-                    hidden = self._boundaries.get((variant, index), self._passage.device)
+                    hidden = self._boundaries.get(
+                        (variant, index), self._passage.device, following=(variant, index + 1)
+                    )
                     with self._autocast():
                         output = calls[number](block, hidden)
                     self._boundaries.put((variant, index), output)

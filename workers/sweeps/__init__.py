@@ -2,4 +2,5 @@
 
 calibration ──> passage       the model's own forward pass with its blocks taken out
      └────────> boundaries    the hidden states between the blocks
+                     └──────> copies    between a GPU and the host
 """

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workers.compression.errors import BoundariesTooLarge
+from workers.sweeps.copies import Copies, CopiesAtOnce, Copy
 
 KEY = "hidden"
 
@@ -46,10 +47,14 @@ class Boundaries:
     A tier is a device, and how many bytes of its memory may be used.
     """
 
-    def __init__(self, tiers: Mapping[torch.device, int], folder: Path) -> None:
+    def __init__(
+        self, tiers: Mapping[torch.device, int], folder: Path, copies: Copies | None = None
+    ) -> None:
         self._room = dict(tiers)
         self._folder = folder
-        self._held: dict[Hashable, tuple[torch.device, Tensor]] = {}
+        self._copies = copies or CopiesAtOnce()
+        self._held: dict[Hashable, tuple[torch.device, int, Copy]] = {}  # with its bytes there
+        self._ahead: dict[Hashable, Copy] = {}  # on its way to the device that computes
         self._files: dict[Hashable, Path] = {}
         self._written = 0
 
@@ -60,9 +65,10 @@ class Boundaries:
         """Keep a tensor in place of the one with the same key."""
         self.drop(key)
         for device, room in self._room.items():
-            if tensor.nbytes <= room:
-                self._room[device] -= tensor.nbytes
-                self._held[key] = device, tensor.to(device)
+            needed = self._copies.kept_bytes(tensor, device)
+            if needed <= room:
+                self._room[device] -= needed
+                self._held[key] = device, needed, self._copies.keep(tensor, device)
                 return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{self._written}.safetensors"
@@ -70,17 +76,24 @@ class Boundaries:
         save_file({KEY: tensor.contiguous()}, path)
         self._files[key] = path
 
-    def get(self, key: Hashable, device: torch.device) -> Tensor:
-        """The tensor with this key, on a device. Raises KeyError."""
-        if key in self._held:
-            return self._held[key][1].to(device)
-        return load_file(self._files[key])[KEY].to(device)
+    def get(self, key: Hashable, device: torch.device, following: Hashable | None = None) -> Tensor:
+        """The tensor with this key, on a device; `following` comes next, if it is there.
+
+        Raises KeyError.
+        """
+        if key not in self._held:
+            return load_file(self._files[key])[KEY].to(device)
+        wanted = self._ahead.pop(key, None) or self._copies.bring(self._held[key][-1], device)
+        if following in self._held and following not in self._ahead:
+            self._ahead[following] = self._copies.bring(self._held[following][-1], device)
+        return wanted.join().to(device)
 
     def drop(self, key: Hashable) -> None:
         """Forget the tensor with this key, if there is one."""
+        self._ahead.pop(key, None)
         if key in self._held:
-            tier, tensor = self._held.pop(key)  # a tensor on "cuda" says that it is on "cuda:0"
-            self._room[tier] += tensor.nbytes
+            tier, taken, _ = self._held.pop(key)  # a tensor on "cuda" says that it is on "cuda:0"
+            self._room[tier] += taken
         if path := self._files.pop(key, None):
             path.unlink()
 
@@ -88,3 +101,4 @@ class Boundaries:
         """Forget all tensors."""
         for key in [*self._held, *self._files]:
             self.drop(key)
+        self._copies.release()

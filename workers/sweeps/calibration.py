@@ -108,7 +108,7 @@ class CalibrationSweep:
         """
         losses = []
         for index, tokens in enumerate(self._batches):
-            hidden = self._boundaries.get((self.blocks, index), self._passage.device)
+            hidden = self._get(self.blocks, index)
             loss, gradient = self._loss(hidden, tokens.to(hidden.device))
             if not math.isfinite(loss):
                 raise NotFinite("the model's loss on the calibration text is not finite")
@@ -125,8 +125,8 @@ class CalibrationSweep:
         following = number - 1 if number else None
         with self._weights.hold(number, following) as block, self._observing(statistics):
             for index, calls in enumerate(self._calls):
-                hidden = self._boundaries.get((number, index), self._passage.device)
-                gradient = self._boundaries.get(("gradient", index), hidden.device)
+                hidden = self._get(number, index)
+                gradient = self._get("gradient", index)
                 hidden = hidden.detach().requires_grad_()
                 with torch.enable_grad(), self._autocast():
                     output = calls[number](block, hidden)
@@ -153,12 +153,18 @@ class CalibrationSweep:
     @torch.no_grad()
     def _advance(self, number: int, block: nn.Module, *, keep: bool) -> None:
         for index, calls in enumerate(self._calls):
-            hidden = self._boundaries.get((number, index), self._passage.device)
+            hidden = self._get(number, index)
             with self._autocast():
                 output = calls[number](block, hidden)
             if not keep:
                 self._boundaries.drop((number, index))
             self._boundaries.put((number + 1, index), output)
+
+    def _get(self, boundary: int | str, index: int) -> Tensor:
+        """What is kept of a batch, on the device; that of the next batch is fetched meanwhile."""
+        return self._boundaries.get(
+            (boundary, index), self._passage.device, following=(boundary, index + 1)
+        )
 
     def _kept(self, number: int) -> bool:
         """Whether a boundary stays for the backward sweep; those of the last segment all do."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from ray._private.label_utils import validate_label_selector
 
 from service.domain.job import new_job_id
 from service.domain.spec import JobSpec, Limits, read_stored, read_stored_limits
@@ -69,6 +70,26 @@ def test_what_this_version_does_not_know_is_refused_by_name(
     assert "newer version" in refused.value.detail
     assert "retry the job" in refused.value.detail
     assert not refused.value.failure().retryable
+
+
+@pytest.mark.parametrize("value", ["H100", "A100-80G", "NVIDIA_L4.24", "4", "x" * 63])
+def test_a_type_of_gpu_is_the_value_of_a_label(value: str) -> None:
+    spec = JobSpec.model_validate(
+        json.loads(small_spec().model_dump_json()) | {"accelerator_type": value}
+    )
+    assert spec.accelerator_type == value
+    assert validate_label_selector({"ray.io/accelerator-type": value}) is None
+
+
+@pytest.mark.parametrize(
+    "value", ["", "!H100", "in(H100, A100)", "H100 ", "-H100", "H100_", "H100\n", "x" * 64, 100]
+)
+def test_a_type_of_gpu_is_no_expression(value: object) -> None:
+    """Ray would take some of these for operators, and an empty one for any machine."""
+    document = json.loads(small_spec().model_dump_json())
+    with pytest.raises(ValidationError) as caught:
+        JobSpec.model_validate(document | {"accelerator_type": value})
+    assert [error["loc"] for error in caught.value.errors()] == [("accelerator_type",)]
 
 
 def test_a_long_value_is_cut() -> None:

@@ -164,6 +164,23 @@ def test_an_autoscaler_is_not_asked_for_what_no_job_has_requested(
         plan_placement(requested, nodes, autoscales=lambda: True)
 
 
+def test_a_type_of_gpu_is_asked_of_every_machine() -> None:
+    placement = plan_placement(None, [{"CPU": 8, "GPU": 2}], accelerator_type="H100")
+    assert placement == Placement(2, 4, 1, "H100")
+    assert placement.labels == [{"ray.io/accelerator-type": "H100"}] * 2
+    assert placement.count(1) == "1 GPUs of type H100"
+    grown = plan_placement(3, [{"CPU": 8, "GPU": 2}], 1, lambda: True, "H100")
+    assert grown == Placement(3, 4, 1, "H100")
+    assert Placement(2, 4, 1).labels is None
+
+
+@pytest.mark.parametrize("nodes", [[], [{"CPU": 8}]])
+def test_a_type_of_gpu_is_never_replaced_by_cpus(nodes: list[dict[str, float]]) -> None:
+    with pytest.raises(InsufficientResources, match="has GPUs of type H100") as caught:
+        plan_placement(1, nodes, 1, lambda: True, "H100")
+    assert caught.value.param == "accelerator_type"
+
+
 def test_a_bundle_reserves_what_one_worker_uses() -> None:
     assert Placement(2, 3, 0).bundles == [{"CPU": 3}, {"CPU": 3}]
     assert Placement(1, 3, 1).bundles == [{"CPU": 3, "GPU": 1}]

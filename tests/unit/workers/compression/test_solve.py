@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from workers.compression.allocation import global_allocation
+from workers.compression.candidates import total_error
 from workers.compression.errors import SolveFailed
 from workers.compression.metrics import METHODS, SHRINKAGE, RightMetric, importance
 from workers.compression.shapes import InputGroup, LinearLayer
@@ -73,13 +76,19 @@ class Problem:
         )
 
     def solve(
-        self, method: str = "impact", *, keep_outputs: bool = False, full: bool = True
+        self,
+        method: str = "impact",
+        *,
+        keep_outputs: bool = False,
+        full: bool = True,
+        dtype: torch.dtype = torch.float64,
     ) -> Solution:
         return solve_group(
             self.group,
             {self.layer.name: self.weight},
             self.statistics(keep_outputs=keep_outputs),
             METHODS[method],
+            dtype=dtype,
             max_rank=min(self.weight.shape) if full else None,
         )[self.layer.name]
 
@@ -395,6 +404,53 @@ def test_the_break_even_rank_is_the_last_that_saves_parameters(
     assert 1 <= rank <= min(out, inner)
     assert rank == 1 or cost(rank) < layer.parameters
     assert rank == min(out, inner) or cost(rank + 1) >= layer.parameters
+
+
+@shapes
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_vectors_in_float32_give_layers_as_good(out: int, inner: int, method: str) -> None:
+    case = problem(out, inner)
+    left, right = case.metrics(method)
+    exact = case.solve(method).spectrum
+    solution = case.solve(method, dtype=torch.float32)
+    least = 1e-9 * float(exact.sum())
+    for rank in range(1, min(out, inner) + 1):
+        factors = case.truncate(solution, rank)
+        error = float((left @ (case.weight - factors.up @ factors.down) @ right).square().sum())
+        claimed = float(solution.spectrum[rank:].sum())
+        assert error == pytest.approx(claimed, rel=1e-3, abs=least)
+        assert error <= 1.001 * float(exact[rank:].sum()) + least
+
+
+@pytest.mark.parametrize("decades", [2.0, 4.0, 5.5])
+@pytest.mark.parametrize("keep", [0.5, 0.8, 0.9])
+def test_vectors_in_float32_move_no_rank_that_matters(decades: float, keep: float) -> None:
+    """Layers whose inputs span few decades and many, as those of real models do."""
+    cases = [problem(36, inner, seed=seed) for seed, inner in enumerate((20, 36, 36, 50, 80))]
+    cases = [
+        replace(case, inputs=case.inputs * torch.logspace(2, 2 - decades / 2, inner).double())
+        for case in cases
+        for inner in [case.weight.shape[1]]
+    ]
+    options = {
+        dtype: [
+            replace(case.solve("impact", full=False, dtype=dtype).options(), name=str(number))
+            for number, case in enumerate(cases)
+        ]
+        for dtype in (torch.float64, torch.float32)
+    }
+    budget = int(keep * sum(layer.dense_cost for layer in options[torch.float64]))
+    ranks = {dtype: global_allocation(layers)(budget) for dtype, layers in options.items()}
+    best = total_error(options[torch.float64], ranks[torch.float64])
+    energy = math.fsum(float(layer.spectrum.sum()) for layer in options[torch.float64])
+    # What the float32 spectra say of their own ranks is the error of their own layers.
+    error = total_error(options[torch.float32], ranks[torch.float32])
+    assert error <= 1.001 * best + 1e-6 * energy
+    moved = [
+        abs((one or 0) - (other or 0))
+        for one, other in zip(*(each.values() for each in ranks.values()), strict=True)
+    ]
+    assert sum(moved) <= 2
 
 
 def test_only_ranks_that_save_parameters_are_kept() -> None:
