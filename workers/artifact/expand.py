@@ -32,7 +32,13 @@ from workers.artifact.checkpoint_writer import (
     write_modeling,
     write_shards,
 )
-from workers.compression.checkpoint import CONFIG_KEY, FORMAT, WEIGHTS_KEY, compressed_config
+from workers.compression.checkpoint import (
+    CONFIG_KEY,
+    FORMAT,
+    WEIGHTS_KEY,
+    BaseClasses,
+    compressed_config,
+)
 from workers.compression.unfuse import fused_parameters, joined, unfuse
 from workers.model.stored_tensors import StoredTensors
 
@@ -215,17 +221,10 @@ def _saved_form(model: Any) -> Callable[[str, Tensor], Mapping[str, Tensor]]:
 def _write_biased(folder: Path, base_config: Mapping[str, Any], biased: set[str]) -> None:
     """Write configuration and modelling file of the base model with biases in these layers."""
     model = _empty_model(base_config)
-    architecture, config_class = type(model).__name__, type(model.config).__name__
+    base = BaseClasses(*(type(each).__name__ for each in (model, model.base_model, model.config)))
     layers = dict.fromkeys(sorted(biased), (None, True))
-    write_json(
-        folder / "config.json", compressed_config(base_config, architecture, config_class, layers)
-    )
-    write_modeling(
-        folder,
-        architecture,
-        config_class,
-        unfused=bool(fused_parameters(model)),
-    )
+    write_json(folder / "config.json", compressed_config(base_config, base, layers))
+    write_modeling(folder, base, unfused=bool(fused_parameters(model)))
 
 
 def main(arguments: list[str]) -> int:
