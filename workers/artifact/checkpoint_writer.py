@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from service.domain.spec import JobSpec, bits_of
+from service.domain.spec import SIDES, JobSpec, SizeTarget
 from service.errors import ModelInvalid, NotACausalLM, TargetUnreachable
 from service.inputs.models.files import is_companion, model_paths
 from workers.artifact import integers
@@ -33,6 +33,7 @@ from workers.compression import checkpoint
 from workers.compression.candidates import Width
 from workers.compression.checkpoint import BaseClasses, Replacement
 from workers.compression.rounding.grid import RoundedWeight
+from workers.compression.shapes import LinearLayer
 from workers.model.configuration import without_kernels
 from workers.model.tensor_names import source_tensors
 from workers.model.unused_tensors import UnusedTensors
@@ -56,18 +57,32 @@ def check_writable(source: Path) -> UnusedTensors:
     return tensors.unused
 
 
-def check_roundable(source: Path, spec: JobSpec) -> None:
+def check_roundable(source: Path, spec: JobSpec, layers: Sequence[LinearLayer]) -> None:
     """Check that the layers of this model can be stored as integers, if a target wants that.
 
     Raises TargetUnreachable, which names the target.
     """
-    wanting = [number for number, target in enumerate(spec.targets) if bits_of(target)]
+    wanting = {
+        f"targets.{number}.precisions": target.precisions
+        for number, target in enumerate(spec.targets)
+        if not isinstance(target, SizeTarget) and target.precisions is not None
+    }
     if wanting and source_tensors(source).unfused:
         raise TargetUnreachable(
             "Layers of this model are stored together, as experts are, or transposed. They cannot "
             "be stored as integers yet: use 'keep'.",
-            param=f"targets.{wanting[0]}.precisions",
+            param=next(iter(wanting)),
         )
+    for param, precisions in wanting.items():
+        side = SIDES.get(precisions, 1)
+        for layer in layers:
+            if layer.in_features % side or layer.out_features % side:
+                raise TargetUnreachable(
+                    f"'{precisions}' has integers only for layers whose numbers of inputs and "
+                    f"outputs are multiples of {side}; '{layer.name}' has {layer.in_features} and "
+                    f"{layer.out_features}: choose other precisions.",
+                    param=param,
+                )
 
 
 def write_checkpoint(
