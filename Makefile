@@ -52,7 +52,7 @@ serve: $(STAMP)  ## Run the service here: API, dispatcher, Ray and a bucket, unt
 	@$(BIN)/eigenpress serve $(SERVE_ARGS)
 
 test: $(STAMP)  ## Run every test: unit, integration, acceptance, a few faults
-	$(PYTEST) tests
+	$(PYTEST) --ignore tests/serving tests
 
 test-unit: $(STAMP)  ## Run the unit tests
 	$(PYTEST) tests/unit
