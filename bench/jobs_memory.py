@@ -37,6 +37,24 @@ ROLES = {
 
 OF_JOBS = "jobs"
 
+HEAD = "all of Ray's head"
+PARTS_OF_HEAD = frozenset(
+    {
+        "gcs_server",
+        "raylet",
+        "dashboard",
+        "dashboard's modules",
+        "agent",
+        "runtime agent",
+        "monitors",
+        "client server",
+        "ray start",
+    }
+)
+
+JUDGED = ("API", "inspector", "dispatcher", HEAD)
+"""What has to be flat. The parts of Ray's head and the bucket's server are only shown."""
+
 FLAT_SHARE = 0.05
 """What grows by a smaller share, from a quarter of the jobs to the last one, is flat."""
 
@@ -158,18 +176,24 @@ def tree_bytes(folder: Path) -> tuple[int, int]:
 
 
 def growths(samples: Iterable[Sample], since: int) -> dict[str, Growth]:
-    """Fit a line to the memory of every role, from the job number `since` on.
+    """Fit a line to the memory of every role, and of Ray's head, from the job number `since` on.
 
     Nothing is fitted with fewer than three samples.
     """
-    fitted = [sample for sample in samples if sample.finished >= since]
+    fitted = {s.finished: with_head(s.memory) for s in samples if s.finished >= since}
     if len(fitted) < 3:
         return {}
-    names = [name for name in fitted[0].memory if name != OF_JOBS]
+    names = set.intersection(*(set(memory) for memory in fitted.values()))
     return {
-        name: growth({s.finished: s.memory[name] for s in fitted if name in s.memory})
-        for name in sorted(names)
+        name: growth({finished: memory[name] for finished, memory in fitted.items()})
+        for name in sorted(names - {OF_JOBS})
     }
+
+
+def with_head(memory: Mapping[str, int]) -> dict[str, int]:
+    """The memory by role, with the sum of the parts of Ray's head."""
+    head = sum(size for name, size in memory.items() if name in PARTS_OF_HEAD)
+    return dict(memory) | ({HEAD: head} if head else {})
 
 
 def growth(memory: Mapping[int, int]) -> Growth:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from bench.jobs import Finished, Load, handovers, report, step_seconds
-from bench.jobs_memory import Sample, growths, role
+from bench.jobs_memory import HEAD, Sample, growths, role, with_head
 
 MIB = 1 << 20
 
@@ -57,12 +57,17 @@ def test_growth_is_fitted_from_a_job_on() -> None:
 
     grown = growths([warming_up, *later], since=50)
 
-    assert set(grown) == {"API", "agent"}
+    assert set(grown) == {"API", "agent", HEAD}
     assert grown["API"].per_job == pytest.approx(0)
     assert grown["API"].flat
     assert grown["agent"].per_job == pytest.approx(MIB)
     assert grown["agent"].share == pytest.approx(30 / 150)
     assert not grown["agent"].flat
+
+
+def test_ray_s_head_is_the_sum_of_its_parts() -> None:
+    memory = {"gcs_server": 1, "raylet": 2, "agent": 4, "API": 8, "bucket": 16, "jobs": 32}
+    assert with_head(memory) == memory | {HEAD: 7}
 
 
 def test_a_free_place_counts_from_the_end_of_the_job_before() -> None:
@@ -130,6 +135,11 @@ def test_jobs_that_succeed_in_flat_memory_are_as_they_should_be() -> None:
             BOTH,
             [sample(count, {"API": count * MIB}) for count in (1, 2, 3)] + [QUIET],
             "API grew by 200%",
+        ),
+        (
+            BOTH,
+            [sample(count, {"raylet": count * MIB}) for count in (1, 2, 3)] + [QUIET],
+            "all of Ray's head grew by 200%",
         ),
         (
             BOTH,
