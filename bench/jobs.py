@@ -253,7 +253,8 @@ def report(
         problems.append(f"only {len(finished)} of {load.jobs} jobs have ended")
     for problem in problems:
         console.print(problem, markup=False)
-    console.print("not as it should be" if problems else "all jobs succeeded, memory is flat")
+    memory = "memory is flat" if grown else "too few samples to judge the memory"
+    console.print("not as it should be" if problems else f"all jobs succeeded, {memory}")
     return problems
 
 
@@ -305,7 +306,7 @@ def _seconds(time_of_day: str) -> float:
 
 
 def _p95(values: Sequence[float]) -> float:
-    return quantiles(values, n=20)[-1] if len(values) > 1 else values[0]
+    return quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
 
 
 def _parser() -> argparse.ArgumentParser:

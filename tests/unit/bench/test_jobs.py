@@ -122,6 +122,13 @@ def test_jobs_that_succeed_in_flat_memory_are_as_they_should_be() -> None:
     assert "memory is flat" in printed
 
 
+def test_nothing_is_said_of_memory_after_few_samples() -> None:
+    problems, printed = reported(BOTH, [*FLAT[:2], QUIET])
+
+    assert problems == []
+    assert "too few samples to judge the memory" in printed
+
+
 @pytest.mark.parametrize(
     ("jobs", "samples", "problem"),
     [
