@@ -104,12 +104,12 @@ def report_of(
     job: Job, dense: Evaluation | None, *results: TargetResult, probes: Sequence[Probe] = ()
 ) -> dict[str, Any]:
     seconds = {"resolve": 1.5}
-    return job_report(job, MODEL, OPTIONS, TEXTS, 2.5, dense, results, probes, seconds)
+    return job_report(job, MODEL, OPTIONS, TEXTS, 2.5, [0.25, 0.0], dense, results, probes, seconds)
 
 
 def test_what_stays_dense_is_said_with_its_reason(job: Job) -> None:
     unreached = replace(OPTIONS[0], max_rank=0)
-    report = job_report(job, MODEL, [unreached, OPTIONS[1]], TEXTS, 2.5, None, [], [], {})
+    report = job_report(job, MODEL, [unreached, OPTIONS[1]], TEXTS, 2.5, [0.25, 0.0], None, [], [], {})
     assert report["left_dense"] == [
         {"name": "head", "reason": "outside the transformer blocks"},
         {"name": "block.up", "reason": "no calibration token reached it"},
@@ -159,7 +159,7 @@ def test_what_was_dropped_is_said_per_layer_and_in_all(job: Job) -> None:
 
 def test_a_layer_without_any_energy_has_lost_none(job: Job) -> None:
     dead = [replace(layer, spectrum=torch.zeros(4).double()) for layer in OPTIONS]
-    report = job_report(job, MODEL, dead, TEXTS, 0.0, None, [RESULT], [], {})
+    report = job_report(job, MODEL, dead, TEXTS, 0.0, [], None, [RESULT], [], {})
     assert report["targets"][0]["dropped_energy_fraction"] == 0
     assert report["targets"][0]["layers"][0]["dropped_energy_fraction"] == 0
 
@@ -234,7 +234,7 @@ def test_spectra_are_bounded(job: Job, layers: int, points: int) -> None:
     flat = torch.ones(1000).double()
     wide = [LayerCandidates(f"layer.{number}", flat, 2, 32, 12, 0) for number in range(layers)]
     model = replace(MODEL, groups=())
-    spectra = job_report(job, model, wide, TEXTS, 2.5, None, [], [], {})["spectra"]
+    spectra = job_report(job, model, wide, TEXTS, 2.5, [0.25, 0.0], None, [], [], {})["spectra"]
     assert len(spectra) == layers
     assert len(spectra[0]["ranks"]) == len(spectra[0]["kept"]) <= points
     assert (spectra[0]["ranks"][0], spectra[0]["ranks"][-1]) == (1, 1000)
@@ -242,7 +242,7 @@ def test_spectra_are_bounded(job: Job, layers: int, points: int) -> None:
 
 def test_a_layer_without_a_spectrum_has_no_points(job: Job) -> None:
     unseen = [replace(OPTIONS[0], spectrum=torch.zeros(0).double(), max_rank=0), OPTIONS[1]]
-    report = job_report(job, MODEL, unseen, TEXTS, 2.5, None, [], [], {})
+    report = job_report(job, MODEL, unseen, TEXTS, 2.5, [0.25, 0.0], None, [], [], {})
     assert report["spectra"][0] == {"name": "block.up", "energy": 0, "ranks": [], "kept": []}
 
 
