@@ -70,6 +70,11 @@ def peak_host_bytes(model: Model, spec: JobSpec, cluster: Cluster) -> float:
     return FIRST_USE_BYTES + max(cost.in_host(cluster) for cost in costs)
 
 
+def peak_driver_bytes(model: Model, spec: JobSpec) -> float:
+    """The most memory that a job's driver takes beyond its program."""
+    return 0
+
+
 def activations(block: Block) -> int:
     """The numbers that a token's backward pass needs: about the layers' inputs and outputs."""
     return sum(
