@@ -215,7 +215,7 @@ def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     memory = 0 if arguments.files else arguments.memory_bytes
     os.environ |= {
         "EIGENPRESS_WORKER_MEMORY_BYTES": str(memory),
-        "EIGENPRESS_MODEL_MEMORY_BYTES": str(arguments.memory_bytes),
+        "EIGENPRESS_MODEL_MEMORY_BYTES": str(arguments.model_memory_bytes),
     }
     command = [str(Path(sys.executable).with_name("eigenpress")), "serve"]
     with Watch() as watch, serving(command, data, [inputs]) as server, Client(server.url) as client:
@@ -223,7 +223,7 @@ def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if job["state"] != "succeeded":
         raise JobFailed(f"the job is {job['state']}: {job.get('error')}")
     shapes = model_shapes(json.loads((inputs / "model" / "config.json").read_text()))
-    spec, here = JobSpec.model_validate(specification), this(memory, arguments.memory_bytes)
+    spec, here = JobSpec.model_validate(specification), this(memory, arguments.model_memory_bytes)
     predicted = {
         "worker": round(peak_host_bytes(shapes, spec, here)),
         "driver": round(peak_driver_bytes(shapes, spec)),
@@ -303,7 +303,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--curve", type=float, nargs="*", default=[0.8])
     parser.add_argument(
-        "--memory-bytes", type=int, default=8 << 20, help="of the worker, and of a whole model"
+        "--memory-bytes", type=int, default=8 << 20, help="EIGENPRESS_WORKER_MEMORY_BYTES"
+    )
+    parser.add_argument(
+        "--model-memory-bytes", type=int, default=128 << 20, help="EIGENPRESS_MODEL_MEMORY_BYTES"
     )
     parser.add_argument(
         "--files", action="store_true", help="keep hidden states and solved layers in files"
