@@ -99,7 +99,7 @@ class Watch:
 
     def begin(self, step: str) -> None:
         """A step begins; with the first one growth begins."""
-        for (_, pid), memory in self.of.items():
+        for (_, pid), memory in list(self.of.items()):  # the thread adds to them
             memory.look(pid, self._step)
             with suppress(OSError, KeyError):
                 if self._step == "start":
@@ -214,6 +214,7 @@ def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     memory = 0 if arguments.files else arguments.memory_bytes
     os.environ |= {
+        "EIGENPRESS_SUBMISSION_CHECK_SECONDS": "600",  # the machine may be busy
         "EIGENPRESS_WORKER_MEMORY_BYTES": str(memory),
         "EIGENPRESS_MODEL_MEMORY_BYTES": str(arguments.model_memory_bytes),
     }
