@@ -50,6 +50,7 @@ from workers.evaluation.programs import score_functions
 from workers.evaluation.sandbox import check_sandbox
 from workers.evaluation.scores import Scores
 from workers.evaluation.speed import decode_speed
+from workers.model.allocator import map_matrices
 from workers.model.blocks import StoredModel, traced_groups
 from workers.model.loading import (
     check_loads,
@@ -84,6 +85,7 @@ class Worker:
         self, spec: JobSpec, attempt: str, number: int, threads: int, held: HeldFiles
     ) -> None:
         torch.set_num_threads(threads)
+        map_matrices()
         self._spec = spec
         self.number = number
         self._method = METHODS[spec.method]
