@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -33,7 +34,7 @@ from bench.demo_server import serving
 from service.client.client import Client
 from service.domain.costs.cluster import Cluster
 from service.domain.costs.shapes import model_shapes
-from service.domain.costs.steps import peak_driver_bytes, peak_host_bytes
+from service.domain.costs.steps import peak_driver_bytes, peak_worker_bytes
 from service.domain.spec import JobSpec
 from tests.fixtures.models import byte_tokenizer
 
@@ -226,8 +227,8 @@ def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     shapes = model_shapes(json.loads((inputs / "model" / "config.json").read_text()))
     spec, here = JobSpec.model_validate(specification), this(memory, arguments.model_memory_bytes)
     predicted = {
-        "worker": round(peak_host_bytes(shapes, spec, here)),
-        "driver": round(peak_driver_bytes(shapes, spec)),
+        "worker": round(peak_worker_bytes(shapes, spec, here)),
+        "driver": round(peak_driver_bytes(shapes)),
     }
     return {
         "weights": weights,
@@ -256,8 +257,6 @@ def _follow(client: Client, job: Mapping[str, Any], watch: Watch) -> Mapping[str
 
 
 def _seconds(step: Mapping[str, Any]) -> float | None:
-    from datetime import datetime
-
     ends = step["started_at"], step["finished_at"]
     if None in ends:
         return None

@@ -50,7 +50,7 @@ from workers.evaluation.programs import score_functions
 from workers.evaluation.sandbox import check_sandbox
 from workers.evaluation.scores import Scores
 from workers.evaluation.speed import decode_speed
-from workers.model.allocator import map_matrices
+from workers.model.allocator import map_matrices, return_free_memory
 from workers.model.blocks import StoredModel, traced_groups
 from workers.model.loading import (
     check_loads,
@@ -300,6 +300,7 @@ class Worker:
         self._interpolated.clear()
         self._calibrator = self._measurer = self._stored = None
         self._model = self._loaded_from = None
+        return_free_memory()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
