@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from workers.compression.candidates import LayerCandidates, Storage, Width
 from workers.compression.metrics import METHODS
 from workers.compression.rounding.allocation import ByteBudget
 from workers.compression.rounding.feedback import round_with_feedback
-from workers.compression.rounding.grid import best_scales, nearest, stored_bytes
+from workers.compression.rounding.grid import RoundedWeight, best_scales, nearest, stored_bytes
 from workers.compression.rounding.group import DAMPING, round_group
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.compression.solve import solve_group
@@ -49,6 +50,9 @@ BLOCK = 32
 """The weights of a GGUF block: they share a step."""
 
 SCALES = torch.bfloat16
+UNIFORM = [Width(8), Width(4), Width(3), Width(2)]
+"""The widths of the quantisers that give every layer the same."""
+
 BYTES_OF_16_BITS = 2
 FRACTIONS = (0.52, 0.375, 0.28, 0.25, 0.203, 0.18)
 LEAST_FOR_VLLM = 0.27
@@ -133,10 +137,11 @@ class Bench:
 
     def rows(self, dense: Mapping[str, TextLoss]) -> Iterator[Row]:
         """All contenders at all sizes."""
-        for bits in (8, 4, 3, 2):
-            yield self._row(f"round to nearest, {bits} bit", dense, *self._nearest(Width(bits)))
-        for bits in (8, 4, 3, 2):
-            yield self._row(f"GPTQ, {bits} bit", dense, *self._one_sided(Width(bits)))
+        for width in UNIFORM:
+            name = f"round to nearest, {width.bits} bit"
+            yield self._row(name, dense, *self._nearest(width))
+        for width in UNIFORM:
+            yield self._row(f"GPTQ, {width.bits} bit", dense, *self._one_sided(width))
         for keep in (0.72, 0.54, 0.48):
             name = f"svd-llm uniform, int8 factors, keep {keep:g}"
             yield self._row(name, dense, *self._low_rank(keep))
@@ -183,20 +188,25 @@ class Bench:
 
         return self._each(rounded), self._bytes_at(width)
 
-    def _one_sided(self, width: Width) -> tuple[Weights, int]:
+    @cached_property
+    def _gptq(self) -> dict[str, dict[Width, RoundedWeight]]:
         """GPTQ: feedback along the inputs alone, by the same second moments and scales."""
-
-        def rounded(layer: LinearLayer, weight: Tensor) -> Tensor:
-            group = next(each for each in self._groups if layer in each.layers)
+        found = {}
+        for group in self._groups:
             inputs = self._statistics[group.name].inputs
             assert inputs is not None
             right = inputs.second_moment()
-            scales = best_scales(weight, right.diagonal(), width, SCALES)
             damped = right + DAMPING * right.diagonal().mean() * torch.ones(len(right)).diag()
-            (found,) = round_with_feedback(weight, [scales], [width], None, damped)
-            return found.dequantized()
+            for layer in group.layers:
+                weight = self._weights[layer.name]
+                scales = [best_scales(weight, right.diagonal(), w, SCALES) for w in UNIFORM]
+                rounded = round_with_feedback(weight, scales, UNIFORM, None, damped)
+                found[layer.name] = {each.width: each for each in rounded}
+        return found
 
-        return self._each(rounded), self._bytes_at(width)
+    def _one_sided(self, width: Width) -> tuple[Weights, int]:
+        weights = {name: each[width].dequantized() for name, each in self._gptq.items()}
+        return weights, self._bytes_at(width)
 
     def _low_rank(self, keep: float) -> tuple[Weights, int]:
         """Uniform ranks by SVD-LLM's whitening, with both factors in int8."""

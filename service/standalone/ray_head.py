@@ -59,6 +59,15 @@ _ENVIRONMENT = {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
 
+BOUNDS = {
+    # Ray's head would keep records of 100,000 actors and as many calls that have ended.
+    "RAY_maximum_gcs_destroyed_actor_cached_count": "200",
+    "RAY_task_events_max_num_task_in_gcs": "2000",
+    # Ray's agent keeps the counters of every worker that there ever was.
+    "RAY_enable_metrics_collection": "false",
+}
+"""What keeps Ray's memory from growing with every job; the environment may say otherwise."""
+
 
 class LocalRay:
     """A Ray head with dashboard and Jobs API; a context manager.
@@ -218,6 +227,7 @@ class LocalRay:
         session = str(self._session)
         own = {"PATH": path, "TMPDIR": session, _MARK: session}
         return {
+            **BOUNDS,
             **os.environ,
             **self._env,
             **_ENVIRONMENT,

@@ -1,4 +1,4 @@
-"""The memory of a worker does not depend on the depth of the model."""
+"""The memory of a job's worker and driver in the real service, beside the prediction."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ from pathlib import Path
 
 import pytest
 
-BLOCKS, HIDDEN, INTERMEDIATE = 16, 256, 768
-MOST = 160_000_000
-"""With the whole model in float32 and the statistics of all its layers it would be 220 MB."""
+SHAPE = {"--blocks": 16, "--hidden": 256, "--intermediate": 768}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_an_attempt_takes_less_memory_than_the_model(tmp_path: Path) -> None:
-    (tmp_path / "s3").mkdir()
-    command = [sys.executable, "-m", "tests.integration.peak_memory", str(tmp_path)]
-    command += ["--blocks", str(BLOCKS), "--hidden", str(HIDDEN)]
-    command += ["--intermediate", str(INTERMEDIATE)]
+def test_a_job_takes_the_memory_that_is_predicted(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.memory", "--scratch", str(tmp_path), "--curve"]
+    command += [str(word) for option in SHAPE.items() for word in option]
     ended = subprocess.run(
         command, check=False, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "."}
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
-    found = json.loads(ended.stdout.splitlines()[-1])
-    assert found["grown"] < MOST
-    assert found["grown"] < 1.25 * found["predicted"]
+    processes = json.loads(ended.stdout.splitlines()[-1])["processes"]
+    for name in ("worker", "driver"):
+        found = processes[name]
+        assert found["grown"] == pytest.approx(found["predicted"], rel=0.15), (name, found)

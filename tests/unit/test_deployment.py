@@ -17,6 +17,7 @@ from api.limits import MAX_BODY_SECONDS
 from api.schemas import Problem
 from service.settings import CONFIG_VARIABLE, SECRETS_VARIABLE, Settings
 from service.standalone import s3_security
+from service.standalone.ray_head import BOUNDS
 from tests.fixtures.composition import COMPOSE_FILE, ROOT, read_compose_file, start_order
 from tests.fixtures.wheels import wheel_folder
 
@@ -96,6 +97,11 @@ def test_only_known_settings_are_set() -> None:
     for service in SERVICES.values():
         given = {name for name in service.get("environment", {}) if name.startswith("EIGENPRESS")}
         assert given <= ours | {SECRETS_VARIABLE, CONFIG_VARIABLE}
+
+
+@pytest.mark.parametrize("service", ["ray-head", "ray-worker"])
+def test_ray_keeps_as_few_records_as_under_serve(service: str) -> None:
+    assert BOUNDS.items() <= SERVICES[service]["environment"].items()
 
 
 def test_the_proxy_takes_its_configuration() -> None:

@@ -54,6 +54,7 @@ from workers.evaluation.programs import score_functions
 from workers.evaluation.sandbox import check_sandbox
 from workers.evaluation.scores import Scores
 from workers.evaluation.speed import decode_speed
+from workers.model.allocator import map_matrices, return_free_memory
 from workers.model.blocks import StoredModel, traced_groups
 from workers.model.loading import (
     check_loads,
@@ -94,6 +95,8 @@ class Worker:
         self._widths = [Width(bits) for bits in spec.widths]
         self._held = held
         self._settings = Settings()
+        if self._settings.worker_memory_bytes is not None:
+            map_matrices()
         self._scratch = self._settings.scratch_dir / attempt / f"worker-{number}"
         self._versions = own_versions()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -323,6 +326,7 @@ class Worker:
         self._interpolated.clear()
         self._calibrator = self._measurer = self._stored = None
         self._model = self._loaded_from = None
+        return_free_memory()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -158,6 +158,7 @@ class Attempt:
                 options,
                 texts,
                 calibration_loss,
+                sweeping.idle_shares,
                 dense,
                 results,
                 probes,

@@ -70,12 +70,16 @@ def job_report(
     options: Sequence[LayerCandidates],
     texts: Texts,
     calibration_loss: float,
+    idle_shares: Sequence[float],
     dense: Evaluation | None,
     results: Sequence[TargetResult],
     probes: Sequence[Probe],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The report of the whole job; `calibration_loss` is in nats per predicted token."""
+    """The report of the whole job; `calibration_loss` is in nats per predicted token.
+
+    `idle_shares` has by worker the share of calibrating and solving in which it had nothing to do.
+    """
     spec = job.spec
     documents = {text.name: text.documents for text in texts.evaluation}
     length = spec.calibration.sequence_length
@@ -99,6 +103,7 @@ def job_report(
             "documents": texts.calibration_documents,
             "skipped_files": len(texts.skipped_files),
             "loss": calibration_loss,
+            "idle_shares": [round(share, 4) for share in idle_shares],
         },
         "evaluation": {"dense": dense and _measured(dense, None, documents)},
         "targets": [

@@ -46,7 +46,7 @@ def interpolate(factors: Factors) -> Interpolation:
     up, rank = factors.up.double(), factors.rank
     packed, pivots, _ = torch.linalg.lu_factor_ex(up)
     permutation = _permutation(pivots, len(up))  # [basis outputs, the others]
-    lower = packed[:, :rank].tril(-1)
+    lower = packed.tril_(-1)  # (out, r)
     corner = lower[:rank] + torch.eye(rank, dtype=up.dtype, device=up.device)
     rest = torch.linalg.solve_triangular(
         corner, lower[rank:], upper=False, unitriangular=True, left=False

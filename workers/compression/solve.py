@@ -120,7 +120,7 @@ class Solution:
         weight = weight.double()
         directions = self.directions[:, :rank].to(weight)
         up = directions if self.layer.output_is_smaller else weight @ directions
-        down = directions.T @ _weighted(self.layer, self.left.to(weight.device), weight)
+        down = _downwards(self.layer, self.left.to(weight.device), weight, directions, up)
         if not (up.isfinite().all() and down.isfinite().all()):
             raise SolveFailed(f"{self.layer.name}: its factors of rank {rank} are not finite")
         if self.mean is not None and self.mean_code is not None:
@@ -222,6 +222,16 @@ def _weighted(layer: LinearLayer, left: LeftMetric, weight: Tensor) -> Tensor:
         return left.times(weight)
     gram = weight.T @ (left.diagonal[:, None] * weight)
     return gram if left.moment is None else gram + left.moment
+
+
+def _downwards(
+    layer: LinearLayer, left: LeftMetric, weight: Tensor, directions: Tensor, up: Tensor
+) -> Tensor:
+    """upᵀ G W, (r, in). No matrix of the weight's shape is made on the way."""
+    if layer.output_is_smaller:
+        return left.times(up).T @ weight
+    down = (left.diagonal[:, None] * up).T @ weight
+    return down if left.moment is None else down.addmm_(directions.T, left.moment)
 
 
 class _Inputs:

@@ -7,7 +7,6 @@ memory for two blocks suffices for a model of any depth.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from service.errors import ModelInvalid
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.shapes import InputGroup
 from workers.compression.unfuse import unfuse
+from workers.model.allocator import return_free_memory
 from workers.model.configuration import load_configuration
 from workers.model.loading import stored_dtype
 from workers.model.model_errors import naming_model_errors
@@ -97,7 +97,7 @@ class StoredModel:
         finally:
             for name, _ in block.named_parameters():
                 set_module_tensor_to_device(block, name, META)
-            _return_free_memory()
+            return_free_memory()
 
     def read(self, names: Sequence[str]) -> dict[str, Tensor]:
         """These tensors of the blocks, in the precision of the model, on its device."""
@@ -156,9 +156,3 @@ class StoredModel:
     def _place(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             set_module_tensor_to_device(self.model, name, self.device, value=tensor)
-
-
-def _return_free_memory() -> None:
-    """Have glibc give free pages back to the system; between large blocks it keeps them."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)

@@ -36,6 +36,7 @@ PIECES_KEPT = 2  # stored tensors that stay in the host's memory while groups ar
 SOLVES_AT_ONCE = 2  # one runs, and one has its shards fetched
 BLOCKS_IN_FLIGHT = 2  # whose low-rank layers are sent while one block is measured
 PREFETCHED_LAYERS = 4  # sent while a layer of an artifact is written
+UPLOADED_BYTES = 10 * (8 << 20)  # the parts of a file that are uploaded at the same time
 CACHED_BYTES = 1 << 30  # of low-rank layers that a worker made last
 PROBES_PER_QUALITY = 8
 STATISTICS_TOUCHES = 8
@@ -56,18 +57,42 @@ def step_costs(model: Model, spec: JobSpec, cluster: Cluster) -> dict[Step, Cost
     return _Prediction(model, spec, cluster).steps()
 
 
-FIRST_USE_BYTES = 75e6
-"""What libraries allocate when they are first used, measured with a tiny model by
-`tests/integration/peak_memory.py`."""
+FIRST_USE_BYTES = 145e6
+"""What a worker's libraries take once they are used, measured with small models by `bench.memory`:
+a half by loading a model, the rest by products, decompositions and clients of the bucket."""
+
+OBJECTS_BYTES = 0.3e6
+"""A block's modules, hooks, names and calls in a worker, without any number of its weights."""
+
+DRIVER_FIRST_USE_BYTES = 235e6
+"""The same for the driver, most of it torch, which it imports with the first spectra."""
+
+DRIVER_OBJECTS_BYTES = 0.15e6
+"""A block's names, ranks and references in a driver."""
+
+HULL_ARRAYS = 8
+"""How many numbers the allocation holds for each of a spectrum."""
 
 
-def peak_host_bytes(model: Model, spec: JobSpec, cluster: Cluster) -> float:
-    """The most of the host's memory that a worker takes beyond its program and libraries.
+def peak_worker_bytes(model: Model, spec: JobSpec, cluster: Cluster) -> float:
+    """The most of the host's memory that a worker takes beyond its program.
 
-    Hidden states and solutions fill their budgets at most.
+    Hidden states and solutions fill their budgets at most. The proof has a process of its own.
     """
-    costs = step_costs(model, spec, cluster).values()
-    return FIRST_USE_BYTES + max(cost.in_host(cluster) for cost in costs)
+    costs = step_costs(model, spec, cluster)
+    held = max(cost.in_host(cluster) for step, cost in costs.items() if step is not Step.PROVE)
+    return FIRST_USE_BYTES + OBJECTS_BYTES * len(model.blocks) + held
+
+
+def peak_driver_bytes(model: Model) -> float:
+    """The most memory that a job's driver takes beyond its program.
+
+    Of the tensors it holds the spectra alone.
+    """
+    groups = (group for block in model.blocks for group in block.groups)
+    spectra = 8 * sum(g.copies * sum(la.smaller_side for la in g.layers) for g in groups)
+    objects = DRIVER_OBJECTS_BYTES * len(model.blocks)
+    return DRIVER_FIRST_USE_BYTES + objects + (1 + HULL_ARRAYS) * spectra
 
 
 def activations(block: Block) -> int:
@@ -114,7 +139,11 @@ class _Prediction:
             Step.ASSEMBLE: self._assembly(),
             Step.PROVE: self._proof(),
             Step.EVALUATE: evaluated if spec.evaluation.enabled else Cost(),
-            Step.PUBLISH: Cost(network_moved=own * writers, disk_moved=own * writers),
+            Step.PUBLISH: Cost(
+                network_moved=own * writers,
+                disk_moved=own * writers,
+                host_held=min(own, UPLOADED_BYTES) * writers,
+            ),
         }
 
     def _calibration(self) -> Cost:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -21,11 +22,17 @@ from service.domain.job import new_job_id
 from service.errors import ClusterUnavailable, InvalidParameter
 from service.standalone import ray_head as local_ray_module
 from service.standalone.ports import choose_port
-from service.standalone.ray_head import LocalRay
+from service.standalone.ray_head import BOUNDS, LocalRay
 from service.standalone.subprocesses import is_running
 from tests.fixtures.waiting import wait_until
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+FEW = {
+    "RAY_maximum_gcs_destroyed_actor_cached_count": "1",
+    "RAY_task_events_max_num_task_in_gcs": "3",
+}
+"""Lower bounds than those of the product, which take hundreds of jobs to reach."""
 
 STUBBORN = """
 import os, pathlib, signal, subprocess, sys, time
@@ -46,7 +53,8 @@ pathlib.Path(sys.argv[1]).write_text(json.dumps(seen))
 def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
     """A Ray of this module's own, beside the session's."""
     directory = tmp_path_factory.mktemp("own-ray")
-    with LocalRay(directory, num_cpus=1, num_gpus=2, env={"PASSED_ON": "yes"}) as ray:
+    assert FEW.keys() < BOUNDS.keys()
+    with LocalRay(directory, num_cpus=1, num_gpus=2, env={"PASSED_ON": "yes"} | FEW) as ray:
         yield ray
 
 
@@ -54,6 +62,14 @@ def script(folder: Path, code: str) -> str:
     """A driver's command that runs `code` with the path of its output as first argument."""
     (folder / "driver.py").write_text(code)
     return f"python {folder / 'driver.py'} {folder / 'out'}"
+
+
+def listed(ray: LocalRay, records: str) -> list[dict[str, Any]]:
+    """Ray's records of this kind."""
+    url = f"{ray.dashboard_url}/api/v0/{records}"
+    answer = httpx.get(url, headers=authorization(), trust_env=False, timeout=30).json()
+    found: list[dict[str, Any]] = answer["data"]["result"]["result"]
+    return found
 
 
 def start_driver(ray: LocalRay, folder: Path, code: str) -> str:
@@ -149,9 +165,7 @@ def test_two_run_side_by_side(ray: LocalRay, local_ray: LocalRay) -> None:
 
 
 def test_it_has_the_resources_asked_for(ray: LocalRay) -> None:
-    url = f"{ray.dashboard_url}/api/v0/nodes"
-    nodes = httpx.get(url, headers=authorization(), trust_env=False, timeout=30).json()
-    (node,) = nodes["data"]["result"]["result"]
+    (node,) = listed(ray, "nodes")
     assert node["resources_total"]["CPU"] == 1
     assert node["resources_total"]["GPU"] == 2
 
@@ -160,6 +174,36 @@ def test_drivers_get_our_python_and_the_environment(ray: LocalRay, tmp_path: Pat
     seen = json.loads(start_driver(ray, tmp_path, REPORTING))
     assert Path(seen["python"]).samefile(sys.executable)
     assert seen["passed"] == "yes"
+
+
+CALLS = """
+import os, pathlib, ray, sys
+ray.init()
+
+@ray.remote(num_cpus=0)
+class Actor:
+    def call(self):
+        pass
+
+actor = Actor.remote()
+ray.get([actor.call.remote() for _ in range(5)])
+pathlib.Path(sys.argv[1]).write_text("called")
+"""
+
+
+def test_it_keeps_few_records_of_what_has_ended(ray: LocalRay, tmp_path: Path) -> None:
+    start_driver(ray, tmp_path, CALLS)
+    # Two actors have ended, the driver's own and the one that watched the driver.
+    wait_until(lambda: {actor["state"] for actor in listed(ray, "actors")} == {"DEAD"})
+
+    assert len(listed(ray, "actors")) == 1
+    assert 1 <= len(listed(ray, "tasks")) <= 3
+
+
+def test_its_agent_keeps_no_counters_of_workers(ray: LocalRay) -> None:
+    session = Path((ray.token_path.parent / "session").read_text())
+    (port,) = session.glob("r/session_latest/metrics_export_port_*")
+    assert port.read_text() == "-1"
 
 
 @pytest.mark.parametrize("head_first", [False, True], ids=["stopped", "head killed first"])

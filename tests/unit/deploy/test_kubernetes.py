@@ -211,9 +211,11 @@ def test_ray_is_started_as_by_compose(manifests: list[Manifest]) -> None:
             name: value for name, value in expected.items() if name not in by_kuberay
         }
         (container,) = group["template"]["spec"]["containers"]
-        ours = {entry["name"]: entry.get("value") for entry in container["env"]}
-        subreaper = "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper"
-        assert ours[subreaper] == COMPOSE[service]["environment"][subreaper]
+        given = only(manifests, "ConfigMap", "eigenpress-settings")["data"]
+        ours = given | {entry["name"]: entry.get("value") for entry in container["env"]}
+        for name, value in COMPOSE[service]["environment"].items():
+            if name.startswith("RAY_") and "AUTH" not in name:
+                assert ours[name] == value
 
 
 def nodes(group: Manifest, replicas: int) -> list[Resources]:

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from service.domain.job import Job, new_job_id
-from service.domain.spec import HELD_OUT, JobSpec, QualityTarget, SizeTarget
+from service.domain.spec import HELD_OUT, ByteTarget, JobSpec, QualityTarget, SizeTarget
 from service.domain.states import JobState
 from workers.actors.replies import ModelSummary
 from workers.artifact.size import CheckpointSize
 from workers.attempt.probes import Probe
 from workers.attempt.report import Evaluation, TargetResult, job_report, model_card
-from workers.compression.candidates import LayerCandidates
+from workers.compression.candidates import LayerCandidates, RoundedCandidate, Width
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.losses import SequenceLoss, TextLoss
@@ -42,8 +42,19 @@ MODEL = ModelSummary(
     left_out={"v_head.weight": "foreign"},
 )
 OPTIONS = [
-    LayerCandidates("block.up", torch.tensor([6.0, 3.0, 1.0, 0.0]).double(), 2, 32, 12, 0),
-    LayerCandidates("block.down", torch.tensor([5.0, 3.0, 1.0, 1.0]).double(), 2, 36, 12, 4),
+    LayerCandidates(
+        "block.up",
+        torch.tensor([6.0, 3.0, 1.0, 0.0]).double(),
+        2,
+        32,
+        12,
+        0,
+        dense_bytes=64,
+        rounded=(RoundedCandidate(Width(4), 30, 0.5),),
+    ),
+    LayerCandidates(
+        "block.down", torch.tensor([5.0, 3.0, 1.0, 1.0]).double(), 2, 36, 12, 4, dense_bytes=72
+    ),
 ]
 TEXTS = Texts(
     40,
@@ -104,12 +115,13 @@ def report_of(
     job: Job, dense: Evaluation | None, *results: TargetResult, probes: Sequence[Probe] = ()
 ) -> dict[str, Any]:
     seconds = {"resolve": 1.5}
-    return job_report(job, MODEL, OPTIONS, TEXTS, 2.5, dense, results, probes, seconds)
+    return job_report(job, MODEL, OPTIONS, TEXTS, 2.5, [0.25, 0.0], dense, results, probes, seconds)
 
 
 def test_what_stays_dense_is_said_with_its_reason(job: Job) -> None:
     unreached = replace(OPTIONS[0], max_rank=0)
-    report = job_report(job, MODEL, [unreached, OPTIONS[1]], TEXTS, 2.5, None, [], [], {})
+    options = [unreached, OPTIONS[1]]
+    report = job_report(job, MODEL, options, TEXTS, 2.5, [], None, [], [], {})
     assert report["left_dense"] == [
         {"name": "head", "reason": "outside the transformer blocks"},
         {"name": "block.up", "reason": "no calibration token reached it"},
@@ -137,6 +149,8 @@ def test_size_is_said_three_ways(job: Job) -> None:
         "model_fraction": 180 / 200,
         "bytes": 4000,
         "linear_parameters": kept,
+        "linear_bytes": 2 * kept,
+        "linear_bytes_fraction": kept / LINEAR,
         "parameters": 180,
     }
     assert (target["name"], target["keep"], target["scope"]) == ("keep-0.8", 0.8, "linear")
@@ -151,15 +165,33 @@ def test_what_was_dropped_is_said_per_layer_and_in_all(job: Job) -> None:
         "out_features": 8,
         "in_features": 4,
         "rank": 1,
+        "bits": None,
         "parameters": 11,
+        "bytes": 22,
         "dropped_energy_fraction": pytest.approx(0.4),
     }
     assert (down["rank"], down["parameters"], down["dropped_energy_fraction"]) == (None, 36, 0)
 
 
+def test_integers_have_bits_and_a_price(job: Job) -> None:
+    forms = {"block.up": Width(4), "block.down": None}
+    target = replace(RESULT, target=ByteTarget(bytes_fraction=0.8), forms=forms)
+    report = report_of(job, DENSE, target)
+    (found,) = report["targets"]
+    assert found["name"] == "bytes-0.8"
+    assert (found["layers"][0]["rank"], found["layers"][0]["bits"]) == (None, 4)
+    assert found["size"]["linear_bytes"] == 30 + 72
+    assert found["size"]["linear_fraction"] == 1
+    assert found["predicted_loss_increase"] == 0.25
+    card = model_card(report, "bytes-0.8")
+    assert f"compressed to {102 / (2 * LINEAR):.1%} of the bytes of its linear layers" in card
+    assert "trust_remote_code" not in card
+    assert "trust_remote_code" in model_card(report_of(job, DENSE, RESULT), "keep-0.8")
+
+
 def test_a_layer_without_any_energy_has_lost_none(job: Job) -> None:
     dead = [replace(layer, spectrum=torch.zeros(4).double()) for layer in OPTIONS]
-    report = job_report(job, MODEL, dead, TEXTS, 0.0, None, [RESULT], [], {})
+    report = job_report(job, MODEL, dead, TEXTS, 0.0, [], None, [RESULT], [], {})
     assert report["targets"][0]["dropped_energy_fraction"] == 0
     assert report["targets"][0]["layers"][0]["dropped_energy_fraction"] == 0
 
@@ -234,7 +266,7 @@ def test_spectra_are_bounded(job: Job, layers: int, points: int) -> None:
     flat = torch.ones(1000).double()
     wide = [LayerCandidates(f"layer.{number}", flat, 2, 32, 12, 0) for number in range(layers)]
     model = replace(MODEL, groups=())
-    spectra = job_report(job, model, wide, TEXTS, 2.5, None, [], [], {})["spectra"]
+    spectra = job_report(job, model, wide, TEXTS, 2.5, [0.25, 0.0], None, [], [], {})["spectra"]
     assert len(spectra) == layers
     assert len(spectra[0]["ranks"]) == len(spectra[0]["kept"]) <= points
     assert (spectra[0]["ranks"][0], spectra[0]["ranks"][-1]) == (1, 1000)
@@ -242,7 +274,7 @@ def test_spectra_are_bounded(job: Job, layers: int, points: int) -> None:
 
 def test_a_layer_without_a_spectrum_has_no_points(job: Job) -> None:
     unseen = [replace(OPTIONS[0], spectrum=torch.zeros(0).double(), max_rank=0), OPTIONS[1]]
-    report = job_report(job, MODEL, unseen, TEXTS, 2.5, None, [], [], {})
+    report = job_report(job, MODEL, unseen, TEXTS, 2.5, [0.25, 0.0], None, [], [], {})
     assert report["spectra"][0] == {"name": "block.up", "energy": 0, "ranks": [], "kept": []}
 
 
@@ -296,6 +328,7 @@ def test_the_report_says_what_was_done(job: Job) -> None:
         "documents": 40,
         "skipped_files": 1,
         "loss": 2.5,
+        "idle_shares": [0.25, 0.0],
     }
     assert [layer["name"] for layer in report["left_dense"]] == ["head"]
     assert report["seconds"] == {"resolve": 1.5}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fixtures.in_process import Reference, answer_for_ray
 from workers.attempt.resume import Resumption
-from workers.attempt.sweeping import Sweeping
+from workers.attempt.sweeping import Busy, Sweeping
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.resumption.calibrated import Calibrated
 from workers.sweeps.passes import Kind, Pass, Sweeps
@@ -104,3 +104,19 @@ def test_nothing_to_do_ends_at_once() -> None:
     each = sweeping(workers, [group.name for group in GROUPS], passes=[])
     assert list(each.until_all_passed()) == list(each.until_all_solved()) == []
     assert workers.calls == []
+
+
+def test_idle_is_a_worker_without_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("workers.attempt.sweeping.time.monotonic", lambda: now)
+    busy = Busy(2)
+    for event, number, now in (  # noqa: B007 - the clock reads it
+        (busy.begins, 0, 1.0),
+        (busy.begins, 0, 2.0),
+        (busy.begins, 1, 3.0),
+        (busy.ends, 0, 4.0),
+        (busy.ends, 1, 5.0),
+        (busy.ends, 0, 9.0),
+    ):
+        event(number)
+    assert busy.idle_shares() == [0.0, 0.75]

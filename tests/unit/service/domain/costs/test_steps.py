@@ -14,9 +14,10 @@ from service.domain.costs import steps
 from service.domain.costs.cluster import Cost
 from service.domain.costs.formulas import block_statistics
 from service.domain.costs.shapes import model_shapes
-from service.domain.costs.steps import peak_host_bytes, step_costs
+from service.domain.costs.steps import peak_driver_bytes, peak_worker_bytes, step_costs
 from service.domain.spec import JobSpec, QualityTarget
 from service.domain.states import Step
+from service.storage import s3
 from tests.fixtures.models import ARCHITECTURES, tiny_model
 from workers.actors import assembler, room, worker
 from workers.attempt.loss_sweeps import BLOCKS_IN_FLIGHT
@@ -40,6 +41,7 @@ def test_constants_are_the_engine_s() -> None:
     assert steps.BLOCKS_IN_FLIGHT == BLOCKS_IN_FLIGHT
     assert steps.PREFETCHED_LAYERS == assembler.PREFETCHED_LAYERS
     assert steps.CACHED_BYTES == worker.CACHED_BYTES
+    assert s3.DOWNLOADS * s3._TRANSFER.multipart_chunksize == steps.UPLOADED_BYTES
     assert steps.SOLVES_AT_ONCE == IN_FLIGHT_PER_QUEUE
     assert steps.PROBES_PER_QUALITY == MAX_PROBES
     assert steps.PIECES_KEPT == PIECES_KEPT
@@ -138,13 +140,21 @@ def test_a_whole_model_takes_what_a_machine_has_for_it() -> None:
     assert small[Step.PROVE].host_held == 10**9
 
 
-def test_a_worker_s_peak_does_not_depend_on_the_depth() -> None:
-    machine = replace(cluster(1), gpus=False, worker_memory=10**9, model_memory=10**9)
-    peak = peak_host_bytes(LLAMA, SPEC, machine)
-    assert peak == peak_host_bytes(DEEPER, SPEC, machine)
+def test_a_worker_s_peak_grows_with_the_depth_by_objects_alone() -> None:
+    machine = replace(cluster(1), gpus=False, worker_memory=10**9, model_memory=10**12)
+    peak = peak_worker_bytes(LLAMA, SPEC, machine)
+    deeper = peak_worker_bytes(DEEPER, SPEC, machine)
+    assert deeper - peak == pytest.approx(32 * steps.OBJECTS_BYTES)
     blocks = 2 * LLAMA.blocks[0].parameters * 4
     statistics = 2 * block_statistics(LLAMA.blocks[0], SPEC.method) * 8
     assert peak > LLAMA.outside * 4 + blocks + statistics + 2 * 10**9
+
+
+def test_a_driver_holds_spectra_and_no_weights() -> None:
+    spectra = 8 * 32 * 7 * 4096
+    grown = peak_driver_bytes(DEEPER) - peak_driver_bytes(LLAMA)
+    assert spectra < grown < 10 * spectra + 32 * 10**6
+    assert grown < BLOCKS / 100
 
 
 def test_a_method_without_gradients_needs_one_sweep() -> None:
