@@ -260,7 +260,7 @@ def _write_configuration(
     if replacements.rounded:
         config[integers.CONFIG_KEY] = integers.quantization_config(replacements.rounded)
     if replacements.rounded and not replacements.low_rank:  # any loader can read it
-        config["architectures"] = [base.architecture]
+        config = checkpoint.marked_config(config, base, {})
     else:
         config = checkpoint.compressed_config(config, base, replacements.low_rank)
         write_modeling(folder, base, unfused=unfused)

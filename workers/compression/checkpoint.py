@@ -152,6 +152,24 @@ def modeling_source(base: BaseClasses, *, unfused: bool) -> str:
     )
 
 
+def marked_config(
+    config: Mapping[str, Any],
+    base: BaseClasses,
+    layers: Mapping[str, tuple[int | None, bool]],
+) -> dict[str, Any]:
+    """config.json with what `workers.artifact.expand` reads; for `layers` see below."""
+    return {
+        **config,
+        "architectures": [base.architecture],
+        CONFIG_KEY: {
+            "format": FORMAT,
+            "base_architecture": base.architecture,
+            "base_model_type": config["model_type"],
+            "layers": {name: {"rank": rank, "bias": bias} for name, (rank, bias) in layers.items()},
+        },
+    }
+
+
 def compressed_config(
     config: Mapping[str, Any],
     base: BaseClasses,
@@ -163,19 +181,13 @@ def compressed_config(
     """
     module = MODELING_MODULE
     return {
-        **config,
+        **marked_config(config, base, layers),
         "architectures": [f"Eigenpress{base.architecture}"],
         WEIGHTS_KEY: WEIGHTS_REFUSAL,
         "auto_map": {
             "AutoConfig": f"{module}.Eigenpress{base.config}",
             "AutoModel": f"{module}.Eigenpress{base.model}",
             "AutoModelForCausalLM": f"{module}.Eigenpress{base.architecture}",
-        },
-        CONFIG_KEY: {
-            "format": FORMAT,
-            "base_architecture": base.architecture,
-            "base_model_type": config["model_type"],
-            "layers": {name: {"rank": rank, "bias": bias} for name, (rank, bias) in layers.items()},
         },
     }
 
