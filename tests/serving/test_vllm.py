@@ -203,6 +203,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory, local_s3: LocalS3) -> Iter
         installation.store.close()
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["keep-0.6", "bytes-0.4-vllm-cpu"])
 def test_a_real_model_is_served(engine: Engine, smollm2: Made, name: str) -> None:
     folder = smollm2.folders[name]
