@@ -80,7 +80,7 @@ def submit(
         Precisions | None,
         typer.Option(
             help="The engine that must load what --bytes makes: vllm has 4 and 8 bits, "
-            r"transformers has 2 to 6 and 8. \[default: vllm]",
+            "transformers has 2 to 6 and 8. Unset: vllm's.",
             rich_help_panel=SIZE,
         ),
     ] = None,
