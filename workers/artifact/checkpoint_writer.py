@@ -18,9 +18,12 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
-from service.domain.spec import JobSpec, bits_of
+from service.domain.spec import SIDES, JobSpec, SizeTarget
 from service.errors import ModelInvalid, NotACausalLM, TargetUnreachable
 from service.inputs.models.files import is_companion, model_paths
 from workers.artifact import integers
@@ -28,8 +31,9 @@ from workers.artifact.safetensors_file import WrittenTensor, write_safetensors
 from workers.artifact.size import CheckpointSize
 from workers.compression import checkpoint
 from workers.compression.candidates import Width
-from workers.compression.checkpoint import Replacement
+from workers.compression.checkpoint import BaseClasses, Replacement
 from workers.compression.rounding.grid import RoundedWeight
+from workers.compression.shapes import LinearLayer
 from workers.model.configuration import without_kernels
 from workers.model.tensor_names import source_tensors
 from workers.model.unused_tensors import UnusedTensors
@@ -53,18 +57,32 @@ def check_writable(source: Path) -> UnusedTensors:
     return tensors.unused
 
 
-def check_roundable(source: Path, spec: JobSpec) -> None:
+def check_roundable(source: Path, spec: JobSpec, layers: Sequence[LinearLayer]) -> None:
     """Check that the layers of this model can be stored as integers, if a target wants that.
 
     Raises TargetUnreachable, which names the target.
     """
-    wanting = [number for number, target in enumerate(spec.targets) if bits_of(target)]
+    wanting = {
+        f"targets.{number}.precisions": target.precisions
+        for number, target in enumerate(spec.targets)
+        if not isinstance(target, SizeTarget) and target.precisions is not None
+    }
     if wanting and source_tensors(source).unfused:
         raise TargetUnreachable(
             "Layers of this model are stored together, as experts are, or transposed. They cannot "
             "be stored as integers yet: use 'keep'.",
-            param=f"targets.{wanting[0]}.precisions",
+            param=next(iter(wanting)),
         )
+    for param, precisions in wanting.items():
+        side = SIDES.get(precisions, 1)
+        for layer in layers:
+            if layer.in_features % side or layer.out_features % side:
+                raise TargetUnreachable(
+                    f"'{precisions}' has integers only for layers whose numbers of inputs and "
+                    f"outputs are multiples of {side}; '{layer.name}' has {layer.in_features} and "
+                    f"{layer.out_features}: choose other precisions.",
+                    param=param,
+                )
 
 
 def write_checkpoint(
@@ -238,27 +256,25 @@ def _write_configuration(
     config = without_kernels(json.loads((source / "config.json").read_text("utf-8")))
     config.pop("torch_dtype", None)  # the name that older checkpoints give it
     config["dtype"] = str(dtype).removeprefix("torch.")
-    architecture, config_class = base_classes(config)
+    base = base_classes(config)
     if replacements.rounded:
         config[integers.CONFIG_KEY] = integers.quantization_config(replacements.rounded)
     if replacements.rounded and not replacements.low_rank:  # any loader can read it
-        config["architectures"] = [architecture]
+        config = checkpoint.marked_config(config, base, {})
     else:
-        config = checkpoint.compressed_config(
-            config, architecture, config_class, replacements.low_rank
-        )
-        write_modeling(folder, architecture, config_class, unfused=unfused)
+        config = checkpoint.compressed_config(config, base, replacements.low_rank)
+        write_modeling(folder, base, unfused=unfused)
     write_json(folder / "config.json", config)
 
 
-def write_modeling(folder: Path, architecture: str, config_class: str, *, unfused: bool) -> None:
+def write_modeling(folder: Path, base: BaseClasses, *, unfused: bool) -> None:
     """Write the modelling file; see `workers.compression.checkpoint.modeling_source`."""
-    text = checkpoint.modeling_source(architecture, config_class, unfused=unfused)
+    text = checkpoint.modeling_source(base, unfused=unfused)
     (folder / f"{checkpoint.MODELING_MODULE}.py").write_text(text, "utf-8")
 
 
-def base_classes(config: Mapping[str, Any]) -> tuple[str, str]:
-    """The names of the model's class and its configuration's, which transformers exports.
+def base_classes(config: Mapping[str, Any]) -> BaseClasses:
+    """The names of the model's classes, which transformers exports.
 
     Raises NotACausalLM, and ModelInvalid if it does not export them.
     """
@@ -266,11 +282,13 @@ def base_classes(config: Mapping[str, Any]) -> tuple[str, str]:
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     if architecture is None:
         raise NotACausalLM(f"transformers knows no causal language model '{model_type}'")
+    model = MODEL_MAPPING_NAMES.get(model_type)
     config_class = type(AutoConfig.for_model(model_type)).__name__
-    for name in (architecture, config_class):
+    names = BaseClasses(str(architecture), str(model), config_class)
+    for name in names:
         if not hasattr(transformers, name):
             raise ModelInvalid(f"transformers does not export {name}", param="model")
-    return str(architecture), config_class
+    return names
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,10 +1,10 @@
-"""Turns an artifact into a dense checkpoint by multiplying its low-rank layers out.
+"""Turns an artifact into a dense checkpoint: multiplies layers of low rank or of integers out.
 
     python -m workers.artifact.expand ARTIFACT OUT
 
-The dense checkpoint is for engines that know no low-rank layers. It has the base architecture and
-computes what the artifact computes. It is as large as the original and stored as `save_pretrained`
-stores it.
+The dense checkpoint is for engines that know neither. It has the base architecture and computes
+what the artifact computes. It is as large as the original and stored as `save_pretrained` stores
+it.
 
 Low-rank layers may have biases, which keep the means of their outputs. If the base architecture has
 no place for one of them, the dense checkpoint gets a small modelling file that adds the biases, and
@@ -26,13 +26,20 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from service.errors import ArtifactCorrupt, EigenpressError
+from workers.artifact import integers
 from workers.artifact.checkpoint_writer import (
     copy_companions,
     write_json,
     write_modeling,
     write_shards,
 )
-from workers.compression.checkpoint import CONFIG_KEY, FORMAT, WEIGHTS_KEY, compressed_config
+from workers.compression.checkpoint import (
+    CONFIG_KEY,
+    FORMAT,
+    WEIGHTS_KEY,
+    BaseClasses,
+    compressed_config,
+)
 from workers.compression.unfuse import fused_parameters, joined, unfuse
 from workers.model.stored_tensors import StoredTensors
 
@@ -58,7 +65,7 @@ def expand(artifact: Path, folder: Path) -> bool:
     config = _artifact_config(artifact)
     if folder.exists():
         raise CannotExpand(f"{folder} exists already; name a new folder")
-    dense = _DenseTensors(artifact, config[CONFIG_KEY]["layers"])
+    dense = _DenseTensors(artifact, config)
     base_config = _base_config(config)
     switched = _switched_config(base_config, dense.biased)
     folder.mkdir(parents=True)
@@ -87,7 +94,7 @@ def _artifact_config(artifact: Path) -> dict[str, Any]:
 
 def _base_config(config: Mapping[str, Any]) -> dict[str, Any]:
     ours = config[CONFIG_KEY]
-    added = (CONFIG_KEY, "auto_map", WEIGHTS_KEY)
+    added = (CONFIG_KEY, integers.CONFIG_KEY, "auto_map", WEIGHTS_KEY)
     return {key: value for key, value in config.items() if key not in added} | {
         "model_type": ours["base_model_type"],
         "architectures": [ours["base_architecture"]],
@@ -118,14 +125,17 @@ def _empty_model(config: Mapping[str, Any]) -> Any:
 
 
 class _DenseTensors:
-    """Reads an artifact's tensors by their unfused names and multiplies low-rank layers out."""
+    """Reads an artifact's tensors by their unfused names, with the weights of all layers dense."""
 
-    def __init__(self, artifact: Path, layers: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, artifact: Path, config: Mapping[str, Any]) -> None:
+        layers: Mapping[str, Mapping[str, Any]] = config[CONFIG_KEY]["layers"]
+        self._rounded = integers.rounded_layers(config)
         self._stored = StoredTensors(artifact)
         self._unread = dict.fromkeys(self._stored)
         self._low_rank = {name for name, shape in layers.items() if shape["rank"] is not None}
         self.biased = {name for name, shape in layers.items() if shape["bias"]}
         self._check(f"{layer}.{part}" for layer in self._low_rank for part in PARTS)
+        self._check(f"{layer}.{part}" for layer in self._rounded for part in integers.PARTS)
         self._check(f"{layer}.bias" for layer in self.biased)
 
     def _check(self, keys: Iterable[str]) -> None:
@@ -134,13 +144,17 @@ class _DenseTensors:
                 raise ArtifactCorrupt(f"the artifact lacks {key}")
 
     def __contains__(self, name: str) -> bool:
-        return name.removesuffix(".weight") in self._low_rank or name in self._stored
+        layer = name.removesuffix(".weight")
+        return layer in self._low_rank or layer in self._rounded or name in self._stored
 
     def read(self, name: str) -> Tensor:
         """One tensor. Raises ArtifactCorrupt if the artifact lacks it."""
         layer = name.removesuffix(".weight")
         if layer in self._low_rank:
             return _multiplied(*(self._read(f"{layer}.{part}") for part in PARTS))
+        if name != layer and (width := self._rounded.get(layer)):
+            packed, scales, shape = (self._read(f"{layer}.{part}") for part in integers.PARTS)
+            return integers.dequantized(packed, scales, shape, width)
         self._check((name,))
         return self._read(name)
 
@@ -215,17 +229,10 @@ def _saved_form(model: Any) -> Callable[[str, Tensor], Mapping[str, Tensor]]:
 def _write_biased(folder: Path, base_config: Mapping[str, Any], biased: set[str]) -> None:
     """Write configuration and modelling file of the base model with biases in these layers."""
     model = _empty_model(base_config)
-    architecture, config_class = type(model).__name__, type(model.config).__name__
+    base = BaseClasses(*(type(each).__name__ for each in (model, model.base_model, model.config)))
     layers = dict.fromkeys(sorted(biased), (None, True))
-    write_json(
-        folder / "config.json", compressed_config(base_config, architecture, config_class, layers)
-    )
-    write_modeling(
-        folder,
-        architecture,
-        config_class,
-        unfused=bool(fused_parameters(model)),
-    )
+    write_json(folder / "config.json", compressed_config(base_config, base, layers))
+    write_modeling(folder, base, unfused=bool(fused_parameters(model)))
 
 
 def main(arguments: list[str]) -> int:

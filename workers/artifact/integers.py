@@ -18,6 +18,7 @@ from workers.compression.candidates import Width
 from workers.compression.rounding.grid import RoundedWeight, group_size
 
 CONFIG_KEY = "quantization_config"
+PARTS = ("weight_packed", "weight_scale", "weight_shape")
 
 
 def integer_tensors(name: str, rounded: RoundedWeight) -> Iterator[tuple[str, Tensor]]:
@@ -25,9 +26,18 @@ def integer_tensors(name: str, rounded: RoundedWeight) -> Iterator[tuple[str, Te
     # This imports loguru and the whole library, which takes a second: most artifacts have none.
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-    yield f"{name}.weight_packed", pack_to_int32(rounded.codes, rounded.width.bits)
-    yield f"{name}.weight_scale", rounded.scales
-    yield f"{name}.weight_shape", torch.tensor(rounded.codes.shape)
+    packed = pack_to_int32(rounded.codes, rounded.width.bits)
+    parts = packed, rounded.scales, torch.tensor(rounded.codes.shape)
+    for part, tensor in zip(PARTS, parts, strict=True):
+        yield f"{name}.{part}", tensor
+
+
+def dequantized(packed: Tensor, scales: Tensor, shape: Tensor, width: Width) -> Tensor:
+    """The weight (out, in) that a layer's tensors stand for, in the precision of its scales."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    codes = unpack_from_int32(packed, width.bits, torch.Size(shape.tolist()))
+    return RoundedWeight(width, codes, scales).dequantized(scales.dtype)
 
 
 def quantization_config(layers: Mapping[str, tuple[Width, int]]) -> dict[str, Any]:
@@ -60,4 +70,12 @@ def quantization_config(layers: Mapping[str, tuple[Width, int]]) -> dict[str, An
             for number, ((width, size, whole_row), names) in enumerate(sorted(schemes.items()))
         },
         "ignore": [],
+    }
+
+
+def rounded_layers(config: Mapping[str, Any]) -> dict[str, Width]:
+    """The layers with integers by `config.json`, as `quantization_config` has written it."""
+    groups = config.get(CONFIG_KEY, {}).get("config_groups", {}).values()
+    return {
+        name: Width(group["weights"]["num_bits"]) for group in groups for name in group["targets"]
     }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from service.domain.spec import (
+    JOINING,
     WIDTHS,
     ByteTarget,
     JobSpec,
@@ -172,8 +173,7 @@ class Choices:
         return Budgets(allocate, least_cost(self._options), self._linear, "parameters")
 
     def _budgets_of_bits(self, precisions: Precisions) -> Budgets:
-        together = precisions == "vllm"  # it joins their matrices
-        units = self._units if together else [[layer.name] for layer in self._options]
+        units = self._units if precisions in JOINING else [[layer.name] for layer in self._options]
         budget = ByteBudget(self._options, units, [Width(bits) for bits in WIDTHS[precisions]])
         dense = sum(layer.dense_bytes for layer in self._options)
         return Budgets(budget.allocate, budget.least, dense, "bytes")

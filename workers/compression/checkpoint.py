@@ -5,7 +5,8 @@ A compressed checkpoint is an ordinary Hugging Face folder. Each compressed laye
 (out,), with ``L.bias`` (out,) if it has one: see `workers.compression.interpolation`.
 Every other tensor has its name in the unfused model (see `workers.compression.unfuse`).
 config.json carries the ranks under one key and an `auto_map` to a small generated modelling file,
-which subclasses the base architecture and needs only transformers.
+which subclasses the base architecture and its base model, and needs only transformers. Layers are
+replaced in the base model, which is all that vLLM's backend for transformers' models takes.
 
 The configuration keeps the base's model type, so that transformers loads the tokenizer as the
 base's, without running the modelling file or asking for permission. Its `transformers_weights`
@@ -16,8 +17,10 @@ stops, instead of loading the base architecture with random weights for the miss
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,19 +37,24 @@ WEIGHTS_KEY = "transformers_weights"
 WEIGHTS_REFUSAL = "load this model with trust_remote_code=True"
 """transformers refuses this as the name of a weights file, and shows it in the error."""
 
-_MODELING_TEMPLATE = '''"""A {base} compressed by Eigenpress.
+_MODELING_TEMPLATE = '''"""A {base.architecture} compressed by Eigenpress.
 
-Load it with ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
+Load it with ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``,
+or serve it with ``vllm serve folder --trust-remote-code --model-impl transformers``.
 """
+
+import sys
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import {config}, {base}
+from transformers import {base.config}, {base.architecture}, {base.model}
 
 
 {code}
 
-class Eigenpress{config}({config}):
+class Eigenpress{base.config}({base.config}):
     # In config.json this names no file, so every other class refuses to load the model.
     {weights_key} = property(lambda self: None, lambda self, value: None)
 
@@ -54,14 +62,29 @@ class Eigenpress{config}({config}):
         return super().to_dict() | {{"{weights_key}": "{weights_refusal}"}}
 
 
-class Eigenpress{base}({base}):
-    config_class = Eigenpress{config}
+class Eigenpress{base.model}({base.model}):
+    config_class = Eigenpress{base.config}
 
     def __init__(self, config):
         super().__init__(config)
-{prepare}        for path, shape in config.{key}["layers"].items():
-            self.set_submodule(path, replacement(self.get_submodule(path), **shape))
+{prepare}        compress(self, config.{key}["layers"])
+
+
+class Eigenpress{base.architecture}({base.architecture}):
+    config_class = Eigenpress{base.config}
+
+    def __init__(self, config):
+        super().__init__(config)
+{prepare}        compress(self.base_model, config.{key}["layers"])
 '''
+
+
+class BaseClasses(NamedTuple):
+    """The names of transformers' classes that an artifact's classes extend."""
+
+    architecture: str  # such as LlamaForCausalLM
+    model: str  # LlamaModel
+    config: str  # LlamaConfig
 
 
 Replacement = Interpolation | RoundedWeight
@@ -75,6 +98,35 @@ def replacement(dense: nn.Linear, rank: int | None, bias: bool) -> nn.Module:
     return LowRankLinear(dense.in_features, dense.out_features, rank, bias)
 
 
+@cache
+def variant(parent: type, replaced: tuple[str, ...]) -> type:
+    """A class of the same name for the parents of these replaced layers.
+
+    vLLM joins layers of a module as it has joined those of the first module of the same class.
+    """
+    return type(parent.__name__, (parent,), {"__module__": parent.__module__, "low_rank": replaced})
+
+
+def compress(base: Any, layers: dict[str, Any]) -> None:
+    """Put the modules that replace these layers into the base model of a causal language model."""
+    vllm = sys.modules.get("vllm.distributed.parallel_state")
+    if (
+        vllm
+        and vllm.model_parallel_is_initialized()
+        and vllm.get_tensor_model_parallel_world_size() > 1
+    ):
+        raise ValueError("low-rank layers cannot be split: leave tensor_parallel_size at 1")
+    parents: dict[str, list[str]] = {}
+    for name, shape in layers.items():
+        path = name.removeprefix(f"{base.base_model_prefix}.")
+        base.set_submodule(path, replacement(base.get_submodule(path), **shape))
+        parent, _, child = path.rpartition(".")
+        parents.setdefault(parent, []).append(child)
+    for path, children in parents.items():
+        module = base.get_submodule(path)
+        module.__class__ = variant(module.__class__, tuple(sorted(children)))
+
+
 def tensors(name: str, layer: Interpolation) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the compressed layer `name`, by their names in the checkpoint."""
     yield f"{name}.basis.weight", layer.basis
@@ -84,15 +136,14 @@ def tensors(name: str, layer: Interpolation) -> Iterator[tuple[str, Tensor]]:
         yield f"{name}.bias", layer.bias
 
 
-def modeling_source(base_architecture: str, config_class: str, *, unfused: bool) -> str:
-    """The text of the modelling file for a base class of transformers, such as LlamaForCausalLM.
+def modeling_source(base: BaseClasses, *, unfused: bool) -> str:
+    """The text of the modelling file.
 
     `unfused` is true if the checkpoint holds the tensors of the unfused model.
     """
-    code = (*(UNFUSING if unfused else ()), LowRankLinear, replacement)
+    code = (*(UNFUSING if unfused else ()), LowRankLinear, replacement, variant, compress)
     return _MODELING_TEMPLATE.format(
-        base=base_architecture,
-        config=config_class,
+        base=base,
         weights_key=WEIGHTS_KEY,
         weights_refusal=WEIGHTS_REFUSAL,
         key=CONFIG_KEY,
@@ -101,10 +152,27 @@ def modeling_source(base_architecture: str, config_class: str, *, unfused: bool)
     )
 
 
+def marked_config(
+    config: Mapping[str, Any],
+    base: BaseClasses,
+    layers: Mapping[str, tuple[int | None, bool]],
+) -> dict[str, Any]:
+    """config.json with what `workers.artifact.expand` reads; for `layers` see below."""
+    return {
+        **config,
+        "architectures": [base.architecture],
+        CONFIG_KEY: {
+            "format": FORMAT,
+            "base_architecture": base.architecture,
+            "base_model_type": config["model_type"],
+            "layers": {name: {"rank": rank, "bias": bias} for name, (rank, bias) in layers.items()},
+        },
+    }
+
+
 def compressed_config(
     config: Mapping[str, Any],
-    base_architecture: str,
-    config_class: str,
+    base: BaseClasses,
     layers: Mapping[str, tuple[int | None, bool]],
 ) -> dict[str, Any]:
     """config.json of the compressed model; `layers` maps each layer to (rank, has bias).
@@ -113,18 +181,13 @@ def compressed_config(
     """
     module = MODELING_MODULE
     return {
-        **config,
-        "architectures": [f"Eigenpress{base_architecture}"],
+        **marked_config(config, base, layers),
+        "architectures": [f"Eigenpress{base.architecture}"],
         WEIGHTS_KEY: WEIGHTS_REFUSAL,
         "auto_map": {
-            "AutoConfig": f"{module}.Eigenpress{config_class}",
-            "AutoModelForCausalLM": f"{module}.Eigenpress{base_architecture}",
-        },
-        CONFIG_KEY: {
-            "format": FORMAT,
-            "base_architecture": base_architecture,
-            "base_model_type": config["model_type"],
-            "layers": {name: {"rank": rank, "bias": bias} for name, (rank, bias) in layers.items()},
+            "AutoConfig": f"{module}.Eigenpress{base.config}",
+            "AutoModel": f"{module}.Eigenpress{base.model}",
+            "AutoModelForCausalLM": f"{module}.Eigenpress{base.architecture}",
         },
     }
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from tests.fixtures.calibration import calibrated
 from tests.fixtures.models import ARCHITECTURES, save_tiny_model, tiny_model
@@ -144,6 +144,32 @@ def test_an_artifact_and_its_expansion_compute_what_was_in_memory(
     dense = load(tmp_path / "dense", trusted=not plain)
     assert_same(dense, artifact)
     assert generated(dense) == generated(artifact)
+
+
+def test_the_base_model_is_compressed_too(case: Solved, tmp_path: Path) -> None:
+    layers = dict(list(case.layers(5).items())[::2])
+    folder = case.write(tmp_path / "artifact", layers)
+    models: list[Any] = [
+        AutoModel.from_pretrained(folder, trust_remote_code=True),
+        load(folder).base_model,
+    ]
+    with torch.no_grad():
+        one, other = (model(input_ids=TOKENS).last_hidden_state for model in models)
+    assert torch.equal(one, other)
+
+
+def test_parents_have_one_class_for_each_set_of_replaced_layers(
+    case: Solved, tmp_path: Path
+) -> None:
+    """For vLLM, which treats the modules of a class alike."""
+    layers = dict(list(case.layers(5).items())[::2])
+    artifact = load(case.write(tmp_path / "artifact", layers))
+    replaced: dict[type, set[tuple[str, ...]]] = {}
+    for module in artifact.modules():
+        names = [name for name, child in module.named_children() if hasattr(child, "basis")]
+        replaced.setdefault(type(module), set()).add(tuple(names))
+    assert {len(sets) for sets in replaced.values()} == {1}
+    assert len({sets.pop() for sets in replaced.values()}) > 1
 
 
 def test_layers_may_stay_dense(case: Solved, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,10 +30,21 @@ from transformers import (
 )
 
 from bench.assembly import measure
-from service.errors import ModelInvalid
-from tests.fixtures.models import byte_tokenizer, save_tiny_model, tiny_llama_config, tiny_model
+from service.domain.spec import JobSpec
+from service.errors import ModelInvalid, TargetUnreachable
+from tests.fixtures.models import (
+    ARCHITECTURES,
+    byte_tokenizer,
+    save_tiny_model,
+    tiny_llama_config,
+    tiny_model,
+)
 from workers.artifact import checkpoint_writer
-from workers.artifact.checkpoint_writer import check_writable, write_checkpoint
+from workers.artifact.checkpoint_writer import (
+    check_roundable,
+    check_writable,
+    write_checkpoint,
+)
 from workers.artifact.size import CheckpointSize
 from workers.compression.checkpoint import replace_layers
 from workers.compression.interpolation import Interpolation, interpolate
@@ -460,3 +472,40 @@ def test_numbers_that_the_artifact_cannot_hold_are_refused_by_tensor(
     with pytest.raises(ModelInvalid, match=f"'{name}' .*{problem}") as caught:
         case.write(tmp_path / "artifact", dtype)
     assert caught.value.param == param
+
+
+def rounding_spec(precisions: str) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "model": {"source": "local", "path": "/model"},
+            "calibration": {"data": {"source": "local", "path": "/texts"}},
+            "targets": [{"keep": 0.5}, {"bytes_fraction": 0.5, "precisions": precisions}],
+        }
+    )
+
+
+def test_integers_on_cpus_need_sides_that_are_multiples_of_32(tiny_llama: Path) -> None:
+    layers = compressible_layers(tiny_model(tiny_llama_config()))
+    check_roundable(tiny_llama, rounding_spec("vllm"), layers)
+    with pytest.raises(TargetUnreachable) as caught:
+        check_roundable(tiny_llama, rounding_spec("vllm-cpu"), layers)
+    assert caught.value.param == "targets.1.precisions"
+    assert "'model.layers.0.self_attn.k_proj' has 32 and 16" in caught.value.detail
+
+
+def test_experts_cannot_be_stored_as_integers(tmp_path: Path) -> None:
+    source = save_tiny_model(tmp_path, ARCHITECTURES["mixtral"])
+    with pytest.raises(TargetUnreachable, match="stored together"):
+        check_roundable(source, rounding_spec("vllm"), ())
+
+
+def test_vllm_s_tensor_parallelism_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(
+        model_parallel_is_initialized=lambda: True, get_tensor_model_parallel_world_size=lambda: 2
+    )
+    monkeypatch.setitem(sys.modules, "vllm.distributed.parallel_state", state)
+    case.write(case.source.parent / "artifact")
+    with pytest.raises(ValueError, match="leave tensor_parallel_size at 1"):
+        AutoModelForCausalLM.from_pretrained(
+            case.source.parent / "artifact", trust_remote_code=True
+        )

@@ -16,7 +16,9 @@ from service.errors import ArtifactCorrupt
 from tests.fixtures.models import save_tiny_model, tiny_llama_config, tiny_model
 from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.artifact.expand import CannotExpand, expand, main
+from workers.compression.candidates import Width
 from workers.compression.interpolation import Interpolation, interpolate
+from workers.compression.rounding.grid import RoundedWeight, best_scales, nearest
 from workers.compression.solve import Factors
 
 NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
@@ -69,6 +71,34 @@ def test_the_dense_checkpoint_computes_the_same(
     dense = same_logits(folder, tmp_path / "dense")
     assert type(dense).__name__ == "LlamaForCausalLM"
     assert (tmp_path / "dense" / "config.json").read_text().count("eigenpress") == 0
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_integers_become_the_weights_that_they_stand_for(tmp_path: Path, bits: int) -> None:
+    config, width = tiny_llama_config(attention_bias=True), Width(bits)
+    source = save_tiny_model(tmp_path / "source", config)
+    model = tiny_model(config)
+
+    def rounded(name: str) -> RoundedWeight:
+        weight = model.get_submodule(name).weight.detach()
+        scales = best_scales(weight, torch.ones(weight.shape[1]), width, torch.bfloat16)
+        return nearest(weight, scales, width)
+
+    folder = tmp_path / "artifact"
+    forms = dict.fromkeys(NAMES, width)
+    write_checkpoint(source, folder, forms, partial(map, rounded), torch.bfloat16)
+    assert expand(folder, tmp_path / "dense")
+    expanded = load_file(tmp_path / "dense" / "model.safetensors")
+    before = load_file(source / "model.safetensors")
+    assert expanded.keys() == before.keys()
+    for name, tensor in expanded.items():
+        layer = name.removesuffix(".weight")
+        wanted = rounded(layer).dequantized() if layer in NAMES else before[name]
+        assert torch.equal(tensor, wanted.bfloat16())
+    same_logits(folder, tmp_path / "dense")
+    written = json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert "quantization_config" not in written
+    assert "eigenpress" not in written
 
 
 def test_a_base_without_room_for_a_bias_gets_a_modelling_file_that_has_it(

@@ -225,10 +225,21 @@ def test_transformers_may_have_further_widths() -> None:
     assert chosen["a"] < chosen["b"]  # type: ignore[operator]
 
 
-def test_joined_layers_get_one_width() -> None:
-    together = Choices(spec({"bytes_fraction": 0.5}), PARAMETERS, ROUNDED, [["a", "b"]])
-    (chosen,) = together.of_targets(never)
+@pytest.mark.parametrize("precisions", ["vllm", "vllm-cpu"])
+def test_joined_layers_get_one_width(precisions: str) -> None:
+    wanted = spec({"bytes_fraction": 0.5, "precisions": precisions})
+    (chosen,) = Choices(wanted, PARAMETERS, ROUNDED, [["a", "b"]]).of_targets(never)
     assert chosen["a"] == chosen["b"] == Width(4)
+
+
+def test_vllm_has_no_8_bits_on_cpus() -> None:
+    wanted = spec(
+        {"bytes_fraction": 0.75, "precisions": "vllm-cpu"},
+        {"bytes_fraction": 0.75, "precisions": "vllm"},
+    )
+    cpu, gpu = chosen_for(wanted, never, ROUNDED)
+    assert set(cpu.values()) == {Width(4), None}
+    assert Width(8) in gpu.values()
 
 
 def test_a_size_in_bytes_out_of_reach_is_named() -> None:
