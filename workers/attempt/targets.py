@@ -117,8 +117,8 @@ class Choices:
 
     def _of_bytes(self, target: ByteTarget, param: str) -> Forms:
         budgets = self._budgets(target.precisions)
-        counted = self._linear if target.counts_layers else self._parameters
-        others = 0 if target.counts_layers else self._bytes_of_others
+        counted = self._linear if target.scope == "linear" else self._parameters
+        others = 0 if target.scope == "linear" else self._bytes_of_others
         whole = counted * BYTES_OF_16_BITS
         wanted = target.bytes or math.floor((target.bytes_fraction or 0) * whole)
         try:
@@ -128,7 +128,7 @@ class Choices:
             raise TargetUnreachable(
                 f"{target.name} is out of reach: the smallest size that '{target.precisions}' "
                 f"loads is {least} bytes, a fraction of {math.ceil(least / whole * 1000) / 1000}"
-                f"{'' if target.counts_layers else f'; {others} of them are not in layers'}.",
+                f"{'' if target.scope == 'linear' else f'; {others} of them are not in layers'}.",
                 param=f"{param}.{'bytes_fraction' if target.bytes is None else 'bytes'}",
             ) from error
 

@@ -6,6 +6,7 @@ Each follows what the engine does; a test compares it with the engine's own code
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from functools import lru_cache
 
 from service.domain.costs.shapes import Block, Group, Linear
@@ -26,33 +27,41 @@ GRADIENTS = frozenset({SQUARES, GRADIENT_MOMENTS, ROW_FISHER})
 CENTRED = frozenset({"afm", "impact", "impact-kron"})
 
 GRAM_BLOCK = 192
+GROUP_SIZES = (64, 32)
 
 
-def statistics_numbers(group: Group, method: str) -> int:
-    """How many numbers the statistics of one copy of a group have."""
+def statistics_numbers(group: Group, method: str, widths: Sequence[int] = ()) -> int:
+    """How many numbers the statistics of one copy of a group have.
+
+    For integers of some `widths` the moments of both sides are kept in full.
+    """
     outputs, observed = [layer.outputs for layer in group.layers], OBSERVED[method]
-    sides = outputs if group.keeps_outputs else [group.inputs]
+    sides = outputs if group.keeps_outputs and not widths else [group.inputs]
+    gradients = outputs if widths else [layer.smaller_side for layer in group.layers]
     numbers = {
         MOMENTS: sum(side * side + side for side in sides),
         MAGNITUDES: group.inputs,
         SQUARES: sum(outputs),
-        GRADIENT_MOMENTS: sum(layer.smaller_side**2 for layer in group.layers),
+        GRADIENT_MOMENTS: sum(side**2 for side in gradients),
         ROW_FISHER: sum(outputs),
     }
     return sum(numbers[each] for each in observed)
 
 
-def statistics_operations(group: Group, method: str) -> tuple[int, int]:
+def statistics_operations(group: Group, method: str, widths: Sequence[int] = ()) -> tuple[int, int]:
     """For a token that reaches the group: operations in the model's precision, and in float32.
 
     Moments multiply a little more than half of a symmetric product. Where a layer's input is its
-    smaller side, its gradient is multiplied by the weight first.
+    smaller side, its gradient is multiplied by the weight first, unless integers are wanted.
     """
     outputs, observed = [layer.outputs for layer in group.layers], OBSERVED[method]
     sided = single = 0
     if MOMENTS in observed:
-        single += sum(map(_gram, outputs if group.keeps_outputs else [group.inputs]))
-    if GRADIENT_MOMENTS in observed:
+        of_outputs = group.keeps_outputs and not widths
+        single += sum(map(_gram, outputs if of_outputs else [group.inputs]))
+    if GRADIENT_MOMENTS in observed and widths:
+        single += sum(map(_gram, outputs))
+    elif GRADIENT_MOMENTS in observed:
         single += sum(_gram(layer.smaller_side) for layer in group.layers)
         sided += sum(2 * layer.weights for layer in group.layers if layer.outputs > layer.inputs)
     if ROW_FISHER in observed:
@@ -67,8 +76,26 @@ def solve_operations(group: Group) -> tuple[int, int]:
     return decompositions, sum(layer.outputs * layer.inputs**2 for layer in group.layers)
 
 
+def rounding_operations(group: Group, widths: Sequence[int]) -> int:
+    """Of the feedback along both sides, and of the prices, for every width."""
+    return sum(
+        6 * len(widths) * layer.weights * (layer.outputs + layer.inputs) for layer in group.layers
+    )
+
+
+def rounded_bytes(layer: Linear, widths: Sequence[int], number_bytes: int) -> int:
+    """Of a layer's codes and scales, in the host's memory and in a checkpoint."""
+    scales = layer.outputs * layer.inputs // group_size(layer.inputs)
+    return len(widths) * (layer.weights + scales * number_bytes + 8)
+
+
+def group_size(inputs: int) -> int:
+    """How many inputs of a layer share a scale."""
+    return next((size for size in GROUP_SIZES if inputs % size == 0), inputs)
+
+
 def solution_bytes(layer: Linear, method: str, weight_bytes: int) -> int:
-    """Of a solved layer, in the host's memory and in a checkpoint."""
+    """Of a solved layer, in the host's memory and in a checkpoint, without its integers."""
     side, centred = layer.smaller_side, method in CENTRED
     fixed = layer.outputs * (1 + (layer.bias or centred))
     sides, spare = layer.outputs + layer.inputs, layer.parameters - fixed
@@ -106,9 +133,9 @@ def backward_operations(block: Block, length: int) -> int:
 
 
 @lru_cache
-def block_statistics(block: Block, method: str) -> int:
+def block_statistics(block: Block, method: str, widths: Sequence[int] = ()) -> int:
     """How many numbers the statistics of a block have."""
-    return sum(group.copies * statistics_numbers(group, method) for group in block.groups)
+    return sum(g.copies * statistics_numbers(g, method, widths) for g in block.groups)
 
 
 @lru_cache

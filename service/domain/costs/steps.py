@@ -21,6 +21,8 @@ from service.domain.costs.formulas import (
     forward_operations,
     held,
     recomputed,
+    rounded_bytes,
+    rounding_operations,
     solution_bytes,
     solve_operations,
     statistics_numbers,
@@ -151,7 +153,9 @@ class _Prediction:
         spacing, boundaries = self._boundaries()
         device, host = self._resident(boundaries)
         again = self._gradients * recomputed(len(model.blocks), spacing) / len(model.blocks)
-        statistics = [block_statistics(block, self._spec.method) for block in model.blocks]
+        statistics = [
+            block_statistics(block, self._spec.method, self._spec.widths) for block in model.blocks
+        ]
         inside = model.inside * weight
         passes, sweeps = 1 + again + 3 * self._gradients, 1 + again + self._gradients
         in_model, in_float32 = self._operations(again)
@@ -173,10 +177,13 @@ class _Prediction:
     def _resident(self, boundaries: tuple[float, ...]) -> tuple[float, float]:
         """What stays on the device and in the host's memory from pass to pass: two blocks of
         statistics and boundaries; two blocks of weights, solutions, and shards for the owner."""
-        model, cluster, method = self._model, self._cluster, self._spec.method
+        model, cluster, spec = self._model, self._cluster, self._spec
+        method, widths = spec.method, spec.widths
         groups = {group for block in model.blocks for group in block.groups}
-        largest = max(block_statistics(block, method) for block in model.blocks)
-        shard = max(statistics_numbers(group, method) for group in groups) * cluster.sum_bytes
+        largest = max(block_statistics(block, method, widths) for block in model.blocks)
+        shard = (
+            max(statistics_numbers(group, method, widths) for group in groups) * cluster.sum_bytes
+        )
         pieces = max(g.copies * max(la.weights for la in g.layers) for g in groups)
         return (
             model.outside * self._weight_bytes + 2 * largest * cluster.sum_bytes + boundaries[0],
@@ -218,7 +225,7 @@ class _Prediction:
             if self._gradients:
                 in_model += forward + backward_operations(block, self._length)
             for group in block.groups:
-                sided, single = statistics_operations(group, self._spec.method)
+                sided, single = statistics_operations(group, self._spec.method, self._spec.widths)
                 in_model += group.active * sided
                 in_float32 += group.active * single
         return in_model, in_float32
@@ -233,16 +240,21 @@ class _Prediction:
             max(sum(g.copies * operations[g][n] for g in groups) / cluster.workers, most)
             for n, most in enumerate(map(max, zip(*operations.values(), strict=True)))
         )
-        shard = max(statistics_numbers(g, spec.method) for g in distinct) * cluster.sum_bytes
+        widths, copies = spec.widths, {g: groups.count(g) * g.copies for g in distinct}
+        rounding = sum(rounding_operations(g, widths) * copies[g] for g in distinct)
+        numbers = max(statistics_numbers(g, spec.method, widths) for g in distinct)
+        shard = numbers * cluster.sum_bytes
         _, boundaries = self._boundaries()
         device, host = self._resident(boundaries)
-        sent = sum(block_statistics(b, spec.method) for b in model.blocks) * cluster.sum_bytes
+        statistics = sum(block_statistics(b, spec.method, widths) for b in model.blocks)
+        sent = statistics * cluster.sum_bytes
         working = max(
             SOLVING_SQUARES * max(la.smaller_side**2 for la in g.layers)
             + 2 * max(la.weights for la in g.layers)
             for g in distinct
         )
         return Cost(
+            float32_operations=rounding / cluster.workers,
             float64_operations=products,
             decompositions=decompositions,
             loaded=self._owned,
@@ -470,8 +482,12 @@ class _Prediction:
         return kept * self._artifact_bytes
 
     def _solved_bytes(self, group: Group) -> int:
-        method, number = self._spec.method, self._weight_bytes
-        return sum(solution_bytes(layer, method, number) for layer in group.layers)
+        method, number, widths = self._spec.method, self._weight_bytes, self._spec.widths
+        return sum(
+            solution_bytes(layer, method, number)
+            + rounded_bytes(layer, widths, self._artifact_bytes)
+            for layer in group.layers
+        )
 
 
 def _rank(layer: Linear, keep: float) -> float:

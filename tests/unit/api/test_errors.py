@@ -219,9 +219,40 @@ def test_a_target_of_no_kind_is_told_what_there_is(
     job_body["targets"] = [{"max_perplexity_incraese": 0.1, "dataset": "wiki"}]
     detail = client.post("/v1/jobs", json=job_body).json()["detail"]
     assert detail == (
-        "targets.0: set either 'keep', for a size, or 'max_perplexity_increase', for a quality; "
-        "the target has the fields: 'max_perplexity_incraese', 'dataset'"
+        "targets.0: set one of 'keep' for a number of parameters, 'bytes_fraction' or 'bytes' for "
+        "a size in bytes, or 'max_perplexity_increase' for a quality; the target has the fields: "
+        "'max_perplexity_incraese', 'dataset'"
     )
+
+
+@pytest.mark.parametrize(
+    ("target", "param"),
+    [
+        ({"bytes_fraction": 0.3, "keep": 0.5}, "targets.0"),
+        ({"bytes_fraction": None}, "targets.0"),
+        ({"bytes_fraction": 0.3, "bytes": 1000}, "targets.0"),
+        ({"bytes_fraction": 1.5}, "targets.0.bytes_fraction"),
+        ({"bytes": 0}, "targets.0.bytes"),
+        ({"bytes": 1000, "precisions": "tensorrt"}, "targets.0.precisions"),
+        ({"keep": 0.5, "precisions": "vllm"}, "targets.0.precisions"),
+    ],
+)
+def test_a_size_in_bytes_that_cannot_be_is_named(
+    client: TestClient, job_body: dict[str, Any], target: dict[str, Any], param: str
+) -> None:
+    job_body["targets"] = [target]
+    answer = client.post("/v1/jobs", json=job_body)
+    assert (answer.status_code, answer.json()["param"]) == (422, param)
+
+
+@pytest.mark.parametrize("field", [{"method": "impact"}, {"allocation": "uniform"}])
+def test_bits_need_gradients_and_a_global_allocation(
+    client: TestClient, job_body: dict[str, Any], field: dict[str, str]
+) -> None:
+    job_body["targets"] = [{"keep": 0.5}, {"bytes_fraction": 0.3}]
+    answer = client.post("/v1/jobs", json=job_body | field).json()
+    assert answer["param"] == "targets"
+    assert "targets.1" in answer["detail"]
 
 
 def test_a_quality_without_its_measure_is_refused(

@@ -206,7 +206,7 @@ ROUNDED = [rounded_layer("a", 1.0), rounded_layer("b", 100.0)]
 
 
 def test_bytes_buy_bits_where_they_save_most() -> None:
-    wanted = spec({"bytes_fraction": 0.45}, {"bytes": 1900 + 952 * 2})
+    wanted = spec({"bytes_fraction": 0.45}, {"bytes": 1900 + 952 * 2, "scope": "model"})
     small, absolute = chosen_for(wanted, never, ROUNDED)
     assert small == {"a": Width(4), "b": Width(8)}
     assert total_bytes(ROUNDED, small) <= 0.45 * 2048 * 2

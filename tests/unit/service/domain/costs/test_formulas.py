@@ -22,6 +22,7 @@ from service.domain.costs.formulas import (
     backward_operations,
     forward_operations,
     recomputed,
+    rounded_bytes,
     solution_bytes,
     solve_operations,
     statistics_numbers,
@@ -31,13 +32,15 @@ from service.domain.costs.shapes import Group, Linear, Model, model_shapes
 from tests.fixtures.calibration import calibrated, sweep, swept
 from tests.fixtures.models import ARCHITECTURES, tiny_llama_config, tiny_model
 from workers.compression import statistics
+from workers.compression.candidates import Width
 from workers.compression.errors import BoundariesTooLarge
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS
+from workers.compression.rounding.group import round_group
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.compression.solve import solve_group
 from workers.compression.state import SolvedLayer, solved_tensors
-from workers.compression.statistics import GRADIENTS, GroupStatistics
+from workers.compression.statistics import GRADIENTS, GroupStatistics, Observation
 from workers.compression.unfuse import unfuse
 from workers.evaluation.sweep import EvaluationSweep
 from workers.sweeps import boundaries
@@ -102,6 +105,29 @@ def test_solutions_take_the_predicted_bytes(method: str) -> None:
             tensors = solved_tensors(SolvedLayer(solved[layer.name].to_host()))
             stored = sum(each.nbytes for each in tensors.values())
             assert solution_bytes(shape, method, 4) == stored
+
+
+WIDTHS = (4, 8)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_integers_need_the_predicted_statistics_and_bytes(name: str) -> None:
+    model = tiny_model(ARCHITECTURES[name])
+    observations = METHODS["impact-kron"].observations | {Observation.BOTH_SIDES}
+    for group in groups_of(model):
+        zeros = GroupStatistics.zeros(group, observations, dtype=torch.float64, device=CPU)
+        assert zeros.inputs is not None
+        tensors = [zeros.inputs.average, zeros.inputs.scatter]
+        tensors += [each for sums in zeros.sums() for each in sums.values()]
+        predicted = statistics_numbers(same(group), "impact-kron", WIDTHS)
+        assert 8 * predicted == sum(each.nbytes for each in tensors)
+        weights = {each.name: model.get_submodule(each.name).weight for each in group.layers}
+        zeros.tokens = 1  # none of which has reached the layers
+        widths = [Width(bits) for bits in WIDTHS]
+        found = round_group(group, weights, zeros, widths, torch.bfloat16)
+        for layer, shape in zip(group.layers, same(group).layers, strict=True):
+            held = sum(each.weight.nbytes + 8 for each in found[layer.name])
+            assert rounded_bytes(shape, WIDTHS, 2) == held
 
 
 def test_a_solution_s_rank_counts_the_bias() -> None:
