@@ -1,4 +1,4 @@
-"""The memory of a job's worker and driver in the real service, beside the prediction."""
+"""The memory of a job's worker and driver in the real service, beside the prediction: a minute."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+TOLERANCE = 0.25
+"""Of a small model's peak, most of which is what libraries take. It varies by a tenth and more."""
 
 SHAPE = {"--blocks": 16, "--hidden": 256, "--intermediate": 768}
 
@@ -24,4 +27,4 @@ def test_a_job_takes_the_memory_that_is_predicted(tmp_path: Path) -> None:
     processes = json.loads(ended.stdout.splitlines()[-1])["processes"]
     for name in ("worker", "driver"):
         found = processes[name]
-        assert found["grown"] == pytest.approx(found["predicted"], rel=0.15), (name, found)
+        assert found["grown"] == pytest.approx(found["predicted"], rel=TOLERANCE), (name, found)
