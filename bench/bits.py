@@ -334,9 +334,11 @@ def page(
 
 _PAGE = """# Bits per layer
 
-Written by `python -m bench.bits`. {model}, moved off the grid of its GGUF file by uniform noise of
-up to half a step; dense perplexity {dense}. Calibrated on {calibration} of standard-library source,
-measured on {measured}, float32; {machine}.
+Written by `python -m bench.bits` on {machine}. The model is {model},
+moved off the grid of its GGUF file by uniform noise of up to half a step. Its perplexity is then
+{dense}.
+Calibrated on {calibration} of standard-library source,
+measured on {measured}, in float32.
 
 Bytes are those of the blocks' linear layers as stored, scales included (groups of 64, bfloat16), as
 a share of 16 bits per parameter. ΔL is in nats per token over the dense model, ± its paired
