@@ -145,4 +145,4 @@ def test_a_job_waits_for_a_machine_that_comes_back(
     events = http.get(f"/v1/jobs/{job}/events").raise_for_status().json()["events"]
     placed = [event["data"] for event in events if event["type"] == "workers.placed"]
     first, second = (each["placement"] for each in placed)
-    assert first == second == {"workers": 2, "cpus": 1, "gpus": 0}
+    assert first == second == {"workers": 2, "cpus": 1, "gpus": 0, "accelerator_type": None}
