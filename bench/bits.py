@@ -31,12 +31,12 @@ from bench.measuring import machine
 from bench.quality import read_texts
 from service.domain.spec import WIDTHS
 from workers.compression.allocation import allocate_uniform
-from workers.compression.candidates import LayerCandidates, Storage, Width
+from workers.compression.candidates import BYTES_OF_16_BITS, LayerCandidates, Storage, Width
 from workers.compression.metrics import METHODS
 from workers.compression.rounding.allocation import ByteBudget
 from workers.compression.rounding.feedback import round_with_feedback
 from workers.compression.rounding.grid import RoundedWeight, best_scales, nearest, stored_bytes
-from workers.compression.rounding.group import DAMPING, round_group
+from workers.compression.rounding.group import damped, round_group
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.compression.solve import solve_group
 from workers.compression.statistics import GroupStatistics, Observation
@@ -53,7 +53,6 @@ SCALES = torch.bfloat16
 UNIFORM = [Width(8), Width(4), Width(3), Width(2)]
 """The widths of the quantisers that give every layer the same."""
 
-BYTES_OF_16_BITS = 2
 FRACTIONS = (0.52, 0.375, 0.28, 0.25, 0.203, 0.18)
 LEAST_FOR_VLLM = 0.27
 """A little more than int4 everywhere, which is the least that vLLM's widths allow."""
@@ -196,11 +195,10 @@ class Bench:
             inputs = self._statistics[group.name].inputs
             assert inputs is not None
             right = inputs.second_moment()
-            damped = right + DAMPING * right.diagonal().mean() * torch.ones(len(right)).diag()
             for layer in group.layers:
                 weight = self._weights[layer.name]
                 scales = [best_scales(weight, right.diagonal(), w, SCALES) for w in UNIFORM]
-                rounded = round_with_feedback(weight, scales, UNIFORM, None, damped)
+                rounded = round_with_feedback(weight, scales, UNIFORM, None, damped(right))
                 found[layer.name] = {each.width: each for each in rounded}
         return found
 

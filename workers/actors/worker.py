@@ -298,7 +298,7 @@ class Worker:
             self._solutions.put(each)
         return [each.options(self._artifact_dtype.itemsize) for each in layers]
 
-    @property
+    @cached_property
     def _artifact_dtype(self) -> torch.dtype:
         """The precision of what artifacts store as floating-point numbers."""
         given = self._spec.dtype

@@ -17,6 +17,7 @@ from workers.actors.replies import ModelSummary
 from workers.artifact.size import CheckpointSize
 from workers.attempt.probes import Probe
 from workers.compression.candidates import (
+    BYTES_OF_16_BITS,
     Forms,
     LayerCandidates,
     Width,
@@ -36,9 +37,6 @@ FORMAT = 1
 MAX_SPECTRUM_POINTS = 64
 MAX_SPECTRA_POINTS = 32_768
 """The limits for one layer and for all together; a mixture of experts has thousands of layers."""
-
-BYTES_OF_16_BITS = 2
-"""Fractions of bytes are those of this many for a parameter."""
 
 UNREACHED = "no calibration token reached it"
 """Why an expert of a mixture stays dense."""

@@ -20,16 +20,19 @@ from service.domain.spec import (
     SizeTarget,
 )
 from service.errors import TargetUnreachable
-from workers.compression.candidates import Forms, LayerCandidates, Width, least_cost
+from workers.compression.candidates import (
+    BYTES_OF_16_BITS,
+    Forms,
+    LayerCandidates,
+    Width,
+    least_cost,
+)
 from workers.compression.errors import BudgetTooSmall
 from workers.compression.rounding.allocation import ByteBudget
 
 KEEP_STEPS = 200
 """The number of candidate sizes for a quality target: the multiples of 1/200 (half a percent) of
 what the compressible layers have, below all of it, and the smallest possible size."""
-
-BYTES_OF_16_BITS = 2
-"""Fractions of bytes are those of this many for a parameter."""
 
 MAX_PROBES = KEEP_STEPS.bit_length()
 """The largest number of measurements for a bisection over KEEP_STEPS sizes."""
@@ -45,7 +48,8 @@ class Budgets:
     allocate: Callable[[int], Forms]  # raises BudgetTooSmall
     least: int
     dense: int  # of the compressible layers as they are
-    counted: str  # in the words of an error's message
+    chosen: str  # for a layer, in the words of an error's message
+    counted: str  # in all layers, likewise
 
     def candidates(self) -> list[int]:
         """The sizes to try for a quality target, ascending, all below that of the dense layers.
@@ -136,7 +140,7 @@ class Choices:
         budgets = self._budgets(target.precisions)
         sizes = budgets.candidates()
         if not sizes:
-            raise TargetUnreachable(f"No {budgets.counted} makes this model smaller.", param=param)
+            raise TargetUnreachable(f"No {budgets.chosen} makes this model smaller.", param=param)
         tried: dict[int, tuple[Forms, float]] = {}
 
         def meets(candidate: int) -> bool:
@@ -170,13 +174,13 @@ class Choices:
         from workers.compression.allocation import ALLOCATIONS
 
         allocate = ALLOCATIONS[self._spec.allocation](self._options)
-        return Budgets(allocate, least_cost(self._options), self._linear, "parameters")
+        return Budgets(allocate, least_cost(self._options), self._linear, "rank", "parameters")
 
     def _budgets_of_bits(self, precisions: Precisions) -> Budgets:
         units = self._units if precisions in JOINING else [[layer.name] for layer in self._options]
         budget = ByteBudget(self._options, units, [Width(bits) for bits in WIDTHS[precisions]])
         dense = sum(layer.dense_bytes for layer in self._options)
-        return Budgets(budget.allocate, budget.least, dense, "bytes")
+        return Budgets(budget.allocate, budget.least, dense, "width", "bytes")
 
     @property
     def _bytes_of_others(self) -> int:

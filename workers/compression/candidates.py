@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
+BYTES_OF_16_BITS = 2
+"""Fractions of bytes are those of this many for a parameter."""
+
 T = TypeVar("T", int, "Tensor")
 
 

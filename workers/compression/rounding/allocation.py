@@ -8,7 +8,7 @@ what they save per byte, as far as the budget allows. Plain Python: a driver has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -90,15 +90,6 @@ class ByteBudget:
             _, number, option = max(better, key=lambda found: (found[0], -found[1]))
             left -= option.nbytes - chosen[number].nbytes
             chosen[number] = option
-
-
-def byte_allocation(
-    layers: Sequence[LayerCandidates],
-    units: Sequence[Collection[str]],
-    widths: Collection[Width],
-) -> Callable[[int], dict[str, Width | None]]:
-    """A function from a budget of bytes to the width of each layer: see `ByteBudget`."""
-    return ByteBudget(layers, units, widths).allocate
 
 
 def _options(layers: Sequence[LayerCandidates], widths: Collection[Width]) -> Iterator[_Option]:

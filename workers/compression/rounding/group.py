@@ -94,12 +94,10 @@ def _round_layer(
     moment = statistics.gradient_moments[layer.name].double() / statistics.tokens
     diagonal = importance(statistics, layer)
     means = right.diagonal()
-    damping = (DAMPING * means.mean()).clamp_min(torch.finfo(torch.float32).tiny)
-    damped = right + damping * torch.ones_like(means).diag()
     scales = [best_scales(weight, means, width, dtype) for width in widths]
     try:
         rounded = round_with_feedback(
-            weight, scales, widths, _shrunk(moment, diagonal, ROUNDING_SHRINKAGE), damped
+            weight, scales, widths, _shrunk(moment, diagonal, ROUNDING_SHRINKAGE), damped(right)
         )
     except SolveFailed as error:
         raise SolveFailed(f"{layer.name}: {error}") from error
@@ -107,6 +105,13 @@ def _round_layer(
     return [
         Priced(each, price(each.dequantized() - weight.float(), left, right)) for each in rounded
     ]
+
+
+def damped(moment: Tensor) -> Tensor:
+    """A second moment (n, n) with `DAMPING` on its diagonal, which makes it definite."""
+    means = moment.diagonal()
+    damping = (DAMPING * means.mean()).clamp_min(torch.finfo(torch.float32).tiny)
+    return moment + damping * torch.ones_like(means).diag()
 
 
 def _shrunk(moment: Tensor, diagonal: Tensor, shrinkage: float) -> Tensor:

@@ -131,7 +131,7 @@ def test_bisection_finds_the_smallest_where_larger_is_better(count: int, first: 
 
 
 def test_a_quality_is_sought_among_sizes_half_a_percent_apart() -> None:
-    budgets = Budgets(never_allocates, least_cost(LAYERS), 2048, "parameters").candidates()
+    budgets = Budgets(never_allocates, least_cost(LAYERS), 2048, "rank", "parameters").candidates()
     assert budgets[0] == least_cost(LAYERS)
     assert budgets[-1] == 2048 * 199 // 200
     assert all(0 < b - a <= 11 for a, b in pairwise(budgets))
@@ -181,7 +181,7 @@ def test_a_quality_out_of_reach_says_how_near_it_came() -> None:
 
 def test_a_model_that_no_rank_makes_smaller_has_no_quality() -> None:
     small = [LayerCandidates("a", torch.ones(2).double(), 1, dense_cost=4, sides=4, fixed_cost=2)]
-    with pytest.raises(TargetUnreachable, match="No parameters makes this model smaller"):
+    with pytest.raises(TargetUnreachable, match="No rank makes this model smaller"):
         chosen_for(spec({"max_perplexity_increase": 0.5}), never, small)
 
 
