@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ from service.settings import Settings
 DEFAULT_SHARE_OF_DISK = 0.5
 LOCK_SUFFIX = ".lock"
 PARTIAL_SUFFIX = ".partial"
+POLL_SECONDS = 0.05
+"""The pause before a process looks again whether another has filled an entry."""
+
 BLOCK_BYTES = 512
 """The unit of `st_blocks`, whatever the blocks of the file system."""
 
@@ -50,8 +54,10 @@ def cached(settings: Settings, kind: str, identity: str, fill: Callable[[Path], 
             _stop_using(entry)  # somebody has removed it by hand
             # Nobody can come to hold alone what two share: give it back first.
             fcntl.flock(lock, fcntl.LOCK_UN)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not entry.exists():
+            # Never wait to hold it alone: who has filled the entry shares the lock from then on.
+            if not _lock_alone(lock, wait=False):
+                time.sleep(POLL_SECONDS)
+            elif not entry.exists():
                 _fill(entry, settings, fill)
                 filled = True
             fcntl.flock(lock, fcntl.LOCK_SH)  # not atomic: the entry may be removed first

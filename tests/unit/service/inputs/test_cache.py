@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 
@@ -111,6 +111,32 @@ def test_of_several_at_once_one_fetches(settings: Settings) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(fetch, range(4)))) == 1
     assert len(calls) == 1
+
+
+def test_who_waits_takes_what_another_has_filled_and_still_uses(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = cached(settings, "models", "a", nothing)
+    entry.rmdir()
+    use_nothing()
+    has_looked, flock = Event(), fcntl.flock
+
+    def tell(lock: int, operation: int) -> None:
+        flock(lock, operation)
+        if operation == fcntl.LOCK_UN:  # it saw no entry
+            has_looked.set()
+
+    user = os.open(entry.with_suffix(".lock"), os.O_RDWR)
+    flock(user, fcntl.LOCK_SH)
+    monkeypatch.setattr(fcntl, "flock", tell)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(cached, settings, "models", "a", nothing)
+        assert has_looked.wait(10)
+        entry.mkdir()
+        try:
+            assert waiting.result(timeout=10) == entry
+        finally:
+            os.close(user)
 
 
 def test_an_entry_that_was_removed_by_hand_is_filled_again(settings: Settings) -> None:
