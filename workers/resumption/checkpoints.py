@@ -114,12 +114,23 @@ class Checkpoints:
     def write(
         self, name: str, files: Mapping[str, Callable[[], bytes]], content: Mapping[str, Any]
     ) -> Manifest:
-        """Write a checkpoint called `name`; each file is built just before it is written."""
+        """Write a checkpoint called `name`; each file is built just before it is written.
+
+        After the first file that fails, no other is built.
+        """
         folder = f"{self.place.prefix}{name}/{new_folder(self.place.attempt)}"
 
+        failures: list[Exception] = []
+
         def put(path: str) -> FileEntry:
-            data = files[path]()
-            self._writing.put_bytes(folder + path, data)
+            if failures:
+                raise failures[0]
+            try:
+                data = files[path]()
+                self._writing.put_bytes(folder + path, data)
+            except Exception as error:
+                failures.append(error)
+                raise
             return FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
 
         with ThreadPoolExecutor(TRANSFERS) as pool:
