@@ -4,8 +4,10 @@
 
 Each measurement runs in a process of its own, on the demo's model with one thread; the two kinds
 alternate. Sweeps read every block from the disk, as a worker does; the whole model is in memory.
-Then one worker with all of the text is compared with two workers with half of it each, which run at
-the same time and solve half of the groups each.
+Then one worker with all of a longer text is compared with two that have half of it each and solve
+the groups that are theirs in a job: at the same time, and one of them with the machine to itself,
+as if each had its own. Processes on one machine share its memory and caches, so two that have
+nothing to do with each other are measured as well: each does all of the work.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from bench import material
 from bench.measuring import Meter
+from workers.actors.placement import assign_owners
 from workers.actors.worker import multiplies_bfloat16
 from workers.compression.metrics import METHODS
 from workers.compression.shapes import InputGroup
@@ -123,7 +126,7 @@ def measure(
         statistics = KINDS[kind](source, groups, batches, mixed_precision=mixed_precision)
     started = time.perf_counter()
     weights = StoredModel(source, CPU)
-    for group in groups[share::shares]:
+    for group in assign_owners(groups, shares)[share]:
         tensors = weights.read([f"{layer.name}.weight" for layer in group.layers])
         own = {layer.name: tensors[f"{layer.name}.weight"] for layer in group.layers}
         solve_group(group, own, statistics[group.name], METHOD)
@@ -137,33 +140,37 @@ def measure(
 
 
 def run(
-    kind: str, source: Path, sequences: int, shares: int = 1, *, float32: bool
+    kind: str, source: Path, sequences: int, *, processes: int = 1, shares: int = 1, float32: bool
 ) -> list[dict[str, Any]]:
-    """Measure in one process for each share; all begin at once."""
+    """Measure in processes that begin at once, each with one of the shares."""
     command = [sys.executable, "-m", "bench.sweeps", "--kind", kind, "--source", str(source)]
     command += ["--float32"] * float32
     command += ["--sequences", str(sequences), "--shares", str(shares), "--share"]
-    processes = [
+    running = [
         subprocess.Popen(
-            [*command, str(share)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, str(number % shares)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        for share in range(shares)
+        for number in range(processes)
     ]
-    for process in processes:
+    for process in running:
         assert process.stdout is not None
         while process.stdout.readline() != "ready\n":
             pass
-    for process in processes:
+    for process in running:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    return [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    return [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sequences", type=int, default=16, help=f"of {LENGTH} tokens")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--scaling-sequences", type=int, default=64, help="for one and two workers")
     parser.add_argument(
         "--float32", action="store_true", help="not in bfloat16, where the processor has it"
     )
@@ -190,22 +197,30 @@ def main() -> None:
         for kind, results in found.items():
             results += run(kind, source, given.sequences, float32=given.float32)
     for kind, results in found.items():
-        seconds = median(each["calibrate"] for each in results)
+        calibrating = median(each["calibrate"] for each in results)
         grown = median(each["grown"] for each in results)
-        print(f"{kind}: {seconds:.1f} s, {grown / 2**20:.0f} MiB beyond what was there before")
+        print(f"{kind}: {calibrating:.1f} s, {grown / 2**20:.0f} MiB beyond what was there before")
     ratio = median(each["calibrate"] for each in found["sweeps"]) / median(
         each["calibrate"] for each in found["whole model"]
     )
     print(f"sweeps take {ratio:.2f} times as long as the whole model")
-    alone, together = [], []
-    for _ in range(given.repetitions):
-        alone.append(_longest(run("sweeps", source, given.sequences, float32=given.float32)))
-        together.append(_longest(run("sweeps", source, given.sequences, 2, float32=given.float32)))
-    print(f"two workers are {median(alone) / median(together):.2f} times as fast as one")
-
-
-def _longest(results: Sequence[dict[str, Any]]) -> float:
-    return max(float(each["calibrate"] + each["solve"]) for each in results)
+    ways = {"one": (1, 1), "two": (2, 2), "alone": (1, 2), "unrelated": (2, 1)}
+    seconds = {}
+    for way, (processes, shares) in ways.items():
+        results = run(
+            "sweeps",
+            source,
+            given.scaling_sequences,
+            processes=processes,
+            shares=shares,
+            float32=given.float32,
+        )
+        seconds[way] = max(each["calibrate"] + each["solve"] for each in results)
+    one = seconds["one"]
+    print(f"one worker calibrates and solves in {one:.1f} s")
+    print(f"two workers are {one / seconds['two']:.2f} times as fast")
+    print(f"with a machine for each they are {one / seconds['alone']:.2f} times as fast")
+    print(f"two unrelated processes do {2 * one / seconds['unrelated']:.2f} times the work of one")
 
 
 if __name__ == "__main__":
