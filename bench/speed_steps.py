@@ -17,19 +17,22 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.material import calibrated, groups_of, load, solved, truncated
 from bench.measuring import Cost, Meter
-from service.domain.spec import JobSpec
+from service.domain.spec import WIDTHS, JobSpec
 from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.compression.allocation import global_allocation
+from workers.compression.candidates import Width
 from workers.compression.interpolation import interpolate
 from workers.compression.metrics import METHODS
+from workers.compression.rounding.group import round_group
 from workers.compression.shapes import InputGroup
 from workers.compression.solve import Solution
-from workers.compression.statistics import GroupStatistics
+from workers.compression.statistics import GroupStatistics, Observation
 from workers.model.loading import load_model, stored_dtype
 
 METHOD_NAME: str = JobSpec.model_fields["method"].default
 METHOD = METHODS[METHOD_NAME]
 KEEP = 0.6
+ROUNDED = [Width(bits) for bits in WIDTHS["transformers"]]
 
 LLAMA_2_7B: dict[str, Any] = {
     "vocab_size": 32_000,
@@ -54,7 +57,8 @@ class Steps:
 def run_steps(source: Path, batches: list[Tensor], scratch: Path) -> Steps:
     """Compress the model of a folder to `KEEP` of its linear parameters, and load the result.
 
-    Writes the checkpoint below `scratch`.
+    Then round its layers at every width, as jobs with a target in bytes do. Writes the checkpoint
+    below `scratch`.
     """
     device = batches[0].device
     costs: dict[str, Cost] = {}
@@ -92,6 +96,17 @@ def run_steps(source: Path, batches: list[Tensor], scratch: Path) -> Steps:
     del statistics, solutions, stored
     with step("load the result"):
         load_model(folder, device, trust_remote_code=True)
+    with step("calibrate for bits"):
+        statistics = calibrated(
+            model, groups, batches, METHOD.observations | {Observation.BOTH_SIDES}
+        )
+    with step("round"):
+        for group in groups:
+            weights = {
+                layer.name: model.get_submodule(layer.name).weight.detach()
+                for layer in group.layers
+            }
+            round_group(group, weights, statistics.pop(group.name), ROUNDED, torch.bfloat16)
     return Steps(costs, layers, model)
 
 
