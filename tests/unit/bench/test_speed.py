@@ -38,7 +38,8 @@ def test_every_step_and_both_comparisons_are_measured(
     result = json.loads(numbers.read_text())
     assert result["tokens"] == 512
     assert list(result["steps"]) == [
-        "load", "calibrate", "solve", "allocate", "truncate", "save", "load the result"
+        "load", "calibrate", "solve", "allocate", "truncate", "save", "load the result",
+        "calibrate for bits", "round",
     ]  # fmt: skip
     for comparison in result["comparisons"].values():
         assert len(comparison["ours"]) == len(comparison["plain"]) == 2
