@@ -34,7 +34,7 @@ from workers.compression.allocation import allocate_uniform
 from workers.compression.candidates import BYTES_OF_16_BITS, LayerCandidates, Storage, Width
 from workers.compression.metrics import METHODS
 from workers.compression.rounding.allocation import ByteBudget
-from workers.compression.rounding.feedback import round_with_feedback
+from workers.compression.rounding.feedback import Metric, round_with_feedback
 from workers.compression.rounding.grid import RoundedWeight, best_scales, nearest, stored_bytes
 from workers.compression.rounding.group import damped, round_group
 from workers.compression.shapes import InputGroup, LinearLayer
@@ -194,11 +194,14 @@ class Bench:
         for group in self._groups:
             inputs = self._statistics[group.name].inputs
             assert inputs is not None
-            right = inputs.second_moment()
+            metric = Metric.of(damped(inputs.second_moment()))
             for layer in group.layers:
                 weight = self._weights[layer.name]
-                scales = [best_scales(weight, right.diagonal(), w, SCALES) for w in UNIFORM]
-                rounded = round_with_feedback(weight, scales, UNIFORM, None, damped(right))
+                scales = [
+                    best_scales(weight, metric.importance, width, SCALES) for width in UNIFORM
+                ]
+                outputs = Metric.identity(layer.out_features, weight.device)
+                rounded = round_with_feedback(weight, scales, UNIFORM, outputs, metric)
                 found[layer.name] = {each.width: each for each in rounded}
         return found
 

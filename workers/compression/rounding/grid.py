@@ -8,6 +8,7 @@ is measured, so codes and scales stand for exactly the weights whose error was m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ SHAPE_BYTES = 16
 """A checkpoint stores a matrix's two sizes beside its codes."""
 
 CLIPPINGS = 16
-"""How many scales are tried for a group, each of which clips its largest weights more."""
+"""How many scales of each sign are tried for a group; each clips its largest weights more."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,23 @@ def stored_bytes(layer: LinearLayer, width: Width, scale_bytes: int) -> int:
 def best_scales(weight: Tensor, importance: Tensor, width: Width, dtype: torch.dtype) -> Tensor:
     """For each group of a weight (out, in) the scale with the least error, (out, groups).
 
-    The error of a weight counts in proportion to `importance`, (in,): the mean square of its input.
-    The largest weight of a group is clipped by up to 1.2 / bits of its size. The result is in
-    `dtype`, the precision in which scales are stored.
+    The square of a weight's error counts in proportion to `importance`, (in,). The largest weight
+    of a group takes either end of the codes, of which the negative one is larger, so a scale may be
+    negative; and it is clipped by up to 1.2 / bits of its size. The result is in `dtype`, the
+    precision in which scales are stored.
     """
     out, into = weight.shape
     grouped = weight.float().reshape(out, -1, group_size(into))  # (out, groups, size)
     cost = importance.float().view(1, grouped.shape[1], -1)
-    widest = grouped.abs().amax(-1) / width.highest
-    best = torch.full_like(widest, torch.inf)
-    scales = torch.ones_like(widest, dtype=dtype)
-    for clipping in torch.linspace(1, 1 - 1.2 / width.bits, CLIPPINGS).tolist():
-        tried = (widest * clipping).to(dtype).clamp_min(torch.finfo(dtype).tiny)
+    largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    least = torch.finfo(dtype).tiny
+    best = torch.full_like(largest, torch.inf)
+    scales = torch.ones_like(largest, dtype=dtype)
+    for end, clipping in product(
+        (width.lowest, width.highest), torch.linspace(1, 1 - 1.2 / width.bits, CLIPPINGS).tolist()
+    ):
+        tried = (largest * clipping / end).to(dtype)
+        tried = torch.where(tried.abs() < least, least, tried)
         each = tried.float()[..., None]
         codes = (grouped / each).round_().clamp_(width.lowest, width.highest)
         errors = codes.mul_(each).sub_(grouped).square_().mul_(cost).sum(-1)

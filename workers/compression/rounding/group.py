@@ -17,7 +17,7 @@ from torch import Tensor
 from workers.compression.candidates import RoundedCandidate, Width
 from workers.compression.errors import NotFinite, SolveFailed
 from workers.compression.metrics import SHRINKAGE, importance
-from workers.compression.rounding.feedback import round_with_feedback
+from workers.compression.rounding.feedback import Metric, round_with_feedback
 from workers.compression.rounding.grid import RoundedWeight, best_scales, nearest, stored_bytes
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.compression.statistics import GroupStatistics
@@ -72,8 +72,14 @@ def round_group(
     right = statistics.inputs.second_moment()
     if not right.isfinite().all():
         raise NotFinite(f"{group.name}: its input is not finite")
+    try:
+        metric = Metric.of(damped(right))
+    except SolveFailed as error:
+        raise SolveFailed(f"{group.name}: {error}") from error
     return {
-        layer.name: _round_layer(layer, weights[layer.name], statistics, right, widths, dtype)
+        layer.name: _round_layer(
+            layer, weights[layer.name], statistics, (right, metric), widths, dtype
+        )
         for layer in group.layers
     }
 
@@ -87,23 +93,23 @@ def _round_layer(
     layer: LinearLayer,
     weight: Tensor,
     statistics: GroupStatistics,
-    right: Tensor,
+    inputs: tuple[Tensor, Metric],
     widths: Sequence[Width],
     dtype: torch.dtype,
 ) -> list[Priced]:
+    """`inputs` are the second moment of the layer's input, and the same, damped, as a metric."""
     moment = statistics.gradient_moments[layer.name].double() / statistics.tokens
     diagonal = importance(statistics, layer)
-    means = right.diagonal()
-    scales = [best_scales(weight, means, width, dtype) for width in widths]
+    right, metric = inputs
+    scales = [best_scales(weight, metric.importance, width, dtype) for width in widths]
     try:
-        rounded = round_with_feedback(
-            weight, scales, widths, _shrunk(moment, diagonal, ROUNDING_SHRINKAGE), damped(right)
-        )
+        gradients = Metric.of(_shrunk(moment, diagonal, ROUNDING_SHRINKAGE))
     except SolveFailed as error:
         raise SolveFailed(f"{layer.name}: {error}") from error
     left = _shrunk(moment, diagonal, SHRINKAGE)
     return [
-        Priced(each, price(each.dequantized() - weight.float(), left, right)) for each in rounded
+        Priced(each, price(each.dequantized() - weight.float(), left, right))
+        for each in round_with_feedback(weight, scales, widths, gradients, metric)
     ]
 
 

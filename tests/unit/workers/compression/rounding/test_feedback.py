@@ -11,10 +11,11 @@ from torch import Tensor
 from workers.compression.candidates import Width
 from workers.compression.errors import SolveFailed
 from workers.compression.rounding import feedback
-from workers.compression.rounding.feedback import round_with_feedback
+from workers.compression.rounding.feedback import Metric, round_with_feedback
 from workers.compression.rounding.grid import best_scales, nearest
 from workers.compression.rounding.group import price
 
+CPU = torch.device("cpu")
 WIDTHS = [Width(2), Width(3), Width(4), Width(8)]
 SIZES = st.integers(4, 6).map(lambda groups: groups * 32)
 """In smaller layers chance decides, because the sum has too few errors of single roundings."""
@@ -65,7 +66,7 @@ def test_equals_rounding_entry_by_entry(
     monkeypatch.setattr(feedback, "TILE", 16)
     weight, left, right = problem(out, into, 0)
     scales = [best_scales(weight, right.diagonal(), width, torch.bfloat16) for width in WIDTHS]
-    found = round_with_feedback(weight, scales, WIDTHS, left, right)
+    found = round_with_feedback(weight, scales, WIDTHS, Metric.of(left), Metric.of(right))
     for rounded, scale, width in zip(found, scales, WIDTHS, strict=True):
         steps = scale.float().repeat_interleave(into // scale.shape[1], 1)
         expected = rounded_by_entry(weight, steps, width, left, right)
@@ -77,20 +78,23 @@ def test_equals_rounding_entry_by_entry(
 @given(out=SIZES, into=SIZES, seed=st.integers(0, 1000), width=st.sampled_from(WIDTHS[1:]))
 def test_more_feedback_is_never_worse(out: int, into: int, seed: int, width: Width) -> None:
     weight, left, right = problem(out, into, seed)
-    scales = best_scales(weight, right.diagonal(), width, torch.bfloat16)
+    scales = best_scales(weight, Metric.of(right).importance, width, torch.bfloat16)
 
-    def cost(left_known: Tensor | None, right_known: Tensor | None) -> float:
-        (found,) = round_with_feedback(weight, [scales], [width], left_known, right_known)
+    def cost(outputs: Metric, inputs: Metric) -> float:
+        (found,) = round_with_feedback(weight, [scales], [width], outputs, inputs)
         return price(found.dequantized() - weight, left, right)
 
-    two_sided, one_sided, to_nearest = cost(left, right), cost(None, right), cost(None, None)
+    two_sided = cost(Metric.of(left), Metric.of(right))
+    one_sided = cost(Metric.identity(out, CPU), Metric.of(right))
+    to_nearest = cost(Metric.identity(out, CPU), Metric.identity(into, CPU))
     assert two_sided <= one_sided <= to_nearest
 
 
 def test_without_metrics_it_rounds_to_nearest() -> None:
     weight, _, right = problem(70, 96, 3)
     scales = [best_scales(weight, right.diagonal(), width, torch.float16) for width in WIDTHS]
-    found = round_with_feedback(weight, scales, WIDTHS, None, None)
+    neither = Metric.identity(70, CPU), Metric.identity(96, CPU)
+    found = round_with_feedback(weight, scales, WIDTHS, *neither)
     for rounded, scale, width in zip(found, scales, WIDTHS, strict=True):
         assert torch.equal(rounded.codes, nearest(weight, scale, width).codes)
 
@@ -98,15 +102,26 @@ def test_without_metrics_it_rounds_to_nearest() -> None:
 def test_widths_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, left, right = problem(96, 64, 4)
     scales = [best_scales(weight, right.diagonal(), width, torch.bfloat16) for width in WIDTHS]
-    together = round_with_feedback(weight, scales, WIDTHS, left, right)
+    metrics = Metric.of(left), Metric.of(right)
+    together = round_with_feedback(weight, scales, WIDTHS, *metrics)
     monkeypatch.setattr(feedback, "MOST_BYTES", 1)
-    alone = round_with_feedback(weight, scales, WIDTHS, left, right)
+    alone = round_with_feedback(weight, scales, WIDTHS, *metrics)
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one.codes, other.codes)
 
 
+def test_a_metric_is_its_factors() -> None:
+    matrix = random_metric(48, torch.Generator().manual_seed(6))
+    metric = Metric.of(matrix)
+    assert torch.equal(metric.factor.triu(), metric.factor)
+    assert torch.equal(metric.factor.diagonal(), torch.ones(48))
+    diagonal = matrix.diagonal()
+    pivots = (metric.importance.square() / diagonal)[metric.order]
+    product = metric.factor * pivots @ metric.factor.T.double()
+    torch.testing.assert_close(product, matrix[metric.order][:, metric.order], rtol=1e-4, atol=1e-6)
+
+
 def test_refuses_a_metric_that_is_not_positive() -> None:
-    weight, left, right = problem(32, 32, 5)
-    scales = [best_scales(weight, right.diagonal(), WIDTHS[2], torch.bfloat16)]
+    _, left, _ = problem(32, 32, 5)
     with pytest.raises(SolveFailed, match="positive definite"):
-        round_with_feedback(weight, scales, WIDTHS[2:3], -left, right)
+        Metric.of(-left)

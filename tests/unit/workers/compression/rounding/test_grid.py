@@ -35,6 +35,14 @@ def test_scales_are_as_stored_and_no_worse_than_the_widest(
     assert error(scales) <= error(widest) * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_weight_takes_the_larger_end_of_the_codes(sign: int) -> None:
+    weight = sign * torch.linspace(0, 4, 5).repeat(64)[None, :64]
+    found = nearest(weight, best_scales(weight, torch.ones(64), Width(3), torch.bfloat16), Width(3))
+    assert found.codes.min() == Width(3).lowest
+    assert torch.equal(found.dequantized(), weight)
+
+
 @given(bits=BITS, seed=st.integers(0, 100))
 def test_codes_are_on_the_grid(bits: int, seed: int) -> None:
     width = Width(bits)
