@@ -36,11 +36,16 @@ from bench.demo_server import ServerFailed, serving
 from service.cli.rendering import follow, transfer_bar
 from service.client.client import Client, ClientError
 from service.client.download import download_artifact
+from service.domain.spec import ByteTarget, SizeTarget
 from service.errors import EigenpressError
 from service.signals import stop_on_signals
 
-KEEPS = (0.8, 0.6)
-NAMES = [f"keep-{keep:g}" for keep in KEEPS]
+TARGETS = (
+    SizeTarget(keep=0.8),
+    SizeTarget(keep=0.6),
+    ByteTarget(bytes_fraction=0.18, precisions="transformers"),  # smaller than the GGUF file
+)
+NAMES = [target.name for target in TARGETS]
 EVALUATION_SEQUENCES = 64
 """The number of sequences of each text that every model is measured on."""
 GENERATE = Path(__file__).with_name("generate.py")
@@ -139,7 +144,8 @@ def specification(console: Console, folder: Path, problem_count: int) -> dict[st
     return {
         "name": "demo",
         "model": {"source": "local", "path": str(demo_data.model_file())},
-        "targets": [{"keep": keep} for keep in KEEPS],
+        "targets": [target.model_dump(exclude_defaults=True) for target in TARGETS],
+        "dtype": "bfloat16",
         "workers": 2,
         "mixed_precision": "auto",
         "calibration": {
