@@ -3,9 +3,10 @@
     make demo
 
 It starts `eigenpress serve`, posts one job over REST (SmolLM2-135M-Instruct, the default method,
-two sizes from one calibration on the standard library's sources), shows its progress, downloads
-both artifacts from the bucket into ``demo-output/``, generates code with each in a separate
-process, and prints the cost of the compression. On any failure its exit status is not zero. At the
+three sizes from one calibration on the standard library's sources), shows its progress, downloads
+all artifacts from the bucket into ``demo-output/``, generates code with each in a separate
+process, and prints the cost of the compression. Two artifacts have layers of low rank, and one has
+integers; it is smaller than the GGUF file that the model comes from. On any failure its exit status is not zero. At the
 end it stops everything that it started.
 """
 
@@ -183,7 +184,7 @@ def download(console: Console, client: Client, job_id: str, name: str, output: P
 
 
 def written_code(folder: Path) -> str:
-    """The code that the checkpoint generates, in a process with torch and transformers only."""
+    """The code that the checkpoint generates, in a process without Eigenpress and Ray."""
     with tempfile.TemporaryDirectory() as modules:
         threads = max(1, (os.cpu_count() or 1) // len(NAMES))  # they write at the same time
         environment = os.environ | {
