@@ -16,12 +16,14 @@ SIZE_TOLERANCE = 1e-9
 # The perplexity of a target over that of the dense model, by its name and the text. The default
 # method reached these with the demo's 24,576 calibration tokens; a larger ratio is a defect.
 EXPECTED_RATIOS = {
-    ("keep-0.8", "held-out"): 1.081,
-    ("keep-0.8", "humaneval-64"): 1.141,
+    ("keep-0.8", "held-out"): 1.084,
+    ("keep-0.8", "humaneval-64"): 1.142,
     ("keep-0.8", "humaneval-164"): 1.130,
-    ("keep-0.6", "held-out"): 1.457,
-    ("keep-0.6", "humaneval-64"): 1.716,
+    ("keep-0.6", "held-out"): 1.459,
+    ("keep-0.6", "humaneval-64"): 1.714,
     ("keep-0.6", "humaneval-164"): 1.693,
+    ("bytes-0.18-transformers", "held-out"): 1.491,
+    ("bytes-0.18-transformers", "humaneval-64"): 1.581,
 }
 RATIO_TOLERANCE = 0.05
 
