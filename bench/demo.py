@@ -5,9 +5,9 @@
 It starts `eigenpress serve`, posts one job over REST (SmolLM2-135M-Instruct, the default method,
 three sizes from one calibration on the standard library's sources), shows its progress, downloads
 all artifacts from the bucket into ``demo-output/``, generates code with each in a separate
-process, and prints the cost of the compression. Two artifacts have layers of low rank, and one has
-integers; it is smaller than the GGUF file that the model comes from. On any failure its exit status is not zero. At the
-end it stops everything that it started.
+process, and prints the cost of the compression. Two artifacts have layers of low rank. One has
+integers; its weights are smaller than the GGUF file that the model comes from. On any failure the
+exit status is not zero. At the end the demo stops everything that it started.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from service.signals import stop_on_signals
 TARGETS = (
     SizeTarget(keep=0.8),
     SizeTarget(keep=0.6),
-    ByteTarget(bytes_fraction=0.18, precisions="transformers"),  # smaller than the GGUF file
+    ByteTarget(bytes_fraction=0.18, precisions="transformers"),  # below the GGUF file
 )
 NAMES = [target.name for target in TARGETS]
 EVALUATION_SEQUENCES = 64

@@ -37,9 +37,7 @@ def comparison(report: Report) -> Table:
     """
     source, targets = report["model"], report["targets"]
     models = [report["evaluation"]["dense"], *targets]
-    table = Table(
-        title=f"{source['architecture']}, {report['method']}", title_style="bold"
-    )
+    table = Table(title=f"{source['architecture']}, {report['method']}", title_style="bold")
     table.add_column()
     for name in ["dense", *(target["name"] for target in targets)]:
         table.add_column(name.removesuffix("-transformers"), justify="right")

@@ -162,7 +162,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 Loaded in a process of its own, its logits differed by {logit_error:.1g} (relative) from those of
 the compressed model in memory, and {same_predictions:.1%} of its predictions were the same.
 
-`report.json` has the rank of every layer and the details of each measurement. Numbers after ± are
+`report.json` has the rank or the bits of every layer and the details of each measurement. Numbers after ± are
 standard errors. Accuracy is the fraction of tokens that were the model's most likely prediction.
 {unused}
 The licence and the terms of use of the original model apply.
@@ -185,7 +185,7 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
         linear_bytes=target["size"]["linear_bytes_fraction"],
         whole=target["size"]["model_fraction"],
         bytes=target["size"]["bytes"],
-        measurements=_measurement_table(report["evaluation"]["dense"], target),
+        measurements=_measurement_table(report, target),
         **target["proof"],
         unused=_unused_tensors(report["unused_tensors"]),
     )
@@ -252,7 +252,8 @@ def _unused_tensors(tensors: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(["", heading, "", *rows, ""]) if rows else ""
 
 
-def _measurement_table(dense: Mapping[str, Any] | None, target: Mapping[str, Any]) -> str:
+def _measurement_table(report: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+    dense = report["evaluation"]["dense"]
     if dense is None:
         return ""
     rows = [
@@ -267,7 +268,8 @@ def _measurement_table(dense: Mapping[str, Any] | None, target: Mapping[str, Any
         for metric, before in scored["metrics"].items()
         for after in [target["tasks"][task]["metrics"][metric]]
     ]
-    return "\n".join(["", "| measured | dense | compressed |", "|---|---|---|", *rows, ""])
+    heading = f"| measured | dense, {report['model']['dtype']} | compressed, {report['dtype']} |"
+    return "\n".join(["", heading, "|---|---|---|", *rows, ""])
 
 
 def _number(measured: Mapping[str, Any], name: str) -> str:

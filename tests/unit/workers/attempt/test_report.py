@@ -448,6 +448,7 @@ def test_the_card_says_what_the_report_says(job: Job) -> None:
     assert "weights take 4,000 bytes" in card
     assert "The original is a GGUF file of 1,234 bytes" in card
     assert "in bfloat16 would take 400." in card
+    assert "| measured | dense, float32 | compressed, bfloat16 |" in card
     assert "| perplexity on held-out | 7.389 ± 1.280 | 12.182 ± 3.165 |" in card
     assert "| perplexity on wiki | 2.592 | 3.038 |" in card
     assert "| accuracy on wiki | 0.317 | 0.286 |" in card
