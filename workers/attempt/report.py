@@ -162,8 +162,9 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 Loaded in a process of its own, its logits differed by {logit_error:.1g} (relative) from those of
 the compressed model in memory, and {same_predictions:.1%} of its predictions were the same.
 
-`report.json` has the rank or the bits of every layer and the details of each measurement. Numbers after ± are
-standard errors. Accuracy is the fraction of tokens that were the model's most likely prediction.
+`report.json` has the rank or the bits of every layer and the details of each measurement. Numbers
+after ± are standard errors. Accuracy is the fraction of tokens that were the model's most likely
+prediction.
 {unused}
 The licence and the terms of use of the original model apply.
 """

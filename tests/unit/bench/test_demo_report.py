@@ -176,9 +176,8 @@ def test_a_loss_beyond_the_expected_is_a_defect(
 def test_every_target_of_the_demo_has_expected_ratios_on_its_texts() -> None:
     texts = ("held-out", "humaneval-64", "humaneval-164")
 
-    assert set(demo_report.EXPECTED_RATIOS) == {
-        (name, text) for name in demo.NAMES for text in texts
-    }
+    places = {(name, text) for name in demo.NAMES for text in texts}
+    assert set(demo_report.EXPECTED_RATIOS) == places
 
 
 @pytest.mark.parametrize(("nbytes", "count"), [(SOURCE_BYTES - 1, 0), (SOURCE_BYTES, 1)])
