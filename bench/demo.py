@@ -3,10 +3,11 @@
     make demo
 
 It starts `eigenpress serve`, posts one job over REST (SmolLM2-135M-Instruct, the default method,
-two sizes from one calibration on the standard library's sources), shows its progress, downloads
-both artifacts from the bucket into ``demo-output/``, generates code with each in a separate
-process, and prints the cost of the compression. On any failure its exit status is not zero. At the
-end it stops everything that it started.
+three sizes from one calibration on the standard library's sources), shows its progress, downloads
+all artifacts from the bucket into ``demo-output/``, generates code with each in a separate
+process, and prints the cost of the compression. Two artifacts have layers of low rank. One has
+integers; its weights are smaller than the GGUF file that the model comes from. On any failure the
+exit status is not zero. At the end the demo stops everything that it started.
 """
 
 from __future__ import annotations
@@ -36,11 +37,16 @@ from bench.demo_server import ServerFailed, serving
 from service.cli.rendering import follow, transfer_bar
 from service.client.client import Client, ClientError
 from service.client.download import download_artifact
+from service.domain.spec import ByteTarget, SizeTarget
 from service.errors import EigenpressError
 from service.signals import stop_on_signals
 
-KEEPS = (0.8, 0.6)
-NAMES = [f"keep-{keep:g}" for keep in KEEPS]
+TARGETS = (
+    SizeTarget(keep=0.8),
+    SizeTarget(keep=0.6),
+    ByteTarget(bytes_fraction=0.18, precisions="transformers"),  # below the GGUF file
+)
+NAMES = [target.name for target in TARGETS]
 EVALUATION_SEQUENCES = 64
 """The number of sequences of each text that every model is measured on."""
 GENERATE = Path(__file__).with_name("generate.py")
@@ -139,7 +145,8 @@ def specification(console: Console, folder: Path, problem_count: int) -> dict[st
     return {
         "name": "demo",
         "model": {"source": "local", "path": str(demo_data.model_file())},
-        "targets": [{"keep": keep} for keep in KEEPS],
+        "targets": [target.model_dump(exclude_defaults=True) for target in TARGETS],
+        "dtype": "bfloat16",
         "workers": 2,
         "mixed_precision": "auto",
         "calibration": {
@@ -177,7 +184,7 @@ def download(console: Console, client: Client, job_id: str, name: str, output: P
 
 
 def written_code(folder: Path) -> str:
-    """The code that the checkpoint generates, in a process with torch and transformers only."""
+    """The code that the checkpoint generates, in a process without Eigenpress and Ray."""
     with tempfile.TemporaryDirectory() as modules:
         threads = max(1, (os.cpu_count() or 1) // len(NAMES))  # they write at the same time
         environment = os.environ | {

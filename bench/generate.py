@@ -2,8 +2,8 @@
 
     python -I bench/generate.py FOLDER [--prompt TEXT] [--new-tokens N]
 
-This file uses only torch and transformers. It blocks imports of Ray and Eigenpress, so a checkpoint
-that loads here also loads on a machine without them.
+This file uses only torch and transformers, which reads integers by compressed-tensors. It blocks
+imports of Ray and Eigenpress, so a checkpoint that loads here also loads on a machine without them.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ from tests.fixtures.waiting import wait_until
 GENERATE = Path(__file__).parents[2] / "bench" / "generate.py"
 STEPS = ["resolve", "calibrate", "solve", "allocate", "assemble", "prove", "evaluate", "publish"]
 JOB_SECONDS = 240.0
+TARGETS = [{"keep": 0.8}, {"keep": 0.6}, {"bytes_fraction": 0.5, "precisions": "transformers"}]
+NAMES = ["keep-0.8", "keep-0.6", "bytes-0.5-transformers"]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def body(inputs: Path, **changes: Any) -> dict[str, Any]:
         "name": "tiny",
         "model": {"source": "local", "path": str(inputs / "llama")},
         "calibration": calibration,
-        "targets": [{"keep": 0.8}, {"keep": 0.6}],
+        "targets": TARGETS,
         "evaluation": {"sequences": 8, "datasets": [second], "decode_tokens": 8},
         "workers": 2,
     } | changes
@@ -104,10 +106,10 @@ def done(client: Client, inputs: Path) -> dict[str, Any]:
 def downloads(
     server: Server, done: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Both artifacts, as the command line downloads them."""
+    """All artifacts, as the command line downloads them."""
     assert done["state"] == "succeeded", done
     folder = tmp_path_factory.mktemp("downloads")
-    for name in ("keep-0.8", "keep-0.6"):
+    for name in NAMES:
         run_cli("download", done["id"], name, str(folder / name), "--url", server.url)
     return folder
 
@@ -144,9 +146,16 @@ def test_the_report_says_every_size_and_perplexity(client: Client, done: dict[st
     assert set(dense["perplexity"]) == {"held-out", "second"}
     assert dense["perplexity"]["second"]["documents"] == 8
     assert report["calibration"]["tokens"] == 24 * 32
-    for target in report["targets"]:
+    model, targets = report["model"], report["targets"]
+    assert (model["source_format"], report["dtype"]) == ("safetensors", "float32")
+    assert model["source_bytes"] == model["bytes"] >= model["dense_bytes"]
+    assert model["dense_bytes"] == 4 * model["parameters"]
+    assert [target["name"] for target in targets] == NAMES
+    for target in targets[:2]:
         assert 0.9 * target["keep"] < target["size"]["linear_fraction"] <= target["keep"]
         assert target["size"]["model_fraction"] < 1
+    assert 0.45 < targets[2]["size"]["linear_bytes_fraction"] <= 0.5
+    for target in targets:
         assert target["size"]["bytes"] < report["model"]["bytes"]
         assert set(target["perplexity"]) == set(target["accuracy"]) == {"held-out", "second"}
         assert target["perplexity"]["held-out"]["ratio_standard_error"] > 0
@@ -176,7 +185,7 @@ def test_the_dashboard_shows_the_job_its_actors_and_its_log(
 
 
 def test_artifacts_load_and_write_without_the_product(downloads: Path) -> None:
-    for name in ("keep-0.8", "keep-0.6"):
+    for name in NAMES:
         command = [sys.executable, "-I", str(GENERATE), str(downloads / name)]
         environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(downloads / "modules")}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

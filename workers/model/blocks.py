@@ -68,7 +68,7 @@ class StoredModel:
             config = load_configuration(source)
             with init_empty_weights(include_buffers=False):
                 self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
-        unfuse(self.model)
+        self.unfused = unfuse(self.model)
         self.passage = Passage(self.model)
         pieces = tuple(source_tensors(source))
         self._piece_of = {name: piece for piece in pieces for name in piece.names}

@@ -8,7 +8,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from bench import demo_report
+from bench import demo, demo_report
+
+MEASURED = ("perplexity", "accuracy", "decode_tokens_per_second")
+SOURCE_BYTES = 98_000_000
+KEEPS = ["keep-0.8", "keep-0.6"]
+BYTES = demo.NAMES[-1]
 
 
 def perplexity(held_out: float | None, humaneval: float) -> dict[str, Any]:
@@ -30,11 +35,18 @@ def target(keep: float, held_out: float | None, linear_fraction: float) -> dict[
         "name": f"keep-{keep:g}",
         "keep": keep,
         "scope": "linear",
-        "size": {"linear_fraction": linear_fraction, "model_fraction": 0.85, "bytes": 420_000_000},
+        "size": {"linear_fraction": linear_fraction, "model_fraction": 0.85, "bytes": 220_000_000},
         "perplexity": perplexity(held_out, 5.6),
         "accuracy": accuracy(0.45, 0.55),
         "decode_tokens_per_second": 20.0,
     }
+
+
+def in_bytes(nbytes: int) -> dict[str, Any]:
+    size = {"linear_fraction": 1.0, "model_fraction": 1.0, "bytes": nbytes}
+    asked = {"name": BYTES, "bytes_fraction": 0.18, "precisions": "transformers"}
+    measured = {field: target(0.8, 12.9, 1.0)[field] for field in MEASURED}
+    return asked | measured | {"size": size}
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -44,7 +56,14 @@ def report(**changes: Any) -> dict[str, Any]:
         "decode_tokens_per_second": None,
     }
     return {
-        "model": {"architecture": "LlamaForCausalLM", "bytes": 538_000_000},
+        "model": {
+            "architecture": "LlamaForCausalLM",
+            "dtype": "float32",
+            "dense_bytes": 269_000_000,
+            "source_format": "gguf",
+            "source_bytes": SOURCE_BYTES,
+        },
+        "dtype": "bfloat16",
         "method": "impact",
         "evaluation": {"dense": dense},
         "targets": [target(0.8, 12.9, 0.7999), target(0.6, 17.0, 0.5999)],
@@ -66,17 +85,37 @@ def test_the_comparison_sets_every_size_beside_the_dense_model() -> None:
     text = shown(demo_report.comparison(report()))
 
     assert numbers(text, "perplexity, held-out") == ["12.00", "12.90", "17.00"]
-    for value in ("80.0%", "60.0%", "85.0%", "538 MB", "420 MB", "20.0"):
+    for value in ("80.0%", "60.0%", "85.0%", "20.0"):
         assert value in text
+
+
+def test_sizes_in_one_precision_stand_beside_the_source_file() -> None:
+    text = shown(demo_report.comparison(report()))
+
+    assert numbers(text, "weights, bfloat16") == ["269", "220", "220"]
+    assert numbers(text, "source file, gguf") == ["98"]
+    [precisions] = [line for line in text.splitlines() if "precision of weights" in line]
+    assert re.findall(r"[a-z]+\d\d", precisions) == ["float32", "bfloat16", "bfloat16"]
+
+
+def test_the_demo_s_table_fits_a_terminal() -> None:
+    names = zip(report()["targets"] + [in_bytes(94_000_000)], demo.NAMES, strict=True)
+    targets = [each | {"name": name} for each, name in names]
+    text = shown(demo_report.comparison(report(targets=targets)))
+
+    assert "bytes-" in text
+    rows = [line for line in text.splitlines() if "±" in line]
+    assert len(rows) == 1  # the other text's has no standard error
+    assert rows[0].count("±1.2") == 4
 
 
 def test_the_comparison_has_the_accuracy_and_how_sure_it_is() -> None:
     text = shown(demo_report.comparison(report()))
 
-    held_out = ["0.500", "0.012", "0.450", "0.012", "0.450", "0.012"]
-    assert numbers(text, "accuracy, held-out") == held_out
-    assert "0.500 ± 0.012" in text
-    assert numbers(text, "accuracy, humaneval-64") == ["0.600", "0.550", "0.550"]
+    held_out = ["50.0", "1.2", "45.0", "1.2", "45.0", "1.2"]
+    assert numbers(text, "accuracy %, held-out") == held_out
+    assert "50.0 ±1.2" in text
+    assert numbers(text, "accuracy %, humaneval-64") == ["60.0", "55.0", "55.0"]
 
 
 def test_durations_are_those_of_all_steps_and_add_up() -> None:
@@ -98,7 +137,7 @@ def test_durations_are_those_of_all_steps_and_add_up() -> None:
 
 
 def test_a_good_report_has_no_defects() -> None:
-    assert list(demo_report.defects(report(), ["keep-0.8", "keep-0.6"])) == []
+    assert list(demo_report.defects(report(), KEEPS)) == []
 
 
 def test_a_missing_target_is_a_defect() -> None:
@@ -119,19 +158,36 @@ def test_a_model_with_infinite_perplexity_is_shown_and_is_a_defect() -> None:
 @pytest.mark.parametrize("place", demo_report.EXPECTED_RATIOS, ids=str)
 @pytest.mark.parametrize(("beyond", "count"), [(1.04, 0), (1.06, 1)])
 def test_a_loss_beyond_the_expected_is_a_defect(
-    place: tuple[float, str], beyond: float, count: int
+    place: tuple[str, str], beyond: float, count: int
 ) -> None:
-    keep, dataset = place
-    measured = target(keep, 12.0, keep)
+    name, dataset = place
+    measured = target(0.8, 12.0, 0.8) | {"name": name}
     ratio = demo_report.EXPECTED_RATIOS[place] * beyond
     measured["perplexity"][dataset] = {"perplexity": 5.0 * ratio}
     lossy = report(targets=[measured])
     lossy["evaluation"]["dense"]["perplexity"][dataset] = {"perplexity": 5.0}
 
-    found = list(demo_report.defects(lossy, [f"keep-{keep:g}"]))
+    found = list(demo_report.defects(lossy, [name]))
 
     assert len(found) == count
     assert all(f"on {dataset} is {ratio:.3f} times" in defect for defect in found)
+
+
+def test_every_target_of_the_demo_has_expected_ratios_on_its_texts() -> None:
+    texts = ("held-out", "humaneval-64", "humaneval-164")
+
+    places = {(name, text) for name in demo.NAMES for text in texts}
+    assert set(demo_report.EXPECTED_RATIOS) == places
+
+
+@pytest.mark.parametrize(("nbytes", "count"), [(SOURCE_BYTES - 1, 0), (SOURCE_BYTES, 1)])
+def test_a_target_in_bytes_that_is_no_smaller_than_the_source_file_is_a_defect(
+    nbytes: int, count: int
+) -> None:
+    found = list(demo_report.defects(report(targets=[in_bytes(nbytes)]), [BYTES]))
+
+    assert len(found) == count
+    assert all("the source file 98,000,000" in defect for defect in found)
 
 
 def test_a_text_without_an_expected_ratio_has_no_bound() -> None:

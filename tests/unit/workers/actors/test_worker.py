@@ -11,16 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config
 
 from service.domain.spec import JobSpec
 from service.errors import ModelInvalid
 from service.inputs.opening import HeldFiles
+from tests.fixtures.gguf_files import write_llama
+from tests.fixtures.models import save_tiny_model
 from workers.actors.worker import Worker
 from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.evaluation.losses import TextLoss
 from workers.evaluation.text import text_loss
 from workers.model.loading import load_model
 
+GPT2 = GPT2Config(
+    vocab_size=258, n_embd=32, n_layer=1, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=1
+)
 CPU = torch.device("cpu")
 SEQUENCES = [[number, *range(2, 33)] for number in range(2, 10)]
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -69,6 +75,24 @@ def test_a_model_that_is_built_but_cannot_compute_is_refused(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelInvalid, match=r"cannot compute as config\.json says: .*'str'"):
         worker_of(folder, data_dir).load()
+
+
+def test_a_gguf_file_counts_as_it_lies_on_the_disk(tmp_path: Path, data_dir: Path) -> None:
+    file = write_llama(tmp_path / "model.gguf", general_name="x" * 4000)
+    summary = worker_of(file, data_dir).load()
+    assert (summary.source_format, summary.source_bytes) == ("gguf", file.stat().st_size)
+    assert summary.bytes != summary.source_bytes  # of its expansion
+
+
+def test_a_folder_counts_with_its_weights_alone(
+    tiny_llama: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    summary = worker_of(tiny_llama, data_dir).load()
+    weights = (tiny_llama / "model.safetensors").stat().st_size
+    assert (summary.source_format, summary.source_bytes) == ("safetensors", weights)
+    assert not summary.unfused
+    transposed = save_tiny_model(tmp_path / "gpt2", GPT2)
+    assert worker_of(transposed, data_dir).load().unfused
 
 
 def measured(worker: Any, dtype: str | None, ranks: Mapping[str, int]) -> TextLoss:

@@ -19,7 +19,7 @@ from workers.actors.replies import ModelSummary
 from workers.artifact.size import CheckpointSize
 from workers.attempt.probes import Probe
 from workers.attempt.report import Evaluation, TargetResult, job_report, model_card
-from workers.compression.candidates import LayerCandidates, RoundedCandidate, Width
+from workers.compression.candidates import Forms, LayerCandidates, RoundedCandidate, Width
 from workers.compression.shapes import InputGroup, LinearLayer
 from workers.evaluation.estimates import Estimate
 from workers.evaluation.losses import SequenceLoss, TextLoss
@@ -33,10 +33,13 @@ MODEL = ModelSummary(
     architecture="LlamaForCausalLM",
     parameters=200,
     bytes=5000,
-    dtype="bfloat16",
+    source_format="gguf",
+    source_bytes=1234,
+    dtype="float32",
     groups=(InputGroup(LAYERS[:1]), InputGroup(LAYERS[1:])),
     blocks=(("block.up", "block.down"),),
     uniform=True,
+    unfused=False,
     left_dense={"head": "outside the transformer blocks"},
     carried={"mtp.fc.weight": "copied", "mtp.norm.weight": "copied"},
     left_out={"v_head.weight": "foreign"},
@@ -105,7 +108,7 @@ RESULT = TargetResult(
 def job(job_spec: JobSpec) -> Job:
     now = datetime(2025, 1, 1, tzinfo=UTC)
     calibration = job_spec.calibration.model_copy(update={"sequence_length": 64})
-    spec = job_spec.model_copy(update={"calibration": calibration})
+    spec = job_spec.model_copy(update={"calibration": calibration, "dtype": "bfloat16"})
     return Job(
         new_job_id(), "small", JobState.RUNNING, spec.model_dump_json(), 1, now, now, None, None, ()
     )
@@ -186,7 +189,64 @@ def test_integers_have_bits_and_a_price(job: Job) -> None:
     card = model_card(report, "bytes-0.8")
     assert f"compressed to {102 / (2 * LINEAR):.1%} of the bytes of its linear layers" in card
     assert "trust_remote_code" not in card
-    assert "trust_remote_code" in model_card(report_of(job, DENSE, RESULT), "keep-0.8")
+
+
+SERVES = "vllm serve path/to/this/folder"
+ON_CPUS = "python -m vllm.entrypoints.openai.api_server --model path/to/this/folder"
+
+
+@pytest.mark.parametrize(
+    ("target", "forms", "said", "unsaid"),
+    [
+        (
+            SizeTarget(keep=0.8),
+            {"block.up": 1, "block.down": None},
+            ["trust_remote_code=True", f"{SERVES} --trust-remote-code\n", ON_CPUS],
+            ["compressed-tensors loguru"],
+        ),
+        (
+            ByteTarget(bytes_fraction=0.8),
+            {"block.up": Width(4), "block.down": None},
+            ["`pip install compressed-tensors loguru psutil`", f"{SERVES}\n", "on NVIDIA GPUs:"],
+            ["trust", ON_CPUS],
+        ),
+        (
+            ByteTarget(bytes_fraction=0.8, precisions="vllm-cpu"),
+            {"block.up": Width(4), "block.down": None},
+            [f"{SERVES}\n", ON_CPUS, "on NVIDIA GPUs or CPUs:"],
+            ["trust"],
+        ),
+        (
+            ByteTarget(bytes_fraction=0.8, precisions="transformers"),
+            {"block.up": Width(3), "block.down": Width(8)},
+            ["not for vLLM: its layers have 3, 8 bits", "compressed-tensors loguru"],
+            ["trust", SERVES, ON_CPUS],
+        ),
+    ],
+    ids=["low rank", "vllm", "vllm-cpu", "transformers"],
+)
+def test_the_card_says_which_engines_load_it_and_how(
+    job: Job,
+    target: SizeTarget | ByteTarget,
+    forms: Forms,
+    said: Sequence[str],
+    unsaid: Sequence[str],
+) -> None:
+    rounded = tuple(RoundedCandidate(Width(bits), 30, 0.5) for bits in (3, 4, 8))
+    options = [replace(layer, rounded=rounded) for layer in OPTIONS]
+    result = replace(RESULT, target=target, forms=forms)
+    report = job_report(job, MODEL, options, TEXTS, 2.5, [], DENSE, [result], [], {})
+    card = model_card(report, target.name)
+    assert [words for words in said if words not in card] == []
+    assert [words for words in unsaid if words in card] == []
+
+
+def test_the_card_of_low_rank_experts_sends_users_of_vllm_to_expand(job: Job) -> None:
+    mixture = replace(MODEL, unfused=True)
+    report = job_report(job, mixture, OPTIONS, TEXTS, 2.5, [], DENSE, [RESULT], [], {})
+    card = model_card(report, "keep-0.8")
+    assert SERVES not in card
+    assert "`eigenpress expand`" in card
 
 
 def test_a_layer_without_any_energy_has_lost_none(job: Job) -> None:
@@ -318,8 +378,14 @@ def test_the_report_says_what_was_done(job: Job) -> None:
         "architecture": "LlamaForCausalLM",
         "parameters": 200,
         "linear_parameters": LINEAR,
+        "unfused": False,
+        "source_format": "gguf",
+        "source_bytes": 1234,
+        "dtype": "float32",
         "bytes": 5000,
+        "dense_bytes": 2 * 200,
     }
+    assert report["dtype"] == "bfloat16"
     assert (report["method"], report["allocation"]) == ("impact-kron", "global")
     assert report["calibration"] == {
         "sequences": 8,
@@ -380,6 +446,9 @@ def test_the_card_says_what_the_report_says(job: Job) -> None:
     assert "# LlamaForCausalLM, compressed to 69.1% of its linear parameters" in card
     assert "90.0% of all parameters" in card
     assert "weights take 4,000 bytes" in card
+    assert "The original is a GGUF file of 1,234 bytes" in card
+    assert "in bfloat16 would take 400." in card
+    assert "| measured | dense, float32 | compressed, bfloat16 |" in card
     assert "| perplexity on held-out | 7.389 ± 1.280 | 12.182 ± 3.165 |" in card
     assert "| perplexity on wiki | 2.592 | 3.038 |" in card
     assert "| accuracy on wiki | 0.317 | 0.286 |" in card
