@@ -22,9 +22,9 @@ EXPECTED_RATIOS = {
     ("keep-0.6", "held-out"): 1.459,
     ("keep-0.6", "humaneval-64"): 1.714,
     ("keep-0.6", "humaneval-164"): 1.694,
-    ("bytes-0.18-transformers", "held-out"): 1.491,
-    ("bytes-0.18-transformers", "humaneval-64"): 1.581,
-    ("bytes-0.18-transformers", "humaneval-164"): 1.556,
+    ("bytes-0.18-transformers", "held-out"): 1.366,
+    ("bytes-0.18-transformers", "humaneval-64"): 1.360,
+    ("bytes-0.18-transformers", "humaneval-164"): 1.556,  # by an earlier, worse rounding
 }
 RATIO_TOLERANCE = 0.05
 
