@@ -110,7 +110,8 @@ def on_grid(
         groups = layer.out_features, layer.in_features // GROUP_SIZES[0]
         if scales.shape != groups:
             raise RuntimeError(f"{layer.name} has scales {tuple(scales.shape)}, not {groups}")
-        found[layer.name] = nearest(weight, scales, width)
+        # A copy, since the tensors may be views of a file that the next run replaces.
+        found[layer.name] = nearest(weight, scales.clone(), width)
         if not torch.allclose(found[layer.name].dequantized(), weight, rtol=1e-5, atol=0):
             raise RuntimeError(f"{layer.name} is not on a grid of {width.bits} bits")
     return found
