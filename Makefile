@@ -11,6 +11,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 SERVING := .venv-serving
+PEERS   := .venv-peers
 PIP     := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
            --only-binary :all: --constraint constraints.txt $(PIP_ARGS)
 # One thread of arithmetic per process: the processes share the cores already. One process more than
@@ -21,7 +22,7 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --progress --numprocesses $
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo bench bench-quality serve test test-unit test-integration test-acceptance \
+.PHONY: help venv demo bench bench-bits bench-quality serve test test-unit test-integration test-acceptance \
         test-fuzz test-chaos test-chaos-short test-serving lint format clean
 
 help:  ## List the targets
@@ -47,6 +48,17 @@ bench: $(STAMP)  ## Time and memory: of a start, every step, sweeps, a whole job
 	@$(BIN)/python -m bench.sweeps
 	@$(BIN)/python -m bench.memory
 	@$(BIN)/python -m bench.assembly
+
+# llm-compressor needs an older transformers, so it has an environment of its own.
+$(PEERS)/.installed: constraints-peers.txt
+	@echo "Installing llm-compressor into $(PEERS) ..."
+	@test -x $(PEERS)/bin/pip || $(PYTHON) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
+	  --only-binary :all: --constraint constraints-peers.txt $(PIP_ARGS) llmcompressor
+	@touch $@
+
+bench-bits: $(STAMP) $(PEERS)/.installed  ## Perplexity by bytes, beside llm-compressor, into docs/bits.md (an hour)
+	@$(BIN)/python -m bench.bits $(BITS_ARGS)
 
 bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md (half an hour or more)
 	@$(BIN)/python -m bench.quality $(QUALITY_ARGS)
@@ -101,6 +113,6 @@ format: $(STAMP)  ## Format the sources and sort their imports
 	$(BIN)/ruff format .
 
 clean:  ## Remove everything that the other targets made
-	rm -rf $(VENV) $(SERVING) .eigenpress demo-output build dist *.egg-info
+	rm -rf $(VENV) $(SERVING) $(PEERS) .eigenpress demo-output build dist *.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

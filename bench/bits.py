@@ -1,6 +1,6 @@
 """Measures what fewer bits cost in perplexity: rounding, GPTQ, low rank with int8, and ours.
 
-    python -m bench.bits
+    python -m bench.bits    (or `make bench-bits`, which installs llm-compressor to compare with)
 
 One calibration serves all. The demo's weights lie on the grid of its GGUF file, so they are first
 moved off it by uniform noise of up to half a step: otherwise every quantiser would find that grid
@@ -28,7 +28,9 @@ from transformers.utils import logging as transformers_logging
 
 from bench import material
 from bench.measuring import machine
+from bench.peers import PYTHON, PeerRun, peer_runs
 from bench.quality import read_texts
+from bench.quality_models import Texts
 from service.domain.spec import WIDTHS
 from workers.compression.allocation import allocate_uniform
 from workers.compression.candidates import BYTES_OF_16_BITS, LayerCandidates, Storage, Width
@@ -79,7 +81,16 @@ def main() -> int:
     model = material.load(folder, device)
     groups = material.groups_of(model)
     move_off_the_grid(model, groups)
-    bench = Bench(model, groups, read_texts(given, load_tokenizer(folder)))
+    tokenizer = load_tokenizer(folder)
+    texts = read_texts(given, tokenizer)
+    peers: dict[str, PeerRun] = {}
+    if given.peer_python is None:
+        console.print("llm-compressor is left out: `make bench-bits` installs it")
+    else:
+        console.print(f"llm-compressor rounds in {given.peer_python} ...")
+        layers = [layer for group in groups for layer in group.layers]
+        peers = peer_runs(given.peer_python, model, tokenizer, layers, texts.calibration)
+    bench = Bench(model, groups, texts, peers)
     dense = bench.losses()
     console.print(f"dense: {_shown({name: each.perplexity for name, each in dense.items()})}")
     rows = []
@@ -88,7 +99,8 @@ def main() -> int:
         console.print(f"{row.name} at {row.fraction:.1%}: {_shown(row.perplexity)}")
     perplexity = {name: each.perplexity for name, each in dense.items()}
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "bits.md").write_text(page(rows, perplexity, given, machine(device)), "utf-8")
+    text = page(rows, perplexity, peers, given, machine(device))
+    (given.out / "bits.md").write_text(text, "utf-8")
     (material.STATE / "bits.json").write_text(json.dumps([vars(row) for row in rows]))
     return 0
 
@@ -109,10 +121,17 @@ def move_off_the_grid(model: Any, groups: Collection[InputGroup]) -> None:
 class Bench:
     """A model, its statistics and roundings, and the texts that it is measured on."""
 
-    def __init__(self, model: Any, groups: tuple[InputGroup, ...], texts: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        groups: tuple[InputGroup, ...],
+        texts: Texts,
+        peers: Mapping[str, PeerRun],
+    ) -> None:
         self._model = model
         self._groups = groups
         self._texts = texts.measured
+        self._peers = peers
         self._layers = {layer.name: layer for group in groups for layer in group.layers}
         self._weights = {
             name: model.get_submodule(name).weight.detach().clone() for name in self._layers
@@ -141,6 +160,9 @@ class Bench:
             yield self._row(name, dense, *self._nearest(width))
         for width in UNIFORM:
             yield self._row(f"GPTQ, {width.bits} bit", dense, *self._one_sided(width))
+        for name, run in self._peers.items():
+            weights = {layer: rounded.dequantized() for layer, rounded in run.layers.items()}
+            yield self._row(name, dense, weights, self._bytes_at(run.width))
         for keep in (0.72, 0.54, 0.48):
             name = f"svd-llm uniform, int8 factors, keep {keep:g}"
             yield self._row(name, dense, *self._low_rank(keep))
@@ -310,7 +332,11 @@ def replaced(model: Any, weights: Weights) -> Iterator[None]:
 
 
 def page(
-    rows: list[Row], dense: Mapping[str, float], given: Any, computer: Mapping[str, str]
+    rows: list[Row],
+    dense: Mapping[str, float],
+    peers: Mapping[str, PeerRun],
+    given: Any,
+    computer: Mapping[str, str],
 ) -> str:
     """The results in Markdown."""
     texts = list(dense)
@@ -330,7 +356,15 @@ def page(
         measured=f"{given.held_out} held-out sequences and {given.problems} HumanEval problems",
         machine=f"{computer['device']}, {computer['cores']} cores, torch {computer['torch']}",
         rows="\n".join(lines),
+        peers=_about_peers(peers),
     )
+
+
+def _about_peers(peers: Mapping[str, PeerRun]) -> str:
+    if not peers:
+        return _NO_PEERS
+    default, *_ = (run.settings for run in peers.values())
+    return _PEERS.format(**default)
 
 
 _PAGE = """# Bits per layer
@@ -351,7 +385,20 @@ standard error. The prediction is half the sum of tr(G E S Eᵀ). Embeddings sta
 importance, with the same scales. *svd-llm* is its whitening with uniform ranks and both factors
 rounded to int8. *vLLM's widths* are 4 and 8 bits and dense, one choice for q, k and v and one for
 gate and up. *All widths* are 2, 3, 4, 5, 6 and 8 bits and dense, for each layer.
+
+{peers}
 """
+
+_PEERS = """\
+*llm-compressor GPTQ* is that of the library, version {version}, run in an environment of its
+own on the same model and the same calibration sequences: `oneshot` with `GPTQModifier`, symmetric,
+groups of 64, and otherwise its defaults (`actorder` {actorder}, `block_size` {block_size},
+`dampening_frac` {dampening_frac}, observer `{observer}`). It rounds block after block, each by its
+inputs in the model rounded so far; all other rows see the inputs of the dense model. With *mse
+scales* its observer is `memoryless_mse`, which clips the largest weights of a group where that
+lowers the error. Its scales are float32 here and are counted as bfloat16."""
+
+_NO_PEERS = "llm-compressor, whose GPTQ `make bench-bits` adds, was not installed for this run."
 
 
 def _shown(perplexity: Mapping[str, float]) -> str:
@@ -364,8 +411,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--length", type=int, default=256, help="most tokens in a sequence")
     parser.add_argument("--held-out", type=int, default=24, help="sequences to measure on")
     parser.add_argument("--problems", type=int, default=16, help="HumanEval problems to measure on")
+    parser.add_argument(
+        "--peer-python",
+        type=_program,
+        default=PYTHON if PYTHON.exists() else None,
+        help="interpreter of an environment with llm-compressor, by default that of .venv-peers",
+    )
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for the page")
     return parser
+
+
+def _program(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return Path(text)
 
 
 if __name__ == "__main__":
