@@ -24,7 +24,7 @@ EXPECTED_RATIOS = {
     ("keep-0.6", "humaneval-164"): 1.694,
     ("bytes-0.18-transformers", "held-out"): 1.366,
     ("bytes-0.18-transformers", "humaneval-64"): 1.360,
-    ("bytes-0.18-transformers", "humaneval-164"): 1.556,  # by an earlier, worse rounding
+    ("bytes-0.18-transformers", "humaneval-164"): 1.556,  # by an earlier rounding, which was worse
 }
 RATIO_TOLERANCE = 0.05
 
