@@ -72,10 +72,7 @@ def round_group(
     right = statistics.inputs.second_moment()
     if not right.isfinite().all():
         raise NotFinite(f"{group.name}: its input is not finite")
-    try:
-        metric = Metric.of(damped(right))
-    except SolveFailed as error:
-        raise SolveFailed(f"{group.name}: {error}") from error
+    metric = _metric(damped(right), group.name)
     return {
         layer.name: _round_layer(
             layer, weights[layer.name], statistics, (right, metric), widths, dtype
@@ -102,15 +99,19 @@ def _round_layer(
     diagonal = importance(statistics, layer)
     right, metric = inputs
     scales = [best_scales(weight, metric.importance, width, dtype) for width in widths]
-    try:
-        gradients = Metric.of(_shrunk(moment, diagonal, ROUNDING_SHRINKAGE))
-    except SolveFailed as error:
-        raise SolveFailed(f"{layer.name}: {error}") from error
+    gradients = _metric(_shrunk(moment, diagonal, ROUNDING_SHRINKAGE), layer.name)
     left = _shrunk(moment, diagonal, SHRINKAGE)
     return [
         Priced(each, price(each.dequantized() - weight.float(), left, right))
         for each in round_with_feedback(weight, scales, widths, gradients, metric)
     ]
+
+
+def _metric(matrix: Tensor, name: str) -> Metric:
+    try:
+        return Metric.of(matrix)
+    except SolveFailed as error:
+        raise SolveFailed(f"{name}: {error}") from error
 
 
 def damped(moment: Tensor) -> Tensor:

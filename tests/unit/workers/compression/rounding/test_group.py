@@ -11,8 +11,9 @@ from tests.fixtures.models import tiny_llama_config, tiny_model
 from workers.compression.candidates import Width
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.metrics import METHODS, SHRINKAGE
-from workers.compression.rounding.grid import nearest
-from workers.compression.rounding.group import price, round_group
+from workers.compression.rounding.feedback import Metric
+from workers.compression.rounding.grid import best_scales, nearest
+from workers.compression.rounding.group import damped, price, round_group
 from workers.compression.shapes import InputGroup
 from workers.compression.statistics import GroupStatistics, Observation
 
@@ -66,7 +67,11 @@ def test_more_bits_cost_less_and_rounding_beats_nearest(calibration: Measured) -
             moment = measured.gradient_moments[name].double() / measured.tokens
             left = (1 - SHRINKAGE) * moment + SHRINKAGE * moment.diagonal().diag()
             for each in priced:
-                plain = nearest(weights[name], each.weight.scales, each.weight.width).dequantized()
+                importance = Metric.of(damped(right)).importance
+                width = each.weight.width
+                scales = best_scales(weights[name], importance, width, torch.bfloat16)
+                assert torch.equal(scales, each.weight.scales)
+                plain = nearest(weights[name], scales, width).dequantized()
                 assert each.error <= price(plain - weights[name].float(), left, right)
 
 
