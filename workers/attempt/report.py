@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from service.domain.costs.shapes import NUMBER_BYTES
 from service.domain.job import Job
 from service.domain.spec import JOINING, Target
 from workers.actors.replies import ModelSummary
@@ -79,6 +80,7 @@ def job_report(
     `idle_shares` has by worker the share of calibrating and solving in which it had nothing to do.
     """
     spec = job.spec
+    dtype = model.artifact_dtype(spec.dtype)
     documents = {text.name: text.documents for text in texts.evaluation}
     length = spec.calibration.sequence_length
     return {
@@ -94,9 +96,9 @@ def job_report(
             "source_bytes": model.source_bytes,
             "dtype": model.dtype,
             "bytes": model.bytes,
-            "dense_bytes": _dense_bytes(model, options),
+            "dense_bytes": model.parameters * NUMBER_BYTES[dtype],
         },
-        "dtype": model.artifact_dtype(spec.dtype),
+        "dtype": dtype,
         "method": spec.method,
         "allocation": spec.allocation,
         "mixed_precision": spec.mixed_precision,
@@ -278,12 +280,6 @@ def _number(measured: Mapping[str, Any], name: str) -> str:
     if value is None:
         return "overflow"
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
-
-
-def _dense_bytes(model: ModelSummary, options: Sequence[LayerCandidates]) -> int:
-    """What all parameters would take in the artifacts' precision."""
-    linear = sum(layer.dense_cost for layer in options)
-    return model.parameters * sum(layer.dense_bytes for layer in options) // linear
 
 
 def _target(
