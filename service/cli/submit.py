@@ -30,6 +30,7 @@ from service.domain.spec import (
     JobSpec,
     Method,
     MixedPrecision,
+    Optimize,
     Precisions,
     Scope,
 )
@@ -62,6 +63,18 @@ def submit(
                 "Whose parameters --keep counts: the compressible layers' or the whole model's.",
                 JobSpec,
                 "targets.scope",
+            ),
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    optimize: Annotated[
+        Optimize | None,
+        typer.Option(
+            help=with_default(
+                "What --keep looks for: the ranks that lose least, or only those at which a layer "
+                "is faster than dense.",
+                JobSpec,
+                "targets.optimize",
             ),
             rich_help_panel=SIZE,
         ),
@@ -260,6 +273,7 @@ def submit(
             bytes_fraction=[_parsed(fraction, each, "--bytes") for each in bytes_fraction or ()],
             precisions=precisions,
             scope=scope,
+            optimize=optimize,
             max_perplexity_increase=max_perplexity_increase or [],
             method=method,
             allocation=allocation,

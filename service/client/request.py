@@ -91,6 +91,7 @@ def job_body(
     data: Json,
     keep: Sequence[float] = (),
     scope: str | None = None,
+    optimize: str | None = None,
     bytes_fraction: Sequence[float] = (),
     precisions: str | None = None,
     max_perplexity_increase: Sequence[float] = (),
@@ -104,7 +105,7 @@ def job_body(
         "model": model,
         "calibration": {"data": data, **(calibration or {})},
         "targets": [
-            *({"keep": fraction, "scope": scope} for fraction in keep),
+            *({"keep": fraction, "scope": scope, "optimize": optimize} for fraction in keep),
             *(
                 {"bytes_fraction": fraction, "scope": scope, "precisions": precisions}
                 for fraction in bytes_fraction

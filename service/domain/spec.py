@@ -158,6 +158,7 @@ DataSource = Annotated[LocalData | S3Data | HubData, Field(discriminator="source
 Method = Literal["impact-kron", "impact", "afm", "svd-llm", "asvd", "fwsvd", "svd"]
 AllocationKind = Literal["global", "uniform"]
 Scope = Literal["linear", "model"]
+Optimize = Literal["size", "speed"]
 Precisions = Literal["vllm", "vllm-cpu", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MixedPrecision = Literal["no", "bf16", "auto"]
@@ -171,12 +172,17 @@ class SizeTarget(Body):
         default="linear",
         description="Whether `keep` counts the compressible layers or the whole model.",
     )
+    optimize: Optimize = Field(
+        default="size",
+        description="With `size` the ranks lose least. With `speed` they lose least among those "
+        "at which a layer is faster than dense; a layer without such a rank stays dense.",
+    )
 
     @property
     def name(self) -> str:
         """The artifact's name, unique within the job: ``keep-0.8``, ``keep-0.8-of-model``."""
-        suffix = "" if self.scope == "linear" else "-of-model"
-        return f"keep-{self.keep:g}{suffix}"
+        scope = "" if self.scope == "linear" else "-of-model"
+        return f"keep-{self.keep:g}{scope}{'' if self.optimize == 'size' else '-speed'}"
 
 
 WIDTHS: Mapping[Precisions, tuple[int, ...]] = {

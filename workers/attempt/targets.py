@@ -15,6 +15,7 @@ from service.domain.spec import (
     WIDTHS,
     ByteTarget,
     JobSpec,
+    Optimize,
     Precisions,
     QualityTarget,
     SizeTarget,
@@ -25,6 +26,7 @@ from workers.compression.candidates import (
     Forms,
     LayerCandidates,
     Width,
+    faster_than_dense,
     least_cost,
 )
 from workers.compression.errors import BudgetTooSmall
@@ -79,7 +81,7 @@ class Choices:
         self._options = options
         self._units = units
         self._linear = sum(layer.dense_cost for layer in options)
-        self._ranks: Budgets | None = None
+        self._ranks: dict[Optimize, Budgets] = {}
         self._bits: dict[Precisions, Budgets] = {}
 
     def of_targets(self, increase: Increase) -> list[Forms]:
@@ -108,14 +110,14 @@ class Choices:
                 return self._of_quality(target, f"{param}.max_perplexity_increase", increase)
 
     def _of_size(self, target: SizeTarget, param: str) -> Forms:
-        budgets = self._budgets(None)
+        budgets = self._budgets_of_ranks(target.optimize)
         try:
             return budgets.allocate(linear_budget(target, self._parameters, self._linear))
         except BudgetTooSmall as error:
-            least = smallest_keep(target, self._parameters, self._options)
+            least = smallest_keep(target, self._parameters, self._linear, budgets.least)
             raise TargetUnreachable(
                 f"{target.name} is out of reach: the smallest keep of this model with the scope "
-                f"'{target.scope}' is {least:.3f}.",
+                f"'{target.scope}', optimized for {target.optimize}, is {least:.3f}.",
                 param=param,
             ) from error
 
@@ -163,18 +165,27 @@ class Choices:
 
     def _budgets(self, precisions: Precisions | None) -> Budgets:
         if precisions is None:
-            self._ranks = self._ranks or self._budgets_of_ranks()
-            return self._ranks
+            return self._budgets_of_ranks("size")
         if precisions not in self._bits:
             self._bits[precisions] = self._budgets_of_bits(precisions)
         return self._bits[precisions]
 
-    def _budgets_of_ranks(self) -> Budgets:
-        # This imports torch, which would delay the driver's start.
-        from workers.compression.allocation import ALLOCATIONS
+    def _budgets_of_ranks(self, optimize: Optimize) -> Budgets:
+        if optimize not in self._ranks:
+            # This imports torch, which would delay the driver's start.
+            from workers.compression.allocation import ALLOCATIONS
 
-        allocate = ALLOCATIONS[self._spec.allocation](self._options)
-        return Budgets(allocate, least_cost(self._options), self._linear, "rank", "parameters")
+            options = self._options
+            if optimize == "speed":
+                options = [faster_than_dense(layer) for layer in options]
+            self._ranks[optimize] = Budgets(
+                ALLOCATIONS[self._spec.allocation](options),
+                least_cost(options),
+                self._linear,
+                "rank",
+                "parameters",
+            )
+        return self._ranks[optimize]
 
     def _budgets_of_bits(self, precisions: Precisions) -> Budgets:
         units = self._units if precisions in JOINING else [[layer.name] for layer in self._options]
@@ -206,11 +217,13 @@ def smallest_that_meets(count: int, meets: Callable[[int], bool]) -> int | None:
     return answer if answer < count else None
 
 
-def smallest_keep(target: SizeTarget, parameters: int, options: Sequence[LayerCandidates]) -> float:
-    """The smallest fraction, rounded up to thousandths, that the target's scope allows."""
-    linear = sum(layer.dense_cost for layer in options)
+def smallest_keep(target: SizeTarget, parameters: int, linear: int, least: int) -> float:
+    """The smallest fraction, rounded up to thousandths, that the target's scope allows.
+
+    `least` is the smallest number of parameters of the compressible layers, which have `linear`.
+    """
     whole, fixed = (linear, 0) if target.scope == "linear" else (parameters, parameters - linear)
-    return math.ceil((fixed + least_cost(options)) / whole * 1000) / 1000
+    return math.ceil((fixed + least) / whole * 1000) / 1000
 
 
 def linear_budget(target: SizeTarget, parameters: int, linear: int) -> int:

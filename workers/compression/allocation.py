@@ -38,9 +38,9 @@ Allocate = Callable[[int], dict[str, int | None]]
 
 
 def allocate_uniform(layers: Sequence[LayerCandidates], budget: int) -> dict[str, int | None]:
-    """Keep the same fraction of every layer, rounded down to a whole rank, as SVD-LLM does.
+    """Keep the same fraction of every layer, rounded down to a rank it can have, as SVD-LLM does.
 
-    Raises BudgetTooSmall if rank 1 everywhere costs more than `budget` parameters.
+    Raises BudgetTooSmall if the lowest ranks cost more than `budget` parameters.
     """
     _check_budget(layers, budget)
     reducible = [layer for layer in layers if layer.max_rank]
@@ -50,13 +50,12 @@ def allocate_uniform(layers: Sequence[LayerCandidates], budget: int) -> dict[str
     def rank(layer: LayerCandidates) -> int | None:
         if not layer.max_rank:
             return None
-        affordable = bisect_right(
-            range(1, layer.max_rank + 1), keep * layer.dense_cost, key=layer.cost
-        )
-        return max(affordable, 1)
+        possible = range(layer.tile, layer.max_rank + 1, layer.tile)
+        affordable = bisect_right(possible, keep * layer.dense_cost, key=layer.cost)
+        return possible[max(affordable, 1) - 1]
 
     ranks: dict[str, int | None] = {layer.name: rank(layer) for layer in layers}
-    if total_cost(layers, ranks) > budget:  # rank 1 exceeds the share of some layers
+    if total_cost(layers, ranks) > budget:  # the lowest rank exceeds the share of some layers
         return _shrunk(layers, ranks, budget)
     return ranks
 
@@ -86,7 +85,7 @@ class ConvexHulls:
         """The ranks that drop the least energy within `budget` parameters.
 
         They are never worse than `allocate_uniform`, whose result is taken if rounding favours it.
-        Raises BudgetTooSmall if rank 1 everywhere costs more than `budget` parameters.
+        Raises BudgetTooSmall if the lowest ranks cost more than `budget` parameters.
         """
         _check_budget(self._layers, budget)
         taken = int(torch.searchsorted(self._costs, budget - least_cost(self._layers), right=True))
@@ -94,7 +93,7 @@ class ConvexHulls:
             0, self._layer[:taken], self._option[:taken], "amax"
         )
         ranks = {
-            layer.name: option + 1 if option < layer.max_rank else None
+            layer.name: rank if (rank := (option + 1) * layer.tile) <= layer.max_rank else None
             for layer, option in zip(self._layers, options.tolist(), strict=True)
         }
         return min(
@@ -108,7 +107,7 @@ class _Steps:
     """Steps between neighbouring corners of hulls, (steps,) each, in order within a layer."""
 
     layer: Tensor  # int64: its position among all layers
-    option: Tensor  # int64, where the step ends: rank − 1, or the layer's max_rank for dense
+    option: Tensor  # int64, where the step ends: a rank's position among the layer's, or the next
     cost: Tensor  # int64, in parameters
     saved: Tensor  # float64: error saved per parameter
 
@@ -116,16 +115,18 @@ class _Steps:
 def _hull_steps(layers: Sequence[LayerCandidates], first: int) -> _Steps:
     """All steps that save any error; `first` is the position of the first layer.
 
-    A layer's options are its ranks from 1 to max_rank, then dense. Costs grow along them.
+    A layer's options are its ranks, ascending, then dense. Costs grow along them.
     """
-    last = torch.tensor([[layer.max_rank] for layer in layers])  # (layers, 1)
+    tiles = torch.tensor([[layer.tile] for layer in layers])  # (layers, 1)
+    last = torch.tensor([[layer.max_rank // layer.tile] for layer in layers])  # likewise: dense
     width = int(last.max()) + 1
     option = torch.arange(width)
     shapes: dict[tuple[object, ...], Tensor] = {}
     costs = torch.stack([_costs(layer, width, shapes) for layer in layers])
     spectra = pad_sequence([layer.spectrum.cpu() for layer in layers], batch_first=True)
     dropped = spectra.flip(1).cumsum(1).flip(1)  # [:, r]: the sum from r on, the error of rank r
-    errors = pad(dropped, (0, width))[:, 1 : width + 1].masked_fill(option >= last, 0)
+    ranks = ((option + 1) * tiles).clamp(max=dropped.shape[1])
+    errors = pad(dropped, (0, 1)).gather(1, ranks).masked_fill(option >= last, 0)
     # The hull's last step leads to dense, from the option for which it is least steep.
     steepness = (errors / (costs.gather(1, last) - costs)).masked_fill(option >= last, math.inf)
     left = steepness.argmin(1, keepdim=True)
@@ -152,12 +153,19 @@ def _hull_steps(layers: Sequence[LayerCandidates], first: int) -> _Steps:
 
 
 def _costs(layer: LayerCandidates, width: int, shapes: dict[tuple[object, ...], Tensor]) -> Tensor:
-    """The costs of ranks 1 to max_rank, then of dense, (width,) float64; cached by shape."""
-    shape = (layer.max_rank, layer.dense_cost, layer.sides, layer.fixed_cost, layer.storage)
+    """The costs of the layer's ranks, then of dense, (width,) float64; cached by shape."""
+    shape = (
+        layer.max_rank,
+        layer.tile,
+        layer.dense_cost,
+        layer.sides,
+        layer.fixed_cost,
+        layer.storage,
+    )
     if shape not in shapes:
-        ranks = torch.arange(1, width + 1, dtype=torch.float64)
+        ranks = torch.arange(1, width + 1, dtype=torch.float64) * layer.tile
         costs = layer.fixed_cost + layer.storage.parameters(ranks, layer.sides)
-        costs[layer.max_rank :] = layer.dense_cost
+        costs[layer.max_rank // layer.tile :] = layer.dense_cost
         shapes[shape] = costs
     return shapes[shape]
 
@@ -165,25 +173,26 @@ def _costs(layer: LayerCandidates, width: int, shapes: dict[tuple[object, ...], 
 def _spend(
     layers: Sequence[LayerCandidates], ranks: dict[str, int | None], budget: int
 ) -> dict[str, int | None]:
-    """Spend the rest of the budget, one rank at a time, where it saves most per parameter."""
+    """Spend the rest of the budget, one tile at a time, where it saves most per parameter."""
     left = budget - total_cost(layers, ranks)
 
     def gain(position: int) -> tuple[float, int, int] | None:
-        """The negated error that one more rank saves per parameter, the layer, the price."""
+        """The negated error that one more tile saves per parameter, the layer, the price."""
         layer = layers[position]
         rank = ranks[layer.name]
         if rank is None or rank >= layer.max_rank:
             return None
-        price = layer.cost(rank + 1) - layer.cost(rank)
-        return -float(layer.spectrum[rank]) / price, position, price
+        more = rank + layer.tile
+        price = layer.cost(more) - layer.cost(rank)
+        return -float(layer.spectrum[rank:more].sum()) / price, position, price
 
     gains = [found for position in range(len(layers)) if (found := gain(position))]
     heapify(gains)
     while gains:
         _, position, price = heappop(gains)
         if price <= left:  # otherwise the layer stays too expensive
-            name = layers[position].name
-            ranks[name] = (ranks[name] or 0) + 1
+            layer = layers[position]
+            ranks[layer.name] = (ranks[layer.name] or 0) + layer.tile
             left -= price
             if found := gain(position):
                 heappush(gains, found)
@@ -194,9 +203,13 @@ def _shrunk(
     layers: Sequence[LayerCandidates], ranks: dict[str, int | None], budget: int
 ) -> dict[str, int | None]:
     """Take ranks from the largest layers until the budget is met."""
+
+    def spare(layer: LayerCandidates) -> int:
+        return (ranks[layer.name] or layer.tile) - layer.tile
+
     while total_cost(layers, ranks) > budget:
-        largest = max(layers, key=lambda layer: ranks[layer.name] or 0)
-        ranks[largest.name] = (ranks[largest.name] or 0) - 1
+        largest = max(layers, key=spare)
+        ranks[largest.name] = spare(largest)
     return ranks
 
 
@@ -204,7 +217,7 @@ def _check_budget(layers: Sequence[LayerCandidates], budget: int) -> None:
     least = least_cost(layers)
     if budget < least:
         raise BudgetTooSmall(
-            f"a budget of {budget} parameters is less than the {least} that rank 1 costs everywhere"
+            f"a budget of {budget} parameters is less than the {least} of the lowest ranks"
         )
 
 

@@ -76,13 +76,18 @@ class LayerCandidates:
 
     name: str
     spectrum: Tensor  # (k,) float64, descending
-    max_rank: int  # 0: it can only stay dense
+    max_rank: int  # a multiple of the tile; 0: it can only stay dense
     dense_cost: int  # parameters
     sides: int  # out + in
     fixed_cost: int  # parameters at any rank: the order of the outputs, the bias
     storage: Storage = Storage.INTERPOLATIVE
     dense_bytes: int = 0  # as stored in the artifacts' precision
     rounded: tuple[RoundedCandidate, ...] = ()
+    tile: int = 1  # every rank is a multiple of it
+
+    def __post_init__(self) -> None:
+        if self.max_rank % self.tile:
+            raise ValueError(f"{self.name}: {self.max_rank} is not a multiple of {self.tile}")
 
     def cost(self, form: Form) -> int:
         """The number of parameters of the stored layer; rounding changes none."""
@@ -98,7 +103,7 @@ class LayerCandidates:
 
     @property
     def least_cost(self) -> int:
-        return self.cost(1 if self.max_rank else None)
+        return self.cost(self.tile if self.max_rank else None)
 
     def error(self, form: Form) -> float:
         """The sum of the dropped eigenvalues, or the price of the rounding; 0 if it is dense."""
@@ -125,5 +130,5 @@ def total_error(layers: Sequence[LayerCandidates], forms: Forms) -> float:
 
 
 def least_cost(layers: Sequence[LayerCandidates]) -> int:
-    """The number of parameters with rank 1 everywhere, which is the smallest possible budget."""
+    """The number of parameters at the lowest ranks, which is the smallest possible budget."""
     return sum(layer.least_cost for layer in layers)

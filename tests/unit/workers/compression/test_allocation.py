@@ -32,17 +32,28 @@ Allocation = Callable[[Sequence[LayerCandidates]], Allocate]
 
 
 def options(
-    name: str, out: int, inner: int, spectrum: list[float], *, bias: bool = False
+    name: str,
+    out: int,
+    inner: int,
+    spectrum: list[float],
+    *,
+    bias: bool = False,
+    tile: int = 1,
 ) -> LayerCandidates:
     layer = LinearLayer(name, out, inner, has_bias=False)
     return LayerCandidates(
         name,
         torch.tensor(sorted(spectrum, reverse=True), dtype=torch.float64),
-        break_even_rank(layer, bias),
+        break_even_rank(layer, bias) // tile * tile,
         layer.parameters,
         out + inner,
         out * (1 + bias),
+        tile=tile,
     )
+
+
+def possible(layer: LayerCandidates) -> range:
+    return range(layer.tile, layer.max_rank + 1, layer.tile)
 
 
 @st.composite
@@ -54,7 +65,8 @@ def random_layers(draw: st.DrawFn) -> list[LayerCandidates]:
         decay = draw(st.floats(0.1, 1.0))
         scale = 10.0 ** draw(st.integers(-6, 6))
         spectrum = [scale * decay**index for index in range(rank)]
-        layers.append(options(str(number), out, inner, spectrum, bias=draw(st.booleans())))
+        bias, tile = draw(st.booleans()), draw(st.sampled_from([1, 1, 2, 3]))
+        layers.append(options(str(number), out, inner, spectrum, bias=bias, tile=tile))
     return layers
 
 
@@ -64,7 +76,7 @@ def test_the_budget_is_kept_and_uniform_never_beaten(
     layers: list[LayerCandidates], keep: float
 ) -> None:
     budget = int(keep * sum(layer.dense_cost for layer in layers))
-    if budget < sum(layer.cost(1) for layer in layers):
+    if budget < least_cost(layers):
         for allocation in ALLOCATIONS.values():
             with pytest.raises(BudgetTooSmall):
                 allocation(layers)(budget)
@@ -74,7 +86,7 @@ def test_the_budget_is_kept_and_uniform_never_beaten(
         assert total_cost(layers, ranks) <= budget
         for layer in layers:
             rank = ranks[layer.name]
-            assert rank is None or 1 <= rank <= layer.max_rank
+            assert rank is None or rank in possible(layer)
     error = {name: total_error(layers, ranks) for name, ranks in chosen.items()}
     assert error["global"] <= error["uniform"]
 
@@ -85,16 +97,16 @@ def test_what_is_left_of_the_budget_buys_no_further_rank(
     layers: list[LayerCandidates], keep: float
 ) -> None:
     budget = int(keep * sum(layer.dense_cost for layer in layers))
-    if budget < sum(layer.cost(1) for layer in layers):
+    if budget < least_cost(layers):
         return
     ranks = global_allocation(layers)(budget)
     left = budget - total_cost(layers, ranks)
     for layer in layers:
         rank = ranks[layer.name]
-        useful = rank is not None and rank < layer.max_rank and float(layer.spectrum[rank]) > 0
-        if useful and ranks != allocate_uniform(layers, budget):
-            assert rank is not None
-            assert layer.cost(rank + 1) - layer.cost(rank) > left
+        if rank is None or rank == layer.max_rank or ranks == allocate_uniform(layers, budget):
+            continue
+        if layer.error(rank + layer.tile) < layer.error(rank):
+            assert layer.cost(rank + layer.tile) - layer.cost(rank) > left
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.7, 0.9])
@@ -108,7 +120,7 @@ def test_at_the_multipliers_budgets_nothing_is_better(keep: float) -> None:
     budget = int(keep * sum(layer.dense_cost for layer in layers))
     ranks = global_allocation(layers)(budget)
     spent = total_cost(layers, ranks)
-    choices = [[None, *range(1, layer.max_rank + 1)] for layer in layers]
+    choices = [[None, *possible(layer)] for layer in layers]
     names = [layer.name for layer in layers]
     best = min(
         total_error(layers, candidate)
@@ -127,7 +139,7 @@ def lagrangian(layers: Sequence[LayerCandidates], budget: int) -> dict[str, int 
     def pick(multiplier: float) -> dict[str, int | None]:
         return {
             layer.name: min(
-                [*range(1, layer.max_rank + 1), None],
+                [*possible(layer), None],
                 key=lambda rank: layer.error(rank) + multiplier * layer.cost(rank),
             )
             for layer in layers
