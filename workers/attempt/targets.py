@@ -177,7 +177,8 @@ class Choices:
 
             options = self._options
             if optimize == "speed":
-                options = [faster_than_dense(layer) for layer in options]
+                joined = {name for unit in self._units if len(unit) > 1 for name in unit}
+                options = [faster_than_dense(each, joined=each.name in joined) for each in options]
             self._ranks[optimize] = Budgets(
                 ALLOCATIONS[self._spec.allocation](options),
                 least_cost(options),

@@ -6,8 +6,9 @@ A driver imports it, so it needs torch only for the type of a spectrum.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 BYTES_OF_16_BITS = 2
 """Fractions of bytes are those of this many for a parameter."""
+
+FAST_TILE = 32
+"""Ranks that are meant to be fast are multiples of this."""
+
+SECOND_PRODUCT = 1 << 18
+"""How many weights more a layer could read in the time in which a second product starts and the
+outputs are put in order: measured with one token on a CPU, see docs/method.md."""
 
 T = TypeVar("T", int, "Tensor")
 
@@ -115,6 +123,18 @@ class LayerCandidates:
 
     def _rounded(self, width: Width) -> RoundedCandidate:
         return next(each for each in self.rounded if each.width == width)
+
+
+def faster_than_dense(layer: LayerCandidates, *, joined: bool) -> LayerCandidates:
+    """The layer with only those ranks at which it takes less time than dense.
+
+    `joined` is whether engines join the dense layer to others with the same input; of low rank it
+    then needs a product of its own. Time is counted in weights that are read.
+    """
+    spare = layer.dense_cost - SECOND_PRODUCT * (1 + joined)
+    ranks = range(FAST_TILE, layer.max_rank + 1, FAST_TILE)
+    fast = bisect_left(ranks, spare, key=layer.cost)
+    return replace(layer, tile=FAST_TILE, max_rank=fast * FAST_TILE)
 
 
 def total_cost(layers: Sequence[LayerCandidates], forms: Forms) -> int:

@@ -24,6 +24,9 @@ class LowRankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z = self.basis(x)
         y = torch.cat((z, self.rest(z)), dim=-1)
-        # On a CPU index_select is several times slower.
-        y = y.gather(-1, self.order.long().expand_as(y))
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        order = self.order.long().expand_as(y)
+        if y.requires_grad or y.element_size() != 2:
+            y = y.gather(-1, order)
+        else:  # A CPU moves integers faster than half precision, which has no such kernel.
+            y = y.view(torch.int16).gather(-1, order).view(y.dtype)
+        return y if self.bias is None else y.add_(self.bias.to(y.dtype))

@@ -35,6 +35,12 @@ NEGATIVE_TOLERANCE = 1e-6
 """How far below zero, relative to the product of what was multiplied, rounding may push an
 eigenvalue."""
 
+TILE = 8
+"""Ranks are multiples of this in large layers: tensor cores are several times slower with rows of
+half precision that do not begin at multiples of 16 bytes."""
+
+LARGE_SIDE = 256
+
 NUMERICAL_RANK = 1e-13
 """Directions with a smaller share of the largest eigenvalue are rounding errors."""
 
@@ -84,16 +90,19 @@ class Solution:
 
         `number_bytes` is what a number takes in the artifacts' precision.
         """
+        tile = TILE if self.layer.smaller_side >= LARGE_SIDE else 1
+        largest = min(self.max_rank, break_even_rank(self.layer, self.has_bias, storage))
         return LayerCandidates(
             name=self.layer.name,
             spectrum=self.spectrum.cpu(),
-            max_rank=min(self.max_rank, break_even_rank(self.layer, self.has_bias, storage)),
+            max_rank=largest // tile * tile,
             dense_cost=self.layer.parameters,
             sides=self.layer.out_features + self.layer.in_features,
             fixed_cost=_fixed_cost(self.layer, self.has_bias, storage),
             storage=storage,
             dense_bytes=self.layer.parameters * number_bytes,
             rounded=rounded,
+            tile=tile,
         )
 
     def to_host(self) -> Solution:
