@@ -60,7 +60,8 @@ class Served:
     """A model in an engine. Raises RuntimeError if the engine cannot load it."""
 
     def __init__(self, engine: str, folder: Path, options: Sequence[str], log: Path) -> None:
-        command = [INTERPRETERS[engine], "-I", PROGRAM, engine, folder.resolve(), *options]
+        command: list[str | Path] = [INTERPRETERS[engine], "-I", PROGRAM, engine]
+        command += [folder.resolve(), *options]
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True

@@ -58,6 +58,7 @@ def test_submit_states_what_an_empty_specification_becomes(job_body: dict[str, A
     calibration, target = spec.calibration, spec.targets[0]
     assert stated("submit") == COMPUTED["submit"] | {
         "scope": getattr(target, "scope", None),
+        "optimize": getattr(target, "optimize", None),
         "method": spec.method,
         "allocation": spec.allocation,
         "dtype": spec.dtype,
