@@ -40,6 +40,7 @@ MODEL = ModelSummary(
     blocks=(("block.up", "block.down"),),
     uniform=True,
     unfused=False,
+    vocabulary=(),
     left_dense={"head": "outside the transformer blocks"},
     carried={"mtp.fc.weight": "copied", "mtp.norm.weight": "copied"},
     left_out={"v_head.weight": "foreign"},

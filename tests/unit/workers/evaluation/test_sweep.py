@@ -40,7 +40,7 @@ def measured(
     boundaries: Boundaries,
 ) -> list[list[TextLoss]]:
     stored = StoredModel(source, CPU, rounded=dtype)
-    sweep = EvaluationSweep(stored.passage, stored, BATCHES, len(variants), boundaries)
+    sweep = EvaluationSweep(stored.passage, stored, BATCHES, [{}] * len(variants), boundaries)
     for number in range(len(stored.passage.blocks)):
         sweep.forward(
             number,
