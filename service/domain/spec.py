@@ -233,9 +233,9 @@ class ByteTarget(Body):
         if bits != 16 and precisions not in (None, "transformers"):
             raise PydanticCustomError(
                 "invalid_parameter",
-                "is {bits}, but '{precisions}' has no integers for the embedding and the output "
-                "layer: leave it at 16, or set 'precisions' to 'transformers'",
-                {"bits": bits, "precisions": precisions},
+                "'{precisions}' has no integers for the embedding and the output layer: leave it "
+                "at 16, or set 'precisions' to 'transformers'",
+                {"precisions": precisions},
             )
         return bits
 

@@ -72,8 +72,12 @@ def quantization_config(
         for (width, size, whole_row), names in sorted(schemes.items())
     ]
     groups += [
-        {"targets": [name], "weights": _weights(width, None), "format": VOCABULARY_FORMAT}
-        for name, width in vocabulary.items()
+        {
+            "targets": [name for name in vocabulary if vocabulary[name] == width],
+            "weights": _weights(width, None),
+            "format": VOCABULARY_FORMAT,
+        }
+        for width in sorted(set(vocabulary.values()))
     ]
     return {
         "quant_method": "compressed-tensors",
