@@ -142,8 +142,8 @@ def test_a_whole_model_takes_what_a_machine_has_for_it() -> None:
 
 
 def test_a_rounded_embedding_makes_a_smaller_artifact_and_takes_the_memory_of_one() -> None:
-    asked = {"bytes_fraction": 0.5, "precisions": "transformers", "embedding_bits": 8}
-    targets = [ByteTarget(**asked), ByteTarget(**asked | {"embedding_bits": 16})]
+    rounding = ByteTarget(bytes_fraction=0.5, precisions="transformers", embedding_bits=8)
+    targets = [rounding, rounding.model_copy(update={"embedding_bits": 16})]
     one, other = (
         step_costs(LLAMA, SPEC.model_copy(update={"targets": (each,)}), cluster(1))
         for each in targets
