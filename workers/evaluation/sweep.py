@@ -53,10 +53,10 @@ class EvaluationSweep:
         self._vocabularies = vocabularies
         self._boundaries = boundaries
         self._mixed_precision = mixed_precision
-        self._calls: dict[tuple[int, int], tuple[BlockCall, ...]] = {}  # by variant and batch
+        self._calls: list[dict[int, tuple[BlockCall, ...]]] = [{} for _ in batches]  # by variant
         dense = [variant for variant, own in enumerate(vocabularies) if not own]
-        rounded = [[variant] for variant, own in enumerate(vocabularies) if own]
-        for alike in [dense, *rounded] if dense else rounded:
+        others = [[variant] for variant, own in enumerate(vocabularies) if own]
+        for alike in filter(None, (dense, *others)):
             with self._vocabulary_of(alike[0]):
                 self._enter(alike)
 
@@ -66,9 +66,9 @@ class EvaluationSweep:
             # Padding is on the right: under a causal mask no real token attends to it.
             with self._autocast():
                 hidden, calls = self._passage.enter(right_padded(sequences))
-            known = self._calls.get((0, index), ())
-            for variant in variants:
-                self._calls[variant, index] = known if equal(calls, known) else calls
+            known = next(iter(self._calls[index].values()), calls)
+            for variant in variants:  # masks that are equal take the memory of one
+                self._calls[index][variant] = known if equal(calls, known) else calls
                 self._boundaries.put((variant, index), hidden)
 
     @torch.no_grad()
@@ -81,12 +81,12 @@ class EvaluationSweep:
                 model = self._passage.model
                 dense = {name: model.get_submodule(name) for name in replaced}
                 replace_layers(model, replaced)
-                for index in range(len(self._batches)):
+                for index, calls in enumerate(self._calls):
                     hidden = self._boundaries.get(
                         (variant, index), self._passage.device, following=(variant, index + 1)
                     )
                     with self._autocast():
-                        output = self._calls[variant, index][number](block, hidden)
+                        output = calls[variant][number](block, hidden)
                     self._boundaries.put((variant, index), output)
                 for name, module in dense.items():
                     model.set_submodule(name, module)
