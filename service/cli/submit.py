@@ -97,6 +97,19 @@ def submit(
             rich_help_panel=SIZE,
         ),
     ] = None,
+    embedding_bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BITS",
+            help=with_default(
+                "The bits of the embedding and of the output layer in what --bytes makes: 16, or 8 "
+                "with --precisions transformers.",
+                JobSpec,
+                "targets.embedding_bits",
+            ),
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
     max_perplexity_increase: Annotated[
         list[float] | None,
         typer.Option(
@@ -272,6 +285,7 @@ def submit(
             ],
             bytes_fraction=[_parsed(fraction, each, "--bytes") for each in bytes_fraction or ()],
             precisions=precisions,
+            embedding_bits=embedding_bits,
             scope=scope,
             optimize=optimize,
             max_perplexity_increase=max_perplexity_increase or [],

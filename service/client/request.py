@@ -94,6 +94,7 @@ def job_body(
     optimize: str | None = None,
     bytes_fraction: Sequence[float] = (),
     precisions: str | None = None,
+    embedding_bits: int | None = None,
     max_perplexity_increase: Sequence[float] = (),
     evaluation: Sequence[Json] = (),
     calibration: Mapping[str, Any] | None = None,
@@ -107,7 +108,12 @@ def job_body(
         "targets": [
             *({"keep": fraction, "scope": scope, "optimize": optimize} for fraction in keep),
             *(
-                {"bytes_fraction": fraction, "scope": scope, "precisions": precisions}
+                {
+                    "bytes_fraction": fraction,
+                    "scope": scope,
+                    "precisions": precisions,
+                    "embedding_bits": embedding_bits,
+                }
                 for fraction in bytes_fraction
             ),
             *({"max_perplexity_increase": increase} for increase in max_perplexity_increase),

@@ -162,6 +162,7 @@ Optimize = Literal["size", "speed"]
 Precisions = Literal["vllm", "vllm-cpu", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MixedPrecision = Literal["no", "bf16", "auto"]
+EmbeddingBits = Literal[16, 8]
 
 
 class SizeTarget(Body):
@@ -219,13 +220,33 @@ class ByteTarget(Body):
         "and one choice for q, k and v and for gate and up; `vllm-cpu` has 4 bits alone; "
         "`transformers` has 2 to 6 and 8 bits.",
     )
+    embedding_bits: EmbeddingBits = Field(
+        default=16,
+        description="Of a number of the embedding and of the output layer, with 16 as they are. "
+        "Only `transformers` has 8.",
+    )
+
+    @field_validator("embedding_bits")
+    @classmethod
+    def _engine_has_embeddings(cls, bits: EmbeddingBits, info: ValidationInfo) -> EmbeddingBits:
+        precisions = info.data.get("precisions")  # None if it is invalid
+        if bits != 16 and precisions not in (None, "transformers"):
+            raise PydanticCustomError(
+                "invalid_parameter",
+                "'{precisions}' has no integers for the embedding and the output layer: leave it "
+                "at 16, or set 'precisions' to 'transformers'",
+                {"precisions": precisions},
+            )
+        return bits
 
     @property
     def name(self) -> str:
         """The artifact's name, unique within the job: ``bytes-0.28``, ``bytes-0.3-of-model``."""
         size = f"{self.bytes_fraction:g}" if self.bytes is None else str(self.bytes)
         scope = "" if self.scope == "linear" else "-of-model"
-        return f"bytes-{size}{scope}{'' if self.precisions == 'vllm' else f'-{self.precisions}'}"
+        engine = "" if self.precisions == "vllm" else f"-{self.precisions}"
+        embeddings = "" if self.embedding_bits == 16 else f"-embeddings-{self.embedding_bits}"
+        return f"bytes-{size}{scope}{engine}{embeddings}"
 
 
 class QualityTarget(Body):
@@ -549,6 +570,11 @@ class JobSpec(Body):
                     },
                 )
         return targets
+
+
+def rounds_embeddings(target: Target) -> bool:
+    """Whether a target's embedding and output layer become integers."""
+    return isinstance(target, ByteTarget) and target.embedding_bits != 16
 
 
 def bits_of(target: Target) -> tuple[int, ...]:

@@ -78,7 +78,9 @@ class Assembler:
 
         folder, precision = self._scratch / target, getattr(torch, dtype)
         with naming_full_disk(folder):
-            size = write_checkpoint(worker.source, folder, forms, compressed, precision)
+            size = write_checkpoint(
+                worker.source, folder, forms, compressed, precision, worker.vocabulary
+            )
         reference = Reference.of(sequences, partial(self._logits_at, precision, layers_of))
         self._claims.append(Claim(target, folder, reference))
         if self._dense is None and worker.number == 0:
@@ -97,7 +99,8 @@ class Assembler:
         `layers_of` gives the replacements of those layers among the named ones that have any.
         """
         measurer = self._worker.measurer
-        measurer.begin([tokens.tolist()], 1, dtype, mixed_precision=False)
+        vocabulary: Any = layers_of([matrix.name for matrix in self._worker.vocabulary])
+        measurer.begin([tokens.tolist()], [vocabulary], dtype, mixed_precision=False)
         for number, names in enumerate(self._worker.blocks):
             measurer.forward(number, [layers_of(names)])
         return measurer.logits(positions)

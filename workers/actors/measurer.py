@@ -13,7 +13,7 @@ from service.settings import Settings
 from workers.actors.room import boundary_store
 from workers.compression.checkpoint import Replacement
 from workers.evaluation.losses import TextLoss
-from workers.evaluation.sweep import EvaluationSweep, rounded
+from workers.evaluation.sweep import EvaluationSweep, Vocabulary, rounded
 from workers.model.blocks import StoredModel
 from workers.model.loading import stored_dtypes
 from workers.sweeps.boundaries import Boundaries
@@ -44,12 +44,15 @@ class Measurer:
     def begin(
         self,
         batches: Sequence[Sequence[Sequence[int]]],
-        variants: int,
+        vocabularies: Sequence[Vocabulary],
         dtype: torch.dtype | None,
         *,
         mixed_precision: bool | None = None,
     ) -> None:
-        """Start a sweep over some batches, in the worker's precision unless it is given."""
+        """Start a sweep over some batches, with a variant for each of `vocabularies`.
+
+        It is in the worker's mixed precision unless that is given.
+        """
         stored = self._stored if dtype is None else self._in_precision(dtype)
         self._boundaries, _ = boundary_store(stored.device, self._settings, self._scratch)
         self._dtype = dtype
@@ -57,7 +60,7 @@ class Measurer:
             stored.passage,
             stored,
             batches,
-            variants,
+            vocabularies,
             self._boundaries,
             mixed_precision=self._mixed_precision if mixed_precision is None else mixed_precision,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from workers.actors.versions import Versions
 from workers.compression.candidates import LayerCandidates
-from workers.compression.shapes import InputGroup, LinearLayer
+from workers.compression.shapes import InputGroup, LinearLayer, VocabularyMatrix
 from workers.resumption.checkpoints import Refusal
 
 
@@ -42,6 +42,7 @@ class ModelSummary:
     blocks: tuple[tuple[str, ...], ...]  # the names of the layers in each block
     uniform: bool  # whether all weights are stored in `dtype`
     unfused: bool  # whether experts or transposed weights become linear layers in artifacts
+    vocabulary: tuple[VocabularyMatrix, ...]  # embedding and output layer, if a target rounds them
     left_dense: Mapping[str, str]  # the reason for each matrix that no target compresses
     carried: Mapping[str, str]  # the reason for each stored tensor that is copied though unused
     left_out: Mapping[str, str]  # the reason for each stored tensor that artifacts lack

@@ -39,8 +39,10 @@ from workers.compression.checkpoint import Replacement
 from workers.compression.eigen import solving_dtype
 from workers.compression.interpolation import Interpolation, interpolate
 from workers.compression.metrics import METHODS
+from workers.compression.rounding.embeddings import rounded_rows
+from workers.compression.rounding.grid import RoundedWeight
 from workers.compression.rounding.group import round_group
-from workers.compression.shapes import InputGroup
+from workers.compression.shapes import InputGroup, VocabularyMatrix
 from workers.compression.solve import solve_group
 from workers.compression.state import SolvedLayer
 from workers.compression.statistics import GroupStatistics, Observation, merged
@@ -76,7 +78,7 @@ from workers.sweeps.passes import Pass
 from workers.text.texts import Texts, check_token_ids, read_texts
 
 CACHED_BYTES = 1 << 30
-"""The limit of the cache of interpolated layers: a probed size is often the one written."""
+"""The limit of the cache of layers that were made: a probed size is often the one written."""
 
 BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16", "bf16")
 """The names in `torch.cpu.get_capabilities` of x86 and of Arm processors."""
@@ -104,10 +106,11 @@ class Worker:
             spec.mixed_precision == "auto" and multiplies_bfloat16(self._device)
         )
         self.carried: list[str] = []  # names of stored tensors that the model does not use
+        self.vocabulary: tuple[VocabularyMatrix, ...] = ()  # what a target rounds of it
         self._groups: dict[str, InputGroup] = {}
         memory = worker_memory_bytes(self._device, self._settings)
         self._solutions = Solutions(memory, self._scratch / "solved")
-        self._interpolated: LRUCache[tuple[Any, ...], Interpolation] = LRUCache(
+        self._made: LRUCache[tuple[Any, ...], Replacement] = LRUCache(
             min(CACHED_BYTES, memory), getsizeof=lambda layer: layer.nbytes
         )
         self._model: Any = None
@@ -156,7 +159,7 @@ class Worker:
         check_loads(self.source)
         groups = traced_groups(self.source)
         layers = [layer for group in groups for layer in group.layers]
-        check_roundable(self.source, self._spec, layers)
+        self.vocabulary = check_roundable(self.source, self._spec, layers)
         self._groups = {group.name: group for group in groups}
         self._stored = stored = StoredModel(self.source, self._device)
         self._measurer = Measurer(
@@ -180,7 +183,8 @@ class Worker:
             self.blocks,
             len(stored_dtypes(self.source)) == 1,
             stored.unfused,
-            _left_dense(stored.model, groups),
+            self.vocabulary,
+            _left_dense(stored.model, groups, self.vocabulary),
             unused.carried,
             unused.left_out,
         )
@@ -312,12 +316,22 @@ class Worker:
         return dtype
 
     def compressed(self, layer: str, form: int | Width) -> Replacement:
-        """A layer that this worker has solved, in a form that is not dense, and as it is stored."""
+        """A layer that this worker has solved, in a form that is not dense, and as it is stored.
+
+        Any worker can round the embedding and the output layer.
+        """
+        if any(layer == matrix.name for matrix in self.vocabulary):
+            return self._rounded_matrix(layer)
         if isinstance(form, Width):
             return self._solutions[layer].weight(form)
         return self._at_rank(layer, form)
 
-    @cachedmethod(lambda self: self._interpolated)
+    @cachedmethod(lambda self: self._made)
+    def _rounded_matrix(self, name: str) -> RoundedWeight:
+        weight = self._opened.read([f"{name}.weight"])[f"{name}.weight"]
+        return rounded_rows(weight, self._artifact_dtype).to(torch.device("cpu"))
+
+    @cachedmethod(lambda self: self._made)
     def _at_rank(self, layer: str, rank: int) -> Interpolation:
         solution = self._solutions[layer].solution
         weight, bias = f"{layer}.weight", f"{layer}.bias"
@@ -328,7 +342,7 @@ class Worker:
     def release(self) -> None:
         """Forget factors and model: every artifact is written. What follows loads models anew."""
         self._solutions.clear()
-        self._interpolated.clear()
+        self._made.clear()
         self._calibrator = self._measurer = self._stored = None
         self._model = self._loaded_from = None
         return_free_memory()
@@ -336,13 +350,20 @@ class Worker:
             torch.cuda.empty_cache()
 
     def begin_measuring(
-        self, batches: Sequence[Sequence[Sequence[int]]], variants: int, dtype: str | None
+        self,
+        batches: Sequence[Sequence[Sequence[int]]],
+        names: Sequence[Sequence[str]],
+        dtype: str | None,
+        *matrices: RoundedWeight,
     ) -> None:
         """Start to measure variants of the source model on text, in an artifact's precision.
 
-        Without a precision the variants are in that of the source.
+        `names` are those of `matrices`, by variant: its rounded embedding and output layer. Without
+        a precision the variants are in that of the source.
         """
-        self.measurer.begin(batches, variants, None if dtype is None else getattr(torch, dtype))
+        each = iter(matrices)
+        vocabularies = [{name: next(each) for name in variant} for variant in names]
+        self.measurer.begin(batches, vocabularies, None if dtype is None else getattr(torch, dtype))
 
     def measure_block(
         self, number: int, names: Sequence[Sequence[str]], *layers: Replacement
@@ -444,9 +465,12 @@ def _check_tasks(spec: JobSpec, settings: Settings) -> None:
         check_harness()
 
 
-def _left_dense(model: nn.Module, groups: Sequence[InputGroup]) -> dict[str, str]:
-    """The matrices that no group compresses: embeddings, the output head, routers."""
+def _left_dense(
+    model: nn.Module, groups: Sequence[InputGroup], vocabulary: Sequence[VocabularyMatrix]
+) -> dict[str, str]:
+    """The matrices that no target compresses: embeddings, the output head, routers."""
     compressed = {f"{layer.name}.weight" for group in groups for layer in group.layers}
+    compressed |= {f"{matrix.name}.weight" for matrix in vocabulary}
     routers = {f"{path}.weight" for path in router_paths(model)}
     return {
         name: "router of a mixture of experts"

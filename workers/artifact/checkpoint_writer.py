@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from service.domain.spec import SIDES, JobSpec, SizeTarget
+from service.domain.spec import SIDES, JobSpec, SizeTarget, rounds_embeddings
 from service.errors import ModelInvalid, NotACausalLM, TargetUnreachable
 from service.inputs.models.files import is_companion, model_paths
 from workers.artifact import integers
@@ -32,8 +32,10 @@ from workers.artifact.size import CheckpointSize
 from workers.compression import checkpoint
 from workers.compression.candidates import Width
 from workers.compression.checkpoint import BaseClasses, Replacement
+from workers.compression.errors import UnsupportedLayer
 from workers.compression.rounding.grid import RoundedWeight
-from workers.compression.shapes import LinearLayer
+from workers.compression.shapes import LinearLayer, VocabularyMatrix
+from workers.model.blocks import vocabulary
 from workers.model.configuration import without_kernels
 from workers.model.tensor_names import source_tensors
 from workers.model.unused_tensors import UnusedTensors
@@ -57,10 +59,13 @@ def check_writable(source: Path) -> UnusedTensors:
     return tensors.unused
 
 
-def check_roundable(source: Path, spec: JobSpec, layers: Sequence[LinearLayer]) -> None:
+def check_roundable(
+    source: Path, spec: JobSpec, layers: Sequence[LinearLayer]
+) -> tuple[VocabularyMatrix, ...]:
     """Check that the layers of this model can be stored as integers, if a target wants that.
 
-    Raises TargetUnreachable, which names the target.
+    Returns the weights of embedding and output layer if a target rounds them. Raises
+    TargetUnreachable, which names the target.
     """
     wanting = {
         f"targets.{number}.precisions": target.precisions
@@ -83,6 +88,17 @@ def check_roundable(source: Path, spec: JobSpec, layers: Sequence[LinearLayer]) 
                     f"{layer.out_features}: choose other precisions.",
                     param=param,
                 )
+    for number, target in enumerate(spec.targets):
+        if rounds_embeddings(target):
+            try:
+                return vocabulary(source)
+            except UnsupportedLayer as error:
+                raise TargetUnreachable(
+                    f"The embedding and the output layer cannot be stored as integers: {error}. "
+                    "Leave 'embedding_bits' at 16.",
+                    param=f"targets.{number}.embedding_bits",
+                ) from error
+    return ()
 
 
 def write_checkpoint(
@@ -91,11 +107,13 @@ def write_checkpoint(
     forms: Mapping[str, int | Width],
     compressed: Compressed,
     dtype: torch.dtype,
+    vocabulary: Sequence[VocabularyMatrix] = (),
 ) -> CheckpointSize:
     """Write a checkpoint in which `compressed` replaces every layer named in `forms`.
 
-    Tensors that the model does not use do not count as its parameters, and a rounded weight counts
-    as a dense one. Raises the errors of
+    `vocabulary` has at least those of them that are the embedding or the output layer. Tensors that
+    the model does not use do not count as its parameters, and a rounded weight counts as a dense
+    one. Raises the errors of
     `workers.model.tensor_names.source_tensors`, and ModelInvalid for numbers that are not finite in
     `dtype`.
     """
@@ -107,7 +125,7 @@ def write_checkpoint(
         for layer, _, parameter in (name.rpartition(".") for name in piece.names)
         if layer in forms and parameter == "weight"
     ]
-    replacements = _Replacements(compressed(order))
+    replacements = _Replacements(compressed(order), vocabulary)
 
     def stream() -> Iterator[tuple[str, Tensor]]:
         for piece in tensors:
@@ -122,6 +140,7 @@ def write_checkpoint(
                     yield name, _cast(name, read[name], dtype)
         for key, tensor in tensors.carried():
             yield key, _cast(key, tensor, dtype)
+        yield from replacements.constants()
 
     size = write_shards(stream(), folder)
     parameters = size.parameters + replacements.uncounted - tensors.carried_numbers
@@ -133,10 +152,14 @@ def write_checkpoint(
 class _Replacements:
     """The replacements of layers as they are written, and what the configuration says of them."""
 
-    def __init__(self, replacements: Iterable[Replacement]) -> None:
+    def __init__(
+        self, replacements: Iterable[Replacement], vocabulary: Sequence[VocabularyMatrix]
+    ) -> None:
         self._replacements = iter(replacements)
+        self._matrices = {matrix.name: matrix for matrix in vocabulary}
         self.low_rank: dict[str, tuple[int, bool]] = {}  # rank, and whether it has a bias
         self.rounded: dict[str, tuple[Width, int]] = {}  # width, and the number of inputs
+        self.vocabulary: dict[str, Width] = {}  # of each module of a rounded matrix
         self.uncounted = 0  # parameters beyond the numbers of their tensors
 
     def tensors(self, layer: str) -> Iterator[tuple[str, Tensor]]:
@@ -146,11 +169,23 @@ class _Replacements:
             self.low_rank[layer] = replacement.rank, replacement.bias is not None
             yield from checkpoint.tensors(layer, replacement)
             return
-        self.rounded[layer] = replacement.width, replacement.codes.shape[1]
+        if matrix := self._matrices.get(layer):
+            self.vocabulary |= dict.fromkeys(matrix.modules, replacement.width)
+            stored = integers.vocabulary_tensors(matrix, replacement)
+        else:
+            self.rounded[layer] = replacement.width, replacement.codes.shape[1]
+            stored = integers.integer_tensors(layer, replacement)
         self.uncounted += replacement.codes.numel()
-        for key, tensor in integers.integer_tensors(layer, replacement):
+        for key, tensor in stored:
             self.uncounted -= tensor.numel()
             yield key, tensor
+
+    def constants(self) -> Iterator[tuple[str, Tensor]]:
+        """What else a loader needs for the rounded matrices; in float32, as the model has it."""
+        for name, matrix in self._matrices.items():
+            for key, value in matrix.constants if name in self.vocabulary else ():
+                self.uncounted -= 1
+                yield key, torch.tensor(value, dtype=torch.float32)
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -257,9 +292,12 @@ def _write_configuration(
     config.pop("torch_dtype", None)  # the name that older checkpoints give it
     config["dtype"] = str(dtype).removeprefix("torch.")
     base = base_classes(config)
-    if replacements.rounded:
-        config[integers.CONFIG_KEY] = integers.quantization_config(replacements.rounded)
-    if replacements.rounded and not replacements.low_rank:  # any loader can read it
+    has_integers = bool(replacements.rounded or replacements.vocabulary)
+    if has_integers:
+        config[integers.CONFIG_KEY] = integers.quantization_config(
+            replacements.rounded, replacements.vocabulary
+        )
+    if has_integers and not replacements.low_rank:  # any loader can read it
         config = checkpoint.marked_config(config, base, {})
     else:
         config = checkpoint.compressed_config(config, base, replacements.low_rank)

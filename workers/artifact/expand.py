@@ -40,6 +40,8 @@ from workers.compression.checkpoint import (
     BaseClasses,
     compressed_config,
 )
+from workers.compression.rounding.embeddings import multiplied_out
+from workers.compression.rounding.grid import RoundedWeight
 from workers.compression.unfuse import fused_parameters, joined, unfuse
 from workers.model.stored_tensors import StoredTensors
 
@@ -130,6 +132,7 @@ class _DenseTensors:
     def __init__(self, artifact: Path, config: Mapping[str, Any]) -> None:
         layers: Mapping[str, Mapping[str, Any]] = config[CONFIG_KEY]["layers"]
         self._rounded = integers.rounded_layers(config)
+        self._vocabulary = integers.rounded_vocabulary(config)
         self._stored = StoredTensors(artifact)
         self._unread = dict.fromkeys(self._stored)
         self._low_rank = {name for name, shape in layers.items() if shape["rank"] is not None}
@@ -137,6 +140,9 @@ class _DenseTensors:
         self._check(f"{layer}.{part}" for layer in self._low_rank for part in PARTS)
         self._check(f"{layer}.{part}" for layer in self._rounded for part in integers.PARTS)
         self._check(f"{layer}.bias" for layer in self.biased)
+        self._check(f"{module}.{integers.SCALE}" for module in self._vocabulary)
+        for key in self._of_vocabulary():
+            del self._unread[key]
 
     def _check(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -156,7 +162,17 @@ class _DenseTensors:
             packed, scales, shape = (self._read(f"{layer}.{part}") for part in integers.PARTS)
             return integers.dequantized(packed, scales, shape, width)
         self._check((name,))
-        return self._read(name)
+        tensor = self._read(name)
+        if name != layer and (width := self._vocabulary.get(layer)):
+            scales = self._stored.read(f"{layer}.{integers.SCALE}")
+            return multiplied_out(RoundedWeight(width, tensor, scales), scales.dtype)
+        return tensor
+
+    def _of_vocabulary(self) -> list[str]:
+        """What the artifact has of embedding and output layer beside their parameters."""
+        modules = tuple(f"{module}." for module in self._vocabulary)
+        parameters = tuple(f"{module}{part}" for module in modules for part in ("weight", "bias"))
+        return [key for key in self._unread if key.startswith(modules) and key not in parameters]
 
     def unread(self) -> Iterator[tuple[str, Tensor]]:
         """What is left at the end: the tensors that the model does not use."""

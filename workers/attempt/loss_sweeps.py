@@ -44,6 +44,7 @@ class LossSweeps:
         self._workers = workers
         self._owners = owners
         self._blocks = model.blocks
+        self._vocabulary = [matrix.name for matrix in model.vocabulary]
         self._dtype = dtype
         self._exact = model.uniform and model.dtype == dtype
 
@@ -85,24 +86,17 @@ class LossSweeps:
         most = min(len(self._workers), len(batches))
         workers = self._workers[:most]
         shares = [batches[number::most] for number in range(most)]
+        names, compressed = self._compressed(self._vocabulary, variants)
         ray.get(
             [
-                worker.begin_measuring.remote(share, len(variants), dtype)
+                worker.begin_measuring.remote(share, names, dtype, *compressed)
                 for worker, share in zip(workers, shares, strict=True)
             ]
         )
+        del compressed
         running: deque[list[Any]] = deque()
         for number, layers in enumerate(self._blocks):
-            names = [
-                [name for name in layers if variant is not None and variant[name] is not None]
-                for variant in variants
-            ]
-            compressed = [
-                self._owners[name].compressed.remote(name, variant[name])
-                for variant, replaced in zip(variants, names, strict=True)
-                if variant is not None
-                for name in replaced
-            ]
+            names, compressed = self._compressed(layers, variants)
             running.append([w.measure_block.remote(number, names, *compressed) for w in workers])
             del compressed
             if len(running) > BLOCKS_IN_FLIGHT:
@@ -116,3 +110,18 @@ class LossSweeps:
             [measured[number % most][variant][number // most] for number in range(len(batches))]
             for variant in range(len(variants))
         ]
+
+    def _compressed(
+        self, layers: Sequence[str], variants: Sequence[Variant]
+    ) -> tuple[list[list[str]], list[Any]]:
+        """Those of some layers that are not dense, by variant, and references to all of them."""
+        forms = [
+            {name: form for name in layers if (form := (variant or {}).get(name)) is not None}
+            for variant in variants
+        ]
+        references = [
+            self._owners[name].compressed.remote(name, form)
+            for each in forms
+            for name, form in each.items()
+        ]
+        return [list(each) for each in forms], references

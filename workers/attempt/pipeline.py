@@ -241,6 +241,7 @@ class Attempt:
         self.owned = assign_owners(model.groups, len(self.workers))
         for worker, groups in zip(self.workers, self.owned, strict=True):
             self.owners |= {layer.name: worker for group in groups for layer in group.layers}
+        self.owners |= {matrix.name: self.workers[0] for matrix in model.vocabulary}
 
     def calibrate(self, texts: Texts, resumed: Resumption, sweeping: Sweeping) -> float:
         """Make all passes, each worker with its share; the mean loss in nats per predicted token.
@@ -307,7 +308,7 @@ class Attempt:
             )
             probes.dense(sorted({target.dataset for target in qualities}))
             units = [[layer.name for layer in group.layers] for group in model.groups]
-            choices = Choices(self.spec, model.parameters, options, units)
+            choices = Choices(self.spec, model.parameters, options, units, model.vocabulary)
             chosen = choices.of_targets(probes.increase)
             sizes_of_curve = [
                 forms

@@ -143,7 +143,7 @@ tags: [eigenpress, {kind}]
 
 Made by Eigenpress with the method `{method}` and `{allocation}` allocation. It keeps
 {linear:.1%} of the compressible linear parameters, {linear_bytes:.1%} of the bytes that they take
-with 16 bits each, and {whole:.1%} of all parameters.
+with 16 bits each, and {whole:.1%} of all parameters.{embeddings}
 
 Its weights take {bytes:,} bytes. The original is {source}; all of its
 parameters in {dtype} would take {dense_bytes:,}.
@@ -172,6 +172,12 @@ The licence and the terms of use of the original model apply.
 """
 
 
+_EMBEDDINGS = """
+
+The embedding and the output layer have 8 bits. transformers makes both dense at the first forward
+pass, as it does with all layers: where they are tied it then holds their weights twice."""
+
+
 def model_card(report: Mapping[str, Any], name: str) -> str:
     """The artifact's README.md: its size, its quality, and how to load it."""
     target = next(target for target in report["targets"] if target["name"] == name)
@@ -187,6 +193,7 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
         linear=target["size"]["linear_fraction"],
         linear_bytes=target["size"]["linear_bytes_fraction"],
         whole=target["size"]["model_fraction"],
+        embeddings=_EMBEDDINGS if target.get("embedding_bits") == 8 else "",
         bytes=target["size"]["bytes"],
         measurements=_measurement_table(report, target),
         **target["proof"],
@@ -227,9 +234,11 @@ def _vllm(target: Mapping[str, Any], *, unfused: bool) -> str:
         )
     if precisions is not None and precisions not in JOINING:
         bits = sorted({layer["bits"] for layer in target["layers"]} - {None})
+        own = ", an embedding of 8" if target.get("embedding_bits") == 8 else ""
         return (
-            f"It is not for vLLM: its layers have {', '.join(map(str, bits))} bits, and vLLM needs "
-            "4 or 8,\nthe same for layers that share an input; `precisions: vllm` makes that."
+            f"It is not for vLLM: its layers have {', '.join(map(str, bits))} bits{own}, and vLLM "
+            "needs 4 or 8,\nthe same for layers that share an input, and an embedding of 16; "
+            "`precisions: vllm`\nmakes that."
         )
     folder = "path/to/this/folder" + (" --trust-remote-code" if precisions is None else "")
     lines = [f"vllm serve {folder}"]

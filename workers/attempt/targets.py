@@ -19,6 +19,7 @@ from service.domain.spec import (
     Precisions,
     QualityTarget,
     SizeTarget,
+    rounds_embeddings,
 )
 from service.errors import TargetUnreachable
 from workers.compression.candidates import (
@@ -31,6 +32,7 @@ from workers.compression.candidates import (
 )
 from workers.compression.errors import BudgetTooSmall
 from workers.compression.rounding.allocation import ByteBudget
+from workers.compression.shapes import VocabularyMatrix
 
 KEEP_STEPS = 200
 """The number of candidate sizes for a quality target: the multiples of 1/200 (half a percent) of
@@ -66,7 +68,8 @@ class Budgets:
 class Choices:
     """Chooses forms for a job's targets from what was solved, all from one calibration.
 
-    `parameters` is the size of the whole dense model; `units` are the layers that share an input.
+    `parameters` is the size of the whole dense model; `units` are the layers that share an input;
+    `vocabulary` is what targets with rounded embeddings round beside the layers.
     """
 
     def __init__(
@@ -75,11 +78,13 @@ class Choices:
         parameters: int,
         options: Sequence[LayerCandidates],
         units: Sequence[Collection[str]],
+        vocabulary: Sequence[VocabularyMatrix] = (),
     ) -> None:
         self._spec = spec
         self._parameters = parameters
         self._options = options
         self._units = units
+        self._vocabulary = vocabulary
         self._linear = sum(layer.dense_cost for layer in options)
         self._ranks: dict[Optimize, Budgets] = {}
         self._bits: dict[Precisions, Budgets] = {}
@@ -124,11 +129,12 @@ class Choices:
     def _of_bytes(self, target: ByteTarget, param: str) -> Forms:
         budgets = self._budgets(target.precisions)
         counted = self._linear if target.scope == "linear" else self._parameters
-        others = 0 if target.scope == "linear" else self._bytes_of_others
+        matrices = self._vocabulary if rounds_embeddings(target) else ()
+        others = 0 if target.scope == "linear" else self._bytes_of_others(matrices)
         whole = counted * BYTES_OF_16_BITS
         wanted = target.bytes or math.floor((target.bytes_fraction or 0) * whole)
         try:
-            return budgets.allocate(wanted - others)
+            forms = budgets.allocate(wanted - others)
         except BudgetTooSmall as error:
             least = budgets.least + others
             raise TargetUnreachable(
@@ -137,6 +143,7 @@ class Choices:
                 f"{'' if target.scope == 'linear' else f'; {others} of them are not in layers'}.",
                 param=f"{param}.{'bytes_fraction' if target.bytes is None else 'bytes'}",
             ) from error
+        return {**forms, **{matrix.name: Width(target.embedding_bits) for matrix in matrices}}
 
     def _of_quality(self, target: QualityTarget, param: str, increase: Increase) -> Forms:
         budgets = self._budgets(target.precisions)
@@ -194,11 +201,11 @@ class Choices:
         dense = sum(layer.dense_bytes for layer in self._options)
         return Budgets(budget.allocate, budget.least, dense, "width", "bytes")
 
-    @property
-    def _bytes_of_others(self) -> int:
-        """What is not in compressible layers, in the artifacts' precision."""
-        dense = sum(layer.dense_bytes for layer in self._options)
-        return (self._parameters - self._linear) * dense // self._linear
+    def _bytes_of_others(self, rounded: Sequence[VocabularyMatrix]) -> int:
+        """What is not in compressible layers, in the artifacts' precision but for `rounded`."""
+        number_bytes = sum(layer.dense_bytes for layer in self._options) // self._linear
+        dense = self._parameters - self._linear - sum(each.rows * each.columns for each in rounded)
+        return dense * number_bytes + sum(each.stored_bytes(number_bytes) for each in rounded)
 
 
 def smallest_that_meets(count: int, meets: Callable[[int], bool]) -> int | None:

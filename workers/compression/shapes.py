@@ -1,4 +1,4 @@
-"""The shapes of compressible layers, and which of them share an input: plain data."""
+"""The shapes of a model's layers, and which of them share an input or a weight: plain data."""
 
 from __future__ import annotations
 
@@ -28,6 +28,28 @@ class LinearLayer:
     def output_is_smaller(self) -> bool:
         """Whether the layer is solved, and its gradients accumulated, on the output side."""
         return self.out_features <= self.in_features
+
+
+@dataclass(frozen=True)
+class VocabularyMatrix:
+    """The weight of the embedding, of the output layer, or of both if they are tied."""
+
+    modules: tuple[str, ...]  # all that share it
+    rows: int  # entries of the vocabulary
+    columns: int
+    constants: tuple[tuple[str, float], ...] = ()
+    """Numbers of the modules that no checkpoint has, by their names in the model: what Gemma
+    multiplies its embedding by."""
+
+    @property
+    def name(self) -> str:
+        """The module under whose name a checkpoint has it."""
+        return self.modules[0]
+
+    def stored_bytes(self, scale_bytes: int) -> int:
+        """The bytes in a checkpoint with 8 bits: codes once; scales and constants by module."""
+        scales = len(self.modules) * self.rows * scale_bytes
+        return self.rows * self.columns + scales + 4 * len(self.constants)
 
 
 @dataclass(frozen=True)

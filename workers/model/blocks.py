@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 
 from service.errors import ModelInvalid
 from workers.compression.layers import compressible_layers, input_groups
-from workers.compression.shapes import InputGroup
+from workers.compression.rounding.embeddings import vocabulary_matrices
+from workers.compression.shapes import InputGroup, VocabularyMatrix
 from workers.compression.unfuse import unfuse
 from workers.model.allocator import return_free_memory
 from workers.model.configuration import load_configuration
@@ -49,6 +50,22 @@ def traced_groups(source: Path) -> tuple[InputGroup, ...]:
         return input_groups(model, compressible_layers(model))
 
 
+def vocabulary(source: Path) -> tuple[VocabularyMatrix, ...]:
+    """The weights of a source model's embedding and output layer; none is read.
+
+    Raises UnsupportedLayer, which names what cannot be rounded.
+    """
+    return vocabulary_matrices(_without_weights(source, torch.float32))
+
+
+def _without_weights(source: Path, dtype: torch.dtype) -> Any:
+    """The model with its weights on the meta device, and buffers that have their values."""
+    with naming_model_errors("the model's class cannot be built from config.json"):
+        config = load_configuration(source)
+        with init_empty_weights(include_buffers=False):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
 class StoredModel:
     """See the module. On a CPU it computes in float32, on a GPU in the checkpoint's precision.
 
@@ -64,10 +81,7 @@ class StoredModel:
         self.device = device
         self._rounded = rounded
         self.dtype = torch.float32 if device.type == "cpu" else stored_dtype(source)
-        with naming_model_errors("the model's class cannot be built from config.json"):
-            config = load_configuration(source)
-            with init_empty_weights(include_buffers=False):
-                self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        self.model: Any = _without_weights(source, self.dtype)
         self.unfused = unfuse(self.model)
         self.passage = Passage(self.model)
         pieces = tuple(source_tensors(source))
@@ -100,7 +114,7 @@ class StoredModel:
             return_free_memory()
 
     def read(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """These tensors of the blocks, in the precision of the model, on its device."""
+        """These tensors, in the precision of the model, on its device."""
         wanted = set(names)
         with naming_model_errors("its weights cannot be read"):
             return {

@@ -24,19 +24,15 @@ def unaccounted(source: Path, artifacts: Sequence[Path], original: Path) -> Iter
     """
     invented = None if original == source else _invented(source, original)
     tensors, stored = source_tensors(source), StoredTensors(source)
-    named = {key for piece in tensors for key in piece.keys}
-    named |= tensors.unused.carried.keys() | tensors.unused.left_out.keys()
-    unread = [key for key in stored if key not in named]
+    read = [*(key for piece in tensors for key in piece.keys), *tensors.unused.carried]
+    named = {*read, *tensors.unused.left_out}
+    lost = [key for key in stored if key not in named and not _is_copy(stored, key, read)]
     for artifact in artifacts:
         written = StoredTensors(artifact)
         yield [
             *([invented] if invented else []),
             *(f"it lacks the tensor '{n}'" for n in tensors.unused.carried if n not in written),
-            *(
-                f"it lacks the source's tensor '{key}'"
-                for key in unread
-                if not _has_copy(written, stored.read(key))
-            ),
+            *(f"it lacks the source's tensor '{key}'" for key in lost),
         ]
 
 
@@ -51,12 +47,11 @@ def _invented(source: Path, gguf: Path) -> str | None:
     return f"{count - held} of its source's {count} numbers are not in {gguf.name}"
 
 
-def _has_copy(written: StoredTensors, tensor: torch.Tensor) -> bool:
-    """Whether the artifact has an equal matrix, as it has of a tied weight that is stored twice.
+def _is_copy(stored: StoredTensors, key: str, read: Sequence[str]) -> bool:
+    """Whether the source has an equal matrix that was read, as of a tied weight stored twice.
 
     Vectors are never tied, and many are equal: norms of ones, biases of zeros.
     """
-    alike = (key for key in written if written.shape(key).shape == tensor.shape)
-    return tensor.ndim > 1 and any(
-        torch.equal(own, tensor.to(own.dtype)) for key in alike for own in [written.read(key)]
-    )
+    shape = stored.shape(key).shape
+    alike = [name for name in read if stored.shape(name).shape == shape]
+    return len(shape) > 1 and any(torch.equal(stored.read(key), stored.read(n)) for n in alike)

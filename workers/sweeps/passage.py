@@ -84,7 +84,7 @@ class Passage:
 
         with self._replaced(lambda _: record), suppress(_Entered):
             self.model(input_ids=tokens.to(self.device), use_cache=False)
-        if not _equal(calls, self._calls):
+        if not equal(calls, self._calls):
             self._calls = tuple(calls)
         return first[0], self._calls
 
@@ -127,16 +127,16 @@ class InMemory:
         yield self._blocks[number]
 
 
-def _equal(one: Any, other: Any) -> bool:
+def equal(one: Any, other: Any) -> bool:
     """Whether two nests of tensors and plain values are equal; the same objects always are."""
     if one is other:
         return True
     if isinstance(one, BlockCall) and isinstance(other, BlockCall):
-        return _equal(one.args, other.args) and _equal(one.kwargs, other.kwargs)
+        return equal(one.args, other.args) and equal(one.kwargs, other.kwargs)
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and bool(torch.equal(one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_equal, one, other))
+        return len(one) == len(other) and all(map(equal, one, other))
     return bool(one == other)

@@ -99,6 +99,11 @@ class Model:
         """Of one number in the checkpoint."""
         return NUMBER_BYTES[self.dtype]
 
+    @property
+    def in_vocabulary(self) -> int:
+        """The parameters of the embedding and the output layer: beside them is one norm."""
+        return self.outside - self.hidden
+
     @cached_property
     def linear(self) -> int:
         return sum(block.linear for block in self.blocks)

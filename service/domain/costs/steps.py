@@ -30,7 +30,14 @@ from service.domain.costs.formulas import (
     stride,
 )
 from service.domain.costs.shapes import NUMBER_BYTES, Block, Group, Linear, Model
-from service.domain.spec import HELD_OUT, JobSpec, QualityTarget, SizeTarget, Target
+from service.domain.spec import (
+    HELD_OUT,
+    JobSpec,
+    QualityTarget,
+    SizeTarget,
+    Target,
+    rounds_embeddings,
+)
 from service.domain.states import Step
 
 LOGITS_BYTES = 3 * (64 << 20)  # the logits of a chunk, their probabilities, the gradient
@@ -331,15 +338,17 @@ class _Prediction:
         if self._artifact_bytes < 4:  # rounded copies; a CPU computes with one variant in float32
             layers *= 1 + self._artifact_bytes / 4
             layers += 0 if cluster.gpus else self._low_rank_block([max(keeps, default=0.0)])
+        rounded = model.in_vocabulary * bool(self._rounding_targets)  # and multiplied out
         return (
-            outside * model.outside * self._weight_bytes
+            (outside * model.outside + rounded) * self._weight_bytes
             + self._blocks_held
             + layers
             + FACTORING_MATRICES * 8 * largest
             + gradients[0],
             2 * self._block_bytes * cluster.gpus
             + self._solutions_in_memory
-            + min(CACHED_BYTES, cluster.states_memory, self._made)
+            + min(CACHED_BYTES, cluster.states_memory, self._made + rounded)
+            + PIECES_KEPT * rounded * model.stored_bytes
             + gradients[1],
         )
 
@@ -414,8 +423,21 @@ class _Prediction:
     @property
     def _written(self) -> float:
         """The bytes of the artifacts that one worker writes."""
-        average = sum(map(self._artifact, self._keeps)) / len(self._keeps)
+        whole = map(self._artifact, self._keeps)
+        average = (sum(whole) - self._saved * self._rounding_targets) / len(self._keeps)
         return -(-len(self._keeps) // self._cluster.workers) * average
+
+    @property
+    def _saved(self) -> float:
+        """The bytes that a rounded embedding and output layer save."""
+        model = self._model
+        scales = model.in_vocabulary / model.hidden
+        return (model.in_vocabulary - scales) * self._artifact_bytes - model.in_vocabulary
+
+    @property
+    def _rounding_targets(self) -> int:
+        """How many targets round the embedding and the output layer."""
+        return sum(map(rounds_embeddings, self._spec.targets))
 
     @property
     def _writers(self) -> float:

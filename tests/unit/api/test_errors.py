@@ -235,6 +235,16 @@ def test_a_target_of_no_kind_is_told_what_there_is(
         ({"bytes": 0}, "targets.0.bytes"),
         ({"bytes": 1000, "precisions": "tensorrt"}, "targets.0.precisions"),
         ({"keep": 0.5, "precisions": "vllm"}, "targets.0.precisions"),
+        ({"bytes": 1000, "embedding_bits": 8}, "targets.0.embedding_bits"),
+        (
+            {"bytes": 1000, "precisions": "vllm-cpu", "embedding_bits": 8},
+            "targets.0.embedding_bits",
+        ),
+        (
+            {"bytes": 1000, "precisions": "transformers", "embedding_bits": 4},
+            "targets.0.embedding_bits",
+        ),
+        ({"keep": 0.5, "embedding_bits": 8}, "targets.0.embedding_bits"),
     ],
 )
 def test_a_size_in_bytes_that_cannot_be_is_named(
@@ -243,6 +253,16 @@ def test_a_size_in_bytes_that_cannot_be_is_named(
     job_body["targets"] = [target]
     answer = client.post("/v1/jobs", json=job_body)
     assert (answer.status_code, answer.json()["param"]) == (422, param)
+
+
+def test_an_engine_without_8_bits_for_embeddings_is_named(
+    client: TestClient, job_body: dict[str, Any]
+) -> None:
+    job_body["targets"] = [{"bytes_fraction": 0.3, "embedding_bits": 8}]
+    assert client.post("/v1/jobs", json=job_body).json()["detail"] == (
+        "targets.0.embedding_bits: 'vllm' has no integers for the embedding and the output layer: "
+        "leave it at 16, or set 'precisions' to 'transformers' (got 8)"
+    )
 
 
 @pytest.mark.parametrize("field", [{"method": "impact"}, {"allocation": "uniform"}])

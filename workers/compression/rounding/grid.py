@@ -62,16 +62,22 @@ def stored_bytes(layer: LinearLayer, width: Width, scale_bytes: int) -> int:
     return 4 * words + scale_bytes * (scales + bias) + SHAPE_BYTES
 
 
-def best_scales(weight: Tensor, importance: Tensor, width: Width, dtype: torch.dtype) -> Tensor:
+def best_scales(
+    weight: Tensor,
+    importance: Tensor,
+    width: Width,
+    dtype: torch.dtype,
+    size: int | None = None,
+) -> Tensor:
     """For each group of a weight (out, in) the scale with the least error, (out, groups).
 
     The square of a weight's error counts in proportion to `importance`, (in,). The largest weight
     of a group takes either end of the codes, of which the negative one is larger, so a scale may be
     negative; and it is clipped by up to 1.2 / bits of its size. The result is in `dtype`, the
-    precision in which scales are stored.
+    precision in which scales are stored. A group has `size` inputs; None: those of `group_size`.
     """
     out, into = weight.shape
-    grouped = weight.float().reshape(out, -1, group_size(into))  # (out, groups, size)
+    grouped = weight.float().reshape(out, -1, size or group_size(into))  # (out, groups, size)
     cost = importance.float().view(1, grouped.shape[1], -1)
     largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)).squeeze(-1)
     least = torch.finfo(dtype).tiny

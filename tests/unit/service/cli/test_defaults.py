@@ -14,7 +14,7 @@ from typer.main import get_command
 from service.cli import server, submit
 from service.cli.defaults import default_of, with_default
 from service.cli.main import app
-from service.domain.spec import JobSpec
+from service.domain.spec import ByteTarget, JobSpec
 from service.settings import Settings
 
 STATED = re.compile(r"\\\[default: (.*)\]$")
@@ -59,6 +59,7 @@ def test_submit_states_what_an_empty_specification_becomes(job_body: dict[str, A
     assert stated("submit") == COMPUTED["submit"] | {
         "scope": getattr(target, "scope", None),
         "optimize": getattr(target, "optimize", None),
+        "embedding_bits": str(ByteTarget(bytes=1).embedding_bits),
         "method": spec.method,
         "allocation": spec.allocation,
         "dtype": spec.dtype,

@@ -88,3 +88,18 @@ def test_everything_that_can_be_typed_reaches_the_job() -> None:
     assert spec.calibration.batch_size == 2
     assert spec.evaluation.datasets[0].name == "prose"
     assert (spec.method, spec.allocation, spec.workers) == ("afm", "uniform", 3)
+
+
+def test_sizes_in_bytes_reach_the_job() -> None:
+    body = job_body(
+        model=source("/m"),
+        data=source("/d"),
+        bytes_fraction=[0.3, 0.4],
+        scope="model",
+        precisions="transformers",
+        embedding_bits=8,
+    )
+    assert [each.name for each in JobSpec.model_validate_json(json.dumps(body)).targets] == [
+        "bytes-0.3-of-model-transformers-embeddings-8",
+        "bytes-0.4-of-model-transformers-embeddings-8",
+    ]

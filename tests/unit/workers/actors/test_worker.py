@@ -97,7 +97,7 @@ def test_a_folder_counts_with_its_weights_alone(
 
 def measured(worker: Any, dtype: str | None, ranks: Mapping[str, int]) -> TextLoss:
     """The loss of the source model with some layers at these ranks."""
-    worker.begin_measuring([SEQUENCES], 1, dtype)
+    worker.begin_measuring([SEQUENCES], [[]], dtype)
     for number, names in enumerate(worker.blocks):
         replaced = [name for name in names if name in ranks]
         layers = [worker.compressed(name, ranks[name]) for name in replaced]

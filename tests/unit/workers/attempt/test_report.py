@@ -40,6 +40,7 @@ MODEL = ModelSummary(
     blocks=(("block.up", "block.down"),),
     uniform=True,
     unfused=False,
+    vocabulary=(),
     left_dense={"head": "outside the transformer blocks"},
     carried={"mtp.fc.weight": "copied", "mtp.norm.weight": "copied"},
     left_out={"v_head.weight": "foreign"},
@@ -219,11 +220,17 @@ ON_CPUS = "python -m vllm.entrypoints.openai.api_server --model path/to/this/fol
         (
             ByteTarget(bytes_fraction=0.8, precisions="transformers"),
             {"block.up": Width(3), "block.down": Width(8)},
-            ["not for vLLM: its layers have 3, 8 bits", "compressed-tensors loguru"],
+            ["not for vLLM: its layers have 3, 8 bits, and", "compressed-tensors loguru"],
+            ["trust", SERVES, ON_CPUS, "have 8 bits. transformers"],
+        ),
+        (
+            ByteTarget(bytes_fraction=0.8, precisions="transformers", embedding_bits=8),
+            {"block.up": Width(3), "block.down": None, "head": Width(8)},
+            ["its layers have 3 bits, an embedding of 8, and", "output layer have 8 bits. trans"],
             ["trust", SERVES, ON_CPUS],
         ),
     ],
-    ids=["low rank", "vllm", "vllm-cpu", "transformers"],
+    ids=["low rank", "vllm", "vllm-cpu", "transformers", "embeddings"],
 )
 def test_the_card_says_which_engines_load_it_and_how(
     job: Job,

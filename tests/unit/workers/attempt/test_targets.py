@@ -29,6 +29,7 @@ from workers.compression.candidates import (
     total_bytes,
     total_cost,
 )
+from workers.compression.shapes import VocabularyMatrix
 
 PARAMETERS = 3000
 """Of the whole model; 2048 of them are the layers'."""
@@ -216,6 +217,26 @@ def test_bytes_buy_bits_where_they_save_most() -> None:
 def test_bytes_of_the_model_leave_room_for_what_is_not_in_layers() -> None:
     (chosen,) = chosen_for(spec({"bytes_fraction": 0.6, "scope": "model"}), never, ROUNDED)
     assert total_bytes(ROUNDED, chosen) <= 0.6 * PARAMETERS * 2 - 952 * 2
+
+
+def test_a_rounded_embedding_leaves_its_bytes_to_the_layers() -> None:
+    tied = VocabularyMatrix(("embedding", "head"), 30, 30)
+    others = (952 - 900) * 2 + 900 + 2 * 30 * 2  # two modules have scales of 16 bits
+    target = {"bytes": 1900 + others, "precisions": "transformers", "embedding_bits": 8}
+    units = [["a"], ["b"]]
+
+    def chosen(**changes: Any) -> Forms:
+        wanted = spec(target | changes)
+        (forms,) = Choices(wanted, PARAMETERS, ROUNDED, units, [tied]).of_targets(never)
+        return forms
+
+    of_layers, of_model = chosen(bytes=1900), chosen(scope="model")
+    assert of_layers == of_model
+    assert of_model["embedding"] == Width(8)
+    assert 1700 < total_bytes(ROUNDED, of_model) <= 1900
+    assert chosen(embedding_bits=16, bytes=1900).keys() == {"a", "b"}
+    with pytest.raises(TargetUnreachable, match=f"{others} of them are not in layers"):
+        chosen(bytes=others + 10, scope="model")
 
 
 def test_transformers_may_have_further_widths() -> None:

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fixtures.models import ARCHITECTURES, save_tiny_model
+from tests.fixtures.models import ARCHITECTURES, save_tiny_model, tiny_llama_config
 from workers.artifact.checkpoint_writer import write_checkpoint
+from workers.compression.candidates import Width
 from workers.compression.interpolation import Interpolation, interpolate
+from workers.compression.rounding.embeddings import rounded_rows
 from workers.compression.shapes import LinearLayer
 from workers.compression.solve import Factors
 from workers.evaluation.losses import TextLoss
 from workers.evaluation.sweep import EvaluationSweep, rounded
 from workers.evaluation.text import text_loss
-from workers.model.blocks import StoredModel, traced_groups
+from workers.model.blocks import StoredModel, traced_groups, vocabulary
 from workers.model.loading import load_model
 from workers.sweeps import passage
 from workers.sweeps.boundaries import Boundaries
@@ -40,7 +42,7 @@ def measured(
     boundaries: Boundaries,
 ) -> list[list[TextLoss]]:
     stored = StoredModel(source, CPU, rounded=dtype)
-    sweep = EvaluationSweep(stored.passage, stored, BATCHES, len(variants), boundaries)
+    sweep = EvaluationSweep(stored.passage, stored, BATCHES, [{}] * len(variants), boundaries)
     for number in range(len(stored.passage.blocks)):
         sweep.forward(
             number,
@@ -82,6 +84,32 @@ def test_every_variant_has_the_loss_of_its_artifact(
         model = load_model(artifact, CPU, trust_remote_code=True)
         for batch, loss in zip(BATCHES, losses[number], strict=True):
             assert_same(loss, text_loss(model, batch))
+
+
+@pytest.mark.parametrize("name", ["tied", "untied", "gemma3"])
+def test_a_variant_may_have_a_rounded_vocabulary(tmp_path: Path, name: str) -> None:
+    """Beside others that have not: each has the loss of its artifact."""
+    config = ARCHITECTURES.get(name, tiny_llama_config(tie_word_embeddings=name == "tied"))
+    source, dtype = save_tiny_model(tmp_path / "source", config), torch.bfloat16
+    matrices, stored = vocabulary(source), StoredModel(source, CPU, rounded=dtype)
+    rounded = {
+        each.name: rounded_rows(stored.model.get_submodule(each.name).weight, dtype)
+        for each in matrices
+    }
+    boundaries = Boundaries({CPU: 1 << 30}, tmp_path / "boundaries")
+    variants = [{}, rounded, {}]
+    sweep = EvaluationSweep(stored.passage, stored, BATCHES, variants, boundaries)
+    for number in range(len(stored.passage.blocks)):
+        sweep.forward(number, [{}] * 3)
+    before, ours, after = sweep.losses()
+    assert before == after
+    artifact, forms = tmp_path / "artifact", dict.fromkeys(rounded, Width(8))
+    made = partial(map, rounded.__getitem__)
+    write_checkpoint(source, artifact, forms, made, dtype, matrices)
+    model = load_model(artifact, CPU)
+    for batch, loss, dense in zip(BATCHES, ours, before, strict=True):
+        assert loss != dense
+        assert_same(loss, text_loss(model, batch))
 
 
 def test_without_layers_it_is_the_source(

@@ -246,7 +246,7 @@ def test_variants_share_the_blocks_and_have_hidden_states_of_their_own(tmp_path:
     passage = Passage(model)
     kept, weights = Peak({CPU: 1 << 30}, tmp_path), Counted(passage)
     batches = [[[1, 2, 3]], [[4, 5, 6]]]
-    measuring = EvaluationSweep(passage, weights, batches, 4, kept)
+    measuring = EvaluationSweep(passage, weights, batches, [{}] * 4, kept)
     for number in range(3):
         measuring.forward(number, [{}] * 4)
     assert kept.most == 4 * len(batches)

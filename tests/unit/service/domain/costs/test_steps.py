@@ -15,7 +15,7 @@ from service.domain.costs.cluster import Cost
 from service.domain.costs.formulas import block_statistics
 from service.domain.costs.shapes import model_shapes
 from service.domain.costs.steps import peak_driver_bytes, peak_worker_bytes, step_costs
-from service.domain.spec import JobSpec, QualityTarget
+from service.domain.spec import ByteTarget, JobSpec, QualityTarget
 from service.domain.states import Step
 from service.storage import s3
 from tests.fixtures.models import ARCHITECTURES, tiny_model
@@ -23,6 +23,7 @@ from workers.actors import assembler, room, worker
 from workers.attempt.loss_sweeps import BLOCKS_IN_FLIGHT
 from workers.attempt.schedule import IN_FLIGHT_PER_QUEUE
 from workers.attempt.targets import MAX_PROBES
+from workers.compression.shapes import VocabularyMatrix
 from workers.compression.unfuse import unfuse
 from workers.model.blocks import PIECES_KEPT
 from workers.sweeps.passage import LOGITS_BYTES, Passage
@@ -138,6 +139,23 @@ def test_a_whole_model_takes_what_a_machine_has_for_it() -> None:
     )
     assert ample[Step.PROVE].host_held == 2 * LLAMA.parameters
     assert small[Step.PROVE].host_held == 10**9
+
+
+def test_a_rounded_embedding_makes_a_smaller_artifact_and_takes_the_memory_of_one() -> None:
+    rounding = ByteTarget(bytes_fraction=0.5, precisions="transformers", embedding_bits=8)
+    targets = [rounding, rounding.model_copy(update={"embedding_bits": 16})]
+    one, other = (
+        step_costs(LLAMA, SPEC.model_copy(update={"targets": (each,)}), cluster(1))
+        for each in targets
+    )
+    saved = other[Step.PUBLISH].network_moved - one[Step.PUBLISH].network_moved
+    matrices = (
+        VocabularyMatrix(("embedding",), 32000, 4096),
+        VocabularyMatrix(("head",), 32000, 4096),
+    )
+    assert saved == sum(2 * 32000 * 4096 - each.stored_bytes(2) for each in matrices)
+    more = one[Step.EVALUATE].device_held - other[Step.EVALUATE].device_held
+    assert more == 2 * 32000 * 4096 * 2
 
 
 def test_a_worker_s_peak_grows_with_the_depth_by_objects_alone() -> None:
