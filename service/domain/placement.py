@@ -21,6 +21,17 @@ PLACED = "workers.placed"
 
 
 @dataclass(frozen=True)
+class Machine:
+    """A machine of the cluster; None for sizes that it has not reported."""
+
+    resources: Resources
+    accelerator_type: str | None = None
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    gpu_bytes: int | None = None  # of its smallest GPU
+
+
+@dataclass(frozen=True)
 class Placement:
     """The workers of a job and the resources that Ray reserves for each."""
 

@@ -15,6 +15,7 @@ from api.app import create_app
 from api.services import Services
 from service.cluster.ray_jobs import RayCluster
 from service.errors import ObjectMissing
+from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
@@ -99,7 +100,8 @@ def services(
     without_inspection: None,  # noqa: ARG001
 ) -> Iterator[Services]:
     with SubmissionChecks(settings, storage) as checks:
-        yield Services(settings, store, storage, cluster, checks)
+        estimates = Estimates(settings, store, cluster, checks)
+        yield Services(settings, store, storage, cluster, checks, estimates)
 
 
 @pytest.fixture

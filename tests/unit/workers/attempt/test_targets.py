@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.domain.costs.sizes import linear_budget
 from service.domain.spec import JobSpec, SizeTarget
 from service.errors import TargetUnreachable
 from workers.attempt.targets import (
@@ -17,7 +18,6 @@ from workers.attempt.targets import (
     Budgets,
     Choices,
     Increase,
-    linear_budget,
     smallest_that_meets,
 )
 from workers.compression.candidates import (
