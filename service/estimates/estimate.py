@@ -207,7 +207,7 @@ class Estimates:
         )
         resources = {step: cost.seconds(cluster) for step, cost in costs.items()}
         predicted = {step: max(each.values()) for step, each in resources.items()}
-        jobs = comparable(predicted, self._history.measured(of, gpus=cluster.gpus))
+        jobs = comparable(predicted, self._history.measured(spec, placement, of))
         estimate.measured_jobs = len(jobs)
         seconds = corrected(predicted, jobs)
         estimate.steps = [

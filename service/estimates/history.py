@@ -10,7 +10,7 @@ from service.domain.costs.shapes import Model, ShapesUnknown
 from service.domain.costs.steps import step_costs
 from service.domain.job import Job
 from service.domain.placement import PLACED, Placement
-from service.domain.spec import ModelSource
+from service.domain.spec import JobSpec, ModelSource
 from service.domain.states import JobState
 from service.errors import EigenpressError
 from service.estimates.models import model_of
@@ -44,8 +44,12 @@ class History:
             self._known.clear()
         self._known[source] = model
 
-    def measured(self, cluster_of: Callable[[Placement], Cluster], *, gpus: bool) -> list[Measured]:
-        """The last jobs whose workers had GPUs, or had none. Raises DatabaseUnavailable."""
+    def measured(
+        self, spec: JobSpec, placement: Placement, cluster_of: Callable[[Placement], Cluster]
+    ) -> list[Measured]:
+        """The last jobs that computed as this one will on this placement: on GPUs of its type, or
+        on none, and in its precision. Raises DatabaseUnavailable.
+        """
         found: list[Measured] = []
         deadline = time.monotonic() + READING_SECONDS
         for job in self._store.users.list_jobs(limit=JOBS_LOOKED_AT, states=[JobState.SUCCEEDED]):
@@ -54,12 +58,13 @@ class History:
             placed = self._store.users.last_event(job.id, PLACED)
             if job.attempt != 1 or placed is None:
                 continue  # it was resumed
-            placement = Placement(**placed.data["placement"])
-            if bool(placement.gpus) == gpus:
-                try:
-                    found.append(self._measure(job, cluster_of(placement)))
-                except (EigenpressError, ShapesUnknown):
-                    continue  # of a newer version, or its model is gone
+            theirs = Placement(**placed.data["placement"])
+            kinds = [(each.gpus, each.accelerator_type) for each in (placement, theirs)]
+            try:
+                if kinds[0] == kinds[1] and job.spec.mixed_precision == spec.mixed_precision:
+                    found.append(self._measure(job, cluster_of(theirs)))
+            except (EigenpressError, ShapesUnknown):
+                continue  # of a newer version, or its model is gone
         return found
 
     def _measure(self, job: Job, cluster: Cluster) -> Measured:
