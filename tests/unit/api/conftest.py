@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from api.app import create_app
 from api.services import Services
 from service.cluster.ray_jobs import RayCluster
+from service.domain.placement import Machine
 from service.errors import ObjectMissing
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
@@ -47,13 +48,18 @@ class OfflineStorage(ObjectStorage):
 
 
 class OfflineCluster(RayCluster):
-    """A cluster that answers unless told otherwise."""
+    """A cluster that answers unless told otherwise, with one machine without GPUs."""
 
     trouble: Exception | None = None
+    nodes: tuple[Machine, ...] = (Machine({"CPU": 8}, None, 16 * 10**9, 10**11),)
 
     def check(self) -> None:
         if self.trouble:
             raise self.trouble
+
+    def machines(self) -> list[Machine]:
+        self.check()
+        return [*self.nodes]
 
 
 @pytest.fixture

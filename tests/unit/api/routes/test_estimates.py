@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from service.cluster.ray_jobs import RayCluster
 from service.domain.job import Job
 from service.domain.placement import PLACED, Machine, Placement
 from service.domain.spec import JobSpec
@@ -24,24 +23,7 @@ from service.store import tables
 from service.store.store import Store
 from tests.fixtures.models import tiny_llama_config, tiny_model
 
-CPUS = Machine({"CPU": 8}, None, 16 * 10**9, 10**11)
 GPUS = Machine({"CPU": 64, "GPU": 8}, "H100", 10**12, 10**13, 80 * 10**9)
-
-
-@pytest.fixture(autouse=True)
-def ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Ray has one machine without GPUs; call it with other machines, or with an error."""
-
-    def answer(*machines: Machine, trouble: Exception | None = None) -> None:
-        def look(_: RayCluster) -> list[Machine]:
-            if trouble is not None:
-                raise trouble
-            return [*machines]
-
-        monkeypatch.setattr(RayCluster, "machines", look)
-
-    answer(CPUS)
-    return answer
 
 
 @pytest.fixture
@@ -110,13 +92,13 @@ def test_a_sound_job_is_described(ask: Ask, body: dict[str, Any], store: Store) 
     assert store.users.list_jobs(limit=1) == []
 
 
-def test_a_job_on_gpus(ask: Ask, body: dict[str, Any], ray: Callable[..., None]) -> None:
-    ray(GPUS, CPUS)
+def test_a_job_on_gpus(ask: Ask, body: dict[str, Any], cluster: Any) -> None:
+    cluster.nodes += (GPUS,)
     answer = ask(body | {"accelerator_type": "H100"})
     assert answer["workers"] == {"workers": 8, "cpus": 8, "gpus": 1, "accelerator_type": "H100"}
     assert answer["memory"]["worker_gpu"] > 0
     assert answer["memory"]["too_little"] == {}
-    ray(Machine(GPUS.resources, "H100", 10**12, 10**13, gpu_bytes=1000))
+    cluster.nodes = (Machine(GPUS.resources, "H100", 10**12, 10**13, gpu_bytes=1000),)
     lacking = ask(body)["memory"]["too_little"]
     assert "GPU" in lacking["calibrate"]
 
@@ -193,10 +175,8 @@ def test_without_transformers_the_workers_look_first(
     assert "transformers is not installed" in unknown(ask(body), "model")
 
 
-def test_a_silent_ray_leaves_the_sizes(
-    ask: Ask, body: dict[str, Any], ray: Callable[..., None]
-) -> None:
-    ray(trouble=ClusterUnavailable("Ray does not answer."))
+def test_a_silent_ray_leaves_the_sizes(ask: Ask, body: dict[str, Any], cluster: Any) -> None:
+    cluster.trouble = ClusterUnavailable("Ray does not answer.")
     answer = ask(body)
     assert answer["problems"] == []
     assert answer["waits"] == "Ray does not answer. The job waits for it."

@@ -203,22 +203,23 @@ def test_an_agent_that_fails_to_forget_is_unavailable() -> None:
 def dashboard_s_view(states: dict[str, str], reports: dict[str, dict[str, Any]]) -> Any:
     """What Ray's dashboard answers of machines with these states and reports of their agents."""
     # These take half a second.
-    from ray.core.generated import gcs_pb2
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
     from ray.dashboard.modules.node.datacenter import DataOrganizer, DataSource
     from ray.dashboard.modules.node.node_head import _gcs_node_info_to_dict
     from ray.dashboard.utils import to_google_style
 
     nodes = {}
     for name, state in states.items():
-        info = gcs_pb2.GcsNodeInfo(node_id=name.encode(), state=state)
+        info = GcsNodeInfo(node_id=name.encode(), state=state)
         info.resources_total.update({"CPU": 8, "GPU": 2, "accelerator_type:H100": 1})
         info.labels.update({"ray.io/accelerator-type": "H100"} if name in reports else {})
         nodes[name] = _gcs_node_info_to_dict(info)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DataSource, "nodes", nodes)
         patch.setattr(DataSource, "node_physical_stats", reports)
-        summary = asyncio.run(DataOrganizer.get_all_node_summary())
-    return {"result": True, "msg": "", "data": to_google_style({"summary": summary})}
+        summary = asyncio.run(DataOrganizer.get_all_node_summary())  # type: ignore[no-untyped-call]
+    data = to_google_style({"summary": summary})  # type: ignore[no-untyped-call]
+    return {"result": True, "msg": "", "data": data}
 
 
 def test_machines_are_those_that_are_alive_with_what_they_have_reported() -> None:
