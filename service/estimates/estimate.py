@@ -177,7 +177,7 @@ class Estimates:
         running, queued = users.count(IN_FLIGHT), users.count({JobState.QUEUED})
         if running < most and not queued:
             return None
-        return f"{running} jobs run, of {most} that may, and {queued} wait already."
+        return f"{running} of {most} places for running jobs are taken, and {queued} jobs wait."
 
     def _add_costs(
         self,
@@ -269,7 +269,7 @@ def _add_sizes(estimate: Estimate, model: Model, spec: JobSpec) -> None:
                 reason = "Measurements of the calibrated model decide the size."
                 estimate.unknown.append(Unknown(param, reason))
             elif isinstance(target, SizeTarget) and target.optimize == "speed":
-                reason = "The size may be lower, or out of reach: only ranks that are faster count."
+                reason = "The size may be lower: only ranks at which a layer is faster count."
                 estimate.unknown.append(Unknown(param, reason))
         estimate.targets.append(TargetEstimate(target.name, size))
     for number, keep in enumerate(spec.evaluation.curve):

@@ -58,13 +58,13 @@ class History:
             placed = self._store.users.last_event(job.id, PLACED)
             if job.attempt != 1 or placed is None:
                 continue  # it was resumed
-            theirs = Placement(**placed.data["placement"])
-            kinds = [(each.gpus, each.accelerator_type) for each in (placement, theirs)]
             try:
+                theirs = Placement(**placed.data["placement"])
+                kinds = [(each.gpus, each.accelerator_type) for each in (placement, theirs)]
                 if kinds[0] == kinds[1] and job.spec.mixed_precision == spec.mixed_precision:
                     found.append(self._measure(job, cluster_of(theirs)))
-            except (EigenpressError, ShapesUnknown):
-                continue  # of a newer version, or its model is gone
+            except (EigenpressError, ShapesUnknown, KeyError, TypeError):
+                continue  # of another version, or its model is gone
         return found
 
     def _measure(self, job: Job, cluster: Cluster) -> Measured:

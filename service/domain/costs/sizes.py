@@ -8,10 +8,9 @@ errors are the engine's; a test compares them.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property, partial
 
 from service.domain.costs.formulas import largest_rank, rank_cost, stored_bytes
 from service.domain.costs.shapes import NUMBER_BYTES, Group, Linear, Model
@@ -21,6 +20,7 @@ from service.domain.spec import (
     WIDTHS,
     ByteTarget,
     JobSpec,
+    Optimize,
     Precisions,
     QualityTarget,
     SizeTarget,
@@ -31,6 +31,9 @@ from service.errors import TargetUnreachable
 BYTES_OF_16_BITS = 2
 ORDER_BYTES = 4
 """Of each output of a low-rank layer, for its place."""
+FAST_TILE = 32
+SECOND_PRODUCT = 1 << 18
+"""As in `workers.compression.candidates`, for `optimize: speed`."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,10 @@ class Sizes:
         for block in model.blocks:
             for group in block.groups:
                 self._groups[group] += group.copies
-        self._layers: Counter[Linear] = Counter()
+        self._layers: Counter[_Layer] = Counter()
         for group, copies in self._groups.items():
-            for layer in group.layers:
-                self._layers[layer] += copies
+            for shape in group.layers:
+                self._layers[_Layer(shape, spec.method, len(group.layers) > 1)] += copies
         self._others = model.parameters - model.linear
 
     @property
@@ -84,12 +87,12 @@ class Sizes:
         """The size of a target in parameters. Raises TargetUnreachable."""
         model = self._model
         budget = linear_budget(target, model.parameters, model.linear)
-        if budget < self._least_parameters:
-            raise keep_unreachable(
-                target, model.parameters, model.linear, self._least_parameters, param
-            )
-        kept = self._uniform(budget) if self._spec.allocation == "uniform" else budget
-        order = sum(count * layer.outputs for layer, count in self._layers.items())
+        least = self._least_parameters(target.optimize)
+        if budget < least:
+            raise keep_unreachable(target, model.parameters, model.linear, least, param)
+        uniform = self._spec.allocation == "uniform"
+        kept = self._uniform(budget, target.optimize) if uniform else budget
+        order = sum(count * layer.shape.outputs for layer, count in self._layers.items())
         wider = (ORDER_BYTES - self._number_bytes) * order
         return TargetSize(
             self._others + kept,
@@ -119,7 +122,7 @@ class Sizes:
 
     def _check_quality(self, target: QualityTarget, param: str) -> None:
         if target.precisions is None:
-            chosen, least, dense = "rank", self._least_parameters, self._model.linear
+            chosen, least, dense = "rank", self._least_parameters("size"), self._model.linear
         else:
             dense = self._model.linear * self._number_bytes
             chosen, least = "width", self._least_bytes(target.precisions)
@@ -134,20 +137,19 @@ class Sizes:
                 param=param,
             )
         side = SIDES.get(precisions, 1)
-        for layer in self._layers:
-            if layer.inputs % side or layer.outputs % side:
+        for shape in (layer.shape for layer in self._layers):
+            if shape.inputs % side or shape.outputs % side:
                 raise TargetUnreachable(
                     f"'{precisions}' has integers only for layers whose numbers of inputs and "
-                    f"outputs are multiples of {side}; one has {layer.inputs} and "
-                    f"{layer.outputs}: choose other precisions.",
+                    f"outputs are multiples of {side}; one has {shape.inputs} and "
+                    f"{shape.outputs}: choose other precisions.",
                     param=param,
                 )
 
-    @cached_property
-    def _least_parameters(self) -> int:
+    def _least_parameters(self, optimize: Optimize) -> int:
         """Of the compressible layers at their lowest ranks."""
-        method = self._spec.method
-        return sum(count * rank_cost(layer, 1, method) for layer, count in self._layers.items())
+        lowest = ((layer.ranks(optimize)[:1], layer, n) for layer, n in self._layers.items())
+        return sum(n * layer.cost(ranks[0] if ranks else None) for ranks, layer, n in lowest)
 
     def _least_bytes(self, precisions: Precisions) -> int:
         """Of the compressible layers at their smallest: in integers, or as they are."""
@@ -168,15 +170,38 @@ class Sizes:
             for unit, count in units.items()
         )
 
-    def _uniform(self, budget: int) -> int:
+    def _uniform(self, budget: int, optimize: Optimize) -> int:
         """The parameters of layers that all keep the same fraction, rounded down to ranks."""
-        method, keep, kept = self._spec.method, budget / self._model.linear, 0
-        for layer, count in self._layers.items():
-            ranks = range(1, largest_rank(layer, method) + 1)
-            cost = partial(rank_cost, layer, method=method)
-            affordable = bisect_right(ranks, keep * layer.parameters, key=cost)
-            kept += count * rank_cost(layer, max(1, affordable), method)
+        ranks = {layer: layer.ranks(optimize) for layer in self._layers}
+        kept = sum(n * layer.cost(None) for layer, n in self._layers.items() if not ranks[layer])
+        keep = (budget - kept) / max(1, self._model.linear - kept)
+        for layer, possible in ranks.items():
+            if possible:
+                affordable = bisect_right(possible, keep * layer.cost(None), key=layer.cost)
+                kept += self._layers[layer] * layer.cost(possible[max(affordable, 1) - 1])
         return min(kept, budget)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer, and whether engines join it to others with the same input."""
+
+    shape: Linear
+    method: str
+    joined: bool
+
+    def cost(self, rank: int | None) -> int:
+        """The parameters at this rank, or dense."""
+        return self.shape.parameters if rank is None else rank_cost(self.shape, rank, self.method)
+
+    def ranks(self, optimize: Optimize) -> range:
+        """The ranks that it can have; if there are none, it stays dense."""
+        most = largest_rank(self.shape, self.method)
+        if optimize == "size":
+            return range(1, most + 1)
+        spare = self.shape.parameters - SECOND_PRODUCT * (1 + self.joined)
+        ranks = range(FAST_TILE, most + 1, FAST_TILE)
+        return ranks[: bisect_left(ranks, spare, key=self.cost)]
 
 
 def linear_budget(target: SizeTarget, parameters: int, linear: int) -> int:

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from service.domain.job import Job
 from service.domain.placement import PLACED, Machine, Placement
 from service.domain.spec import JobSpec
 from service.domain.states import Step
-from service.errors import ClusterUnavailable
+from service.errors import ClusterUnavailable, WorkerLost
 from service.inputs.models import inspection
 from service.store import tables
 from service.store.store import Store
+from tests.fixtures.jobs import at_once
 from tests.fixtures.models import tiny_llama_config, tiny_model
 
 GPUS = Machine({"CPU": 64, "GPU": 8}, "H100", 10**12, 10**13, 80 * 10**9)
@@ -197,16 +197,27 @@ def test_a_body_that_is_no_job_is_refused_as_at_submission(
     assert answers[0].json()["errors"] == answers[1].json()["errors"]
 
 
-def run(store: Store, body: dict[str, Any], placement: Placement, seconds: float) -> Job:
-    """A job that has succeeded, each of whose steps took so long."""
+ON_CPUS = Placement(4, 2, 0)
+
+
+def run(
+    store: Store,
+    body: dict[str, Any],
+    placement: Placement = ON_CPUS,
+    *,
+    seconds: float = 30,
+    attempt: int = 1,
+) -> None:
+    """A job that has succeeded in an attempt, each of whose steps took so long."""
     job = store.users.create(JobSpec.model_validate(body))
-    claimed = store.claims.claim()
-    assert claimed is not None
-    data = {"placement": vars(placement)}
-    store.attempts.record(job.id, 1, PLACED, "Placed.", data)
+    store.claims.claim()
+    for lost in range(1, attempt):
+        store.attempts.fail(job.id, lost, WorkerLost().failure(), at_once(attempt))
+        store.claims.claim()
+    store.attempts.record(job.id, attempt, PLACED, "Placed.", {"placement": vars(placement)})
     for step in Step:
-        store.attempts.progress(job.id, 1, step, 1, 1, "things")
-    store.attempts.succeed(job.id, 1, {})
+        store.attempts.progress(job.id, attempt, step, 1, 1, "things")
+    store.attempts.succeed(job.id, attempt, {})
     steps = tables.steps
     with store._database.writing() as connection:
         for row in connection.execute(steps.select().where(steps.c.job_id == job.id)).all():
@@ -214,14 +225,13 @@ def run(store: Store, body: dict[str, Any], placement: Placement, seconds: float
             end = row.started_at.fromtimestamp(later, row.started_at.tzinfo)
             mine = (steps.c.job_id == job.id) & (steps.c.step == row.step)
             connection.execute(steps.update().where(mine).values(finished_at=end))
-    return store.users.get(job.id)
 
 
 def test_what_earlier_jobs_took_corrects_the_seconds(
     ask: Ask, body: dict[str, Any], store: Store
 ) -> None:
     before = ask(body)["seconds"]
-    run(store, body, Placement(4, 2, 0), seconds=30)
+    run(store, body, seconds=30)
     after = ask(body)
     assert after["seconds"]["measured_jobs"] == 1
     assert before["measured_jobs"] == 0
@@ -237,17 +247,23 @@ def test_what_earlier_jobs_took_corrects_the_seconds(
 
 
 @pytest.mark.parametrize(
-    ("changes", "placement"),
+    ("changes", "placement", "attempt"),
     [
-        ({}, Placement(4, 2, 1)),
-        ({"mixed_precision": "bf16"}, Placement(4, 2, 0)),
+        ({}, Placement(4, 2, 1), 1),
+        ({"mixed_precision": "bf16"}, ON_CPUS, 1),
+        ({}, ON_CPUS, 2),
     ],
-    ids=["GPUs", "precision"],
+    ids=["GPUs", "precision", "resumed"],
 )
 def test_jobs_that_computed_otherwise_correct_nothing(
-    ask: Ask, body: dict[str, Any], store: Store, changes: dict[str, Any], placement: Placement
+    ask: Ask,
+    body: dict[str, Any],
+    store: Store,
+    changes: dict[str, Any],
+    placement: Placement,
+    attempt: int,
 ) -> None:
-    run(store, body | changes, placement, seconds=30)
+    run(store, body | changes, placement, attempt=attempt)
     assert ask(body)["seconds"]["measured_jobs"] == 0
 
 
@@ -255,7 +271,7 @@ def test_a_job_whose_model_is_gone_corrects_nothing(
     ask: Ask, body: dict[str, Any], store: Store, allowed_root: Path
 ) -> None:
     gone = body | {"model": {"source": "local", "path": str(allowed_root / "gone")}}
-    run(store, gone, Placement(4, 2, 0), seconds=30)
+    run(store, gone)
     assert ask(body)["seconds"]["measured_jobs"] == 0
 
 
@@ -263,4 +279,4 @@ def test_jobs_before_it_are_waited_for(ask: Ask, body: dict[str, Any], store: St
     for _ in range(3):
         store.users.create(JobSpec.model_validate(body))
     store.claims.claim()
-    assert ask(body)["waits"] == "1 jobs run, of 1 that may, and 2 wait already."
+    assert ask(body)["waits"] == "1 of 1 places for running jobs are taken, and 2 jobs wait."

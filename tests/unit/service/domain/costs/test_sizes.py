@@ -29,10 +29,12 @@ from workers.compression.solve import _fixed_cost, break_even_rank
 from workers.compression.unfuse import unfuse
 
 NUMBER_BYTES = 2
+WIDE = {"hidden_size": 768, "intermediate_size": 1024, "num_hidden_layers": 1}
 WIDTHS = [Width(bits) for bits in (2, 3, 4, 5, 6, 8)]
 CONFIGURATIONS = {
     name: ARCHITECTURES[name] for name in ("llama", "qwen2", "phi3", "gemma2", "mixtral")
 } | {"biases": tiny_llama_config(attention_bias=True, mlp_bias=True, num_hidden_layers=3)}
+CONFIGURATIONS["wide"] = tiny_llama_config(**WIDE)  # a wide layer of low rank can be faster
 
 
 def spec(*targets: dict[str, Any], **changes: Any) -> JobSpec:
@@ -115,10 +117,12 @@ def test_a_keep_has_at_most_the_parameters_that_are_said_and_nearly_all(
     assert size.linear_bytes == NUMBER_BYTES * size.linear_parameters
 
 
-@pytest.mark.parametrize("keep", [0.35, 0.6, 0.9])
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_uniform_ranks_are_known_exactly(name: str, keep: float) -> None:
-    wanted = spec({"keep": keep}, allocation="uniform")
+UNIFORM = [(name, keep, "size") for name in CONFIGURATIONS for keep in (0.35, 0.6, 0.9)]
+
+
+@pytest.mark.parametrize(("name", "keep", "optimize"), [*UNIFORM, ("wide", 0.7, "speed")])
+def test_uniform_ranks_are_known_exactly(name: str, keep: float, optimize: str) -> None:
+    wanted = spec({"keep": keep, "optimize": optimize}, allocation="uniform")
     engine = Engine(name, wanted)
     assert size_of(name, wanted).linear_parameters == total_cost(engine.options, engine.forms())
 
@@ -146,18 +150,24 @@ def test_bytes_are_at_most_those_that_are_said(name: str, target: dict[str, Any]
         assert size.bytes == NUMBER_BYTES * shapes(name).parameters
 
 
+SMALL: list[dict[str, Any]] = [
+    {"keep": 0.05},
+    {"keep": 0.1, "scope": "model"},
+    {"keep": 0.8, "optimize": "speed"},
+    {"bytes_fraction": 0.1},
+    {"bytes_fraction": 0.1, "precisions": "transformers"},
+    {"bytes": 1000, "scope": "model"},
+]
+
+
 @pytest.mark.parametrize(
-    "target",
+    ("name", "target"),
     [
-        {"keep": 0.05},
-        {"keep": 0.1, "scope": "model"},
-        {"bytes_fraction": 0.1},
-        {"bytes_fraction": 0.1, "precisions": "transformers"},
-        {"bytes": 1000, "scope": "model"},
+        *((name, target) for name in ("llama", "qwen2", "phi3", "biases") for target in SMALL),
+        ("wide", {"keep": 0.05, "optimize": "speed"}),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "biases"])
 def test_what_is_out_of_reach_is_refused_in_the_engine_s_words(
     name: str, target: dict[str, Any]
 ) -> None:
