@@ -104,7 +104,8 @@ class Sizes:
     def _of_bytes(self, target: ByteTarget, param: str) -> TargetSize:
         model = self._model
         linear = target.scope == "linear"
-        others = 0 if linear else self._others * self._number_bytes
+        outside = self._others * self._number_bytes
+        others = 0 if linear else outside
         whole = (model.linear if linear else model.parameters) * BYTES_OF_16_BITS
         wanted = target.bytes or math.floor((target.bytes_fraction or 0) * whole)
         least = self._least_bytes(target.precisions)
@@ -117,8 +118,7 @@ class Sizes:
                 param=f"{param}.{'bytes_fraction' if target.bytes is None else 'bytes'}",
             )
         taken = min(wanted - others, model.linear * self._number_bytes)
-        in_all = taken + self._others * self._number_bytes
-        return TargetSize(model.parameters, in_all, model.linear, taken)
+        return TargetSize(model.parameters, outside + taken, model.linear, taken)
 
     def _check_quality(self, target: QualityTarget, param: str) -> None:
         if target.precisions is None:
