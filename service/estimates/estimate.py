@@ -126,7 +126,7 @@ class Estimates:
         estimate.waits = estimate.waits or self._queue()
         if model is None or estimate.placement is None:
             missing = "the model's shapes" if model is None else "the workers"
-            reason = f"They follow from {missing}, which are not known."
+            reason = f"This follows from {missing}, which are not known."
             estimate.unknown += [Unknown("memory", reason), Unknown("seconds", reason)]
         else:
             self._add_costs(estimate, model, spec, estimate.placement, machines)
@@ -161,7 +161,7 @@ class Estimates:
                 accelerator_type=wanted,
             )
         except ClusterUnavailable as error:
-            estimate.waits = f"{error.detail} The job waits for it."
+            estimate.waits = error.detail
             estimate.unknown.append(Unknown("workers", error.detail))
             return []
         except InsufficientResources as error:

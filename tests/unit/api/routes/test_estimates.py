@@ -1,13 +1,15 @@
 """An estimate says what it knows, what would be refused and what it does not know; it runs nothing.
 
-The tests take about a second together; what transformers sees is tested with the inspection.
+The tests take some seconds together; what transformers sees is tested with the inspection.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -22,6 +24,9 @@ from service.store import tables
 from service.store.store import Store
 from tests.fixtures.jobs import at_once
 from tests.fixtures.models import tiny_llama_config, tiny_model
+
+GUARD_SECONDS = 60
+"""A request that has no answer by then hangs."""
 
 GPUS = Machine({"CPU": 64, "GPU": 8}, "H100", 10**12, 10**13, 80 * 10**9)
 
@@ -179,7 +184,7 @@ def test_a_silent_ray_leaves_the_sizes(ask: Ask, body: dict[str, Any], cluster: 
     cluster.trouble = ClusterUnavailable("Ray does not answer.")
     answer = ask(body)
     assert answer["problems"] == []
-    assert answer["waits"] == "Ray does not answer. The job waits for it."
+    assert answer["waits"] == "Ray does not answer."
     assert answer["workers"] is answer["seconds"] is None
     assert answer["targets"][0]["size"] is not None
 
@@ -280,3 +285,24 @@ def test_jobs_before_it_are_waited_for(ask: Ask, body: dict[str, Any], store: St
         store.users.create(JobSpec.model_validate(body))
     store.claims.claim()
     assert ask(body)["waits"] == "1 of 1 places for running jobs are taken, and 2 jobs wait."
+
+
+def test_a_slow_ray_holds_up_nothing_else(
+    client: TestClient, body: dict[str, Any], cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answers = Event(), Event()
+
+    def wait() -> None:
+        asked.set()
+        answers.wait()
+
+    monkeypatch.setattr(cluster, "check", wait)
+    with ThreadPoolExecutor() as pool:
+        try:
+            estimated = pool.submit(client.post, "/v1/estimates", json=body)
+            assert asked.wait(GUARD_SECONDS)
+            assert pool.submit(client.get, "/healthz").result(GUARD_SECONDS).status_code == 200
+            assert not estimated.done()
+        finally:
+            answers.set()
+        assert estimated.result().status_code == 200
