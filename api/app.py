@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse
 from api import errors
 from api.browsers import SameSite
 from api.limits import BodyLimit
-from api.routes import artifacts, health, jobs
+from api.routes import artifacts, estimates, health, jobs
 from api.services import Services, open_services
 from service.settings import Settings
 
@@ -28,6 +28,7 @@ and, where a field of the request is at fault, its name in `param`.
 
 TAGS = [
     {"name": "jobs", "description": "Submit, follow and cancel compression jobs."},
+    {"name": "estimates", "description": "What a job would make and take, without running it."},
     {"name": "results", "description": "The artifacts and the report of a job that succeeded."},
     {"name": "health", "description": "For load balancers and operators."},
 ]
@@ -71,7 +72,7 @@ def create_app(
     app.add_middleware(BodyLimit)
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
     errors.install(app)
-    for routes in (jobs, artifacts, health):
+    for routes in (jobs, estimates, artifacts, health):
         app.include_router(routes.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     _declare_problems(app)

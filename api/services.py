@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.cluster.ray_jobs import RayCluster
+from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
@@ -25,6 +26,7 @@ class Services:
     storage: ObjectStorage
     cluster: RayCluster
     checks: SubmissionChecks
+    estimates: Estimates
 
 
 @contextmanager
@@ -37,7 +39,8 @@ def open_services(settings: Settings) -> Iterator[Services]:
         SubmissionChecks(settings, storage) as checks,
     ):
         store.migrate()
-        yield Services(settings, store, storage, cluster, checks)
+        estimates = Estimates(settings, store, cluster, checks)
+        yield Services(settings, store, storage, cluster, checks, estimates)
 
 
 async def _services(request: Request) -> Services:

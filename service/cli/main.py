@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from service.cli import jobs, server
-from service.cli.submit import submit
+from service.cli.submit import estimate, submit
 from service.client.client import ClientError
 from service.errors import EigenpressError
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 
 JOBS: tuple[Callable[..., None], ...] = (
     submit,
+    estimate,
     jobs.jobs,
     jobs.watch,
     jobs.cancel,

@@ -1,16 +1,18 @@
-"""The command `eigenpress submit`: its options, and how they become a job."""
+"""The commands `eigenpress submit` and `estimate`: their options, and how they become a job."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
+from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
+from service.cli import estimates
 from service.cli.defaults import with_default
 from service.cli.jobs import Url, console, watch_to_end
 from service.client.client import DEFAULT_URL, Client, Json
@@ -43,7 +45,7 @@ PLACE = "A path, s3://bucket/prefix or hub:org/name@revision."
 Value = TypeVar("Value")
 
 
-def submit(
+def job(
     context: typer.Context,
     model: Annotated[
         str | None, typer.Option(metavar="PLACE", help=f"The model. {PLACE}", rich_help_panel=SIZE)
@@ -250,6 +252,72 @@ def submit(
             help="The whole job as JSON, instead of options; - is standard input.",
         ),
     ] = None,
+) -> Json:
+    """The body of the job that these options describe. Raises BadParameter."""
+    if file is not None:
+        return _read_job(file, context)
+    return job_body(
+        name=name and _parsed(label, name, "--name"),
+        model=_source(model, "--model", "model"),
+        data={
+            **_source(data, "--data", "dataset"),
+            "pattern": pattern,
+            "text_field": text_field,
+        },
+        calibration={
+            "sequences": sequences,
+            "sequence_length": sequence_length,
+            "batch_size": batch_size,
+        },
+        keep=[
+            _parsed(fraction, each, "--keep")
+            for each in (
+                keep or []
+                if max_perplexity_increase or bytes_fraction
+                else _required(keep, "--keep")
+            )
+        ],
+        bytes_fraction=[_parsed(fraction, each, "--bytes") for each in bytes_fraction or ()],
+        precisions=precisions,
+        embedding_bits=embedding_bits,
+        scope=scope,
+        optimize=optimize,
+        max_perplexity_increase=max_perplexity_increase or [],
+        method=method,
+        allocation=allocation,
+        evaluation=[
+            _parsed(
+                partial(evaluation_dataset, commit_of=_commit_of("dataset")), each, "--evaluate"
+            )
+            for each in evaluate or ()
+        ],
+        dtype=dtype,
+        mixed_precision=mixed_precision,
+        workers=workers,
+        accelerator_type=accelerator_type,
+        priority=priority,
+        limits=_limits(queue_limit, run_limit),
+    )
+
+
+def _with_job(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes a job's options before its own, and is called with the job's body."""
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        options = {name: values.pop(name) for name in options_of_job}
+        command(job(**options), **values)
+
+    options_of_job = signature(job, eval_str=True).parameters
+    _, *own = signature(command, eval_str=True).parameters.values()
+    run.__signature__ = Signature([*options_of_job.values(), *own])  # type: ignore[attr-defined]
+    run.__annotations__ = {**job.__annotations__, **command.__annotations__}
+    return run
+
+
+@_with_job
+def submit(
+    body: Json,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
@@ -259,51 +327,6 @@ def submit(
     parameters (--keep) or bytes (--bytes), or qualities (--max-perplexity-increase). The server
     checks them before it takes the job.
     """
-    if file is not None:
-        body = _read_job(file, context)
-    else:
-        body = job_body(
-            name=name and _parsed(label, name, "--name"),
-            model=_source(model, "--model", "model"),
-            data={
-                **_source(data, "--data", "dataset"),
-                "pattern": pattern,
-                "text_field": text_field,
-            },
-            calibration={
-                "sequences": sequences,
-                "sequence_length": sequence_length,
-                "batch_size": batch_size,
-            },
-            keep=[
-                _parsed(fraction, each, "--keep")
-                for each in (
-                    keep or []
-                    if max_perplexity_increase or bytes_fraction
-                    else _required(keep, "--keep")
-                )
-            ],
-            bytes_fraction=[_parsed(fraction, each, "--bytes") for each in bytes_fraction or ()],
-            precisions=precisions,
-            embedding_bits=embedding_bits,
-            scope=scope,
-            optimize=optimize,
-            max_perplexity_increase=max_perplexity_increase or [],
-            method=method,
-            allocation=allocation,
-            evaluation=[
-                _parsed(
-                    partial(evaluation_dataset, commit_of=_commit_of("dataset")), each, "--evaluate"
-                )
-                for each in evaluate or ()
-            ],
-            dtype=dtype,
-            mixed_precision=mixed_precision,
-            workers=workers,
-            accelerator_type=accelerator_type,
-            priority=priority,
-            limits=_limits(queue_limit, run_limit),
-        )
     with Client(url) as client:
         job_id = client.submit(body)["id"]
         typer.echo(printable(job_id))
@@ -311,6 +334,19 @@ def submit(
             watch_to_end(client, job_id)
         else:
             console(sys.stderr).print(f"Queued. Follow it: eigenpress watch {job_id}", style="dim")
+
+
+@_with_job
+def estimate(body: Json, url: Url = DEFAULT_URL) -> None:
+    """Say what a job would make and take, without running it.
+
+    It takes the options of submit. The exit status is 1 if the job would be refused, or would fail.
+    """
+    with Client(url) as client:
+        answer = client.estimate(body)
+    console(sys.stdout).print(estimates.view(answer), soft_wrap=True)
+    if answer["problems"]:
+        raise typer.Exit(1)
 
 
 def _read_job(file: Path, context: typer.Context) -> Json:

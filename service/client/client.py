@@ -108,6 +108,10 @@ class Client:
                     raise
             time.sleep(REPEAT_SECONDS)
 
+    def estimate(self, spec: Mapping[str, Any]) -> Json:
+        """What a job would make and take, without running it; `spec` is as for `submit`."""
+        return self._object("POST", "/v1/estimates", json=dict(spec))
+
     def job(self, job_id: str) -> Json:
         return self._object("GET", _path(job_id))
 

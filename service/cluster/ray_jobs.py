@@ -1,7 +1,8 @@
 """The Ray cluster, through the documented REST interface of its Jobs API.
 
 Ray's own client sends requests without a timeout, so a dashboard that hangs would block the
-dispatcher. Here every call has a timeout: it returns the answer or raises ClusterUnavailable.
+dispatcher. Here every call has a timeout: it returns the answer or raises ClusterUnavailable. What
+the machines have is asked of the dashboard's own interface, which is not documented.
 Submissions carry no secrets; a driver reads its settings from its node's environment.
 """
 
@@ -17,12 +18,15 @@ from typing import Any, Protocol
 
 import httpx
 
+from service.domain.placement import ACCELERATOR_LABEL, Machine
 from service.errors import ClusterUnavailable, SubmissionRefused
 
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
 SUBMIT_SECONDS = 20.0
 """To submit a job, the dashboard itself may wait 10 s for an agent."""
+LOOK_SECONDS = 2.0
+"""For a look at the machines, which somebody waits for."""
 
 TOKEN_MODE = {"RAY_AUTH_MODE": "token"}
 """The variable with which every process of a Ray cluster asks for the token."""
@@ -169,6 +173,18 @@ class RayCluster:
         if response.status_code == 500 and "non-terminal state" not in response.text:
             raise ClusterUnavailable(f"Ray could not forget the job: {_gist(response)}")
 
+    def machines(self) -> list[Machine]:
+        """The machines that are alive. Raises ClusterUnavailable."""
+        response = self._request("GET", "/nodes?view=summary", seconds=LOOK_SECONDS)
+        try:
+            nodes = self._json(response)["data"]["summary"]
+            return [_machine(node) for node in nodes if node["raylet"]["state"] == "ALIVE"]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ClusterUnavailable(
+                f"Ray at {self.dashboard_url} does not say which machines it has: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
     def _request(
         self,
         method: str,
@@ -237,6 +253,20 @@ def exit_code_in(printed: str) -> int | None:
 
 def _path(job_id: str, attempt: int) -> str:
     return f"/api/jobs/{submission_id(job_id, attempt)}"
+
+
+def _machine(node: Mapping[str, Any]) -> Machine:
+    """A machine as the dashboard describes it: what its agent reports may be missing as yet."""
+    raylet, memory = node["raylet"], node.get("mem")
+    disks = [each["total"] for each in (node.get("disk") or {}).values()]
+    gpus = [gpu["memoryTotal"] << 20 for gpu in node.get("gpus") or ()]
+    return Machine(
+        {name: float(amount) for name, amount in raylet["resourcesTotal"].items()},
+        raylet["labels"].get(ACCELERATOR_LABEL),
+        memory_bytes=memory[0] if memory else None,
+        disk_bytes=min((size for size in disks if size > 1), default=None),  # 1 in Kubernetes
+        gpu_bytes=min(gpus, default=None),
+    )
 
 
 def _gist(response: httpx.Response) -> str:

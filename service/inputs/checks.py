@@ -2,7 +2,7 @@
 
 They read folders and list buckets, which may be slow, so they run in threads of their own and have
 `EIGENPRESS_SUBMISSION_CHECK_SECONDS` for all of a job. A slow source delays the jobs that name it,
-and no other request.
+and no other request. A submission ends with the first refusal; an estimate hears of all of them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
 from service.domain.spec import DataSource, JobSpec, MultipleChoice, PassAt1
-from service.errors import CodeExecutionForbidden, SubmissionCheckTimeout
+from service.errors import CodeExecutionForbidden, EigenpressError, SubmissionCheckTimeout
+from service.inputs.models.files import ModelHeaders
 from service.inputs.models.inspection import inspect_model, inspect_tokenizer
-from service.inputs.models.sources import check_model
+from service.inputs.models.sources import Headers, check_model
 from service.inputs.texts.sources import check_data, check_problems
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
@@ -26,6 +28,14 @@ CHECK_THREADS = 32
 S3's own timeouts end it."""
 
 BUCKET = "the server's bucket"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the checks of a job say of it."""
+
+    headers: Headers | None  # of its model, if they could be read
+    refusals: list[EigenpressError]
 
 
 class SubmissionChecks:
@@ -52,7 +62,22 @@ class SubmissionChecks:
         Nothing is written. Raises what the checks raise, and SubmissionCheckTimeout, which names
         the check that was running when the time ran out.
         """
-        run = _Run(spec, self._settings, self._storage)
+        await self._finish(_Run(spec, self._settings, self._storage))
+
+    async def find(self, spec: JobSpec) -> Findings:
+        """Every reason for which the job would be refused, and what its model's files say.
+
+        A check that takes too long is such a reason, SubmissionCheckTimeout.
+        """
+        refusals: list[EigenpressError] = []
+        run = _Run(spec, self._settings, self._storage, refusals.append)
+        try:
+            await self._finish(run)
+        except SubmissionCheckTimeout as error:
+            refusals = [*refusals, error]  # the thread may go on
+        return Findings(run.headers, refusals)
+
+    async def _finish(self, run: _Run) -> None:
         future = asyncio.wrap_future(self._executor.submit(run))
         # wait_for would confuse a check's own TimeoutError with this timeout.
         await asyncio.wait([future], timeout=self._settings.submission_check_seconds)
@@ -64,10 +89,26 @@ class SubmissionChecks:
 
 
 class _Run:
-    """The checks of one submission, in order, and which of them is under way."""
+    """The checks of one submission, in order, and which of them is under way.
 
-    def __init__(self, spec: JobSpec, settings: Settings, storage: ObjectStorage) -> None:
-        self._checks = list(_checks(spec, settings, storage))
+    With `refused` an error goes there, and the other checks follow.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        settings: Settings,
+        storage: ObjectStorage,
+        refused: Callable[[EigenpressError], None] | None = None,
+    ) -> None:
+        self.headers: Headers | None = None
+        self._spec, self._settings = spec, settings
+        self._checks: list[tuple[str, Callable[[], None]]] = [
+            ("model", self._read_headers),
+            ("model", self._inspect),
+            *_checks(spec, settings, storage),
+        ]
+        self._refused = refused
         self._seconds = settings.submission_check_seconds
         self._under_way: str | None = None
         self._abandoned = False
@@ -77,7 +118,19 @@ class _Run:
             if self._abandoned:
                 return
             self._under_way = name
-            check()
+            try:
+                check()
+            except EigenpressError as error:
+                if self._refused is None:
+                    raise
+                self._refused(error)
+
+    def _read_headers(self) -> None:
+        self.headers = check_model(self._spec.model, self._settings)
+
+    def _inspect(self) -> None:
+        if isinstance(self.headers, ModelHeaders):
+            inspect_headers(self.headers, self._spec)
 
     def abandon(self) -> None:
         """Start no further check."""
@@ -100,8 +153,7 @@ class _Run:
 def _checks(
     spec: JobSpec, settings: Settings, storage: ObjectStorage
 ) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Each check of a submission, with the name of the field or bucket that it checks."""
-    yield "model", partial(_check_model, spec, settings)
+    """Each check beside the model's, with the name of the field or bucket that it checks."""
     yield "evaluation.tasks", partial(check_allowed, spec, settings)
     for param, source in _texts(spec):
         yield param, partial(check_data, source, settings, param)
@@ -112,12 +164,11 @@ def _checks(
     yield BUCKET, storage.check
 
 
-def _check_model(spec: JobSpec, settings: Settings) -> None:
-    headers = check_model(spec.model, settings)
-    if headers is not None:
-        inspect_model(headers.config, headers.shapes, spec)
-        if headers.tokenizer is not None:
-            inspect_tokenizer(headers.config, headers.tokenizer)
+def inspect_headers(headers: ModelHeaders, spec: JobSpec) -> None:
+    """Raise what a worker would raise about a model and its tokenizer."""
+    inspect_model(headers.config, headers.shapes, spec)
+    if headers.tokenizer is not None:
+        inspect_tokenizer(headers.config, headers.tokenizer)
 
 
 def _texts(spec: JobSpec) -> Iterator[tuple[str, DataSource]]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, insert, select
+from sqlalchemy import Connection, Row, Select, func, insert, select
 
 from service.domain.job import DEFAULT_TENANT, Artifact, Event, EventType, Job, new_job_id
 from service.domain.spec import JobSpec, read_stored_limits
@@ -106,6 +106,13 @@ class Users:
             query = query.where(jobs.c.state.in_(states))
         with self._database.reading() as connection:
             return read_jobs(connection, connection.execute(query).all())
+
+    def count(self, states: Collection[JobState]) -> int:
+        """How many jobs are in one of these states."""
+        query = select(func.count()).select_from(jobs)
+        query = query.where(jobs.c.deleted_at.is_(None), jobs.c.state.in_(states))
+        with self._database.reading() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
         """At most `limit` events with an id above `after`, in the order they happened."""

@@ -30,10 +30,10 @@ DRIVER = """
 import json, pathlib, sys
 import ray
 from ray.util import placement_group_table
+from service.domain.placement import plan_placement
 from service.errors import InsufficientResources
 from workers.actors import group
 from workers.actors.group import ActorGroup, machines
-from workers.actors.placement import plan_placement
 
 ray.init()
 group.WAITING_SECONDS = 1

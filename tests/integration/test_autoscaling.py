@@ -69,10 +69,10 @@ CLOUD: dict[str, Any] = {
 DRIVER = """
 import json, pathlib, sys
 import ray
+from service.domain.placement import Placement
 from service.errors import InsufficientResources
 from workers.actors.autoscaling import autoscales
 from workers.actors.group import ActorGroup, machines
-from workers.actors.placement import Placement
 from tests.fixtures.waiting import wait_until
 
 ray.init()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from service.domain.job import Job
+from service.domain.placement import PLACED
 from service.domain.states import JobState
 from service.errors import StorageReadOnly, StorageUnavailable, VersionMismatch
 from service.standalone.s3_server import LocalS3
@@ -295,5 +296,5 @@ def test_a_worker_of_another_version_does_no_work(
     job = create(local_installation)
     with pytest.raises(VersionMismatch, match=r"worker 0 on .* has code bbb.*Ray's head node"):
         local_installation.attempt(Moment("sweep_scratch"))
-    (placed,) = local_installation.events(job, pipeline.PLACED)
+    (placed,) = local_installation.events(job, PLACED)
     assert [each["versions"] for each in placed["workers"]] == [other] * WORKERS

@@ -45,6 +45,7 @@ from service.errors import (
     StorageUnavailable,
     UnsafeWeights,
 )
+from service.inputs.models.files import ModelHeaders
 from service.inputs.models.sources import check_model, fetch_model
 from service.inputs.opening import HeldFiles
 from service.inputs.texts.documents import CHECKED_FILES, read_documents
@@ -109,7 +110,7 @@ class TestLocalModel:
     def test_a_folder_is_read_in_place(self, settings: Settings, model_folder: Path) -> None:
         source = LocalPath(source="local", path=str(model_folder))
         headers = check_model(source, settings)
-        assert headers is not None
+        assert isinstance(headers, ModelHeaders)
         assert headers.tokenizer == {"tokenizer.json": contents(model_folder)["tokenizer.json"]}
         held = HeldFiles(settings.scratch_dir)
         assert contents(fetch_model(source, settings, held)) == contents(model_folder)
@@ -178,7 +179,7 @@ class TestS3Model:
     ) -> None:
         source = S3Prefix(source="s3", uri=uri)
         headers = check_model(source, settings)
-        assert headers is not None
+        assert isinstance(headers, ModelHeaders)
         assert headers.tokenizer == {"tokenizer.json": b"{}"}
         assert not cached(settings, "models")
         expected = contents(model_folder) | {"tokenizer.json": b"{}", TEMPLATE: b"{}"}

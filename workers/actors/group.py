@@ -10,18 +10,12 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from service.domain.placement import ACCELERATOR_LABEL, Placement, Resources, fits, room
 from service.domain.spec import JobSpec
 from service.errors import ClusterUnavailable, InsufficientResources
 from workers.actors.autoscaling import autoscales, refuses
 from workers.actors.interface import ASSEMBLING, SERVING, Worker
-from workers.actors.placement import (
-    ACCELERATOR_LABEL,
-    POLL_SECONDS,
-    Placement,
-    Resources,
-    fits,
-    room,
-)
+from workers.actors.placement import POLL_SECONDS
 
 WAITING_SECONDS = 30
 """How long other jobs may hold the resources before the job's history records the wait."""

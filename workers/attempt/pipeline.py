@@ -21,19 +21,14 @@ from typing import Any
 import ray
 
 from service.domain.job import Job
+from service.domain.placement import PLACED, Placement, plan_placement
 from service.domain.spec import QualityTarget, Target
 from service.domain.states import Step
 from service.errors import ModelInvalid
 from service.settings import Settings
 from workers.actors.autoscaling import autoscales
 from workers.actors.group import ActorGroup, machines
-from workers.actors.placement import (
-    Placement,
-    assign_owners,
-    choose_placement,
-    plan_placement,
-    shares,
-)
+from workers.actors.placement import assign_owners, choose_placement, shares
 from workers.actors.replies import ModelSummary
 from workers.actors.versions import check_versions, own_versions
 from workers.artifact.size import CheckpointSize
@@ -54,7 +49,6 @@ from workers.resumption.fingerprint import Machines, code_digest, library_versio
 from workers.resumption.journal import CALIBRATION_LOSS, forms_key
 from workers.text.texts import Texts
 
-PLACED = "workers.placed"
 WAITING = "workers.waiting"
 MAX_NAMES_IN_EVENT = 20
 CLEANING_SECONDS = 10

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from service.domain.costs.sizes import keep_unreachable, linear_budget
 from service.domain.spec import (
     JOINING,
     WIDTHS,
@@ -119,11 +120,8 @@ class Choices:
         try:
             return budgets.allocate(linear_budget(target, self._parameters, self._linear))
         except BudgetTooSmall as error:
-            least = smallest_keep(target, self._parameters, self._linear, budgets.least)
-            raise TargetUnreachable(
-                f"{target.name} is out of reach: the smallest keep of this model with the scope "
-                f"'{target.scope}', optimized for {target.optimize}, is {least:.3f}.",
-                param=param,
+            raise keep_unreachable(
+                target, self._parameters, self._linear, budgets.least, param
             ) from error
 
     def _of_bytes(self, target: ByteTarget, param: str) -> Forms:
@@ -223,22 +221,3 @@ def smallest_that_meets(count: int, meets: Callable[[int], bool]) -> int | None:
         else:
             fails = middle
     return answer if answer < count else None
-
-
-def smallest_keep(target: SizeTarget, parameters: int, linear: int, least: int) -> float:
-    """The smallest fraction, rounded up to thousandths, that the target's scope allows.
-
-    `least` is the smallest number of parameters of the compressible layers, which have `linear`.
-    """
-    whole, fixed = (linear, 0) if target.scope == "linear" else (parameters, parameters - linear)
-    return math.ceil((fixed + least) / whole * 1000) / 1000
-
-
-def linear_budget(target: SizeTarget, parameters: int, linear: int) -> int:
-    """How many of `linear` parameters the compressible layers may keep together for a target.
-
-    With the scope `model` the rest of the model, which stays dense, counts against `keep`.
-    """
-    if target.scope == "linear":
-        return math.floor(target.keep * linear)
-    return math.floor(target.keep * parameters) - (parameters - linear)

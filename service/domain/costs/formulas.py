@@ -28,6 +28,7 @@ CENTRED = frozenset({"afm", "impact", "impact-kron"})
 
 GRAM_BLOCK = 192
 GROUP_SIZES = (64, 32)
+SHAPE_BYTES = 16
 
 
 def statistics_numbers(group: Group, method: str, widths: Sequence[int] = ()) -> int:
@@ -94,12 +95,29 @@ def group_size(inputs: int) -> int:
     return next((size for size in GROUP_SIZES if inputs % size == 0), inputs)
 
 
+def rank_cost(layer: Linear, rank: int, method: str) -> int:
+    """The parameters of a layer of this rank, with the order of its outputs and its bias."""
+    fixed = layer.outputs * (1 + (layer.bias or method in CENTRED))
+    return fixed + rank * (layer.outputs + layer.inputs - rank)
+
+
+def largest_rank(layer: Linear, method: str) -> int:
+    """The first rank that saves nothing; 1 if none does."""
+    ranks = range(1, layer.smaller_side + 1)
+    return max(1, bisect_left(ranks, layer.parameters, key=lambda r: rank_cost(layer, r, method)))
+
+
+def stored_bytes(layer: Linear, bits: int, number_bytes: int) -> int:
+    """Of a layer as integers in an artifact: codes in words of 32 bits, scales, shape and bias."""
+    words = layer.outputs * -(-layer.inputs * bits // 32)
+    scales = layer.outputs * (layer.inputs // group_size(layer.inputs))
+    return 4 * words + number_bytes * (scales + layer.outputs * layer.bias) + SHAPE_BYTES
+
+
 def solution_bytes(layer: Linear, method: str, weight_bytes: int) -> int:
     """Of a solved layer, in the host's memory and in a checkpoint, without its integers."""
     side, centred = layer.smaller_side, method in CENTRED
-    fixed = layer.outputs * (1 + (layer.bias or centred))
-    sides, spare = layer.outputs + layer.inputs, layer.parameters - fixed
-    rank = max(1, bisect_left(range(1, side + 1), spare, key=lambda r: r * (sides - r)))
+    rank = largest_rank(layer, method)
     directions = side * rank * (max(4, weight_bytes) if layer.outputs <= layer.inputs else 8)
     moment = side * side if GRADIENT_MOMENTS in OBSERVED[method] else 0
     return directions + 8 * (layer.outputs + moment + side + (layer.outputs + rank) * centred)

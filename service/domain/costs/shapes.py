@@ -2,7 +2,8 @@
 
 The groups are those that `workers.model.blocks.traced_groups` finds. A configuration that does not
 say what is needed, or is of another architecture, raises ShapesUnknown: nothing is guessed. A key
-whose absence has a meaning in transformers, such as no bias, has that meaning here.
+whose absence has a meaning in transformers, such as no bias, has that meaning here. It may be
+anybody's: whatever it says, reading it takes little time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+MAX_BLOCKS = 1000
+"""The largest models have some hundred."""
 
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -160,7 +164,7 @@ class _Reader:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
         kind = config.get("model_type")
-        if kind not in _FAMILIES:
+        if not isinstance(kind, str) or kind not in _FAMILIES:
             known = ", ".join(_FAMILIES)
             raise ShapesUnknown(f"the shapes of model_type {kind!r} are not known, only: {known}")
         self._kind, self._family = kind, _FAMILIES[kind]
@@ -171,12 +175,13 @@ class _Reader:
         vocabulary = self._number("vocab_size")
         tied = self._config.get("tie_word_embeddings", self._family.tied)
         dtype = self._config.get("dtype") or self._config.get("torch_dtype")
-        if dtype not in NUMBER_BYTES:
+        if not isinstance(dtype, str) or dtype not in NUMBER_BYTES:
             raise ShapesUnknown(f"config.json has the 'dtype' {dtype!r}: no precision is known")
         attention = self._latent_attention() if self._family.latent else self._attention()
-        kinds = {sparse: self._block(attention, sparse=sparse) for sparse in set(self._sparse())}
+        sparse = self._sparse()
+        kinds = {each: self._block(attention, sparse=each) for each in set(sparse)}
         return Model(
-            tuple(kinds[sparse] for sparse in self._sparse()),
+            tuple(kinds[each] for each in sparse),
             self._hidden,
             vocabulary,
             self._hidden * (vocabulary * (1 if tied else 2) + 1),
@@ -201,10 +206,10 @@ class _Reader:
         )
 
     def _attention(self) -> Block:
-        width = self._config.get("head_dim")
-        if width is None and self._family.head_dim_required:
+        if self._family.head_dim_required or self._config.get("head_dim") is not None:
             width = self._number("head_dim")
-        width = width or self._hidden // self._heads
+        else:
+            width = max(1, self._hidden // self._heads)
         queries = self._heads * width
         keys = self._number("num_key_value_heads") * width
         bias = self._family.input_bias or self._attention_bias
@@ -241,7 +246,7 @@ class _Reader:
         """The routed experts, each with gate and up as one layer, and the shared ones as one."""
         mixtral = self._kind == "mixtral"
         width = self._number("intermediate_size" if mixtral else "moe_intermediate_size")
-        active = self._number("num_experts_per_tok")
+        active = min(experts, self._number("num_experts_per_tok"))
         routed = (
             Group((Linear(2 * width, self._hidden),), experts, active),
             Group((Linear(self._hidden, width),), experts, active),
@@ -251,15 +256,19 @@ class _Reader:
 
     def _sparse(self) -> list[bool]:
         """By block: whether it is a mixture of experts."""
-        numbers = range(self._number("num_hidden_layers"))
+        if (blocks := self._number("num_hidden_layers")) > MAX_BLOCKS:
+            raise ShapesUnknown(f"config.json says {blocks} blocks; more than {MAX_BLOCKS}")
+        numbers = range(blocks)
         match self._kind:
             case "mixtral":
                 return [True for _ in numbers]
             case "deepseek_v3":
-                return [number >= self._number("first_k_dense_replace") for number in numbers]
+                first = self._number("first_k_dense_replace", least=0)
+                return [number >= first for number in numbers]
             case "qwen3_moe":
-                dense, every = self._config.get("mlp_only_layers") or (), "decoder_sparse_step"
-                step = self._number(every)
+                listed = self._config.get("mlp_only_layers")
+                step = self._number("decoder_sparse_step")
+                dense = {n for n in listed if type(n) is int} if isinstance(listed, list) else ()
                 return [n not in dense and (n + 1) % step == 0 for n in numbers]
         return [False for _ in numbers]
 
@@ -267,9 +276,9 @@ class _Reader:
     def _attention_bias(self) -> bool:
         return self._family.attention_bias and bool(self._config.get("attention_bias"))
 
-    def _number(self, *names: str) -> int:
+    def _number(self, *names: str, least: int = 1) -> int:
         """The value of the first of these keys that is there. Raises ShapesUnknown."""
         for name in names:
-            if isinstance(value := self._config.get(name), int):
+            if type(value := self._config.get(name)) is int and value >= least:
                 return value
         raise ShapesUnknown(f"config.json does not say '{names[0]}' as a number")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, FailFast, Field, ValidationError
 
@@ -139,14 +139,30 @@ def check_folder(folder: Path, param: str) -> None:
     check_files(sizes, lambda name: (folder / name).open("rb"), param)
 
 
+class StoredTensor(NamedTuple):
+    """What the header of a safetensors file says of a tensor."""
+
+    dtype: str  # as safetensors names it
+    shape: Sequence[int]
+
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.shape)
+
+
 @dataclass(frozen=True)
 class ModelHeaders:
     """What a model's files say about it, without the weights."""
 
     weight_files: Collection[str]
     config: bytes  # config.json
-    shapes: Mapping[str, Sequence[int]]  # of every tensor of the checkpoint
+    tensors: Mapping[str, StoredTensor]  # of the checkpoint
     tokenizer: Mapping[str, bytes] | None = None  # its files, where they have been read
+
+    @property
+    def shapes(self) -> dict[str, Sequence[int]]:
+        """Of every tensor of the checkpoint."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
 def check_files(
@@ -157,7 +173,7 @@ def check_files(
     Opens those that it reads through `open_`. Raises as `check_folder` does.
     """
     read_json: dict[str, bytes] = {}
-    shapes: dict[str, Sequence[int]] = {}
+    tensors: dict[str, StoredTensor] = {}
 
     def read(name: str) -> bytes:
         with open_(name) as file:
@@ -165,16 +181,16 @@ def check_files(
         return read_json[name]
 
     weights = check_listing(sizes, read, param)
-    for name, tensors in weights.items():
+    for name, listed in weights.items():
         with open_(name) as file:
             stored = check_safetensors(file, name, param)
-        if missing := tensors - stored.keys():
+        if missing := listed - stored.keys():
             raise ModelInvalid(
                 f"'{name}' lacks the tensor '{shortened(min(missing))}' that {INDEX_NAME} names.",
                 param=param,
             )
-        shapes |= stored
-    return ModelHeaders(weights, read_json[CONFIG_NAME], shapes)
+        tensors |= stored
+    return ModelHeaders(weights, read_json[CONFIG_NAME], tensors)
 
 
 def read_tokenizer(
@@ -264,8 +280,8 @@ def check_config(data: bytes, param: str) -> None:
     )
 
 
-def check_safetensors(file: IO[bytes], name: str, param: str) -> dict[str, Sequence[int]]:
-    """The shapes of the file's tensors. Raises `ModelInvalid` if its header and size disagree."""
+def check_safetensors(file: IO[bytes], name: str, param: str) -> dict[str, StoredTensor]:
+    """The tensors of the file. Raises `ModelInvalid` if its header and size disagree."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -277,14 +293,14 @@ def check_safetensors(file: IO[bytes], name: str, param: str) -> dict[str, Seque
         )
     header = file.read(length)
     spans: list[_Span] = []
-    shapes: dict[str, Sequence[int]] = {}
+    tensors: dict[str, StoredTensor] = {}
 
     def visit(key: str, at: int) -> int:
         entry, end = read_value(text, at)
         if key != METADATA_KEY:
             tensor = _tensor(name, key, entry, param)
             spans.append((*tensor.data_offsets, key))
-            shapes[key] = tensor.shape
+            tensors[key] = StoredTensor(tensor.dtype, tensor.shape)
             _check_count(len(spans), f"The header of '{name}'", param)
         return end
 
@@ -292,7 +308,7 @@ def check_safetensors(file: IO[bytes], name: str, param: str) -> dict[str, Seque
         text = header.decode()
         read_object(text, visit)
     _check_offsets(name, spans, size - 8 - length, param)
-    return shapes
+    return tensors
 
 
 def _tensor(file: str, key: str, entry: object, param: str) -> _Tensor:

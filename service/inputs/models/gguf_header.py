@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from service.errors import ModelInvalid
@@ -19,6 +19,8 @@ from service.printable import shortened
 
 VERSIONS = (2, 3)
 MAX_TENSORS = 1_000_000
+MAX_DESCRIBED_TENSORS = 20_000
+"""A submission reads the shapes of no more; real files have some hundred."""
 MAX_DIMENSIONS = 8
 MAX_KEYS = 10_000
 MAX_ITEMS = 2_000_000
@@ -51,10 +53,14 @@ class GGUFHeader:
 
     tensors: int
     metadata: Mapping[str, Value]
+    shapes: Mapping[str, Sequence[int]] | None = None  # of all tensors, where they can be read
 
 
-def check_gguf(file: IO[bytes], name: str, param: str) -> None:
-    """Raise `ModelInvalid` unless the file's metadata describe a whole language model."""
+def check_gguf(file: IO[bytes], name: str, param: str) -> GGUFHeader:
+    """The header of a file, with the tensors' shapes if it describes them.
+
+    Raises `ModelInvalid` unless its metadata describe a whole language model.
+    """
     header = read_gguf_header(file, name, param)
     count, number = header.metadata.get("split.count", 1), header.metadata.get("split.no", 0)
     if isinstance(count, int) and isinstance(number, int) and count > 1:
@@ -80,6 +86,10 @@ def check_gguf(file: IO[bytes], name: str, param: str) -> None:
             "a block has several tensors.",
             param=param,
         )
+    if header.tensors <= MAX_DESCRIBED_TENSORS:
+        with suppress(EOFError, ValueError):  # a worker, which reads all of it, says what is wrong
+            return replace(header, shapes=dict(_Reader(file).shapes(header.tensors)))
+    return header
 
 
 def read_gguf_header(file: IO[bytes], name: str, param: str) -> GGUFHeader:
@@ -100,7 +110,7 @@ def count_numbers(file: IO[bytes], name: str, param: str) -> int:
     """How many numbers the tensors of a GGUF file have together. Raises as `read_gguf_header`."""
     tensors = read_gguf_header(file, name, param).tensors  # the tensors' descriptions follow it
     with _undamaged(name, param):
-        return _Reader(file).numbers(tensors)
+        return sum(math.prod(shape) for _, shape in _Reader(file).shapes(tensors))
 
 
 @contextmanager
@@ -129,16 +139,15 @@ class _Reader:
                 found[key] = self._value(kind)
         return found
 
-    def numbers(self, tensors: int) -> int:
-        total = 0
+    def shapes(self, tensors: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The name and the shape of each tensor, as GGUF has it: the innermost side first."""
         for _ in range(tensors):
-            self._string()
+            name = self._string()
             (dimensions,) = self._unpack("I")
             if dimensions > MAX_DIMENSIONS:
                 raise ValueError(f"a tensor claims {dimensions} dimensions")
-            total += math.prod(self._unpack(f"{dimensions}Q"))
+            yield name, self._unpack(f"{dimensions}Q")
             self._unpack("IQ")  # its type and its place
-        return total
 
     def _value(self, kind: int) -> Value:
         if kind == _STRING:

@@ -74,7 +74,7 @@ def inspect_tokenizer(config: bytes, files: Mapping[str, bytes]) -> None:
 
 def _run(function: str, what: str, files: Mapping[str, bytes], *arguments: object) -> None:
     """Have a function called with a folder of these files, and raise what it raises."""
-    if not _available():
+    if not available():
         return
     with tempfile.TemporaryDirectory() as name:
         for file, content in files.items():
@@ -95,7 +95,8 @@ def _run(function: str, what: str, files: Mapping[str, bytes], *arguments: objec
 
 
 @cache
-def _available() -> bool:
+def available() -> bool:
+    """Whether torch and transformers are installed, and so a model can be inspected."""
     return all(find_spec(name) is not None for name in NEEDED)
 
 

@@ -39,7 +39,7 @@ from service.inputs.models.files import (
     may_belong,
     read_tokenizer,
 )
-from service.inputs.models.gguf_header import check_gguf
+from service.inputs.models.gguf_header import GGUFHeader, check_gguf
 from service.inputs.opening import HeldFiles, Open, open_file, scan_folder
 from service.inputs.ranged import open_ranged
 from service.inputs.s3 import S3Listing, list_source, missing_as
@@ -51,8 +51,11 @@ MAX_MODEL_FILES = 500
 """The limit of a local model, whose files all stay open."""
 
 
-def check_model(source: ModelSource, settings: Settings) -> ModelHeaders | None:
-    """What a model's files say about it, read as far as their headers; None of a GGUF file.
+Headers = ModelHeaders | GGUFHeader
+
+
+def check_model(source: ModelSource, settings: Settings) -> Headers | None:
+    """What a model's files say about it, read as far as their headers.
 
     If the hub does not answer within seconds, the result is None, and its problems show when the
     job runs. Raises `PathNotAllowed`, `ModelNotFound`, `ModelConfigMissing`, `ModelInvalid`,
@@ -88,9 +91,7 @@ def fetch_model(source: ModelSource, settings: Settings, held: HeldFiles) -> Pat
             return _fetch_hub_model(source, settings)
 
 
-def _local_model(
-    source: LocalPath, settings: Settings, open_: Open
-) -> tuple[Path, ModelHeaders | None]:
+def _local_model(source: LocalPath, settings: Settings, open_: Open) -> tuple[Path, Headers]:
     """The resolved path of the model, all of whose files `open_` has opened, and its headers."""
     param = "model.path"
     path = allowed_path(source.path, settings, ModelNotFound, param)
@@ -99,8 +100,7 @@ def _local_model(
             return path, _check_local_folder(path, settings, open_, param)
         if path.suffix == GGUF_SUFFIX and path.is_file():
             with open_(path, path) as file:
-                check_gguf(file, path.name, param)
-            return path, None
+                return path, check_gguf(file, path.name, param)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise ModelInvalid(f"{path} cannot be read: {error}", param=param) from error
     raise ModelInvalid(f"{path} is neither a folder nor a .gguf file.", param=param)
@@ -161,8 +161,8 @@ def _list_s3_model(source: S3Prefix, settings: Settings, patience_seconds: float
     return listing
 
 
-def _check_s3_model(listing: S3Listing) -> ModelHeaders | None:
-    """What the objects say as far as their headers; None of a GGUF object."""
+def _check_s3_model(listing: S3Listing) -> Headers:
+    """What the objects say as far as their headers."""
     param = "model.uri"
 
     def open_(path: str) -> IO[bytes]:
@@ -174,8 +174,7 @@ def _check_s3_model(listing: S3Listing) -> ModelHeaders | None:
             return replace(headers, tokenizer=read_tokenizer(listing.sizes, open_))
         (path,) = listing.objects
         with open_(path) as file:
-            check_gguf(file, path, param)
-    return None
+            return check_gguf(file, path, param)
 
 
 def _s3_model_paths(listing: S3Listing) -> list[str]:

@@ -14,7 +14,9 @@ from pydantic import SecretStr
 from api.app import create_app
 from api.services import Services
 from service.cluster.ray_jobs import RayCluster
+from service.domain.placement import Machine
 from service.errors import ObjectMissing
+from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
@@ -46,13 +48,18 @@ class OfflineStorage(ObjectStorage):
 
 
 class OfflineCluster(RayCluster):
-    """A cluster that answers unless told otherwise."""
+    """A cluster that answers unless told otherwise, with one machine without GPUs."""
 
     trouble: Exception | None = None
+    nodes: tuple[Machine, ...] = (Machine({"CPU": 8}, None, 16 * 10**9, 10**11),)
 
     def check(self) -> None:
         if self.trouble:
             raise self.trouble
+
+    def machines(self) -> list[Machine]:
+        self.check()
+        return [*self.nodes]
 
 
 @pytest.fixture
@@ -99,7 +106,8 @@ def services(
     without_inspection: None,  # noqa: ARG001
 ) -> Iterator[Services]:
     with SubmissionChecks(settings, storage) as checks:
-        yield Services(settings, store, storage, cluster, checks)
+        estimates = Estimates(settings, store, cluster, checks)
+        yield Services(settings, store, storage, cluster, checks, estimates)
 
 
 @pytest.fixture

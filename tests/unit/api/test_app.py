@@ -30,6 +30,7 @@ def _operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_the_routes(document: dict[str, Any]) -> None:
     assert set(_operations(document)) == {
         "POST /v1/jobs",
+        "POST /v1/estimates",
         "GET /v1/jobs",
         "GET /v1/jobs/{job_id}",
         "DELETE /v1/jobs/{job_id}",

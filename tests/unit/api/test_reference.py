@@ -52,7 +52,8 @@ def test_retries_are_right() -> None:
 def test_every_event_is_explained() -> None:
     cells = re.findall(r"^\| (`[^|]+`) \|", PAGE, re.MULTILINE)
     explained = {name for cell in cells for name in re.findall(r"`(\w+\.\w+)`", cell)}
-    sources = "\n".join(file.read_text() for file in (ROOT / "workers").rglob("*.py"))
+    files = [file for folder in ("service", "workers") for file in (ROOT / folder).rglob("*.py")]
+    sources = "\n".join(file.read_text() for file in files)
     noted = re.findall(r"(?:progress\.note\(\s*|(?:PLACED|WAITING) = )\"([\w.]+)\"", sources)
     assert len(noted) >= 5
     assert {*EventType, *noted} == explained

@@ -14,6 +14,7 @@ import yaml
 
 from api.routes import health
 from service.cluster.ray_jobs import TOKEN_MODE, TOKEN_VARIABLE
+from service.domain.placement import Placement, Resources, plan_placement
 from service.settings import PREFIX, SECRETS_VARIABLE, Settings
 from tests.fixtures.composition import read_compose_file
 from tests.fixtures.manifests import (
@@ -25,7 +26,6 @@ from tests.fixtures.manifests import (
     pod_templates,
     read_overlay,
 )
-from workers.actors.placement import Placement, Resources, plan_placement
 
 SCHEMAS: dict[str, Any] = json.loads(
     (ROOT / "tests" / "fixtures" / "kubernetes_schemas.json").read_text()

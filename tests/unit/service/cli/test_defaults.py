@@ -21,6 +21,7 @@ STATED = re.compile(r"\\\[default: (.*)\]$")
 
 COMPUTED = {
     "submit": {"workers": "one per GPU, or per two CPUs"},
+    "estimate": {"workers": "one per GPU, or per two CPUs"},
     "serve": {"num_cpus": "all", "num_gpus": "all"},
 }
 """Defaults that depend on the machines: no field has them."""
@@ -71,6 +72,7 @@ def test_submit_states_what_an_empty_specification_becomes(job_body: dict[str, A
         "batch_size": str(calibration.batch_size),
         "priority": str(spec.priority),
     }
+    assert stated("estimate") == stated("submit")
 
 
 def test_the_servers_commands_state_the_settings(

@@ -33,7 +33,7 @@ JOB: dict[str, Any] = {
     "spec": {"targets": [{"keep": 0.8}]},
 }
 COMMANDS = [
-    "submit", "jobs", "watch", "cancel", "retry", "delete", "download",
+    "submit", "estimate", "jobs", "watch", "cancel", "retry", "delete", "download",
     "serve", "api", "dispatcher", "migrate", "expand",
 ]  # fmt: skip
 
@@ -198,6 +198,37 @@ def test_submit_may_watch(eigenpress: Eigenpress) -> None:
     assert eigenpress("submit", "--file", _job_file(), "--watch") == 0
     assert eigenpress.out.splitlines()[0] == JOB_ID
     assert "succeeded" in eigenpress.out
+
+
+ESTIMATE: dict[str, Any] = {
+    **dict.fromkeys(("model", "workers", "waits", "memory", "driver_memory", "seconds")),
+    **{key: [] for key in ("targets", "problems", "unknown")},
+    "tokens": 65_536,
+}
+
+
+def test_estimate_takes_the_job_of_submit_and_queues_nothing(
+    api: Api, eigenpress: Eigenpress
+) -> None:
+    api.answers["POST /v1/estimates"] = (200, ESTIMATE)
+    job = "--model /m --data /d --keep 0.8 --bytes 0.3 --precisions transformers --workers 2"
+    assert eigenpress("estimate", *job.split()) == 0
+    assert "Calibrates on 65,536 tokens." in eigenpress.out
+    del api.answers["POST /v1/estimates"]
+    assert eigenpress("submit", *job.split()) == 0
+    estimated, submitted = api.bodies
+    assert estimated == submitted
+
+
+def test_the_status_of_an_estimate_tells_whether_the_job_would_be_refused(
+    api: Api, eigenpress: Eigenpress
+) -> None:
+    problem = {"code": "data_not_found", "detail": "Nothing.", "param": "calibration.data"}
+    api.answers["POST /v1/estimates"] = (200, ESTIMATE | {"problems": [problem]})
+    assert eigenpress("estimate", "--file", _job_file()) == 1
+    assert "data_not_found, calibration.data" in eigenpress.out
+    assert eigenpress("estimate", "--keep", "0.8") == 2
+    assert "--model: required" in eigenpress.err
 
 
 def _job_file(content: str = "{}") -> str:

@@ -118,6 +118,7 @@ def test_jobs_asks_for_a_page_of_the_wanted_states() -> None:
 @pytest.mark.parametrize(
     ("call", "method", "path", "body"),
     [
+        (lambda c: c.estimate({}), "POST", "/v1/estimates", {}),
         (lambda c: c.job("job-1"), "GET", "/v1/jobs/job-1", {}),
         (lambda c: c.cancel("job-1"), "POST", "/v1/jobs/job-1/cancel", {}),
         (lambda c: c.retry("job-1"), "POST", "/v1/jobs/job-1/retry", {}),

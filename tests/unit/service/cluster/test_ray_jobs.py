@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from service.cluster.ray_jobs import Active, Ended, RayCluster, Unknown, exit_code_in
+from service.domain.placement import Machine
 from service.errors import ClusterUnavailable, SubmissionRefused
 from tests.fixtures.cluster import ClusterContract, FakeCluster
 
@@ -195,3 +198,64 @@ def test_an_agent_that_fails_to_forget_is_unavailable() -> None:
     cluster = cluster_answering(lambda _: httpx.Response(500, text="TimeoutError: no agent"))
     with pytest.raises(ClusterUnavailable, match="TimeoutError: no agent"):
         cluster.forget("job-x", 1)
+
+
+def dashboard_s_view(states: dict[str, str], reports: dict[str, dict[str, Any]]) -> Any:
+    """What Ray's dashboard answers of machines with these states and reports of their agents."""
+    # These take half a second.
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
+    from ray.dashboard.modules.node.datacenter import DataOrganizer, DataSource
+    from ray.dashboard.modules.node.node_head import _gcs_node_info_to_dict
+    from ray.dashboard.utils import to_google_style
+
+    nodes = {}
+    for name, state in states.items():
+        info = GcsNodeInfo(node_id=name.encode(), state=state)
+        info.resources_total.update({"CPU": 8, "GPU": 2, "accelerator_type:H100": 1})
+        info.labels.update({"ray.io/accelerator-type": "H100"} if name in reports else {})
+        nodes[name] = _gcs_node_info_to_dict(info)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DataSource, "nodes", nodes)
+        patch.setattr(DataSource, "node_physical_stats", reports)
+        summary = asyncio.run(DataOrganizer.get_all_node_summary())  # type: ignore[no-untyped-call]
+    data = to_google_style({"summary": summary})  # type: ignore[no-untyped-call]
+    return {"result": True, "msg": "", "data": data}
+
+
+def test_machines_are_those_that_are_alive_with_what_they_have_reported() -> None:
+    reported = {
+        "mem": [64 << 30, 1, 99.9, 2],
+        "disk": {"/": {"total": 1 << 40}, "/tmp/ray": {"total": 1 << 39}},
+        "gpus": [{"memoryTotal": 81559}, {"memoryTotal": 40960}],
+    }
+    states = {"first": "ALIVE", "new": "ALIVE", "lost": "DEAD"}
+    answer = dashboard_s_view(states, {"first": reported})
+    asked: list[str] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(200, json=answer)
+
+    first, new = cluster_answering(respond).machines()
+    assert asked == ["http://ray.test:8265/nodes?view=summary"]
+    assert (first.resources["CPU"], first.resources["GPU"]) == (8, 2)
+    sizes = {"memory_bytes": 64 << 30, "disk_bytes": 1 << 39, "gpu_bytes": 40 << 30}
+    assert first == Machine(first.resources, "H100", **sizes)
+    assert new == Machine(first.resources)
+
+
+def test_the_disk_that_a_pod_makes_up_is_not_reported() -> None:
+    answer = dashboard_s_view({"pod": "ALIVE"}, {"pod": {"disk": {"/": {"total": 1}}}})
+    (pod,) = cluster_answering(lambda _: httpx.Response(200, json=answer)).machines()
+    assert pod.disk_bytes is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{}, [], {"data": None}, {"data": {"summary": [{"raylet": {"state": "ALIVE"}}]}}],
+    ids=str,
+)
+def test_a_dashboard_with_other_words_for_machines_is_unavailable(answer: object) -> None:
+    cluster = cluster_answering(lambda _: httpx.Response(200, json=answer))
+    with pytest.raises(ClusterUnavailable, match="does not say which machines it has"):
+        cluster.machines()

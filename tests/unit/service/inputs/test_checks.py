@@ -12,9 +12,15 @@ from typing import Any, cast
 import pytest
 
 from service.domain.spec import JobSpec
-from service.errors import CodeExecutionForbidden, DataInvalid, SubmissionCheckTimeout
+from service.errors import (
+    CodeExecutionForbidden,
+    DataInvalid,
+    SubmissionCheckTimeout,
+    UnsupportedLayer,
+)
 from service.inputs import checks
-from service.inputs.checks import CHECK_THREADS, SubmissionChecks, check_allowed
+from service.inputs.checks import CHECK_THREADS, Findings, SubmissionChecks, check_allowed
+from service.inputs.models.files import ModelHeaders
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
 
@@ -191,3 +197,46 @@ def test_code_is_refused_elsewhere_and_the_setting_named(
     assert caught.value.param == "evaluation.tasks.1"
     with pytest.raises(CodeExecutionForbidden):
         run(spec, settings, bucket)
+
+
+def find(spec: JobSpec, settings: Settings, bucket: Bucket) -> Findings:
+    with SubmissionChecks(settings, cast(ObjectStorage, bucket)) as checks:
+        return asyncio.run(checks.find(spec))
+
+
+def test_an_estimate_hears_of_every_refusal_and_gets_the_headers(
+    spec: JobSpec, allowed_root: Path, text_folder: Path, bucket: Bucket
+) -> None:
+    (text_folder / "text.txt").write_bytes(b"")
+    found = find(spec, Settings(allowed_roots=(allowed_root,)), bucket)
+    assert [(error.code, error.param) for error in found.refusals] == [
+        ("code_execution_forbidden", "evaluation.tasks.1"),
+        ("data_invalid", "calibration.data"),
+        ("data_invalid", "evaluation.datasets.0.data"),
+    ]
+    assert isinstance(found.headers, ModelHeaders)
+
+
+def test_a_refused_class_leaves_the_headers(
+    monkeypatch: pytest.MonkeyPatch, spec: JobSpec, allowing: Settings, bucket: Bucket
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UnsupportedLayer("model.layers.0 is a Conv1d, not an nn.Linear", param="model")
+
+    monkeypatch.setattr(checks, "inspect_model", refuse)
+    found = find(spec, allowing, bucket)
+    assert [error.code for error in found.refusals] == ["unsupported_layer"]
+    assert found.headers is not None
+
+
+def test_what_takes_too_long_is_a_refusal_of_an_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+    answers: Event,
+    spec: JobSpec,
+    allowing: Settings,
+    bucket: Bucket,
+) -> None:
+    monkeypatch.setattr(checks, "check_data", lambda *_: answers.wait())
+    found = find(spec, hurried(allowing), bucket)
+    assert [error.code for error in found.refusals] == ["submission_check_timeout"]
+    assert found.headers is not None

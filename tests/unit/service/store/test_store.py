@@ -161,6 +161,16 @@ class TestListing:
         assert [event.message for event in rest] == ["1", "2"]
         assert [event.id for event in first + rest] == sorted(e.id for e in first + rest)
 
+    def test_jobs_are_counted_by_state_without_deleted_ones(self, job_store: Store) -> None:
+        assert job_store.users.count(set(JobState)) == 0
+        jobs = [job_store.users.create(small_spec()) for _ in range(3)]
+        job_store.claims.claim()
+        assert job_store.users.count({JobState.QUEUED}) == 2
+        assert job_store.users.count({JobState.RUNNING, JobState.CANCELLING}) == 1
+        job_store.users.cancel(jobs[2].id)
+        job_store.users.delete(jobs[2].id)
+        assert job_store.users.count(set(JobState)) == 2
+
 
 class TestSteps:
     def test_progress_starts_and_finishes_a_step_once(self, job_store: Store) -> None:

@@ -10,14 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.spec import JobSpec, SizeTarget
+from service.domain.spec import JobSpec
 from service.errors import TargetUnreachable
 from workers.attempt.targets import (
     MAX_PROBES,
     Budgets,
     Choices,
     Increase,
-    linear_budget,
     smallest_that_meets,
 )
 from workers.compression.candidates import (
@@ -79,11 +78,6 @@ def test_every_target_is_met(allocation: str) -> None:
     assert costs[0] <= 0.8 * 2048
     assert costs[1] <= 0.5 * 2048 < costs[0]
     assert costs[2] + (PARAMETERS - 2048) <= 0.8 * PARAMETERS
-
-
-def test_the_budget_of_a_fraction_of_the_model_leaves_room_for_the_rest() -> None:
-    assert linear_budget(SizeTarget(keep=0.5), PARAMETERS, 2048) == 1024
-    assert linear_budget(SizeTarget(keep=0.5, scope="model"), PARAMETERS, 2048) == 1500 - 952
 
 
 @pytest.mark.parametrize(

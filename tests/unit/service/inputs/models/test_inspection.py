@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from service.domain.spec import JobSpec, LocalPath
 from service.errors import InvalidParameter, ModelInvalid, UserError
-from service.inputs.checks import _check_model as check_model_and_tokenizer
+from service.inputs.checks import inspect_headers
 from service.inputs.models import inspection
+from service.inputs.models.files import ModelHeaders
 from service.inputs.models.inspection import inspect_model, inspect_tokenizer
+from service.inputs.models.sources import check_model
 from service.settings import Settings
 from tests.fixtures.models import ARCHITECTURES, tiny_llama_config
 
@@ -171,10 +173,16 @@ def test_a_submission_inspects_the_tokenizer(
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     named = spec.model_copy(update={"model": LocalPath(source="local", path=str(model))})
     settings = Settings(allowed_roots=(tmp_path,))
-    check_model_and_tokenizer(named, settings)
+    inspect_headers(headers_of(named, settings), named)
     (model / "tokenizer.json").unlink()
     with pytest.raises(ModelInvalid, match=r"there is no tokenizer\.json"):
-        check_model_and_tokenizer(named, settings)
+        inspect_headers(headers_of(named, settings), named)
+
+
+def headers_of(spec: JobSpec, settings: Settings) -> ModelHeaders:
+    headers = check_model(spec.model, settings)
+    assert isinstance(headers, ModelHeaders)
+    return headers
 
 
 def test_a_vocabulary_beyond_the_embeddings_is_refused(tiny_llama: Path) -> None:
@@ -227,7 +235,7 @@ def test_more_names_than_the_bound_are_left_to_the_workers(
 def test_without_transformers_the_workers_look_first(
     spec: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspection, "_available", lambda: False)
+    monkeypatch.setattr(inspection, "available", lambda: False)
     inspect_model(b"{}", {}, spec)
 
 

@@ -1,0 +1,1 @@
+"""What a job will take and make, said before it runs."""
