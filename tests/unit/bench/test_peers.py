@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.bits import page
+from bench.bits import Row, page
 from bench.peers import PeerRun, on_grid, peer_runs
 from tests.fixtures.models import byte_tokenizer, tiny_llama_config, tiny_model
 from workers.compression.candidates import Width
@@ -18,6 +18,10 @@ from workers.compression.shapes import LinearLayer
 LAYER = LinearLayer("down", 8, 128, False)
 CODES = torch.arange(-4, 4).repeat_interleave(128).view(8, 128)  # every code of 3 bits
 SCALES = torch.linspace(0.01, 0.3, 16).view(8, 2)
+ROWS = [
+    Row(f"row {number}", 0.3, predicted, {"held-out": (measured, 0.01)}, {"held-out": 15.0})
+    for number, (predicted, measured) in enumerate([(0.1, 0.05), (0.4, 0.3), (0.2, 0.4)])
+]
 GIVEN = argparse.Namespace(sequences=96, length=256, held_out=24, problems=16)
 COMPUTER = {"device": "a CPU", "cores": "2", "torch": "2.13.0"}
 SETTINGS = {
@@ -78,13 +82,19 @@ def test_what_a_failed_peer_says_is_shown(tmp_path: Path) -> None:
 def test_the_page_names_the_version() -> None:
     run = PeerRun(Width(4), {}, SETTINGS)
 
-    text = page([], {"held-out": 14.7}, {"llm-compressor GPTQ, 4 bit": run}, GIVEN, COMPUTER)
+    text = page(ROWS, {"held-out": 14.7}, {"llm-compressor GPTQ, 4 bit": run}, GIVEN, COMPUTER)
 
     assert "version 1.2.3" in text
     assert "`actorder` static" in text
 
 
 def test_the_page_says_that_the_peer_is_left_out() -> None:
-    text = page([], {"held-out": 14.7}, {}, GIVEN, COMPUTER)
+    text = page(ROWS, {"held-out": 14.7}, {}, GIVEN, COMPUTER)
 
     assert "was not installed for this run" in text
+
+
+def test_the_page_says_how_predictions_rank_the_rows() -> None:
+    text = page(ROWS, {"held-out": 14.7}, {}, GIVEN, COMPUTER)
+
+    assert "0.500 on held-out" in text  # ranks 0, 2, 1 and 0, 1, 2: 1 − 6 · 2 / (3 · 8)
