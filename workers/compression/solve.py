@@ -36,10 +36,11 @@ NEGATIVE_TOLERANCE = 1e-6
 eigenvalue."""
 
 TILE = 8
-"""Ranks are multiples of this in large layers: tensor cores are several times slower with rows of
-half precision that do not begin at multiples of 16 bytes."""
+"""Tensor cores are several times slower with rows of half precision that do not begin at multiples
+of 16 bytes."""
 
 LARGE_SIDE = 256
+"""In layers whose smaller side is at least this, ranks are multiples of the tile."""
 
 NUMERICAL_RANK = 1e-13
 """Directions with a smaller share of the largest eigenvalue are rounding errors."""
@@ -90,7 +91,7 @@ class Solution:
 
         `number_bytes` is what a number takes in the artifacts' precision.
         """
-        tile = TILE if self.layer.smaller_side >= LARGE_SIDE else 1
+        tile = rank_tile(self.layer)
         largest = min(self.max_rank, break_even_rank(self.layer, self.has_bias, storage))
         return LayerCandidates(
             name=self.layer.name,
@@ -138,6 +139,11 @@ class Solution:
         return Factors(
             down.to(dtype), up.to(dtype, copy=True), None if bias is None else bias.to(dtype)
         )
+
+
+def rank_tile(layer: LinearLayer) -> int:
+    """What the layer's ranks are multiples of."""
+    return TILE if layer.smaller_side >= LARGE_SIDE else 1
 
 
 def break_even_rank(

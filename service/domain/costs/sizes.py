@@ -32,8 +32,9 @@ from service.errors import TargetUnreachable
 BYTES_OF_16_BITS = 2
 ORDER_BYTES = 4
 """Of each output of a low-rank layer, for its place."""
-FAST_TILE = 32
-SECOND_PRODUCT = 1 << 18
+TILE, LARGE_SIDE = 8, 256
+"""As in `workers.compression.solve`."""
+FAST_TILE, SECOND_PRODUCT = 32, 1 << 18
 """As in `workers.compression.candidates`, for `optimize: speed`."""
 
 
@@ -206,8 +207,9 @@ class _Layer:
     def ranks(self, optimize: Optimize) -> range:
         """The ranks that it can have; if there are none, it stays dense."""
         most = largest_rank(self.shape, self.method)
+        tile = TILE if self.shape.smaller_side >= LARGE_SIDE else 1
         if optimize == "size":
-            return range(1, most + 1)
+            return range(tile, most + 1, tile)
         spare = self.shape.parameters - SECOND_PRODUCT * (1 + self.joined)
         ranks = range(FAST_TILE, most + 1, FAST_TILE)
         return ranks[: bisect_left(ranks, spare, key=self.cost)]

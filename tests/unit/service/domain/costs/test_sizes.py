@@ -25,7 +25,7 @@ from workers.compression.candidates import (
 from workers.compression.layers import compressible_layers, input_groups
 from workers.compression.rounding.grid import stored_bytes
 from workers.compression.shapes import InputGroup, LinearLayer
-from workers.compression.solve import _fixed_cost, break_even_rank
+from workers.compression.solve import _fixed_cost, break_even_rank, rank_tile
 from workers.compression.unfuse import unfuse
 
 NUMBER_BYTES = 2
@@ -62,10 +62,12 @@ def shapes(name: str) -> Model:
 def candidates(layer: LinearLayer, random: torch.Generator) -> LayerCandidates:
     """What the engine has to choose from after a calibration with any result."""
     spectrum, _ = torch.rand(layer.smaller_side, generator=random).double().sort(descending=True)
+    tile = rank_tile(layer)
     return LayerCandidates(
         layer.name,
         spectrum,
-        max_rank=break_even_rank(layer, has_bias=True),
+        max_rank=break_even_rank(layer, has_bias=True) // tile * tile,
+        tile=tile,
         dense_cost=layer.parameters,
         sides=layer.out_features + layer.in_features,
         fixed_cost=_fixed_cost(layer, True, LayerCandidates.storage),
@@ -94,7 +96,7 @@ class Engine:
     @property
     def step(self) -> int:
         """The parameters of the most expensive step from one rank to the next."""
-        return max(each.sides for each in self.options)
+        return max(each.sides * each.tile for each in self.options)
 
 
 def size_of(name: str, wanted: JobSpec) -> TargetSize:
@@ -165,6 +167,7 @@ SMALL: list[dict[str, Any]] = [
     [
         *((name, target) for name in ("llama", "qwen2", "phi3", "biases") for target in SMALL),
         ("wide", {"keep": 0.05, "optimize": "speed"}),
+        ("wide", {"keep": 0.01}),
     ],
     ids=str,
 )
