@@ -66,7 +66,7 @@ def step_costs(model: Model, spec: JobSpec, cluster: Cluster) -> dict[Step, Cost
     return _Prediction(model, spec, cluster).steps()
 
 
-FIRST_USE_BYTES = 145e6
+FIRST_USE_BYTES = 160e6
 """What a worker's libraries take once they are used, measured with small models by `bench.memory`:
 a half by loading a model, the rest by products, decompositions and clients of the bucket."""
 
