@@ -279,7 +279,8 @@ def _notes(plan: _Plan, config: Any, vocabulary: Vocabulary, unread: list[str]) 
     if plan.without_blocks:
         yield (
             f"{len(plan.without_blocks)} layers of integers, such as {plan.without_blocks[0]}, are "
-            "dense in the file: its blocks need groups of 32 inputs and scales that float16 holds."
+            "dense in the file: its blocks need groups of 32 inputs and scales that float16 holds, "
+            "as it holds most of those of a job in bfloat16."
         )
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:
