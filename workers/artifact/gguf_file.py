@@ -288,8 +288,7 @@ def _notes(plan: _Plan, config: Any, vocabulary: Vocabulary, unread: list[str]) 
             f"Each token of the model sees the last {window} tokens. llama.cpp has no such window "
             "for it, and computes something else for longer texts."
         )
-    if vocabulary.normalizes:
-        yield "The tokenizer normalizes texts to NFC. llama.cpp does not."
+    yield from vocabulary.notes
     if unread:
         yield (
             f"{len(unread)} tensors that the model does not use, such as {unread[0]}, are left out."

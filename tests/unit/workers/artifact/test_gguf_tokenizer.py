@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf import GGUFReader, GGUFWriter
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.tokenization_utils_base import generate_merges
 
 from bench import demo_data
-from tests.fixtures.models import BOS, byte_tokenizer, trained_tokenizer
+from tests.fixtures.models import BOS, EOS, byte_tokenizer, trained_tokenizer
 from workers.artifact.expand import CannotExpand
+from workers.artifact.gguf_sentencepiece import BYTES, space_prefix, token_scores
 from workers.artifact.gguf_tokenizer import Vocabulary, read_vocabulary
 
 SIZE = 400
@@ -106,6 +109,61 @@ def test_smollm2_is_described_as_llama_cpp_describes_it(tmp_path: Path) -> None:
     assert ours.chat_template == theirs["chat_template"]
 
 
+def sentencepiece(*, prefix: bool = True) -> Any:
+    """A tokenizer of SentencePiece's kind whose pieces are those of a trained one."""
+    trained = trained_tokenizer(BY_WORDS, size=SIZE).get_vocab()
+    spelled = [piece.replace("Ġ", "▁") for piece in sorted(trained, key=trained.__getitem__)]
+    pieces = [piece for piece in spelled[2:] if piece.replace("▁", "").isascii()]
+    vocab = {piece: place for place, piece in enumerate(["<unk>", BOS, EOS, *BYTES, *pieces])}
+    return LlamaTokenizer(vocab=vocab, merges=generate_merges(vocab), add_prefix_space=prefix)
+
+
+def test_sentencepiece_gives_the_same_tokens(tmp_path: Path) -> None:
+    """transformers makes the pairs of the scores anew."""
+    tokenizer = sentencepiece()
+    tokenizer.save_pretrained(tmp_path / "model")
+    vocabulary = read_vocabulary(tmp_path / "model", len(tokenizer))
+    assert (vocabulary.model, vocabulary.split) == ("llama", "default")
+    assert [kind.name for kind in vocabulary.kinds[:4]] == ["UNKNOWN", "CONTROL", "CONTROL", "BYTE"]
+    assert vocabulary.kinds[3 + 256].name == "NORMAL"
+    again = reread(tmp_path, vocabulary)
+    text = f"{TEXT}def   long_word_like_this(self):\n        return textwrapper.wrap(text)\n"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert again(text, add_special_tokens=False).input_ids == ids
+    assert max(ids) > 3 + 256 + 100  # longer pieces are found
+
+
+def test_the_space_before_a_text() -> None:
+    legacy, metaspace = sentencepiece(), sentencepiece()
+    replace = normalizers.Replace(" ", "▁")
+    legacy.backend_tokenizer.pre_tokenizer = None
+    legacy.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
+    bare = sentencepiece(prefix=False)
+
+    def definition(tokenizer: Any) -> Any:
+        return json.loads(tokenizer.backend_tokenizer.to_str())
+
+    assert [space_prefix(definition(each)) for each in (legacy, metaspace, bare)] == [
+        True, True, False,
+    ]  # fmt: skip
+    legacy.backend_tokenizer.normalizer = replace
+    assert space_prefix(definition(legacy)) is False
+    legacy.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), replace])
+    assert space_prefix(definition(legacy)) is None
+
+
+def test_pairs_in_another_order_have_no_scores() -> None:
+    vocab = {piece: place for place, piece in enumerate([*BYTES, *"abc", "ab", "bc", "abc"])}
+    pairs = [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]
+
+    def scores(merges: list[tuple[str, str]]) -> dict[str, float] | None:
+        return token_scores({"vocab": vocab, "merges": merges, "ignore_merges": False}, set())
+
+    assert scores(pairs) == {"ab": 0, "bc": -1, "abc": -2}
+    assert scores(pairs[:-1]) is None  # llama.cpp would join a and bc
+    assert scores([pairs[0], pairs[2], pairs[1], pairs[3]]) is None  # abc has no single place
+
+
 def test_kinds_of_tokens(tmp_path: Path) -> None:
     tokenizer = trained_tokenizer(BY_WORDS, size=300)
     tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
@@ -134,21 +192,14 @@ def changed(**parts: Any) -> Any:
     return tokenizer
 
 
-def sentencepiece() -> Any:
-    pieces = ["<unk>", "<s>", "</s>", "▁", "a", "▁a"]
-    model = models.BPE(
-        vocab={piece: number for number, piece in enumerate(pieces)},
-        merges=[("▁", "a")],
-        byte_fallback=True,
-        unk_token="<unk>",
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), bos_token=BOS)
-
-
 @pytest.mark.parametrize(
     ("tokenizer", "why"),
     [
-        (sentencepiece(), "is of the kind SentencePiece's BPE, not byte-level BPE"),
+        (
+            changed(model=models.BPE(vocab={"a": 0}, merges=[], byte_fallback=True)),
+            "joins tokens in an order for which there are no scores",
+        ),
+        (changed(model=models.WordLevel(vocab={"a": 0})), "is of the kind WordLevel, not BPE"),
         (byte_tokenizer(adds_bos=False), "has no merges"),
         (changed(words=by(r"\p{L}+|\p{N}")), r"splits texts into words by "),
         (changed(words=pre_tokenizers.ByteLevel(add_prefix_space=True)), "splits texts into words"),
