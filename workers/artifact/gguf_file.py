@@ -70,6 +70,8 @@ WAY_OUT = (
     "this model"
 )
 
+WITHOUT_BIASES = "compress with a method without biases, such as 'svd-llm', or in bits"
+
 
 @dataclass(frozen=True)
 class _Tensor:
@@ -105,9 +107,11 @@ def write_gguf(artifact: Path, file: Path) -> list[str]:
     dense = DenseTensors(artifact, config)
     switched = with_biases(base_config, dense.biased)
     if switched is None:
+        base = empty_model(base_config)
+        homeless = sorted(name for name in dense.biased if base.get_submodule(name).bias is None)
         raise CannotExpand(
-            f"{min(dense.biased)} and perhaps others have biases, for which {architecture} has no "
-            "place: compress with a method without biases, such as 'svd-llm', or in bits"
+            f"{len(homeless)} layers, such as {homeless[0]}, have biases for which {architecture} "
+            f"has no place: {WITHOUT_BIASES}"
         )
     model = empty_model(switched)
     _check(model.config)
@@ -142,8 +146,7 @@ def _check(config: Any) -> None:
         raise CannotExpand(f"'hidden_act' is '{config.hidden_act}', not 'silu': {WAY_OUT}")
     if config.model_type == "qwen3" and config.attention_bias:
         raise CannotExpand(
-            "llama.cpp has no place for attention biases in a Qwen3: compress with a method "
-            "without biases, such as 'svd-llm', or in bits"
+            f"llama.cpp has no place for attention biases in a Qwen3: {WITHOUT_BIASES}"
         )
 
 

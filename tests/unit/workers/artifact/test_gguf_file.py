@@ -220,8 +220,9 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 
 
 def test_a_base_without_room_for_biases_is_refused(tmp_path: Path) -> None:
-    folder, _ = artifact(tmp_path, tiny("mistral"), LOW_RANK, bias=True)
-    assert "model.layers.0.mlp.up_proj and perhaps others have biases" in refusal(folder)
+    names = [f"{BLOCK}.self_attn.k_proj", f"{BLOCK}.self_attn.o_proj"]  # keys have biases
+    folder, _ = artifact(tmp_path, tiny("qwen2"), dict.fromkeys(names, 3), bias=True)
+    assert f"1 layers, such as {names[1]}, have biases" in refusal(folder)
     folder, _ = artifact(
         tmp_path / "qwen3", tiny("qwen3"), dict([*LOW_RANK.items()][:1]), bias=True
     )
