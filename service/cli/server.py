@@ -137,10 +137,14 @@ def expand(
     artifact: Annotated[
         Path, typer.Argument(exists=True, file_okay=False, help="A downloaded artifact.")
     ],
-    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write, or the GGUF file.")],
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="Write a GGUF file, for llama.cpp; integers stay so.")
+    ] = False,
 ) -> None:
     """Turn an artifact into a plain dense checkpoint, for engines that load nothing else."""
-    _become("workers.artifact.expand", str(artifact), str(out), needs="torch", extra="worker")
+    module = "workers.artifact.gguf_file" if gguf else "workers.artifact.expand"
+    _become(module, str(artifact), str(out), needs="torch", extra="worker")
 
 
 def _become(module: str, *arguments: str, needs: str, extra: str) -> NoReturn:

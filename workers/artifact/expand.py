@@ -64,15 +64,15 @@ def expand(artifact: Path, folder: Path) -> bool:
     Returns whether the checkpoint is plain, without a modelling file. Raises CannotExpand if
     `artifact` is not an artifact, and ArtifactCorrupt if a part of it is missing.
     """
-    config = _artifact_config(artifact)
+    config = artifact_config(artifact)
     if folder.exists():
         raise CannotExpand(f"{folder} exists already; name a new folder")
-    dense = _DenseTensors(artifact, config)
-    base_config = _base_config(config)
-    switched = _switched_config(base_config, dense.biased)
+    dense = DenseTensors(artifact, config)
+    base_config = dense_config(config)
+    switched = with_biases(base_config, dense.biased)
     folder.mkdir(parents=True)
     if switched is None:
-        tensors = _biased_tensors(dense, _empty_model(base_config))
+        tensors = _biased_tensors(dense, empty_model(base_config))
         write_shards(chain(tensors, dense.unread()), folder)
         _write_biased(folder, base_config, dense.biased)
     else:
@@ -83,7 +83,7 @@ def expand(artifact: Path, folder: Path) -> bool:
     return switched is not None
 
 
-def _artifact_config(artifact: Path) -> dict[str, Any]:
+def artifact_config(artifact: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((artifact / "config.json").read_text("utf-8"))
         found = config[CONFIG_KEY]["format"]
@@ -94,7 +94,7 @@ def _artifact_config(artifact: Path) -> dict[str, Any]:
     return config
 
 
-def _base_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def dense_config(config: Mapping[str, Any]) -> dict[str, Any]:
     ours = config[CONFIG_KEY]
     added = (CONFIG_KEY, integers.CONFIG_KEY, "auto_map", WEIGHTS_KEY)
     return {key: value for key, value in config.items() if key not in added} | {
@@ -103,7 +103,7 @@ def _base_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _switched_config(config: Mapping[str, Any], biased: set[str]) -> dict[str, Any] | None:
+def with_biases(config: Mapping[str, Any], biased: set[str]) -> dict[str, Any] | None:
     """The configuration with biases switched on until every layer in `biased` has one.
 
     None if the architecture's switches do not suffice.
@@ -112,33 +112,33 @@ def _switched_config(config: Mapping[str, Any], biased: set[str]) -> dict[str, A
     for switch in (None, *BIAS_SWITCHES):
         if switch in switched:
             switched[switch] = True
-        model = _empty_model(switched)
+        model = empty_model(switched)
         unfuse(model)
         if all(model.get_submodule(name).bias is not None for name in biased):
             return switched
     return None
 
 
-def _empty_model(config: Mapping[str, Any]) -> Any:
+def empty_model(config: Mapping[str, Any]) -> Any:
     """The base model on the meta device: it has shapes, and no memory."""
     base = getattr(transformers, config["architectures"][0])
     with torch.device("meta"):
         return base(base.config_class.from_dict(dict(config)))
 
 
-class _DenseTensors:
+class DenseTensors:
     """Reads an artifact's tensors by their unfused names, with the weights of all layers dense."""
 
     def __init__(self, artifact: Path, config: Mapping[str, Any]) -> None:
         layers: Mapping[str, Mapping[str, Any]] = config[CONFIG_KEY]["layers"]
-        self._rounded = integers.rounded_layers(config)
+        self.rounded = integers.rounded_layers(config)
         self._vocabulary = integers.rounded_vocabulary(config)
         self._stored = StoredTensors(artifact)
         self._unread = dict.fromkeys(self._stored)
         self._low_rank = {name for name, shape in layers.items() if shape["rank"] is not None}
         self.biased = {name for name, shape in layers.items() if shape["bias"]}
         self._check(f"{layer}.{part}" for layer in self._low_rank for part in PARTS)
-        self._check(f"{layer}.{part}" for layer in self._rounded for part in integers.PARTS)
+        self._check(f"{layer}.{part}" for layer in self.rounded for part in integers.PARTS)
         self._check(f"{layer}.bias" for layer in self.biased)
         self._check(f"{module}.{integers.SCALE}" for module in self._vocabulary)
         for key in self._of_vocabulary():
@@ -151,16 +151,16 @@ class _DenseTensors:
 
     def __contains__(self, name: str) -> bool:
         layer = name.removesuffix(".weight")
-        return layer in self._low_rank or layer in self._rounded or name in self._stored
+        return layer in self._low_rank or layer in self.rounded or name in self._stored
 
     def read(self, name: str) -> Tensor:
         """One tensor. Raises ArtifactCorrupt if the artifact lacks it."""
         layer = name.removesuffix(".weight")
         if layer in self._low_rank:
             return _multiplied(*(self._read(f"{layer}.{part}") for part in PARTS))
-        if name != layer and (width := self._rounded.get(layer)):
-            packed, scales, shape = (self._read(f"{layer}.{part}") for part in integers.PARTS)
-            return integers.dequantized(packed, scales, shape, width)
+        if name != layer and layer in self.rounded:
+            rounded = self.read_rounded(layer)
+            return rounded.dequantized(rounded.scales.dtype)
         self._check((name,))
         tensor = self._read(name)
         if name != layer and (width := self._vocabulary.get(layer)):
@@ -174,9 +174,22 @@ class _DenseTensors:
         parameters = tuple(f"{module}{part}" for module in modules for part in ("weight", "bias"))
         return [key for key in self._unread if key.startswith(modules) and key not in parameters]
 
-    def unread(self) -> Iterator[tuple[str, Tensor]]:
+    def read_rounded(self, layer: str) -> RoundedWeight:
+        """The integers of one of the layers in `rounded`."""
+        packed, scales, shape = (self._read(f"{layer}.{part}") for part in integers.PARTS)
+        return integers.unpacked(packed, scales, shape, self.rounded[layer])
+
+    def read_scales(self, layer: str) -> Tensor:
+        """The scales of one of the layers in `rounded`, (out, groups)."""
+        return self._read(f"{layer}.weight_scale")
+
+    @property
+    def unread_names(self) -> list[str]:
         """What is left at the end: the tensors that the model does not use."""
-        for key in self._unread:
+        return list(self._unread)
+
+    def unread(self) -> Iterator[tuple[str, Tensor]]:
+        for key in self.unread_names:
             yield key, self._stored.read(key)
 
     def _read(self, key: str) -> Tensor:
@@ -189,22 +202,34 @@ def _multiplied(basis: Tensor, rest: Tensor, order: Tensor) -> Tensor:
     return torch.cat((basis, others)).index_select(0, order)
 
 
-def _biased_tensors(dense: _DenseTensors, base: Any) -> Iterator[tuple[str, Tensor]]:
+def _biased_tensors(dense: DenseTensors, base: Any) -> Iterator[tuple[str, Tensor]]:
     """The unfused model's tensors and the biases for which it has no place."""
     unfuse(base)
     biases = (f"{layer}.bias" for layer in sorted(dense.biased))
-    for name in dict.fromkeys((*_own_tensors(base), *biases)):
+    for name in dict.fromkeys((*own_tensors(base), *biases)):
         yield name, dense.read(name)
 
 
 def _base_tensors(
-    dense: _DenseTensors, base_config: Mapping[str, Any], switched_config: Mapping[str, Any]
+    dense: DenseTensors, base_config: Mapping[str, Any], switched_config: Mapping[str, Any]
 ) -> Iterator[tuple[str, Tensor]]:
     """The base model's tensors as they are saved; zeros for the biases that were switched on."""
-    model = _empty_model(switched_config)
-    fused, before = fused_parameters(model), _empty_model(base_config).state_dict()
-    dtype = getattr(torch, switched_config["dtype"])
+    model = empty_model(switched_config)
+    read = base_reader(dense, base_config, model)
     saved = _saved_form(model)
+    for name, like in own_tensors(model).items():
+        yield from saved(name, read(name, like)).items()
+
+
+def base_reader(
+    dense: DenseTensors, base_config: Mapping[str, Any], model: Any
+) -> Callable[[str, Tensor], Tensor]:
+    """A function that reads a parameter of `model`, given its name and a tensor of its shape.
+
+    `model` is the base model, perhaps with more biases, which are zero if the artifact lacks them.
+    """
+    fused, before = fused_parameters(model), empty_model(base_config).state_dict()
+    dtype = getattr(torch, base_config["dtype"])
 
     def read(name: str, like: Tensor) -> Tensor:
         if name in fused:
@@ -213,11 +238,10 @@ def _base_tensors(
             return dense.read(name)
         return torch.zeros(like.shape, dtype=dtype)
 
-    for name, like in _own_tensors(model).items():
-        yield from saved(name, read(name, like)).items()
+    return read
 
 
-def _own_tensors(model: Any) -> dict[str, Tensor]:
+def own_tensors(model: Any) -> dict[str, Tensor]:
     """The tensors that a checkpoint of the model holds: tied weights only once."""
     tied = model.all_tied_weights_keys
     return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
@@ -234,7 +258,7 @@ def _saved_form(model: Any) -> Callable[[str, Tensor], Mapping[str, Tensor]]:
         tensors: dict[str, Tensor] = revert_weight_conversion(model, {name: tensor})
         return tensors
 
-    own = _own_tensors(model)
+    own = own_tensors(model)
     together = revert_weight_conversion(model, dict(own))
     one_by_one = [part for each in own.items() for part in saved(*each).items()]
     if all(name in together and together[name].shape == part.shape for name, part in one_by_one):
@@ -244,7 +268,7 @@ def _saved_form(model: Any) -> Callable[[str, Tensor], Mapping[str, Tensor]]:
 
 def _write_biased(folder: Path, base_config: Mapping[str, Any], biased: set[str]) -> None:
     """Write configuration and modelling file of the base model with biases in these layers."""
-    model = _empty_model(base_config)
+    model = empty_model(base_config)
     base = BaseClasses(*(type(each).__name__ for each in (model, model.base_model, model.config)))
     layers = dict.fromkeys(sorted(biased), (None, True))
     write_json(folder / "config.json", compressed_config(base_config, base, layers))

@@ -47,12 +47,12 @@ def vocabulary_tensors(
         yield f"{module}.{SCALE}", rounded.scales
 
 
-def dequantized(packed: Tensor, scales: Tensor, shape: Tensor, width: Width) -> Tensor:
-    """The weight (out, in) that a layer's tensors stand for, in the precision of its scales."""
+def unpacked(packed: Tensor, scales: Tensor, shape: Tensor, width: Width) -> RoundedWeight:
+    """The rounded weight that a layer's tensors hold."""
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
     codes = unpack_from_int32(packed, width.bits, torch.Size(shape.tolist()))
-    return RoundedWeight(width, codes, scales).dequantized(scales.dtype)
+    return RoundedWeight(width, codes, scales)
 
 
 def quantization_config(

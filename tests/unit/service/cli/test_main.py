@@ -385,6 +385,7 @@ def test_a_settings_file_that_is_not_there_is_named(
                                   "127.0.0.1", "--port", "1"]),
         (["dispatcher"], ["service.dispatch.dispatcher"]),
         (["expand", ".", "out"], ["workers.artifact.expand", ".", "out"]),
+        (["expand", ".", "a.gguf", "--gguf"], ["workers.artifact.gguf_file", ".", "a.gguf"]),
     ],
 )  # fmt: skip
 def test_a_component_takes_the_place_of_the_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,10 +21,12 @@ from workers.attempt.targets import (
     smallest_that_meets,
 )
 from workers.compression.candidates import (
+    SECOND_PRODUCT,
     Forms,
     LayerCandidates,
     RoundedCandidate,
     Width,
+    faster_than_dense,
     least_cost,
     total_bytes,
     total_cost,
@@ -78,6 +81,45 @@ def test_every_target_is_met(allocation: str) -> None:
     assert costs[0] <= 0.8 * 2048
     assert costs[1] <= 0.5 * 2048 < costs[0]
     assert costs[2] + (PARAMETERS - 2048) <= 0.8 * PARAMETERS
+
+
+def large_layer(name: str, inputs: int) -> LayerCandidates:
+    spectrum = torch.logspace(0, -4, 1024, dtype=torch.float64)
+    sides = 1024 + inputs
+    return LayerCandidates(name, spectrum, 800, 1024 * inputs, sides, 2048, tile=8)
+
+
+@given(inputs=st.sampled_from([1024, 1536, 3072]), joined=st.booleans())
+def test_for_speed_a_layer_has_all_ranks_that_save_a_products_time(
+    inputs: int, joined: bool
+) -> None:
+    before = large_layer("a", inputs)
+    after = faster_than_dense(before, joined=joined)
+    spare = before.dense_cost - (2 if joined else 1) * SECOND_PRODUCT
+    fast = [rank for rank in range(32, 801, 32) if before.cost(rank) < spare]
+    assert list(range(after.tile, after.max_rank + 1, after.tile)) == fast
+
+
+def test_for_speed_a_layer_that_would_be_slower_stays_dense() -> None:
+    unimportant = replace(layer("c"), spectrum=layer("c").spectrum * 1e-9)
+    layers = [large_layer("a", 3072), large_layer("b", 3072), unimportant]
+    wanted = spec({"keep": 0.6}, {"keep": 0.6, "optimize": "speed"})
+    smallest, fastest = chosen_for(wanted, never, layers)
+    assert smallest["c"] is not None
+    assert fastest["c"] is None
+    assert all(rank % 32 == 0 for rank in fastest.values() if isinstance(rank, int))
+    for ranks in (smallest, fastest):
+        assert total_cost(layers, ranks) <= 0.6 * sum(each.dense_cost for each in layers)
+
+
+def test_layers_that_engines_join_must_save_more() -> None:
+    wanted = spec({"keep": 0.7, "optimize": "speed"})
+    layers = [large_layer("a", 1024), large_layer("b", 1024), large_layer("c", 3072)]
+    (apart,) = Choices(wanted, 10**7, layers, [["a"], ["b"], ["c"]]).of_targets(never)
+    (joined,) = Choices(wanted, 10**7, layers, [["a", "b"], ["c"]]).of_targets(never)
+    limit = faster_than_dense(layers[0], joined=True).max_rank
+    assert all(rank is None or rank <= limit for rank in (joined["a"], joined["b"]))
+    assert any(isinstance(rank, int) and rank > limit for rank in (apart["a"], apart["b"]))
 
 
 @pytest.mark.parametrize(
