@@ -112,14 +112,18 @@ def test_for_speed_a_layer_that_would_be_slower_stays_dense() -> None:
         assert total_cost(layers, ranks) <= 0.6 * sum(each.dense_cost for each in layers)
 
 
+def largest_rank(forms: Forms) -> int:
+    """Of the layers a and b."""
+    return max(rank for rank in (forms["a"], forms["b"]) if isinstance(rank, int))
+
+
 def test_layers_that_engines_join_must_save_more() -> None:
-    wanted = spec({"keep": 0.7, "optimize": "speed"})
+    wanted = spec({"keep": 0.5, "optimize": "speed"})
     layers = [large_layer("a", 1024), large_layer("b", 1024), large_layer("c", 3072)]
     (apart,) = Choices(wanted, 10**7, layers, [["a"], ["b"], ["c"]]).of_targets(never)
     (joined,) = Choices(wanted, 10**7, layers, [["a", "b"], ["c"]]).of_targets(never)
     limit = faster_than_dense(layers[0], joined=True).max_rank
-    assert all(rank is None or rank <= limit for rank in (joined["a"], joined["b"]))
-    assert any(isinstance(rank, int) and rank > limit for rank in (apart["a"], apart["b"]))
+    assert largest_rank(joined) <= limit < largest_rank(apart)
 
 
 @pytest.mark.parametrize(
