@@ -41,7 +41,7 @@ def comparison(report: Report) -> Table:
     table = Table(title=f"{source['architecture']}, {report['method']}", title_style="bold")
     table.add_column()
     for name in ["dense", *(target["name"] for target in targets)]:
-        table.add_column(name.removesuffix("-transformers"), justify="right")  # for want of room
+        table.add_column(name.partition("-transformers")[0], justify="right")  # for want of room
     table.add_row("precision of weights", source["dtype"], *[report["dtype"]] * len(targets))
     for dataset in models[0]["perplexity"]:
         values = [model["perplexity"][dataset]["perplexity"] for model in models]

@@ -76,13 +76,21 @@ def test_a_sound_artifact_is_what_was_in_memory(
     assert proof["positions"] == 64
 
 
+IN_BYTES = {"bytes_fraction": 0.4, "precisions": "transformers"}
+
+
+@pytest.mark.parametrize("target", [{"keep": 0.8}, IN_BYTES])
 def test_models_that_exceed_the_memory_are_proven_and_decoded_layer_by_layer(
-    local_installation: LocalInstallation, model: Path, monkeypatch: pytest.MonkeyPatch
+    local_installation: LocalInstallation,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: dict[str, Any],
 ) -> None:
     monkeypatch.setenv("EIGENPRESS_MODEL_MEMORY_BYTES", "60000")
     monkeypatch.setenv("EIGENPRESS_WORKER_MEMORY_BYTES", "0")
     evaluation = {"sequences": 2, "decode_tokens": 4}
-    assert prove(local_installation, model, evaluation=evaluation)["logit_error"] < 1e-6
+    proof = prove(local_installation, model, evaluation=evaluation, targets=[target])
+    assert proof["logit_error"] < 1e-6
 
 
 def test_the_tensors_of_another_checkpoint(

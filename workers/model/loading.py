@@ -5,6 +5,7 @@ It refuses a model that transformers would complete with random weights.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections import Counter
@@ -92,7 +93,11 @@ def load_model(
         if parameter.numel() and not torch.stack(parameter.aminmax()).isfinite().all():
             raise ModelInvalid(f"the tensor '{name}' is not finite", param="model")
     model.eval().requires_grad_(False)
-    return model if hasattr(model, "hf_device_map") else model.to(device)
+    if not hasattr(model, "hf_device_map"):
+        return model.to(device)
+    if hasattr(model, "ct_decompress_hook"):  # it would take away accelerate's in a pass
+        model.hf_quantizer.compressor.decompress_model(model)
+    return model
 
 
 def check_loads(folder: Path) -> None:
@@ -123,19 +128,48 @@ def _check_complete(loading: Mapping[str, Any]) -> None:
 
 
 def _placement(folder: Path, device: torch.device, memory_bytes: int | None) -> Mapping[str, Any]:
-    """Arguments of `from_pretrained` for a model that may exceed the memory."""
+    """Arguments of `from_pretrained` for a model that may exceed the memory.
+
+    Integers grow when they become weights, after the layers have found their places.
+    """
     if memory_bytes is None:
         return {}
-    stored = stored_dtypes(folder)
     limits: dict[Any, int] = {"cpu": memory_bytes}
+    first: Any = "cpu"
     if device.type == "cuda":
-        size = stored.total()
-        limits[device.index or 0] = int(torch.cuda.mem_get_info(device)[0] * SHARE_OF_GPU)
-    else:
-        size = sum(nbytes * 4 // dtype.itemsize for dtype, nbytes in stored.items())
-    if size <= (limits["cpu"] if device.type == "cpu" else limits[device.index or 0]):
+        first = device.index or 0
+        limits[first] = int(torch.cuda.mem_get_info(device)[0] * SHARE_OF_GPU)
+    floats = stored_dtypes(folder)
+    size = floats.total() if device.type == "cuda" else 4 * _numbers(floats)
+    codes, weights = _integers(folder)
+    loaded, computing = size + codes, size + weights * (size // _numbers(floats))
+    if computing <= limits[first]:
         return {}
-    return {"device_map": "auto", "max_memory": limits, "offload_folder": f"{folder}.offloaded"}
+    places = {place: limit * loaded // computing for place, limit in limits.items()}
+    return {"device_map": "auto", "max_memory": places, "offload_folder": f"{folder}.offloaded"}
+
+
+def _numbers(stored: Mapping[torch.dtype, int]) -> int:
+    return sum(nbytes // dtype.itemsize for dtype, nbytes in stored.items())
+
+
+def _integers(folder: Path) -> tuple[int, int]:
+    """The bytes of an artifact's integers, and how many weights they stand for."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    groups = config.get("quantization_config", {}).get("config_groups", {}).values()
+    bits = {name: each["weights"]["num_bits"] for each in groups for name in each["targets"]}
+    codes = weights = 0
+    for file in weight_files(folder) if bits else ():
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                layer, _, part = key.rpartition(".")
+                tensor = tensors.get_slice(key)
+                numbers = math.prod(tensor.get_shape())
+                if part == "weight_packed":
+                    codes, weights = codes + 4 * numbers, weights + numbers * 32 // bits[layer]
+                elif tensor.get_dtype() == "I8":
+                    codes, weights = codes + numbers, weights + numbers
+    return codes, weights
 
 
 def vocabulary_size(folder: Path) -> int:

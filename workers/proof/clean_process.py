@@ -39,6 +39,7 @@ of one model differ by rounding alone; a wrong tensor anywhere makes a differenc
 
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+INTEGERS = {"I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
 
 SAMPLES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -206,7 +207,8 @@ def _precision() -> Any:
 def _placement(folder: Path, memory: int) -> dict[str, Any]:
     """Arguments of `from_pretrained` that leave layers on the disk, if a model exceeds the memory.
 
-    `memory` counts bytes of the host. A GPU is filled first.
+    `memory` counts bytes of the host. A GPU is filled first. Integers grow when they become
+    weights, after the layers have found their places.
     """
     limits: dict[Any, int] = {"cpu": memory}
     width = None
@@ -214,27 +216,41 @@ def _placement(folder: Path, memory: int) -> dict[str, Any]:
         limits[0] = int(torch.cuda.mem_get_info(0)[0] * 0.8)
     else:
         width = 4
-    if _bytes(folder, width) <= limits.get(0, memory):
+    loaded, computing = _bytes(folder, width)
+    if computing <= limits.get(0, memory):
         return {}
-    return {"device_map": "auto", "max_memory": limits, "offload_folder": f"{folder}.offloaded"}
+    places = {place: limit * loaded // computing for place, limit in limits.items()}
+    return {"device_map": "auto", "max_memory": places, "offload_folder": f"{folder}.offloaded"}
 
 
-def _bytes(folder: Path, width: int | None) -> int:
-    """The bytes of all weights, with so many per number or as they are stored."""
-    total = 0
+def _bytes(folder: Path, width: int | None) -> tuple[int, int]:
+    """The bytes of all weights as they are loaded, and once integers have become weights.
+
+    `width` is the bytes of a number; None: as they are stored.
+    """
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    groups = config.get("quantization_config", {}).get("config_groups", {}).values()
+    bits = {name: each["weights"]["num_bits"] for each in groups for name in each["targets"]}
+    loaded = computing = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_slice(name)
-                each = width or BYTES.get(tensor.get_dtype(), 4)
-                total += each * math.prod(tensor.get_shape())
-    return total
+                kind, numbers = tensor.get_dtype(), math.prod(tensor.get_shape())
+                stored = BYTES.get(kind) or INTEGERS.get(kind, 8)
+                loaded += numbers * (width or stored if kind in FLOATS else stored)
+                if name.endswith(".weight_packed"):
+                    numbers = numbers * 32 // bits[name.removesuffix(".weight_packed")]
+                computing += numbers * (width or BYTES.get(kind, 2))
+    return loaded, computing
 
 
 def _placed(model: Any) -> Any:
     """The model ready to compute, on the GPU if there is one."""
     model.eval()
     if hasattr(model, "hf_device_map"):
+        if hasattr(model, "ct_decompress_hook"):  # it would take away accelerate's in a pass
+            model.hf_quantizer.compressor.decompress_model(model)
         return model
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
