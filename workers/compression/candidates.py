@@ -22,8 +22,8 @@ FAST_TILE = 32
 """Ranks that are meant to be fast are multiples of this."""
 
 SECOND_PRODUCT = 1 << 18
-"""How many weights more a layer could read in the time in which a second product starts and the
-outputs are put in order: measured with one token on a CPU, see docs/method.md."""
+"""How many weights more a layer could read in the time that a second product and the order of the
+outputs take with one token: an estimate for two CPU cores, see docs/method.md."""
 
 T = TypeVar("T", int, "Tensor")
 

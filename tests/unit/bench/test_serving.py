@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bench.serving import SHORT, Load, Speed, measure, page, rows
+import pytest
+
+from bench.serving import SHORT, Load, Speed, measure, page, rank_that_keeps, rows
+from workers.compression.shapes import LinearLayer
 
 
 class Timed:
@@ -38,8 +41,17 @@ def test_ratios_are_those_of_medians() -> None:
 
 def test_the_page_has_a_table_for_each_engine_and_says_what_was_asked() -> None:
     computer = {"device": "a processor", "cores": "2", "torch": "2.13"}
-    text = page({"vllm": SPEEDS, "transformers": SPEEDS}, LOAD, 5, computer)
+    text = page({"a model": {"vllm": SPEEDS, "transformers": SPEEDS}}, LOAD, 5, computer)
 
     assert text.count("| keep-0.6 | 25 | 1.25 | 3,000 | 1.50 |") == 2
-    assert "## vllm" in text
+    assert "## a model" in text
     assert f"64 tokens after a prompt of {SHORT}" in text
+
+
+@pytest.mark.parametrize("keep", [0.8, 0.6])
+@pytest.mark.parametrize("sides", [(4096, 4096), (11008, 4096), (4096, 11008)])
+def test_a_random_layer_has_the_share_of_parameters(sides: tuple[int, int], keep: float) -> None:
+    layer = LinearLayer("layer", *sides, has_bias=False)
+    rank = rank_that_keeps(layer, keep)
+    assert rank % 8 == 0
+    assert rank * (sum(sides) - rank) <= keep * layer.parameters < (rank + 8) * (sum(sides) - rank)
