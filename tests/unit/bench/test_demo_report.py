@@ -44,7 +44,7 @@ def target(keep: float, held_out: float | None, linear_fraction: float) -> dict[
 
 def in_bytes(nbytes: int) -> dict[str, Any]:
     size = {"linear_fraction": 1.0, "model_fraction": 1.0, "bytes": nbytes}
-    asked = {"name": BYTES, "bytes_fraction": 0.18, "precisions": "transformers"}
+    asked = {"name": BYTES, "bytes_fraction": 0.25, "precisions": "transformers"}
     measured = {field: target(0.8, 12.9, 1.0)[field] for field in MEASURED}
     return asked | measured | {"size": size}
 
