@@ -109,14 +109,14 @@ LONG = "long" * 1000
 def test_long_names_are_cut() -> None:
     metadata = {"general.architecture": LONG}
     for headers in (stored(config(model_type=LONG)), GGUFHeader(1, metadata, {"a": (1,)})):
-        with pytest.raises(ShapesUnknown, match="longlong.*…") as found:
+        with pytest.raises(ShapesUnknown, match=r"longlong.*…") as found:
             model_of(headers)
         assert len(str(found.value)) < 400
 
 
 @pytest.mark.parametrize("shape", [(), (32,), (2**63,) * 8])
 def test_a_gguf_embedding_of_any_shape_is_not_guessed(shape: tuple[int, ...]) -> None:
-    metadata = WHOLE | {"llama.feed_forward_length": 64, "llama.attention.head_count": 4}
+    metadata = {**WHOLE, "llama.feed_forward_length": 64, "llama.attention.head_count": 4}
     with pytest.raises(ShapesUnknown, match="'vocab_size'"):
         model_of(GGUFHeader(1, metadata, {"token_embd.weight": shape}))
 
