@@ -147,7 +147,7 @@ class _Run:
             first = self._checks[0][0]
             return SubmissionCheckTimeout(
                 f"{first}: not checked within {self._seconds:g} seconds, because "
-                f"{CHECK_THREADS} other submissions were being checked. Submit the job again later."
+                f"{CHECK_THREADS} other jobs were being checked. Submit the job again later."
             )
         return SubmissionCheckTimeout(
             f"{self._under_way}: the check took longer than {self._seconds:g} seconds. Submit the "
