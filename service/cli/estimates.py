@@ -73,14 +73,14 @@ def _times(estimate: Json) -> Table | None:
     for step in seconds["steps"]:
         table.add_row(step["step"], _time(step["seconds"]), step["waits_for"])
     jobs = seconds["measured_jobs"]
-    table.add_row("all", _time(seconds["sum"]), f"corrected by {jobs} jobs" if jobs else "")
+    table.add_row("all", _time(seconds["sum"]), f"corrected; measured jobs: {jobs}" if jobs else "")
     return table
 
 
 def _notes(estimate: Json) -> Iterator[Text]:
     for problem in estimate["problems"]:
         where = ", ".join(part for part in (problem["code"], problem["param"]) if part)
-        yield Text("\nRefused: ", "bold red").append(f"{problem['detail']}\n{where}", "not bold")
+        yield Text("\nProblem: ", "bold red").append(f"{problem['detail']}\n{where}", "not bold")
     if estimate["unknown"]:
         yield Text("\nNot known", "bold")
     for each in estimate["unknown"]:

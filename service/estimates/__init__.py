@@ -1,1 +1,1 @@
-"""What a job will take and make, said before it runs."""
+"""Estimates of what a job will make and take, before it runs."""

@@ -25,8 +25,10 @@ from service.domain.spec import JobSpec, LmEval, QualityTarget, SizeTarget
 from service.domain.states import IN_FLIGHT, JobState, Step
 from service.errors import (
     ClusterUnavailable,
+    EigenpressError,
     Failure,
     InsufficientResources,
+    SubmissionCheckTimeout,
     TargetUnreachable,
 )
 from service.estimates.history import History
@@ -106,7 +108,7 @@ class Estimates:
         self._store = store
         self._cluster = cluster
         self._checks = checks
-        self._history = History(settings, store)
+        self._history = History(settings, store, checks)
 
     async def of(self, spec: JobSpec) -> Estimate:
         """What is known of a job. Raises DatabaseUnavailable."""
@@ -134,9 +136,8 @@ class Estimates:
 
     def _model(self, spec: JobSpec, findings: Findings, estimate: Estimate) -> Model | None:
         if findings.headers is None:
-            why = (
-                "Its files could not be read." if findings.refusals else "The hub does not answer."
-            )
+            answered = any(_concerns_model(error) for error in findings.refusals)
+            why = "Its files could not be read." if answered else "The hub does not answer."
             estimate.unknown.append(Unknown("model", why))
             return None
         try:
@@ -148,7 +149,7 @@ class Estimates:
         return model
 
     def _place(self, estimate: Estimate, spec: JobSpec) -> list[Machine]:
-        """Say which workers the job gets, on which of the machines."""
+        """Say which workers the job gets; return the machines that it may use."""
         wanted = spec.accelerator_type
         try:
             machines = [
@@ -172,12 +173,15 @@ class Estimates:
         return machines
 
     def _queue(self) -> str | None:
-        """Why the job would wait for others."""
-        users, most = self._store.users, self._settings.max_running_jobs
+        """Why the job would wait for others. So far all jobs belong to one tenant."""
+        users, settings = self._store.users, self._settings
+        most = settings.max_running_jobs
+        if settings.max_running_jobs_per_tenant is not None:
+            most = min(most, settings.max_running_jobs_per_tenant)
         running, queued = users.count(IN_FLIGHT), users.count({JobState.QUEUED})
-        if running < most and not queued:
+        if running + queued < most:
             return None
-        return f"{running} of {most} places for running jobs are taken, and {queued} jobs wait."
+        return f"{running} of {most} places for running jobs are taken; in the queue: {queued}."
 
     def _add_costs(
         self,
@@ -229,6 +233,11 @@ class Estimates:
             )
 
 
+def _concerns_model(error: EigenpressError) -> bool:
+    """Whether a refusal is the reason why a model's headers are missing."""
+    return isinstance(error, SubmissionCheckTimeout) or (error.param or "").startswith("model")
+
+
 def _add_unchecked(estimate: Estimate, spec: JobSpec, findings: Findings) -> None:
     """Name what only a worker sees."""
     unknown = estimate.unknown
@@ -250,7 +259,9 @@ def _add_unchecked(estimate: Estimate, spec: JobSpec, findings: Findings) -> Non
         )
     )
     if any(isinstance(task, LmEval) for task in spec.evaluation.tasks):
-        unknown.append(Unknown("evaluation.tasks", "Whether the workers have lm-eval, they know."))
+        unknown.append(
+            Unknown("evaluation.tasks", "Only a worker shows whether lm-eval is installed there.")
+        )
 
 
 def _add_sizes(estimate: Estimate, model: Model, spec: JobSpec) -> None:

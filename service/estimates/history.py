@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from threading import Lock
 
 from service.domain.costs.cluster import Cluster
 from service.domain.costs.shapes import Model, ShapesUnknown
@@ -15,6 +18,7 @@ from service.domain.states import JobState
 from service.errors import EigenpressError
 from service.estimates.models import model_of
 from service.estimates.speeds import Measured
+from service.inputs.checks import SubmissionChecks
 from service.inputs.models.sources import check_model
 from service.settings import Settings
 from service.store.store import Store
@@ -24,7 +28,8 @@ JOBS_LOOKED_AT = 20
 """Of the last jobs that succeeded, the first so many in one attempt and on such workers count."""
 
 READING_SECONDS = 1.0
-"""For the headers of earlier jobs' models; those that are left then do not count."""
+"""For the headers of earlier jobs' models; those that are left then do not count. The one that is
+being read then counts in later estimates."""
 
 MAX_KNOWN_MODELS = 256
 """Whose shapes are kept: a few kilobytes each."""
@@ -33,16 +38,20 @@ MAX_KNOWN_MODELS = 256
 class History:
     """The jobs that have succeeded, and the shapes of their models. Threads may share it."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, checks: SubmissionChecks) -> None:
         self._settings = settings
         self._store = store
+        self._checks = checks
+        self._lock = Lock()
         self._known: dict[ModelSource, Model] = {}
+        self._reading: dict[ModelSource, Future[Model]] = {}
 
     def remember(self, source: ModelSource, model: Model) -> None:
         """Keep the shapes of a model, whose headers have been read."""
-        if len(self._known) >= MAX_KNOWN_MODELS:
-            self._known.clear()
-        self._known[source] = model
+        with self._lock:
+            if len(self._known) >= MAX_KNOWN_MODELS:
+                self._known.clear()
+            self._known[source] = model
 
     def measured(
         self, spec: JobSpec, placement: Placement, cluster_of: Callable[[Placement], Cluster]
@@ -55,34 +64,55 @@ class History:
         for job in self._store.users.list_jobs(limit=JOBS_LOOKED_AT, states=[JobState.SUCCEEDED]):
             if len(found) == MEASURED_JOBS or time.monotonic() > deadline:
                 break
-            placed = self._store.users.last_event(job.id, PLACED)
-            if job.attempt != 1 or placed is None:
+            if job.attempt != 1:
                 continue  # it was resumed
+            placed = self._store.users.last_event(job.id, PLACED)
+            if placed is None:
+                continue
             try:
                 theirs = Placement(**placed.data["placement"])
                 kinds = [(each.gpus, each.accelerator_type) for each in (placement, theirs)]
                 if kinds[0] == kinds[1] and job.spec.mixed_precision == spec.mixed_precision:
-                    found.append(self._measure(job, cluster_of(theirs)))
-            except (EigenpressError, ShapesUnknown, KeyError, TypeError):
-                continue  # of another version, or its model is gone
+                    model = self._model(job.spec.model, deadline)
+                    found.append(_measured(job, model, cluster_of(theirs)))
+            except (EigenpressError, ShapesUnknown, KeyError, TypeError, TimeoutError):
+                continue  # of another version, or its model is gone or read too slowly
         return found
 
-    def _measure(self, job: Job, cluster: Cluster) -> Measured:
-        costs = step_costs(self._model(job.spec.model), job.spec, cluster)
-        return Measured(
-            {step: max(cost.seconds(cluster).values()) for step, cost in costs.items()},
-            {
-                each.step: (each.finished_at - each.started_at).total_seconds()
-                for each in job.steps
-                if each.finished_at is not None
-            },
-        )
+    def _model(self, source: ModelSource, deadline: float) -> Model:
+        """The shapes of an earlier job's model.
 
-    def _model(self, source: ModelSource) -> Model:
-        """The shapes of an earlier job's model. Raises what `check_model` does, ShapesUnknown."""
-        if source not in self._known:
+        Raises what `check_model` raises, ShapesUnknown, and TimeoutError after the deadline.
+        """
+        with self._lock:
+            if (known := self._known.get(source)) is not None:
+                return known
+            reading = self._reading.get(source)
+            if reading is None:
+                reading = self._checks.start(partial(self._read, source))
+                self._reading[source] = reading
+        return reading.result(max(0.0, deadline - time.monotonic()))
+
+    def _read(self, source: ModelSource) -> Model:
+        try:
             headers = check_model(source, self._settings)
             if headers is None:
                 raise ShapesUnknown("the hub does not answer")
-            self.remember(source, model_of(headers))
-        return self._known[source]
+            model = model_of(headers)
+            self.remember(source, model)
+            return model
+        finally:
+            with self._lock:
+                del self._reading[source]
+
+
+def _measured(job: Job, model: Model, cluster: Cluster) -> Measured:
+    costs = step_costs(model, job.spec, cluster)
+    return Measured(
+        {step: max(cost.seconds(cluster).values()) for step, cost in costs.items()},
+        {
+            each.step: (each.finished_at - each.started_at).total_seconds()
+            for each in job.steps
+            if each.finished_at is not None
+        },
+    )

@@ -11,10 +11,11 @@ import math
 from collections import Counter
 from typing import Any
 
-from service.domain.costs.shapes import Model, ShapesUnknown, model_shapes
+from service.domain.costs.shapes import NUMBER_BYTES, Model, ShapesUnknown, model_shapes
 from service.inputs.models.files import ModelHeaders
 from service.inputs.models.gguf_header import GGUFHeader
 from service.inputs.models.sources import Headers
+from service.printable import shortened
 
 PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Those that an artifact may have, by their names in safetensors."""
@@ -34,15 +35,14 @@ def model_of(headers: Headers) -> Model:
 
 
 def _safetensors_model(headers: ModelHeaders) -> Model:
-    stored: Counter[str] = Counter()  # bytes
-    numbers = 0
+    stored: Counter[str] = Counter()  # numbers
     for tensor in headers.tensors.values():
-        numbers += tensor.numbers
-        if tensor.dtype in PRECISIONS:
-            stored[tensor.dtype] += tensor.numbers * (4 if tensor.dtype == "F32" else 2)
+        if tensor.dtype in PRECISIONS:  # of others, the size has not been checked
+            stored[tensor.dtype] += tensor.numbers
     if not stored:
         raise ShapesUnknown(f"the checkpoint holds no weights in {', '.join(PRECISIONS)}")
-    ((dtype, _),) = stored.most_common(1)
+    dtype = max(stored, key=lambda each: stored[each] * NUMBER_BYTES[PRECISIONS[each]])
+    numbers = stored.total()
     model = model_shapes(json.loads(headers.config) | {"dtype": PRECISIONS[dtype]})
     if model.parameters > numbers:  # more are possible: tensors that the model does not use
         raise ShapesUnknown(
@@ -72,18 +72,18 @@ def _gguf_config(header: GGUFHeader) -> dict[str, Any]:
     if kind is None or f"{architecture}.expert_count" in header.metadata:
         known = ", ".join(GGUF_TYPES)
         raise ShapesUnknown(
-            f"the shapes of the GGUF architecture '{architecture}' are not known, only those of "
-            f"models without experts of: {known}"
+            f"the shapes of the GGUF architecture '{shortened(str(architecture))}' are not known, "
+            f"only those of models without experts of: {known}"
         )
 
     def said(key: str) -> Any:
         return header.metadata.get(f"{architecture}.{key}")
 
-    heads = said("attention.head_count")
+    heads, embedding = said("attention.head_count"), shapes.get("token_embd.weight", ())
     return {
         "model_type": kind,
         "dtype": "float32",
-        "vocab_size": shapes.get("token_embd.weight", (0, 0))[-1],
+        "vocab_size": embedding[1] if len(embedding) == 2 else None,
         "tie_word_embeddings": "output.weight" not in shapes,
         "num_hidden_layers": said("block_count"),
         "hidden_size": said("embedding_length"),

@@ -2,17 +2,17 @@
 
 They read folders and list buckets, which may be slow, so they run in threads of their own and have
 `EIGENPRESS_SUBMISSION_CHECK_SECONDS` for all of a job. A slow source delays the jobs that name it,
-and no other request. A submission ends with the first refusal; an estimate hears of all of them.
+and no other request. A submission ends with the first refusal; an estimate lists them all.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Self, TypeVar
 
 from service.domain.spec import DataSource, JobSpec, MultipleChoice, PassAt1
 from service.errors import CodeExecutionForbidden, EigenpressError, SubmissionCheckTimeout
@@ -24,8 +24,10 @@ from service.settings import Settings
 from service.storage.s3 import ObjectStorage
 
 CHECK_THREADS = 32
-"""How many submissions are checked at a time. A thread whose check timed out stays busy until
-S3's own timeouts end it."""
+"""How many submissions and estimates are checked at a time. A thread whose check timed out stays
+busy until S3's own timeouts end it."""
+
+Result = TypeVar("Result")
 
 BUCKET = "the server's bucket"
 
@@ -51,6 +53,10 @@ class SubmissionChecks:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def start(self, read: Callable[[], Result]) -> Future[Result]:
+        """Have a thread of the checks read something."""
+        return self._executor.submit(read)
 
     def close(self) -> None:
         """Start no further check; do not wait for those that run."""
@@ -141,7 +147,7 @@ class _Run:
             first = self._checks[0][0]
             return SubmissionCheckTimeout(
                 f"{first}: not checked within {self._seconds:g} seconds, because "
-                f"{CHECK_THREADS} other submissions were being checked. Submit the job again later."
+                f"{CHECK_THREADS} other jobs were being checked. Submit the job again later."
             )
         return SubmissionCheckTimeout(
             f"{self._under_way}: the check took longer than {self._seconds:g} seconds. Submit the "

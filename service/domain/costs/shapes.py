@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from service.printable import shortened
+
 MAX_BLOCKS = 1000
 """The largest models have some hundred."""
+MAX_NUMBER = 2**31
+"""Of a side, a count or a vocabulary: far beyond any model, and products of it can be printed."""
 
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -166,7 +170,8 @@ class _Reader:
         kind = config.get("model_type")
         if not isinstance(kind, str) or kind not in _FAMILIES:
             known = ", ".join(_FAMILIES)
-            raise ShapesUnknown(f"the shapes of model_type {kind!r} are not known, only: {known}")
+            said = shortened(repr(kind))
+            raise ShapesUnknown(f"the shapes of model_type {said} are not known, only: {known}")
         self._kind, self._family = kind, _FAMILIES[kind]
         self._hidden = self._number("hidden_size")
         self._heads = self._number("num_attention_heads")
@@ -176,7 +181,8 @@ class _Reader:
         tied = self._config.get("tie_word_embeddings", self._family.tied)
         dtype = self._config.get("dtype") or self._config.get("torch_dtype")
         if not isinstance(dtype, str) or dtype not in NUMBER_BYTES:
-            raise ShapesUnknown(f"config.json has the 'dtype' {dtype!r}: no precision is known")
+            said = shortened(repr(dtype))
+            raise ShapesUnknown(f"config.json has the 'dtype' {said}: no precision is known")
         attention = self._latent_attention() if self._family.latent else self._attention()
         sparse = self._sparse()
         kinds = {each: self._block(attention, sparse=each) for each in set(sparse)}
@@ -279,6 +285,9 @@ class _Reader:
     def _number(self, *names: str, least: int = 1) -> int:
         """The value of the first of these keys that is there. Raises ShapesUnknown."""
         for name in names:
-            if type(value := self._config.get(name)) is int and value >= least:
+            value = self._config.get(name)
+            if type(value) is int and least <= value <= MAX_NUMBER:
                 return value
-        raise ShapesUnknown(f"config.json does not say '{names[0]}' as a number")
+        raise ShapesUnknown(
+            f"config.json does not say '{names[0]}' as a number from {least} to {MAX_NUMBER}"
+        )

@@ -10,7 +10,9 @@ cache of low-rank layers, which only holds all those of a small model.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import cached_property
 
 from service.domain.costs.cluster import SHARE_FOR_HIDDEN_STATES, Cluster, Cost
 from service.domain.costs.formulas import (
@@ -468,13 +470,20 @@ class _Prediction:
         widest = max(max(g.inputs, *(la.outputs for la in g.layers)) for g in block.groups)
         return self._batch_tokens * (activations(block) * self._weight_bytes + 3 * 4 * widest)
 
+    @cached_property
+    def _layers(self) -> Counter[Linear]:
+        """Each of the model's layers, and how often it has it."""
+        layers: Counter[Linear] = Counter()
+        for block in self._model.blocks:
+            for group in block.groups:
+                for layer in group.layers:
+                    layers[layer] += group.copies
+        return layers
+
     def _factors(self, keep: float) -> float:
         """Truncating and interpolating the layers of one variant that a worker owns."""
-        layers = [
-            (g.copies, la) for block in self._model.blocks for g in block.groups for la in g.layers
-        ]
         total = 0.0
-        for copies, la in layers:
+        for la, copies in self._layers.items():
             rank = _rank(la, keep)
             each = 2 * la.weights * (la.smaller_side + 2 * rank)
             total += copies * (each + rank * rank * (la.outputs + la.inputs))

@@ -6,6 +6,7 @@ The tests take some seconds together; what transformers sees is tested with the 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from api.services import Services
 from service.domain.placement import PLACED, Machine, Placement
 from service.domain.spec import JobSpec
 from service.domain.states import Step
 from service.errors import ClusterUnavailable, WorkerLost
+from service.estimates import history
 from service.inputs.models import inspection
+from service.inputs.models.sources import Headers, check_model
 from service.store import tables
 from service.store.store import Store
 from tests.fixtures.jobs import at_once
@@ -163,12 +167,16 @@ def test_another_architecture_is_not_guessed(ask: Ask, body: dict[str, Any]) -> 
 
 
 def test_a_hub_that_does_not_answer_is_not_known(
-    ask: Ask, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ask: Ask, body: dict[str, Any], text_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.inputs.checks.check_model", lambda *_: None)
     body["model"] = {"source": "hub", "id": "org/model", "revision": "0" * 40}
     answer = ask(body)
     assert answer["problems"] == []
+    assert unknown(answer, "model") == "The hub does not answer."
+    (text_folder / "text.txt").write_bytes(b"")
+    answer = ask(body)
+    assert problems(answer) == [("data_invalid", "calibration.data")]
     assert unknown(answer, "model") == "The hub does not answer."
 
 
@@ -280,11 +288,58 @@ def test_a_job_whose_model_is_gone_corrects_nothing(
     assert ask(body)["seconds"]["measured_jobs"] == 0
 
 
+def test_an_earlier_model_that_is_read_slowly_counts_later(
+    ask: Ask, body: dict[str, Any], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = shutil.copytree(body["model"]["path"], f"{body['model']['path']}-earlier")
+    run(store, body | {"model": {"source": "local", "path": earlier}})
+    answers, reads = Event(), []
+
+    def slow(*arguments: Any) -> Headers | None:
+        reads.append(arguments)
+        answers.wait()
+        return check_model(*arguments)
+
+    monkeypatch.setattr(history, "check_model", slow)
+    monkeypatch.setattr(history, "READING_SECONDS", 0.05)
+    try:
+        assert [ask(body)["seconds"]["measured_jobs"] for _ in range(2)] == [0, 0]
+    finally:
+        answers.set()
+    monkeypatch.setattr(history, "READING_SECONDS", GUARD_SECONDS)
+    assert ask(body)["seconds"]["measured_jobs"] == 1
+    assert len(reads) == 1
+
+
 def test_jobs_before_it_are_waited_for(ask: Ask, body: dict[str, Any], store: Store) -> None:
     for _ in range(3):
         store.users.create(JobSpec.model_validate(body))
     store.claims.claim()
-    assert ask(body)["waits"] == "1 of 1 places for running jobs are taken, and 2 jobs wait."
+    assert ask(body)["waits"] == "1 of 1 places for running jobs are taken; in the queue: 2."
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [
+        ({"max_running_jobs": 3}, None),
+        ({"max_running_jobs": 2}, 2),
+        ({"max_running_jobs": 3, "max_running_jobs_per_tenant": 2}, 2),
+    ],
+)
+def test_free_places_go_to_the_queue_first(
+    ask: Ask,
+    body: dict[str, Any],
+    services: Services,
+    limits: dict[str, int],
+    most: int | None,
+) -> None:
+    for _ in range(2):
+        services.store.users.create(JobSpec.model_validate(body))
+    services.store.claims.claim()
+    changed = services.settings.model_copy(update=limits)
+    services.estimates._settings = changed
+    taken = most and f"1 of {most} places for running jobs are taken; in the queue: 1."
+    assert ask(body)["waits"] == taken
 
 
 def test_a_slow_ray_holds_up_nothing_else(

@@ -25,7 +25,7 @@ ESTIMATE: dict[str, Any] = {
         {"name": "increase-0.1", "size": None},
     ],
     "workers": {"workers": 8, "cpus": 4, "gpus": 1, "accelerator_type": None},
-    "waits": "1 jobs run, of 1 that may, and 2 wait already.",
+    "waits": "1 of 1 places for running jobs are taken; in the queue: 2.",
     "memory": {
         "worker": 683_000_000,
         "worker_gpu": 678_000_000,
@@ -72,15 +72,15 @@ def test_workers_memory_and_times_are_said() -> None:
     assert "Calibrates on 24,576 tokens, with 8 workers of a GPU and 4 CPUs." in text
     assert "up to 683 MB of memory, 678 MB of its GPU and 119 MB of disk." in text
     assert "calibrate: too little of GPU, host" in text
-    assert "It would wait: 1 jobs run" in text
+    assert "It would wait: 1 of 1 places" in text
     assert ["resolve", "<", "1", "s", "loading"] in lines(text)
     assert ["calibrate", "2", "min", "37", "s", "arithmetic"] in lines(text)
-    assert ["all", "2", "min", "37", "s", "corrected", "by", "2", "jobs"] in lines(text)
+    assert ["all", "2", "min", "37", "s", "corrected;", "measured", "jobs:", "2"] in lines(text)
 
 
 def test_problems_and_what_is_not_known_come_last_with_their_fields() -> None:
     *_, detail, where, _, heading, last = shown().splitlines()
-    assert detail == "Refused: keep-0.01: [no]."
+    assert detail == "Problem: keep-0.01: [no]."
     assert where == "target_unreachable, targets.2.keep"
     assert (heading, last) == ("Not known", "targets.1: Measurements decide.")
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.domain.costs.machines import cluster_of
-from service.domain.costs.shapes import MAX_BLOCKS, Model, ShapesUnknown
+from service.domain.costs.shapes import MAX_BLOCKS, MAX_NUMBER, Model, ShapesUnknown
 from service.domain.costs.sizes import Sizes
 from service.domain.costs.steps import step_costs
 from service.domain.placement import Placement
@@ -20,9 +20,10 @@ from service.domain.spec import JobSpec, LocalPath
 from service.errors import TargetUnreachable
 from service.estimates.models import model_of
 from service.inputs.models.files import ModelHeaders, StoredTensor
+from service.inputs.models.gguf_header import GGUFHeader
 from service.inputs.models.sources import Headers, check_model
 from service.settings import Settings
-from tests.fixtures.gguf_files import write_llama
+from tests.fixtures.gguf_files import WHOLE, write_llama
 from tests.fixtures.models import ARCHITECTURES, tiny_llama_config, tiny_model
 
 PLACEMENT = Placement(2, 1, 1)
@@ -86,6 +87,38 @@ def test_a_configuration_of_more_than_is_stored_is_not_believed() -> None:
         model_of(stored(config(), numbers=100))
     with pytest.raises(ShapesUnknown, match=f"{MAX_BLOCKS + 1} blocks"):
         model_of(stored(config(num_hidden_layers=MAX_BLOCKS + 1)))
+
+
+def test_numbers_too_large_to_be_printed_are_not_known() -> None:
+    """Python prints no number of more than 4300 digits."""
+    said = config(hidden_size=10**3000, intermediate_size=10**3000)
+    with pytest.raises(ShapesUnknown, match=f"'hidden_size' as a number from 1 to {MAX_NUMBER}"):
+        model_of(stored(said))
+
+
+def test_tensors_whose_size_is_not_checked_hold_no_parameters() -> None:
+    tensors = {"a": StoredTensor("BF16", [100]), "b": StoredTensor("other", [10**9])}
+    headers = ModelHeaders([], json.dumps(config()).encode(), tensors)
+    with pytest.raises(ShapesUnknown, match=r"but the checkpoint holds 100$"):
+        model_of(headers)
+
+
+LONG = "long" * 1000
+
+
+def test_long_names_are_cut() -> None:
+    metadata = {"general.architecture": LONG}
+    for headers in (stored(config(model_type=LONG)), GGUFHeader(1, metadata, {"a": (1,)})):
+        with pytest.raises(ShapesUnknown, match=r"longlong.*…") as found:
+            model_of(headers)
+        assert len(str(found.value)) < 400
+
+
+@pytest.mark.parametrize("shape", [(), (32,), (2**63,) * 8])
+def test_a_gguf_embedding_of_any_shape_is_not_guessed(shape: tuple[int, ...]) -> None:
+    metadata = {**WHOLE, "llama.feed_forward_length": 64, "llama.attention.head_count": 4}
+    with pytest.raises(ShapesUnknown, match="'vocab_size'"):
+        model_of(GGUFHeader(1, metadata, {"token_embd.weight": shape}))
 
 
 def test_a_checkpoint_without_weights_is_named() -> None:

@@ -171,7 +171,7 @@ def test_where_every_thread_is_busy_the_submission_is_told_so_and_never_checked(
 
     *_, last = asyncio.run(submit())
     assert isinstance(last, SubmissionCheckTimeout)
-    assert f"{CHECK_THREADS} other submissions" in last.detail
+    assert f"{CHECK_THREADS} other jobs were" in last.detail
     answers.set()
     slow._executor.shutdown()
     assert len(begun) == CHECK_THREADS
