@@ -45,8 +45,8 @@ def target(keep: float, held_out: float | None, linear_fraction: float) -> dict[
 def in_bytes(nbytes: int) -> dict[str, Any]:
     size = {"linear_fraction": 1.0, "model_fraction": 1.0, "bytes": nbytes}
     asked = {"name": BYTES, "bytes_fraction": 0.25, "precisions": "transformers"}
-    measured = {field: target(0.8, 12.9, 1.0)[field] for field in MEASURED}
-    return asked | measured | {"size": size}
+    measured = {field: target(0.8, 12.5, 1.0)[field] for field in MEASURED}
+    return asked | measured | {"size": size, "perplexity": perplexity(12.5, 5.1)}
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def test_a_loss_beyond_the_expected_is_a_defect(
     place: tuple[str, str], beyond: float, count: int
 ) -> None:
     name, dataset = place
-    measured = target(0.8, 12.0, 0.8) | {"name": name}
+    measured = target(0.8, 12.0, 0.8) | {"name": name, "perplexity": perplexity(12.0, 5.0)}
     ratio = demo_report.EXPECTED_RATIOS[place] * beyond
     measured["perplexity"][dataset] = {"perplexity": 5.0 * ratio}
     lossy = report(targets=[measured])
