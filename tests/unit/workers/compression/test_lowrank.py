@@ -45,3 +45,12 @@ def test_it_can_be_trained_and_computes_the_same_meanwhile(dtype: torch.dtype) -
         parameter.grad is not None and parameter.grad.abs().max() > 0
         for parameter in layer.parameters()
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_derivatives_run_forward_too(dtype: torch.dtype) -> None:
+    layer = random_layer(dtype, bias=False).requires_grad_(requires_grad=False)
+    x, direction = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(1)).to(dtype)
+    _, derivative = torch.func.jvp(layer, (x,), (direction,))
+    torch.testing.assert_close(derivative, layer(direction))  # it is linear
