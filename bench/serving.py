@@ -257,10 +257,10 @@ def page(
 _PAGE = """# Speed of artifacts
 
 Written by `python -m bench.serving` on {machine}.
-All models are in bfloat16, each in a process of its own, and are timed in turn, {repetitions}
-times; figures are medians. *Decoding*: one sequence, whose prompt has {short} tokens; the time
-for {load.decoded} tokens after the first. *Prefill*: a prompt of {load.prompt} tokens, and one
-token more. vLLM runs with `--enforce-eager`, transformers as it is.
+All models are in bfloat16, each in a process of its own. They are timed in turn, {repetitions}
+times; figures are medians. *Decoding*: one sequence, {load.decoded} tokens after a prompt of
+{short}, whose time is taken off. *Prefill*: a prompt of {load.prompt} tokens, and one token more.
+vLLM runs with `--enforce-eager`, transformers as it is.
 
 {tables}
 """
