@@ -117,6 +117,9 @@ def measure(models: Mapping[str, Served], load: Load, repetitions: int) -> dict[
 
 def main() -> int:
     arguments = _parser().parse_args()
+    for engine in arguments.engines:
+        if not INTERPRETERS[engine].exists():
+            raise SystemExit(f"There is no {INTERPRETERS[engine]}: run `make bench-serving`.")
     console = Console()
     transformers_logging.disable_progress_bar()
     load = Load(arguments.prompt, arguments.decoded)

@@ -256,6 +256,13 @@ def job(
     """The body of the job that these options describe. Raises BadParameter."""
     if file is not None:
         return _read_job(file, context)
+    for option, value, owner, sizes in (
+        ("--optimize", optimize, "--keep", keep),
+        ("--precisions", precisions, "--bytes", bytes_fraction),
+        ("--embedding-bits", embedding_bits, "--bytes", bytes_fraction),
+    ):
+        if value is not None and not sizes:
+            raise typer.BadParameter(f"does nothing without {owner}", param_hint=option)
     return job_body(
         name=name and _parsed(label, name, "--name"),
         model=_source(model, "--model", "model"),

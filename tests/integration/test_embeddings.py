@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from service.domain.job import Job
-from service.domain.states import JobState
+from service.domain.states import JobState, Step
 from service.errors import TargetUnreachable
 from service.standalone.s3_server import LocalS3
 from tests.fixtures.in_process import LocalInstallation, Moment, answer_for_ray, prove_here
@@ -167,3 +167,16 @@ def test_an_embedding_of_another_kind_ends_the_job(
     with pytest.raises(TargetUnreachable, match="embed_tokens is a Hashed") as caught:
         local_installation.attempt()
     assert caught.value.param == "targets.0.embedding_bits"
+
+
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_a_model_that_exceeds_the_memory_is_refused_at_the_start(
+    local_installation: LocalInstallation, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_MODEL_MEMORY_BYTES", "60000")
+    job = create(local_installation, name)
+    with pytest.raises(TargetUnreachable, match="and 60000 are free") as caught:
+        local_installation.attempt()
+    assert caught.value.param == "targets.0.embedding_bits"
+    steps = local_installation.store.users.get(job.id).steps
+    assert [each.step for each in steps] == [Step.RESOLVE]

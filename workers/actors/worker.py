@@ -21,7 +21,15 @@ import torch
 from cachetools import LRUCache, cachedmethod
 from torch import nn
 
-from service.domain.spec import EvaluationTask, JobSpec, LmEval, MultipleChoice, PassAt1
+from service.domain.spec import (
+    EvaluationTask,
+    JobSpec,
+    LmEval,
+    MultipleChoice,
+    PassAt1,
+    rounds_embeddings,
+)
+from service.errors import TargetUnreachable
 from service.inputs.checks import check_allowed
 from service.inputs.models.sources import fetch_model
 from service.inputs.opening import HeldFiles
@@ -59,6 +67,7 @@ from workers.evaluation.speed import decode_speed
 from workers.model.allocator import map_matrices, return_free_memory
 from workers.model.blocks import StoredModel, traced_groups
 from workers.model.loading import (
+    SHARE_OF_GPU,
     check_loads,
     load_model,
     parameter_count,
@@ -149,7 +158,7 @@ class Worker:
         """Fetch and load the model and find its layers.
 
         Raises the errors of `workers.model.loading`, `workers.compression.layers` and
-        `check_roundable`, and
+        `check_roundable`, TargetUnreachable for rounded embeddings of a model beyond the memory,
         InvalidParameter for sequences longer than the model can read; and what this machine lacks
         for the evaluation's tasks: CodeExecutionForbidden, SandboxUnavailable, HarnessMissing.
         """
@@ -162,6 +171,8 @@ class Worker:
         self.vocabulary = check_roundable(self.source, self._spec, layers)
         self._groups = {group.name: group for group in groups}
         self._stored = stored = StoredModel(self.source, self._device)
+        parameters = parameter_count(stored.model)
+        self._check_vocabulary_fits(parameters)
         self._measurer = Measurer(
             stored,
             self.source,
@@ -174,7 +185,7 @@ class Worker:
         is_gguf = self.original.is_file()
         return ModelSummary(
             type(stored.model).__name__,
-            parameter_count(stored.model),
+            parameters,
             stored_bytes,
             "gguf" if is_gguf else "safetensors",
             self.original.stat().st_size if is_gguf else stored_bytes,
@@ -188,6 +199,23 @@ class Worker:
             unused.carried,
             unused.left_out,
         )
+
+    def _check_vocabulary_fits(self, parameters: int) -> None:
+        """transformers does not load an embedding of integers that would stay on the disk."""
+        if not self.vocabulary:
+            return
+        size, room = 4 * parameters, self.model_memory_bytes
+        if self._device.type == "cuda":
+            size = self._artifact_dtype.itemsize * parameters
+            room += int(torch.cuda.mem_get_info(self._device)[0] * SHARE_OF_GPU)
+        if size > room:
+            number = next(n for n, each in enumerate(self._spec.targets) if rounds_embeddings(each))
+            raise TargetUnreachable(
+                "Artifacts with a rounded embedding are proven in memory. This model takes "
+                f"{size} bytes there, and {room} are free for it: set "
+                "EIGENPRESS_MODEL_MEMORY_BYTES if there are more, or leave 'embedding_bits' at 16.",
+                param=f"targets.{number}.embedding_bits",
+            )
 
     @cached_property
     def original(self) -> Path:

@@ -131,14 +131,15 @@ class DenseTensors:
 
     def __init__(self, artifact: Path, config: Mapping[str, Any]) -> None:
         layers: Mapping[str, Mapping[str, Any]] = config[CONFIG_KEY]["layers"]
-        self.rounded = integers.rounded_layers(config)
+        packed = integers.rounded_layers(config)
         self._vocabulary = integers.rounded_vocabulary(config)
+        self.rounded = packed | self._vocabulary
         self._stored = StoredTensors(artifact)
         self._unread = dict.fromkeys(self._stored)
         self._low_rank = {name for name, shape in layers.items() if shape["rank"] is not None}
         self.biased = {name for name, shape in layers.items() if shape["bias"]}
         self._check(f"{layer}.{part}" for layer in self._low_rank for part in PARTS)
-        self._check(f"{layer}.{part}" for layer in self.rounded for part in integers.PARTS)
+        self._check(f"{layer}.{part}" for layer in packed for part in integers.PARTS)
         self._check(f"{layer}.bias" for layer in self.biased)
         self._check(f"{module}.{integers.SCALE}" for module in self._vocabulary)
         for key in self._of_vocabulary():
@@ -160,13 +161,9 @@ class DenseTensors:
             return _multiplied(*(self._read(f"{layer}.{part}") for part in PARTS))
         if name != layer and layer in self.rounded:
             rounded = self.read_rounded(layer)
-            return rounded.dequantized(rounded.scales.dtype)
+            return multiplied_out(rounded, rounded.scales.dtype)
         self._check((name,))
-        tensor = self._read(name)
-        if name != layer and (width := self._vocabulary.get(layer)):
-            scales = self._stored.read(f"{layer}.{integers.SCALE}")
-            return multiplied_out(RoundedWeight(width, tensor, scales), scales.dtype)
-        return tensor
+        return self._read(name)
 
     def _of_vocabulary(self) -> list[str]:
         """What the artifact has of embedding and output layer beside their parameters."""
@@ -175,13 +172,16 @@ class DenseTensors:
         return [key for key in self._unread if key.startswith(modules) and key not in parameters]
 
     def read_rounded(self, layer: str) -> RoundedWeight:
-        """The integers of one of the layers in `rounded`."""
+        """The integers of one of the layers in `rounded`. Raises ArtifactCorrupt."""
+        if width := self._vocabulary.get(layer):
+            self._check((f"{layer}.weight",))
+            return RoundedWeight(width, self._read(f"{layer}.weight"), self.read_scales(layer))
         packed, scales, shape = (self._read(f"{layer}.{part}") for part in integers.PARTS)
         return integers.unpacked(packed, scales, shape, self.rounded[layer])
 
     def read_scales(self, layer: str) -> Tensor:
         """The scales of one of the layers in `rounded`, (out, groups)."""
-        return self._read(f"{layer}.weight_scale")
+        return self._read(f"{layer}.{integers.SCALE}")
 
     @property
     def unread_names(self) -> list[str]:

@@ -107,7 +107,7 @@ def rounded_vocabulary(config: Mapping[str, Any]) -> dict[str, Width]:
 
 
 def _widths(config: Mapping[str, Any], stored_as: str | None) -> dict[str, Width]:
-    groups = config.get(CONFIG_KEY, {}).get("config_groups", {}).values()
+    groups = (config.get(CONFIG_KEY) or {}).get("config_groups", {}).values()
     return {
         name: Width(group["weights"]["num_bits"])
         for group in groups

@@ -25,8 +25,8 @@ class LowRankLinear(nn.Module):
         z = self.basis(x)
         y = torch.cat((z, self.rest(z)), dim=-1)
         order = self.order.long().expand_as(y)
-        if y.requires_grad or y.element_size() != 2:
+        if torch.is_grad_enabled() or y.element_size() != 2:
             y = y.gather(-1, order)
-        else:  # A CPU moves integers faster than half precision, which has no such kernel.
+        else:  # as integers, which a CPU gathers faster; they have no derivatives
             y = y.view(torch.int16).gather(-1, order).view(y.dtype)
         return y if self.bias is None else y.add_(self.bias.to(y.dtype))

@@ -156,7 +156,7 @@ def _numbers(stored: Mapping[torch.dtype, int]) -> int:
 def _integers(folder: Path) -> tuple[int, int]:
     """The bytes of an artifact's integers, and how many weights they stand for."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    groups = config.get("quantization_config", {}).get("config_groups", {}).values()
+    groups = (config.get("quantization_config") or {}).get("config_groups", {}).values()
     bits = {name: each["weights"]["num_bits"] for each in groups for name in each["targets"]}
     codes = weights = 0
     for file in weight_files(folder) if bits else ():
@@ -167,7 +167,7 @@ def _integers(folder: Path) -> tuple[int, int]:
                 numbers = math.prod(tensor.get_shape())
                 if part == "weight_packed":
                     codes, weights = codes + 4 * numbers, weights + numbers * 32 // bits[layer]
-                elif tensor.get_dtype() == "I8":
+                elif part == "weight" and layer in bits:
                     codes, weights = codes + numbers, weights + numbers
     return codes, weights
 

@@ -229,20 +229,27 @@ def _bytes(folder: Path, width: int | None) -> tuple[int, int]:
     `width` is the bytes of a number; None: as they are stored.
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    groups = config.get("quantization_config", {}).get("config_groups", {}).values()
+    groups = (config.get("quantization_config") or {}).get("config_groups", {}).values()
     bits = {name: each["weights"]["num_bits"] for each in groups for name in each["targets"]}
-    loaded = computing = 0
+    floats = Counter[int]()  # how many numbers take so many bytes
+    codes = weights = 0  # the bytes of integers, and how many weights they become
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_slice(name)
                 kind, numbers = tensor.get_dtype(), math.prod(tensor.get_shape())
-                stored = BYTES.get(kind) or INTEGERS.get(kind, 8)
-                loaded += numbers * (width or stored if kind in FLOATS else stored)
-                if name.endswith(".weight_packed"):
-                    numbers = numbers * 32 // bits[name.removesuffix(".weight_packed")]
-                computing += numbers * (width or BYTES.get(kind, 2))
-    return loaded, computing
+                if kind in FLOATS:
+                    floats[width or BYTES[kind]] += numbers
+                    continue
+                codes += numbers * INTEGERS.get(kind, 8)
+                layer, _, part = name.rpartition(".")
+                if part == "weight_packed":
+                    weights += numbers * 32 // bits[layer]
+                elif part == "weight" and layer in bits:
+                    weights += numbers
+    size = sum(each * numbers for each, numbers in floats.items())
+    ((each, _),) = floats.most_common(1)
+    return size + codes, size + each * weights
 
 
 def _placed(model: Any) -> Any:

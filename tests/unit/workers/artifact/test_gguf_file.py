@@ -22,8 +22,10 @@ from workers.artifact.gguf_file import main, write_gguf
 from workers.compression.candidates import Width
 from workers.compression.checkpoint import Replacement
 from workers.compression.interpolation import interpolate
+from workers.compression.rounding.embeddings import rounded_rows
 from workers.compression.rounding.grid import RoundedWeight, best_scales, nearest
 from workers.compression.solve import Factors
+from workers.model.blocks import vocabulary
 from workers.model.gguf_conversion import convert_gguf
 
 SIZES: dict[str, Any] = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96}
@@ -66,12 +68,16 @@ def artifact(
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained_tokenizer(words, size=300, adds_bos=True).save_pretrained(folder / "source")
     generator, exact = torch.Generator().manual_seed(0), {}
+    matrices = vocabulary(folder / "source")
 
     def made(name: str) -> Replacement:
         weight, form = model.get_submodule(name).weight.detach(), forms[name]
         if isinstance(form, Width):
-            scales = best_scales(weight, torch.ones(weight.shape[1]), form, dtype)
-            rounded = nearest(weight, scales, form)
+            if any(name == matrix.name for matrix in matrices):
+                rounded = rounded_rows(weight, dtype)
+            else:
+                scales = best_scales(weight, torch.ones(weight.shape[1]), form, dtype)
+                rounded = nearest(weight, scales, form)
             exact[f"{name}.weight"] = rounded.dequantized()
             return rounded
         out, inputs = weight.shape
@@ -80,7 +86,8 @@ def artifact(
         bias_ = torch.randn(out, generator=generator) if bias else None
         return interpolate(Factors(basis, rest, bias_))
 
-    write_checkpoint(folder / "source", folder / "artifact", forms, partial(map, made), dtype=dtype)
+    compressed = partial(map, made)
+    write_checkpoint(folder / "source", folder / "artifact", forms, compressed, dtype, matrices)
     return folder / "artifact", exact
 
 
@@ -132,6 +139,27 @@ def test_integers_keep_their_bytes(tmp_path: Path) -> None:
     assert kinds["ffn_gate.weight"] == "Q5_0"
     assert kinds["ffn_up.weight"] == "BF16"
     assert kinds["attn_q.bias"] == "F32"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.bfloat16, "Q8_0"), (torch.float32, "F32")])
+def test_an_embedding_of_8_bits_stands_for_the_same_weights(
+    tmp_path: Path, dtype: torch.dtype, kind: str, *, tied: bool
+) -> None:
+    """Its integers stay so, unless its scales do not fit."""
+    names = {"token_embd.weight": "model.embed_tokens"}
+    if not tied:
+        names["output.weight"] = "lm_head"
+    forms = dict.fromkeys(names.values(), Width(8)) | {f"{BLOCK}.mlp.up_proj": 7}
+    folder, exact = artifact(tmp_path, tiny("llama", tie_word_embeddings=tied), forms, dtype=dtype)
+    notes = write_gguf(folder, tmp_path / "a.gguf")
+    assert len(notes) == (kind == "F32")
+    found = {each.name: each for each in GGUFReader(tmp_path / "a.gguf").tensors}
+    assert ("output.weight" in found) != tied
+    for name, layer in names.items():
+        assert found[name].tensor_type.name == kind
+        weight = dequantize(found[name].data, found[name].tensor_type)
+        assert torch.equal(torch.tensor(weight), exact[f"{layer}.weight"])
 
 
 def test_scales_that_do_not_fit_make_a_layer_dense(

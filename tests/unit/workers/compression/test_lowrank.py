@@ -45,3 +45,13 @@ def test_it_can_be_trained_and_computes_the_same_meanwhile(dtype: torch.dtype) -
         parameter.grad is not None and parameter.grad.abs().max() > 0
         for parameter in layer.parameters()
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_derivatives_run_forward_too(dtype: torch.dtype) -> None:
+    layer = random_layer(dtype, bias=False).requires_grad_(requires_grad=False)
+    generator = torch.Generator().manual_seed(1)
+    x, direction = (torch.randn(3, 9, generator=generator).to(dtype) for _ in range(2))
+    derivative = torch.func.jvp(layer, (x,), (direction,))[1]
+    torch.testing.assert_close(derivative, layer(direction))  # it is linear

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from tests.fixtures.models import byte_tokenizer, tiny_llama_config, tiny_model
-from workers.proof.clean_process import findings, logits_at, source_differences
+from tests.fixtures.models import byte_tokenizer, save_tiny_model, tiny_llama_config, tiny_model
+from workers.artifact.checkpoint_writer import write_checkpoint
+from workers.compression.candidates import Width
+from workers.compression.rounding.embeddings import rounded_rows
+from workers.compression.rounding.grid import RoundedWeight, best_scales, nearest
+from workers.model.blocks import vocabulary
+from workers.model.loading import load_model
+from workers.proof.clean_process import _bytes, findings, logits_at, source_differences
 
 WEIGHTS = "model.safetensors"
 AMPLE = 1 << 40
@@ -195,3 +203,40 @@ def test_a_source_that_transformers_reads_otherwise(folder: Path, sound: Path) -
     change_weights(folder, model__norm__weight=lambda tensor: tensor * torch.arange(32))
     (difference,) = source_differences(folder, reference, AMPLE)
     assert "its logits differ by" in difference
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", [None, 4])
+def test_integers_take_their_own_bytes_and_then_those_of_weights(
+    tmp_path: Path, dtype: torch.dtype, width: int | None
+) -> None:
+    config = tiny_llama_config(tie_word_embeddings=False)
+    source, model = save_tiny_model(tmp_path / "source", config), tiny_model(config)
+    matrices, names = vocabulary(source), ["q_proj", "k_proj", "o_proj"]
+    forms = {f"model.layers.0.self_attn.{n}": Width(3 + i) for i, n in enumerate(names)}
+    forms |= {matrix.name: Width(8) for matrix in matrices}
+
+    def rounded(name: str) -> RoundedWeight:
+        weight = model.get_submodule(name).weight.detach()
+        if "proj" not in name:
+            return rounded_rows(weight, dtype)
+        scales = best_scales(weight, torch.ones(weight.shape[1]), forms[name], dtype)
+        return nearest(weight, scales, forms[name])
+
+    write_checkpoint(source, tmp_path / "made", forms, partial(map, rounded), dtype, matrices)
+    made = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "made", dtype="auto" if width is None else torch.float32
+    )
+    before = sum(each.nbytes for each in made.state_dict().values())
+    made(TOKENS)
+    after = sum(each.nbytes for each in made.state_dict().values())
+    shapes = 16 * len(names)  # the integers that no weight becomes
+    assert _bytes(tmp_path / "made", width) == (before, after - shapes)
+
+
+def test_a_configuration_may_say_that_nothing_is_rounded(folder: Path, sound: Path) -> None:
+    """As some on the hub do."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
+    assert found(folder, sound)["differences"] == []
+    load_model(folder, torch.device("cpu"), memory_bytes=AMPLE)
