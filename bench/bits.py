@@ -419,7 +419,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sequences", type=int, default=96, help="sequences to calibrate on")
     parser.add_argument("--length", type=int, default=256, help="most tokens in a sequence")
     parser.add_argument("--held-out", type=int, default=24, help="sequences to measure on")
-    parser.add_argument("--problems", type=int, default=16, help="HumanEval problems to measure on")
+    parser.add_argument("--problems", type=int, default=48, help="HumanEval problems to measure on")
     parser.add_argument(
         "--peer-python",
         type=_program,
