@@ -74,7 +74,7 @@ def job(
         typer.Option(
             help=with_default(
                 "What --keep looks for: the ranks that lose least, or only those at which a layer "
-                "is faster than dense.",
+                "should be no slower than dense.",
                 JobSpec,
                 "targets.optimize",
             ),

@@ -176,7 +176,8 @@ class SizeTarget(Body):
     optimize: Optimize = Field(
         default="size",
         description="With `size` the ranks lose least. With `speed` they lose least among those "
-        "at which a layer is faster than dense; a layer without such a rank stays dense.",
+        "at which a layer should be no slower than dense, by an estimate for CPUs; a layer without "
+        "such a rank stays dense.",
     )
 
     @property

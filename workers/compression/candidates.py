@@ -21,7 +21,7 @@ BYTES_OF_16_BITS = 2
 FAST_TILE = 32
 """Ranks that are meant to be fast are multiples of this."""
 
-SECOND_PRODUCT = 1 << 18
+SECOND_PRODUCT = 1 << 19
 """How many weights more a layer could read in the time that a second product and the order of the
 outputs take with one token: an estimate for two CPU cores, see docs/method.md."""
 

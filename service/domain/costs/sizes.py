@@ -34,7 +34,7 @@ ORDER_BYTES = 4
 """Of each output of a low-rank layer, for its place."""
 TILE, LARGE_SIDE = 8, 256
 """As in `workers.compression.solve`."""
-FAST_TILE, SECOND_PRODUCT = 32, 1 << 18
+FAST_TILE, SECOND_PRODUCT = 32, 1 << 19
 """As in `workers.compression.candidates`, for `optimize: speed`."""
 
 

@@ -84,25 +84,25 @@ def test_every_target_is_met(allocation: str) -> None:
 
 
 def large_layer(name: str, inputs: int) -> LayerCandidates:
-    spectrum = torch.logspace(0, -4, 1024, dtype=torch.float64)
-    sides = 1024 + inputs
-    return LayerCandidates(name, spectrum, 800, 1024 * inputs, sides, 2048, tile=8)
+    spectrum = torch.logspace(0, -4, 2048, dtype=torch.float64)
+    sides = 2048 + inputs
+    return LayerCandidates(name, spectrum, 1600, 2048 * inputs, sides, 4096, tile=8)
 
 
-@given(inputs=st.sampled_from([1024, 1536, 3072]), joined=st.booleans())
+@given(inputs=st.sampled_from([2048, 3072, 6144]), joined=st.booleans())
 def test_for_speed_a_layer_has_all_ranks_that_save_a_products_time(
     inputs: int, joined: bool
 ) -> None:
     before = large_layer("a", inputs)
     after = faster_than_dense(before, joined=joined)
     spare = before.dense_cost - (2 if joined else 1) * SECOND_PRODUCT
-    fast = [rank for rank in range(32, 801, 32) if before.cost(rank) < spare]
+    fast = [rank for rank in range(32, 1601, 32) if before.cost(rank) < spare]
     assert list(range(after.tile, after.max_rank + 1, after.tile)) == fast
 
 
 def test_for_speed_a_layer_that_would_be_slower_stays_dense() -> None:
     unimportant = replace(layer("c"), spectrum=layer("c").spectrum * 1e-9)
-    layers = [large_layer("a", 3072), large_layer("b", 3072), unimportant]
+    layers = [large_layer("a", 6144), large_layer("b", 6144), unimportant]
     wanted = spec({"keep": 0.6}, {"keep": 0.6, "optimize": "speed"})
     smallest, fastest = chosen_for(wanted, never, layers)
     assert smallest["c"] is not None
@@ -118,8 +118,8 @@ def largest_rank(forms: Forms) -> int:
 
 
 def test_layers_that_engines_join_must_save_more() -> None:
-    wanted = spec({"keep": 0.5, "optimize": "speed"})
-    layers = [large_layer("a", 1024), large_layer("b", 1024), large_layer("c", 3072)]
+    wanted = spec({"keep": 0.6, "optimize": "speed"})
+    layers = [large_layer("a", 2048), large_layer("b", 2048), large_layer("c", 6144)]
     (apart,) = Choices(wanted, 10**7, layers, [["a"], ["b"], ["c"]]).of_targets(never)
     (joined,) = Choices(wanted, 10**7, layers, [["a", "b"], ["c"]]).of_targets(never)
     limit = faster_than_dense(layers[0], joined=True).max_rank
