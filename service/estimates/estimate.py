@@ -280,7 +280,7 @@ def _add_sizes(estimate: Estimate, model: Model, spec: JobSpec) -> None:
                 reason = "Measurements of the calibrated model decide the size."
                 estimate.unknown.append(Unknown(param, reason))
             elif isinstance(target, SizeTarget) and target.optimize == "speed":
-                reason = "The size may be lower: only ranks at which a layer is faster count."
+                reason = "The size may be lower: only ranks that save enough time count."
                 estimate.unknown.append(Unknown(param, reason))
         estimate.targets.append(TargetEstimate(target.name, size))
     for number, keep in enumerate(spec.evaluation.curve):
