@@ -6,10 +6,12 @@ python -m bench.scale
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from service.domain.costs.cluster import Cluster, Cost
 from service.domain.costs.formulas import block_statistics, solution_bytes
+from service.domain.costs.machines import GPU
 from service.domain.costs.shapes import Model, model_shapes
 from service.domain.costs.steps import step_costs
 from service.domain.spec import JobSpec
@@ -62,23 +64,7 @@ RESOURCES = ["model", "GPUs", "loaded", "sent", "GPU", "host", "files", "GPU, ev
 
 def cluster(gpus: int) -> Cluster:
     """Machines of eight GPUs in the manner of an H100 (SXM)."""
-    return Cluster(
-        workers=gpus,
-        workers_per_machine=min(gpus, 8),
-        gpus=True,
-        device_memory=80 * 10**9,
-        host_memory=2 * 10**12,
-        disk=28 * 10**12,
-        model_flops=989e12,
-        float32_flops=67e12,
-        float64_flops=67e12,
-        products_share=0.45,
-        solving_share=0.01,
-        memory_bandwidth=3.35e12,
-        loading_bandwidth=4e9,
-        disk_bandwidth=12e9,
-        network_bandwidth=12.5e9,
-    )
+    return replace(GPU, workers=gpus, workers_per_machine=min(gpus, 8))
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
+from service.domain.costs.sizes import sides_unreachable, stored_together
 from service.domain.spec import SIDES, JobSpec, SizeTarget, rounds_embeddings
 from service.errors import ModelInvalid, NotACausalLM, TargetUnreachable
 from service.inputs.models.files import is_companion, model_paths
@@ -73,21 +74,13 @@ def check_roundable(
         if not isinstance(target, SizeTarget) and target.precisions is not None
     }
     if wanting and source_tensors(source).unfused:
-        raise TargetUnreachable(
-            "Layers of this model are stored together, as experts are, or transposed. They cannot "
-            "be stored as integers yet: use 'keep'.",
-            param=next(iter(wanting)),
-        )
+        raise stored_together(next(iter(wanting)))
     for param, precisions in wanting.items():
         side = SIDES.get(precisions, 1)
         for layer in layers:
             if layer.in_features % side or layer.out_features % side:
-                raise TargetUnreachable(
-                    f"'{precisions}' has integers only for layers whose numbers of inputs and "
-                    f"outputs are multiples of {side}; '{layer.name}' has {layer.in_features} and "
-                    f"{layer.out_features}: choose other precisions.",
-                    param=param,
-                )
+                name, inputs, outputs = layer.name, layer.in_features, layer.out_features
+                raise sides_unreachable(precisions, f"'{name}'", inputs, outputs, param)
     for number, target in enumerate(spec.targets):
         if rounds_embeddings(target):
             try:

@@ -6,11 +6,15 @@ measures the quality of a choice.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from service.domain.costs.sizes import keep_unreachable, linear_budget
+from service.domain.costs.sizes import (
+    byte_budget,
+    bytes_unreachable,
+    keep_unreachable,
+    linear_budget,
+)
 from service.domain.spec import (
     JOINING,
     WIDTHS,
@@ -24,7 +28,6 @@ from service.domain.spec import (
 )
 from service.errors import TargetUnreachable
 from workers.compression.candidates import (
-    BYTES_OF_16_BITS,
     Forms,
     LayerCandidates,
     Width,
@@ -129,18 +132,10 @@ class Choices:
         counted = self._linear if target.scope == "linear" else self._parameters
         matrices = self._vocabulary if rounds_embeddings(target) else ()
         others = 0 if target.scope == "linear" else self._bytes_of_others(matrices)
-        whole = counted * BYTES_OF_16_BITS
-        wanted = target.bytes or math.floor((target.bytes_fraction or 0) * whole)
         try:
-            forms = budgets.allocate(wanted - others)
+            forms = budgets.allocate(byte_budget(target, counted, others))
         except BudgetTooSmall as error:
-            least = budgets.least + others
-            raise TargetUnreachable(
-                f"{target.name} is out of reach: the smallest size that '{target.precisions}' "
-                f"loads is {least} bytes, a fraction of {math.ceil(least / whole * 1000) / 1000}"
-                f"{'' if target.scope == 'linear' else f'; {others} of them are not in layers'}.",
-                param=f"{param}.{'bytes_fraction' if target.bytes is None else 'bytes'}",
-            ) from error
+            raise bytes_unreachable(target, counted, others, budgets.least, param) from error
         return {**forms, **{matrix.name: Width(target.embedding_bits) for matrix in matrices}}
 
     def _of_quality(self, target: QualityTarget, param: str, increase: Increase) -> Forms:

@@ -109,19 +109,12 @@ class Sizes:
         outside = self._others * self._number_bytes
         if rounds_embeddings(target):
             outside -= self._saved_in_vocabulary
-        others = 0 if linear else outside
-        whole = (model.linear if linear else model.parameters) * BYTES_OF_16_BITS
-        wanted = target.bytes or math.floor((target.bytes_fraction or 0) * whole)
+        counted, others = (model.linear, 0) if linear else (model.parameters, outside)
+        budget = byte_budget(target, counted, others)
         least = self._least_bytes(target.precisions)
-        if wanted - others < least:
-            raise TargetUnreachable(
-                f"{target.name} is out of reach: the smallest size that '{target.precisions}' "
-                f"loads is {least + others} bytes, a fraction of "
-                f"{math.ceil((least + others) / whole * 1000) / 1000}"
-                f"{'' if linear else f'; {others} of them are not in layers'}.",
-                param=f"{param}.{'bytes_fraction' if target.bytes is None else 'bytes'}",
-            )
-        taken = min(wanted - others, model.linear * self._number_bytes)
+        if budget < least:
+            raise bytes_unreachable(target, counted, others, least, param)
+        taken = min(budget, model.linear * self._number_bytes)
         return TargetSize(model.parameters, outside + taken, model.linear, taken)
 
     @property
@@ -141,20 +134,11 @@ class Sizes:
 
     def _check_integers(self, precisions: Precisions, param: str) -> None:
         if any(group.copies > 1 for group in self._groups):
-            raise TargetUnreachable(
-                "Layers of this model are stored together, as experts are, or transposed. They "
-                "cannot be stored as integers yet: use 'keep'.",
-                param=param,
-            )
+            raise stored_together(param)
         side = SIDES.get(precisions, 1)
         for shape in (layer.shape for layer in self._layers):
             if shape.inputs % side or shape.outputs % side:
-                raise TargetUnreachable(
-                    f"'{precisions}' has integers only for layers whose numbers of inputs and "
-                    f"outputs are multiples of {side}; one has {shape.inputs} and "
-                    f"{shape.outputs}: choose other precisions.",
-                    param=param,
-                )
+                raise sides_unreachable(precisions, "one", shape.inputs, shape.outputs, param)
 
     def _least_parameters(self, optimize: Optimize) -> int:
         """Of the compressible layers at their lowest ranks."""
@@ -225,22 +209,57 @@ def linear_budget(target: SizeTarget, parameters: int, linear: int) -> int:
     return math.floor(target.keep * parameters) - (parameters - linear)
 
 
-def smallest_keep(target: SizeTarget, parameters: int, linear: int, least: int) -> float:
-    """The smallest fraction, rounded up to thousandths, that the target's scope allows.
-
-    `least` is the smallest number of parameters of the compressible layers, which have `linear`.
-    """
-    whole, fixed = (linear, 0) if target.scope == "linear" else (parameters, parameters - linear)
-    return math.ceil((fixed + least) / whole * 1000) / 1000
-
-
 def keep_unreachable(
     target: SizeTarget, parameters: int, linear: int, least: int, param: str
 ) -> TargetUnreachable:
-    """The error for a target below what the compressible layers have at least."""
-    smallest = smallest_keep(target, parameters, linear, least)
+    """The error for a target below `least`, what the compressible layers have at least."""
+    whole, fixed = (linear, 0) if target.scope == "linear" else (parameters, parameters - linear)
+    smallest = math.ceil((fixed + least) / whole * 1000) / 1000
     return TargetUnreachable(
         f"{target.name} is out of reach: the smallest keep of this model with the scope "
         f"'{target.scope}', optimized for {target.optimize}, is {smallest:.3f}.",
+        param=param,
+    )
+
+
+def byte_budget(target: ByteTarget, counted: int, others: int) -> int:
+    """How many bytes the compressible layers may take.
+
+    The target's scope has `counted` parameters, and `others` bytes that are not in these layers.
+    """
+    whole = counted * BYTES_OF_16_BITS
+    return (target.bytes or math.floor((target.bytes_fraction or 0) * whole)) - others
+
+
+def bytes_unreachable(
+    target: ByteTarget, counted: int, others: int, least: int, param: str
+) -> TargetUnreachable:
+    """The error for a budget below `least`, the bytes of the compressible layers at least."""
+    smallest, whole = least + others, counted * BYTES_OF_16_BITS
+    return TargetUnreachable(
+        f"{target.name} is out of reach: the smallest size that '{target.precisions}' "
+        f"loads is {smallest} bytes, a fraction of {math.ceil(smallest / whole * 1000) / 1000}"
+        f"{'' if target.scope == 'linear' else f'; {others} of them are not in layers'}.",
+        param=f"{param}.{'bytes_fraction' if target.bytes is None else 'bytes'}",
+    )
+
+
+def stored_together(param: str) -> TargetUnreachable:
+    """The error for integers in a model whose layers cannot have them yet."""
+    return TargetUnreachable(
+        "Layers of this model are stored together, as experts are, or transposed. They cannot be "
+        "stored as integers yet: use 'keep'.",
+        param=param,
+    )
+
+
+def sides_unreachable(
+    precisions: Precisions, layer: str, inputs: int, outputs: int, param: str
+) -> TargetUnreachable:
+    """The error for a layer whose sides an engine has no integers for; `layer` is its subject."""
+    return TargetUnreachable(
+        f"'{precisions}' has integers only for layers whose numbers of inputs and outputs are "
+        f"multiples of {SIDES[precisions]}; {layer} has {inputs} and {outputs}: choose other "
+        "precisions.",
         param=param,
     )
