@@ -21,7 +21,7 @@ from pydantic_core import core_schema
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from api.schemas import Problem, ProblemItem
+from api.schemas.problems import Problem, ProblemItem
 from service.domain.spec import field_path
 from service.errors import (
     ArtifactCorrupt,

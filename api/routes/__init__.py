@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from fastapi import Path
 
-from api.schemas import JOB_ID_EXAMPLE, Problem
+from api.schemas.jobs import JOB_ID_EXAMPLE
+from api.schemas.problems import Problem
 
 JobId = Annotated[
     str, Path(description="The job's id.", openapi_examples={"a job": {"value": JOB_ID_EXAMPLE}})

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from api.routes import JobId, problems
-from api.schemas import Artifact, ArtifactFile, ArtifactList
+from api.schemas.artifacts import Artifact, ArtifactFile, ArtifactList
 from api.services import Services, ServicesDep
 from service.domain import job as jobs
 from service.domain.manifest import MANIFEST_NAME, check_manifest, manifest_key

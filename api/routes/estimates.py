@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body
 
 from api.routes import problems
 from api.routes.jobs import EXAMPLES
-from api.schemas import Estimate
+from api.schemas.estimates import Estimate
 from api.services import ServicesDep
 from service.domain.spec import JobSpec
 

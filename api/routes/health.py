@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import APIRouter, Response
 
-from api.schemas import Check, Health, Readiness
+from api.schemas.health import Check, Health, Readiness
 from api.services import ServicesDep
 from service.errors import EigenpressError
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from api.routes import JobId, problems
-from api.schemas import EventPage, Job, JobPage
+from api.schemas.jobs import EventPage, Job, JobPage
 from api.services import Services, ServicesDep
 from service.domain import job as jobs
 from service.domain.spec import JobSpec

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.schemas import Estimate
+from api.schemas.estimates import Estimate
 from service.cluster.ray_jobs import RayCluster
 from service.domain.states import JobState, Step
 from service.estimates.estimate import Estimates

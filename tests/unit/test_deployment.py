@@ -14,7 +14,7 @@ import pytest
 
 from api.errors import HTTP_CODES
 from api.limits import MAX_BODY_SECONDS
-from api.schemas import Problem
+from api.schemas.problems import Problem
 from service.settings import CONFIG_VARIABLE, SECRETS_VARIABLE, Settings
 from service.standalone import s3_security
 from service.standalone.ray_head import BOUNDS

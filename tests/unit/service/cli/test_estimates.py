@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from api.schemas import Estimate
+from api.schemas.estimates import Estimate
 from service.cli.estimates import size_text, view
 from service.cli.rendering import PrintableConsole
 
