@@ -1,0 +1,1 @@
+"""The bodies of responses, one module per subject."""

@@ -1,0 +1,147 @@
+"""The bodies of responses about jobs and their events.
+
+The request body is `service.domain.spec.JobSpec`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import Field
+
+from api.schemas.schema import Schema
+from service.domain import job as jobs
+from service.domain.spec import JobSpec
+from service.domain.states import JobState, Step
+from service.errors import SpecificationUnknown
+
+JOB_ID_EXAMPLE = "job-01kah7m0q8v5n2c4x6z9b3d1fg"
+
+
+class StepProgress(Schema):
+    """The progress of one step of the current attempt."""
+
+    step: Step
+    done: int = Field(examples=[48])
+    total: int = Field(examples=[128])
+    unit: str = Field(examples=["sequences"])
+    started_at: datetime
+    finished_at: datetime | None = None
+
+
+class JobError(Schema):
+    """Why a job, or one of its attempts, failed."""
+
+    code: str = Field(description="Stable.", examples=["calibration_too_short"])
+    detail: str
+    param: str | None = Field(default=None, description="The field of the request at fault.")
+
+
+class Links(Schema):
+    """Paths on this server, and the URL of the attempt in Ray's dashboard."""
+
+    self: str
+    events: str
+    artifacts: str
+    report: str
+    ray_dashboard: str | None = Field(default=None, description="Null before the first attempt.")
+
+
+class Job(Schema):
+    """A job: its specification, its state and its progress."""
+
+    id: str = Field(examples=[JOB_ID_EXAMPLE])
+    name: str | None = None
+    state: JobState
+    spec: JobSpec | dict[str, Any] = Field(
+        description="As accepted, with the defaults filled in. It may have fields that this server "
+        "does not know, if a newer version of the service accepted the job."
+    )
+    attempt: int = Field(description="The current or last attempt; 0 before the first.")
+    created_at: datetime
+    started_at: datetime | None = Field(default=None, description="Of the current attempt.")
+    finished_at: datetime | None = None
+    steps: list[StepProgress] = Field(description="Of the current attempt, in order.")
+    available_at: datetime | None = Field(
+        default=None,
+        description="While the job waits after a failed attempt: when the next attempt may begin.",
+    )
+    error: JobError | None = Field(default=None, description="Why the job failed.")
+    last_error: JobError | None = Field(
+        default=None, description="Until the job ends: why its previous attempt failed."
+    )
+    links: Links
+
+    @classmethod
+    def of(cls, job: jobs.Job, *, root_path: str, dashboard_url: str) -> Self:
+        """``root_path`` is the path under which a proxy mounts this server, usually empty."""
+        here = f"{root_path}/v1/jobs/{job.id}"
+        return cls(
+            id=job.id,
+            name=job.name,
+            state=job.state,
+            spec=_shown_spec(job),
+            attempt=job.attempt,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            steps=[StepProgress.model_validate(step) for step in job.steps],
+            available_at=job.available_at,
+            error=JobError.model_validate(job.failure) if job.failure else None,
+            last_error=JobError.model_validate(job.last_failure) if job.last_failure else None,
+            links=Links(
+                self=here,
+                events=f"{here}/events",
+                artifacts=f"{here}/artifacts",
+                report=f"{here}/report",
+                ray_dashboard=(
+                    f"{dashboard_url}/#/jobs/{job.id}-{job.attempt}" if job.attempt else None
+                ),
+            ),
+        )
+
+
+def _shown_spec(job: jobs.Job) -> JobSpec | dict[str, Any]:
+    """The specification; as it is stored if this version does not know all of it."""
+    try:
+        return job.spec
+    except SpecificationUnknown:
+        stored: dict[str, Any] = json.loads(job.stored_spec)
+        return stored
+
+
+class JobPage(Schema):
+    """Jobs, newest first."""
+
+    jobs: list[Job]
+    next_cursor: str | None = Field(
+        default=None, description="Pass as `cursor` for the next page; null on the last one."
+    )
+
+
+class Event(Schema):
+    """Something that happened to a job; ids grow with time."""
+
+    id: int
+    attempt: int | None = Field(default=None, description="Null outside an attempt.")
+    at: datetime
+    type: str = Field(examples=["job.claimed"])
+    message: str
+    data: dict[str, Any]
+
+
+class EventPage(Schema):
+    """Events, oldest first."""
+
+    events: list[Event]
+    next_after: int = Field(description="Pass as `after` to read later events.")
+
+    @classmethod
+    def of(cls, events: Sequence[jobs.Event], *, after: int) -> Self:
+        return cls(
+            events=[Event.model_validate(event) for event in events],
+            next_after=events[-1].id if events else after,
+        )
