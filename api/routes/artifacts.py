@@ -8,14 +8,16 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from api.access import ReaderDep
 from api.routes import JobId, problems
 from api.schemas.artifacts import Artifact, ArtifactFile, ArtifactList
-from api.services import Services, ServicesDep
+from api.services import ServicesDep
 from service.domain import job as jobs
 from service.domain.manifest import MANIFEST_NAME, check_manifest, manifest_key
 from service.domain.states import JobState
 from service.errors import JobConflict
 from service.storage.s3 import ObjectStorage
+from service.store.users import Users
 
 router = APIRouter(
     prefix="/v1/jobs/{job_id}", tags=["results"], responses=problems(404, 409, 422, 503)
@@ -23,28 +25,28 @@ router = APIRouter(
 
 
 @router.get("/artifacts", summary="List a job's artifacts", responses=problems(410))
-def artifacts(job_id: JobId, services: ServicesDep) -> ArtifactList:
+def artifacts(job_id: JobId, services: ServicesDep, caller: ReaderDep) -> ArtifactList:
     """Every file of every artifact, with its size, its sha256 and a presigned URL."""
-    _require_success(job_id, services)
+    _require_success(job_id, caller.users)
     lifetime = services.settings.presigned_url_seconds
     expires_at = datetime.now(UTC) + timedelta(seconds=lifetime)
     return ArtifactList(
         artifacts=[
             _artifact(job_id, artifact, services.storage, lifetime, expires_at)
-            for artifact in services.store.users.artifacts(job_id)
+            for artifact in caller.users.artifacts(job_id)
         ]
     )
 
 
 @router.get("/report", summary="Get a job's report")
-def report(job_id: JobId, services: ServicesDep) -> dict[str, Any]:
+def report(job_id: JobId, caller: ReaderDep) -> dict[str, Any]:
     """Sizes, perplexities, ranks and times: the same as `report.json` of every artifact."""
-    _require_success(job_id, services)
-    return services.store.users.report(job_id) or {}
+    _require_success(job_id, caller.users)
+    return caller.users.report(job_id) or {}
 
 
-def _require_success(job_id: str, services: Services) -> None:
-    state = services.store.users.get(job_id).state
+def _require_success(job_id: str, users: Users) -> None:
+    state = users.get(job_id).state
     if state is not JobState.SUCCEEDED:
         raise JobConflict(f"The job is {state}; only a job that has succeeded has results.")
 

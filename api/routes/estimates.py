@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body
 
+from api.access import ReaderDep
 from api.routes import problems
 from api.routes.jobs import EXAMPLES
 from api.schemas.estimates import Estimate
@@ -17,7 +18,9 @@ router = APIRouter(prefix="/v1/estimates", tags=["estimates"], responses=problem
 
 @router.post("", summary="Estimate a job", responses=problems(400, 408, 413, 415))
 async def estimate(
-    spec: Annotated[JobSpec, Body(openapi_examples=EXAMPLES)], services: ServicesDep
+    spec: Annotated[JobSpec, Body(openapi_examples=EXAMPLES)],
+    services: ServicesDep,
+    caller: ReaderDep,
 ) -> Estimate:
     """Sizes, workers, memory and time of a job, and whether it would be refused.
 
@@ -25,4 +28,4 @@ async def estimate(
     configuration and the headers of its weights, no weight. A body that is no job is refused as
     there (422); what else is wrong with it is in `problems`.
     """
-    return Estimate.of(await services.estimates.of(spec))
+    return Estimate.of(await services.estimates.of(spec, caller.users))

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from api.access import ReaderDep, SubmitterDep
 from api.routes import JobId, problems
 from api.schemas.jobs import EventPage, Job, JobPage
 from api.services import Services, ServicesDep
@@ -17,6 +18,8 @@ from service.domain import job as jobs
 from service.domain.spec import JobSpec
 from service.domain.states import JobState
 from service.errors import InvalidParameter
+from service.inputs.checks import SubmissionChecks
+from service.store.users import Users
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(422, 503))
 
@@ -84,6 +87,7 @@ async def submit(
     request: Request,
     response: Response,
     services: ServicesDep,
+    caller: SubmitterDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Check the inputs and queue the job; `Location` says where it is.
@@ -94,7 +98,7 @@ async def submit(
     With an `Idempotency-Key` a request can be repeated when its answer was lost: the same key
     and body give the same job, with status 200 and the header `Idempotent-Replayed: true`.
     """
-    job, new = await _submitted(spec, idempotency_key, services)
+    job, new = await _submitted(spec, idempotency_key, services.checks, caller.users)
     shown = _shown(job, request, services)
     response.headers["Location"] = shown.links.self
     if not new:
@@ -103,17 +107,18 @@ async def submit(
     return shown
 
 
-async def _submitted(spec: JobSpec, key: str | None, services: Services) -> tuple[jobs.Job, bool]:
+async def _submitted(
+    spec: JobSpec, key: str | None, checks: SubmissionChecks, users: Users
+) -> tuple[jobs.Job, bool]:
     """The job, and whether this request created it."""
-    users = services.store.users
     if key is None:
-        await services.checks.run(spec)
+        await checks.run(spec)
         return await run_in_threadpool(users.create, spec), True
     # An accepted job stays accepted, even if its inputs have been removed since.
     earlier = await run_in_threadpool(users.find_once, spec, key)
     if earlier is not None:
         return earlier, False
-    await services.checks.run(spec)
+    await checks.run(spec)
     return await run_in_threadpool(users.create_once, spec, key)
 
 
@@ -121,6 +126,7 @@ async def _submitted(spec: JobSpec, key: str | None, services: Services) -> tupl
 def list_jobs(
     request: Request,
     services: ServicesDep,
+    caller: ReaderDep,
     limit: Annotated[int, Query(ge=1, le=MAX_JOBS, description="Jobs per page.")] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
     state: Annotated[
@@ -131,7 +137,7 @@ def list_jobs(
     """Newest first."""
     before = None if cursor is None else decode_cursor(cursor)
     # One job more than requested shows whether there is a next page.
-    found = services.store.users.list_jobs(limit=limit + 1, before=before, states=state)
+    found = caller.users.list_jobs(limit=limit + 1, before=before, states=state)
     page = found[:limit]
     return JobPage(
         jobs=[_shown(job, request, services) for job in page],
@@ -140,57 +146,57 @@ def list_jobs(
 
 
 @router.get("/{job_id}", summary="Get a job", responses=problems(404))
-def get_job(job_id: JobId, request: Request, services: ServicesDep) -> Job:
+def get_job(job_id: JobId, request: Request, services: ServicesDep, caller: ReaderDep) -> Job:
     """Its state, the progress of its steps and, if it failed, the reason."""
-    return _shown(services.store.users.get(job_id), request, services)
+    return _shown(caller.users.get(job_id), request, services)
 
 
 @router.post(
     "/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=problems(404, 409)
 )
-def cancel(job_id: JobId, request: Request, services: ServicesDep) -> Job:
+def cancel(job_id: JobId, request: Request, services: ServicesDep, caller: SubmitterDep) -> Job:
     """A queued job is cancelled at once; a running job passes through `cancelling`.
 
     Repeating the request changes nothing. A job that has succeeded or failed cannot be cancelled.
     """
-    return _shown(services.store.users.cancel(job_id), request, services)
+    return _shown(caller.users.cancel(job_id), request, services)
 
 
 @router.post(
     "/{job_id}/retry", status_code=202, summary="Retry a failed job", responses=problems(404, 409)
 )
-def retry(job_id: JobId, request: Request, services: ServicesDep) -> Job:
+def retry(job_id: JobId, request: Request, services: ServicesDep, caller: SubmitterDep) -> Job:
     """Queue a failed job again, with as many attempts as a new one.
 
     It resumes from the checkpoints of its attempts if they are still in the bucket. Repeating the
     request changes nothing. A job that has not failed answers 409.
     """
-    return _shown(services.store.users.retry(job_id), request, services)
+    return _shown(caller.users.retry(job_id), request, services)
 
 
 @router.delete(
     "/{job_id}", status_code=204, summary="Delete an ended job", responses=problems(404, 409)
 )
-def delete(job_id: JobId, services: ServicesDep) -> None:
+def delete(job_id: JobId, caller: SubmitterDep) -> None:
     """Its artifacts, checkpoints, events and report go with it, and cannot be restored.
 
     From then on the job is unknown (404), also to a repeated request. The bucket follows soon
     after. A job that waits or runs answers 409.
     """
-    services.store.users.delete(job_id)
+    caller.users.delete(job_id)
 
 
 @router.get("/{job_id}/events", summary="Read a job's events", responses=problems(404))
 def events(
     job_id: JobId,
-    services: ServicesDep,
+    caller: ReaderDep,
     after: Annotated[
         int, Query(ge=0, le=MAX_EVENT_ID, description="Only events with a greater id.")
     ] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
 ) -> EventPage:
     """All events of the job and its attempts, oldest first."""
-    return EventPage.of(services.store.users.events(job_id, after=after, limit=limit), after=after)
+    return EventPage.of(caller.users.events(job_id, after=after, limit=limit), after=after)
 
 
 def _shown(job: jobs.Job, request: Request, services: Services) -> Job:

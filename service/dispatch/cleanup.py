@@ -101,7 +101,7 @@ class Cleaner:
     def _remove_publications(self, job: JobHead) -> None:
         keep: set[str] = set()
         if job.state is JobState.SUCCEEDED and not job.deleted:
-            keep = {artifact.prefix for artifact in self._store.users.artifacts(job.id)}
+            keep = {artifact.prefix for artifact in self._store.records.artifacts(job.id)}
         remove_publications(self._storage, job.id, through=job.attempt, keep=keep)
 
     def _retention_left(self, job: JobHead) -> timedelta | None:

@@ -39,6 +39,7 @@ from service.inputs.models import inspection
 from service.inputs.models.files import ModelHeaders
 from service.settings import Settings
 from service.store.store import Store
+from service.store.users import Users
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,12 @@ class Estimates:
         self._checks = checks
         self._history = History(settings, store, checks)
 
-    async def of(self, spec: JobSpec) -> Estimate:
-        """What is known of a job. Raises DatabaseUnavailable."""
+    async def of(self, spec: JobSpec, users: Users) -> Estimate:
+        """What is known of a job of these users. Raises DatabaseUnavailable."""
         findings = await self._checks.find(spec)
-        return await asyncio.to_thread(self._estimated, spec, findings)
+        return await asyncio.to_thread(self._estimated, spec, findings, users)
 
-    def _estimated(self, spec: JobSpec, findings: Findings) -> Estimate:
+    def _estimated(self, spec: JobSpec, findings: Findings, users: Users) -> Estimate:
         calibration = spec.calibration
         estimate = Estimate(calibration.sequences * calibration.sequence_length)
         estimate.problems += [error.failure() for error in findings.refusals]
@@ -125,7 +126,7 @@ class Estimates:
             _add_sizes(estimate, model, spec)
             estimate.driver_memory = round(peak_driver_bytes(model))
         machines = self._place(estimate, spec)
-        estimate.waits = estimate.waits or self._queue()
+        estimate.waits = estimate.waits or self._queue(users)
         if model is None or estimate.placement is None:
             missing = "the model's shapes" if model is None else "the workers"
             reason = f"This follows from {missing}, which are not known."
@@ -172,16 +173,20 @@ class Estimates:
             )
         return machines
 
-    def _queue(self) -> str | None:
-        """Why the job would wait for others. So far all jobs belong to one tenant."""
-        users, settings = self._store.users, self._settings
-        most = settings.max_running_jobs
-        if settings.max_running_jobs_per_tenant is not None:
-            most = min(most, settings.max_running_jobs_per_tenant)
-        running, queued = users.count(IN_FLIGHT), users.count({JobState.QUEUED})
-        if running + queued < most:
-            return None
-        return f"{running} of {most} places for running jobs are taken; in the queue: {queued}."
+    def _queue(self, users: Users) -> str | None:
+        """Why the job would wait for other jobs of its tenant, or of the installation."""
+        settings = self._settings
+        limits = (
+            (users, settings.max_running_jobs_per_tenant),
+            (self._store.records, settings.max_running_jobs),
+        )
+        for records, most in limits:
+            if most is not None:
+                running, queued = records.count(IN_FLIGHT), records.count({JobState.QUEUED})
+                if running + queued >= most:
+                    places = f"{running} of {most} places for running jobs are taken"
+                    return f"{places}; in the queue: {queued}."
+        return None
 
     def _add_costs(
         self,

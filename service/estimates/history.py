@@ -61,12 +61,12 @@ class History:
         """
         found: list[Measured] = []
         deadline = time.monotonic() + READING_SECONDS
-        for job in self._store.users.list_jobs(limit=JOBS_LOOKED_AT, states=[JobState.SUCCEEDED]):
+        for job in self._store.records.list_jobs(limit=JOBS_LOOKED_AT, states=[JobState.SUCCEEDED]):
             if len(found) == MEASURED_JOBS or time.monotonic() > deadline:
                 break
             if job.attempt != 1:
                 continue  # it was resumed
-            placed = self._store.users.last_event(job.id, PLACED)
+            placed = self._store.records.last_event(job.id, PLACED)
             if placed is None:
                 continue
             try:

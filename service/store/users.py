@@ -1,24 +1,20 @@
-"""The users' side of the jobs database: submit, read, cancel, delete, retry."""
+"""The side of a tenant's users of the jobs database: submit, read, cancel, delete, retry."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, insert, select
+from sqlalchemy import Connection, Row, Select, insert, select
 
-from service.domain.job import DEFAULT_TENANT, Artifact, Event, EventType, Job, new_job_id
+from service.domain.job import EventType, Job, new_job_id
 from service.domain.spec import JobSpec, read_stored_limits
 from service.domain.states import TERMINAL, JobState
-from service.errors import (
-    IdempotencyKeyReused,
-    JobConflict,
-    JobNotFound,
-)
-from service.store import rows, tables
+from service.errors import IdempotencyKeyReused, JobConflict
+from service.store import tables
 from service.store.database import Database, clock, insert_if_absent
-from service.store.rows import job_row, read_job, read_jobs
+from service.store.records import Records
+from service.store.rows import read_job
 from service.store.transitions import (
     after,
     append,
@@ -29,20 +25,19 @@ from service.store.transitions import (
 jobs = tables.jobs
 
 
-class Users:
-    """The reads and writes of users. Threads may share it."""
+class Users(Records):
+    """The reads and writes of one tenant's users. Threads may share it."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, tenant: str) -> None:
+        super().__init__(database, tenant)
+        self._tenant: str = tenant
 
-    def create(self, spec: JobSpec, *, tenant: str = DEFAULT_TENANT) -> Job:
+    def create(self, spec: JobSpec) -> Job:
         """Accept a job; it is durable once this returns."""
         with self._database.writing() as connection:
-            return self._create(connection, spec, tenant)
+            return self._create(connection, spec, new_job_id())
 
-    def create_once(
-        self, spec: JobSpec, key: str, *, tenant: str = DEFAULT_TENANT
-    ) -> tuple[Job, bool]:
+    def create_once(self, spec: JobSpec, key: str) -> tuple[Job, bool]:
         """The job of the tenant's idempotency key, and whether this call created it.
 
         Raises IdempotencyKeyReused if the key's job has another specification.
@@ -50,111 +45,43 @@ class Users:
         with self._database.writing() as connection:
             job_id = new_job_id()
             row = {
-                "tenant": tenant,
+                "tenant": self._tenant,
                 "key": key,
                 "body_sha256": _body_sha256(spec),
                 "job_id": job_id,
                 "created_at": clock(connection),
             }
             while not insert_if_absent(connection, tables.idempotency_keys, row):
-                known = connection.execute(_key_query(key, tenant)).one_or_none()
+                known = connection.execute(_key_query(key, self._tenant)).one_or_none()
                 if known is not None:  # else its job was deleted between the two statements
                     return _same_job(connection, known, spec), False
-            return self._create(connection, spec, tenant, job_id), True
+            return self._create(connection, spec, job_id), True
 
-    def find_once(self, spec: JobSpec, key: str, *, tenant: str = DEFAULT_TENANT) -> Job | None:
+    def find_once(self, spec: JobSpec, key: str) -> Job | None:
         """The job of the tenant's idempotency key; None if the key is unused.
 
         Raises IdempotencyKeyReused as `create_once` does.
         """
         with self._database.reading() as connection:
-            known = connection.execute(_key_query(key, tenant)).one_or_none()
+            known = connection.execute(_key_query(key, self._tenant)).one_or_none()
             return None if known is None else _same_job(connection, known, spec)
 
-    def _create(
-        self, connection: Connection, spec: JobSpec, tenant: str, job_id: str | None = None
-    ) -> Job:
-        now, job_id = clock(connection), job_id or new_job_id()
+    def _create(self, connection: Connection, spec: JobSpec, job_id: str) -> Job:
+        now = clock(connection)
         row = {
             "id": job_id,
             "state": JobState.QUEUED,
             "spec": spec.model_dump_json(),
             "attempt": 0,
             "created_at": now,
-            "tenant": tenant,
+            "tenant": self._tenant,
             "rank": -spec.priority,
             "deadline": after(now, spec.limits.queue_seconds),
         }
-        insert_if_absent(connection, tables.tenants, {"name": tenant, "served_at": now})
+        insert_if_absent(connection, tables.tenants, {"name": self._tenant, "served_at": now})
         connection.execute(insert(jobs).values(row))
         append(connection, job_id, None, EventType.QUEUED, "The job waits for a dispatcher.")
         return read_job(connection, job_id)
-
-    def get(self, job_id: str) -> Job:
-        with self._database.reading() as connection:
-            return read_jobs(connection, [_visible(connection, job_id)])[0]
-
-    def list_jobs(
-        self, *, limit: int, before: str | None = None, states: Collection[JobState] = ()
-    ) -> list[Job]:
-        """At most `limit` jobs, newest first, older than the job `before`, in any of `states`."""
-        query = select(jobs).where(jobs.c.deleted_at.is_(None))
-        query = query.order_by(jobs.c.id.desc()).limit(limit)
-        if before is not None:
-            query = query.where(jobs.c.id < before)
-        if states:
-            query = query.where(jobs.c.state.in_(states))
-        with self._database.reading() as connection:
-            return read_jobs(connection, connection.execute(query).all())
-
-    def count(self, states: Collection[JobState]) -> int:
-        """How many jobs are in one of these states."""
-        query = select(func.count()).select_from(jobs)
-        query = query.where(jobs.c.deleted_at.is_(None), jobs.c.state.in_(states))
-        with self._database.reading() as connection:
-            return int(connection.execute(query).scalar_one())
-
-    def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
-        """At most `limit` events with an id above `after`, in the order they happened."""
-        events = tables.events
-        query = (
-            select(events)
-            .where(events.c.job_id == job_id, events.c.id > after)
-            .order_by(events.c.id)
-            .limit(limit)
-        )
-        with self._database.reading() as connection:
-            _visible(connection, job_id)
-            return [rows.event(row) for row in connection.execute(query)]
-
-    def last_event(self, job_id: str, type: str) -> Event | None:  # noqa: A002
-        """The latest event of this type; None if there is none."""
-        events = tables.events
-        query = (
-            select(events)
-            .where(events.c.job_id == job_id, events.c.type == type)
-            .order_by(events.c.id.desc())
-            .limit(1)
-        )
-        with self._database.reading() as connection:
-            _visible(connection, job_id)
-            row = connection.execute(query).one_or_none()
-            return None if row is None else rows.event(row)
-
-    def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
-        """The artifacts published so far; they are final once the job has succeeded."""
-        artifacts = tables.artifacts
-        query = select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.position)
-        with self._database.reading() as connection:
-            _visible(connection, job_id)
-            return tuple(rows.artifact(row) for row in connection.execute(query))
-
-    def report(self, job_id: str) -> dict[str, Any] | None:
-        """The job's report.json; None until it has succeeded."""
-        query = select(tables.reports.c.content).where(tables.reports.c.job_id == job_id)
-        with self._database.reading() as connection:
-            _visible(connection, job_id)
-            return connection.execute(query).scalar_one_or_none()
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a waiting job at once, or a running one as soon as its attempt has stopped.
@@ -162,7 +89,7 @@ class Users:
         A repeated call changes nothing. Raises JobConflict if the job has succeeded or failed.
         """
         with self._database.writing() as connection:
-            row = _visible(connection, job_id, lock=True)
+            row = self._visible(connection, job_id, lock=True)
             match JobState(row.state):
                 case JobState.QUEUED:
                     cancelled = "The user cancelled the job before it ran."
@@ -180,7 +107,7 @@ class Users:
         Raises JobConflict while it waits or runs, and JobNotFound if it was already deleted.
         """
         with self._database.writing() as connection:
-            row = _visible(connection, job_id, lock=True)
+            row = self._visible(connection, job_id, lock=True)
             if row.state not in TERMINAL:
                 raise JobConflict(
                     f"Job {job_id} is {row.state}; cancel it, and delete it once it has ended."
@@ -195,7 +122,7 @@ class Users:
         be read.
         """
         with self._database.writing() as connection:
-            row = _visible(connection, job_id, lock=True)
+            row = self._visible(connection, job_id, lock=True)
             retried = row.attempt == row.attempts_before and row.failure is not None
             if row.state == JobState.QUEUED and retried:
                 return read_job(connection, job_id)
@@ -216,14 +143,6 @@ class Users:
                 deadline=after(clock(connection), limits.queue_seconds),
             )
             return read_job(connection, job_id)
-
-
-def _visible(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any]:
-    """The job's row, as from `job_row`. Raises JobNotFound also for a deleted job."""
-    row = job_row(connection, job_id, lock=lock)
-    if row.deleted_at is not None:
-        raise JobNotFound(f"There is no job {job_id}.")
-    return row
 
 
 def _body_sha256(spec: JobSpec) -> str:

@@ -69,10 +69,10 @@ def read_history(store: Store, job_id: str) -> History:
     events: list[Event] = []
     while True:
         after = events[-1].id if events else 0
-        more = store.users.events(job_id, after=after, limit=_EVENTS_AT_ONCE)
+        more = store.records.events(job_id, after=after, limit=_EVENTS_AT_ONCE)
         events += more
         if len(more) < _EVENTS_AT_ONCE:
-            return History(store.users.get(job_id), events, store.users.artifacts(job_id))
+            return History(store.records.get(job_id), events, store.records.artifacts(job_id))
 
 
 def violations(history: History) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from service.client.client import Client
 from service.client.download import download_artifact
-from service.domain.job import Artifact
+from service.domain.job import DEFAULT_TENANT, Artifact
 from service.domain.manifest import MANIFEST_NAME, manifest_key
 from service.errors import EigenpressError
 from service.settings import Settings
@@ -107,7 +107,7 @@ def _published(settings: Settings, folder: Path) -> tuple[ObjectStorage, str, Ar
     source.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (source / name).write_bytes(stream.randbytes(5_000))
-    job_id = store.users.create(small_spec()).id
+    job_id = store.users(DEFAULT_TENANT).create(small_spec()).id
     job = store.claims.claim(lease_seconds=60)
     assert job is not None
     assert job.id == job_id

@@ -60,7 +60,7 @@ def numbered_spec(number: int) -> JobSpec:
 
 
 def all_ended(store: Store, job_ids: Sequence[str]) -> bool:
-    return all(store.users.get(job_id).state in TERMINAL for job_id in job_ids)
+    return all(store.records.get(job_id).state in TERMINAL for job_id in job_ids)
 
 
 def problems_of(store: Store, storage: ObjectStorage, job_ids: Sequence[str]) -> list[str]:
@@ -102,7 +102,7 @@ class Reader(Background):
                     return
 
     def _read(self, job_id: str) -> None:
-        job = self._own.store.users.get(job_id)
+        job = self._own.store.records.get(job_id)
         if job.state is not JobState.SUCCEEDED:
             return
         self.reads += 1

@@ -17,6 +17,7 @@ import pytest
 
 from service import retrying
 from service.dispatch import cleanup, dispatcher
+from service.domain.job import DEFAULT_TENANT
 from service.errors import DatabaseUnavailable
 from service.settings import Settings
 from service.store.store import Store
@@ -76,7 +77,7 @@ def run_faulty(settings: Settings, seed: int, jobs: int, rate: float = 0.1) -> F
         faults.stop()
     problems = reader.problems + problems_of(sound.store, sound.storage, job_ids)
     problems += _doubled(sound.store, jobs)
-    numbers = [sound.store.users.get(job_id).attempt for job_id in job_ids]
+    numbers = [sound.store.records.get(job_id).attempt for job_id in job_ids]
     for own in (sound, *faulty):
         own.store.close()
     return Faulty(
@@ -95,13 +96,13 @@ def run_faulty(settings: Settings, seed: int, jobs: int, rate: float = 0.1) -> F
 def _submit(store: Store, seed: int, number: int) -> str:
     """Submit a job with an idempotency key; repeat the call until it is answered, as clients do."""
     spec, key = numbered_spec(number), f"{seed}-{number}"
-    create = partial(store.users.create_once, spec, key)
+    create = partial(store.users(DEFAULT_TENANT).create_once, spec, key)
     job, _ = retrying.retry(create, on=DatabaseUnavailable, seconds=END_SECONDS)
     return job.id
 
 
 def _doubled(store: Store, jobs: int) -> list[str]:
-    found = len(store.users.list_jobs(limit=10 * jobs))
+    found = len(store.records.list_jobs(limit=10 * jobs))
     return [] if found == jobs else [f"{jobs} submissions created {found} jobs"]
 
 

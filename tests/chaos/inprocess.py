@@ -164,7 +164,7 @@ class _Attempt:
         self._calls = 0
 
     def run(self, job_id: str, attempt: int, step_seconds: float) -> None:
-        job = self._do(lambda: self._store.users.get(job_id))
+        job = self._do(lambda: self._store.records.get(job_id))
         if job.attempt != attempt:
             raise AttemptStale
         try:
@@ -182,7 +182,7 @@ class _Attempt:
             self._do(lambda step=step: store.attempts.progress(*key, step, 0, 1, "steps"))  # type: ignore[misc]
             self._stopped.wait(step_seconds)
             self._do(lambda step=step: store.attempts.progress(*key, step, 1, 1, "steps"))  # type: ignore[misc]
-        known = {artifact.name for artifact in self._do(lambda: store.users.artifacts(job.id))}
+        known = {artifact.name for artifact in self._do(lambda: store.records.artifacts(job.id))}
         for position, target in enumerate(job.spec.targets):
             if target.name not in known:
                 self._publish(job, position, target.name)

@@ -93,7 +93,7 @@ def weights_of(installation: Installation, job_id: str) -> dict[str, str]:
     """The sha256 of every safetensors file that the job has published."""
     return {
         f"{artifact.name}/{file.path}": file.sha256
-        for artifact in installation.store.users.artifacts(job_id)
+        for artifact in installation.store.records.artifacts(job_id)
         for file in artifact.files
         if file.path.endswith(".safetensors")
     }
@@ -187,14 +187,14 @@ def _is_raylet(process: psutil.Process) -> bool:
 def current_step(installation: Installation, job_id: str) -> str | None:
     """The step that the job is in."""
     open_ = [
-        step for step in installation.store.users.get(job_id).steps if step.finished_at is None
+        step for step in installation.store.records.get(job_id).steps if step.finished_at is None
     ]
     return open_[-1].step.value if open_ else None
 
 
 def finish(installation: Installation, job_id: str) -> Job:
-    wait_until(lambda: installation.store.users.get(job_id).state in TERMINAL, JOB_SECONDS)
-    return installation.store.users.get(job_id)
+    wait_until(lambda: installation.store.records.get(job_id).state in TERMINAL, JOB_SECONDS)
+    return installation.store.records.get(job_id)
 
 
 def _resting(installation: Installation) -> Holdings:

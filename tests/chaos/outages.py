@@ -144,10 +144,10 @@ def run_outages(
     threads.join()
     problems = problems_of(ours.store, ours.storage, job_ids)
     problems += _real_problems(ours, sorted(cluster.real_ids))
-    listed = len(ours.store.users.list_jobs(limit=100 * (jobs + 1)))
+    listed = len(ours.store.records.list_jobs(limit=100 * (jobs + 1)))
     if listed != len(everything):
         problems.append(f"{len(everything)} submissions created {listed} jobs")
-    numbers = [ours.store.users.get(job_id).attempt for job_id in everything]
+    numbers = [ours.store.records.get(job_id).attempt for job_id in everything]
     for own in (ours, attempts, *dispatchers):
         own.store.close()
     seconds = round(time.monotonic() - start, 1)
@@ -163,7 +163,7 @@ def run_outages(
 
 
 def _submit(store: Store, spec: JobSpec, key: str, tenant: str) -> str:
-    create = partial(store.users.create_once, spec, key, tenant=tenant)
+    create = partial(store.users(tenant).create_once, spec, key)
     job, _ = retry(create, on=DatabaseUnavailable, seconds=120)
     return job.id
 
@@ -171,7 +171,7 @@ def _submit(store: Store, spec: JobSpec, key: str, tenant: str) -> str:
 def _ended(store: Store) -> bool:
     time.sleep(0.5)
     try:
-        listed = store.users.list_jobs(limit=1, states=set(JobState) - TERMINAL)
+        listed = store.records.list_jobs(limit=1, states=set(JobState) - TERMINAL)
     except DatabaseUnavailable:
         return False
     return not listed

@@ -182,7 +182,7 @@ def _left_over(installation: Installation) -> list[str]:
     """The problems in the bucket after the cleanup of all jobs."""
     store = installation.store
     wait_until(lambda: not store.claims.to_clean(), 60)
-    return left_over(installation, [job.id for job in store.users.list_jobs(limit=1000)])
+    return left_over(installation, [job.id for job in store.records.list_jobs(limit=1000)])
 
 
 def _kill_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

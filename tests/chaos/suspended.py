@@ -51,7 +51,8 @@ def run_suspended(
     stopped = _processes(installation, job_id, whole=whole)
     _signal(stopped, signal.SIGSTOP)
     wait_until(
-        lambda: store.users.get(job_id).attempt == 2 and store.users.get(job_id).steps, JOB_SECONDS
+        lambda: store.records.get(job_id).attempt == 2 and store.records.get(job_id).steps,
+        JOB_SECONDS,
     )
     _signal(stopped, signal.SIGCONT)
     job = finish(installation, job_id)

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from service.domain.job import Artifact, Event, EventType, FileEntry, Job
+from service.domain.job import DEFAULT_TENANT, Artifact, Event, EventType, FileEntry, Job
 from service.domain.retry_policy import RetryPolicy
 from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
@@ -52,7 +52,7 @@ def succeeded(job_store: Store, job_spec: JobSpec) -> History:
         job_store.attempts.renew(job.id, job.attempt, 30)
         job_store.attempts.succeed(job.id, job.attempt, {})
 
-    made = job_store.users.create(job_spec)
+    made = job_store.users(DEFAULT_TENANT).create(job_spec)
     claimed = job_store.claims.claim(owner="one", lease_seconds=30)
     assert claimed is not None
     job_store.claims.release(made.id, claimed.attempt, "No agent.")
@@ -71,18 +71,18 @@ def test_every_other_end_is_clean(job_store: Store, job_spec: JobSpec) -> None:
         job_store.attempts.fail(job.id, job.attempt, LOST, replace(NO_PAUSE, max_attempts=1))
 
     def cancel(job: Job) -> None:
-        job_store.users.cancel(job.id)
+        job_store.users(DEFAULT_TENANT).cancel(job.id)
         job_store.claims.end_cancelled(job.id, job.attempt)
 
-    retried = job_store.users.create(job_spec)
+    retried = job_store.users(DEFAULT_TENANT).create(job_spec)
     run_attempt(job_store, end=fail)
     assert violations(read_history(job_store, retried.id)) == []
-    job_store.users.retry(retried.id)
+    job_store.users(DEFAULT_TENANT).retry(retried.id)
     run_attempt(job_store, end=fail)
-    stopped = job_store.users.create(job_spec)
+    stopped = job_store.users(DEFAULT_TENANT).create(job_spec)
     run_attempt(job_store, end=cancel)
-    waiting = job_store.users.create(job_spec)
-    job_store.users.cancel(waiting.id)
+    waiting = job_store.users(DEFAULT_TENANT).create(job_spec)
+    job_store.users(DEFAULT_TENANT).cancel(waiting.id)
     for job in (retried, stopped, waiting):
         assert violations(read_history(job_store, job.id)) == []
 
@@ -225,7 +225,7 @@ def lapsed(store: Store, spec: JobSpec) -> History:
         failure = LeaseLapsed().failure()
         store.attempts.fail(job.id, job.attempt, failure, NO_PAUSE, only_if_lapsed=True)
 
-    made = store.users.create(spec)
+    made = store.users(DEFAULT_TENANT).create(spec)
     run_attempt(store, end=lapse)
     return read_history(store, made.id)
 

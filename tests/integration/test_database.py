@@ -15,6 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, func, insert, select, text, update
 
+from service.domain.job import DEFAULT_TENANT
 from service.errors import DatabaseUnavailable, SchemaMismatch
 from service.standalone.ports import choose_port
 from service.store.database import Database
@@ -67,7 +68,7 @@ def test_nobody_listening_is_unavailable(postgres_server: PostgresServer) -> Non
     free = choose_port(0, "")
     store = Store(postgres_server.url.replace(f":{postgres_server.port}/", f":{free}/"))
     with pytest.raises(DatabaseUnavailable, match="Connection refused"):
-        store.users.get("job-none")
+        store.records.get("job-none")
 
 
 def test_no_tables_is_unavailable(postgres_server: PostgresServer) -> None:
@@ -89,19 +90,19 @@ class TestRestarts:
     def test_between_two_calls_are_not_noticed(
         self, postgres_server: PostgresServer, postgres_store: Store, mode: str
     ) -> None:
-        job = postgres_store.users.create(small_spec())
+        job = postgres_store.users(DEFAULT_TENANT).create(small_spec())
         postgres_server.restart(mode)
-        assert postgres_store.users.get(job.id) == job
+        assert postgres_store.records.get(job.id) == job
 
     def test_a_killed_server_comes_back(
         self, postgres_server: PostgresServer, postgres_store: Store
     ) -> None:
-        job = postgres_store.users.create(small_spec())
+        job = postgres_store.users(DEFAULT_TENANT).create(small_spec())
         postgres_server.kill()
         with pytest.raises(DatabaseUnavailable):
-            postgres_store.users.get(job.id)
+            postgres_store.records.get(job.id)
         postgres_server.start()
-        assert postgres_store.users.get(job.id) == job
+        assert postgres_store.records.get(job.id) == job
 
     @pytest.mark.parametrize("statements_after", [0, 1])
     def test_within_a_transaction_undo_it(
@@ -111,7 +112,7 @@ class TestRestarts:
         database: Database,
         statements_after: int,
     ) -> None:
-        job = postgres_store.users.create(small_spec())
+        job = postgres_store.users(DEFAULT_TENANT).create(small_spec())
 
         def put(restarts: int) -> None:
             with database.writing() as connection:
@@ -123,9 +124,9 @@ class TestRestarts:
 
         with pytest.raises(DatabaseUnavailable):
             put(restarts=1)
-        assert postgres_store.users.report(job.id) is None
+        assert postgres_store.records.report(job.id) is None
         put(restarts=0)
-        assert postgres_store.users.report(job.id) == {}
+        assert postgres_store.records.report(job.id) == {}
 
 
 class TestLimits:
@@ -138,7 +139,7 @@ class TestLimits:
             connection.execute(select(func.pg_sleep(10)))
 
     def test_waiting_for_a_lock_ends(self, postgres_store: Store, postgres_url: str) -> None:
-        job = postgres_store.users.create(small_spec())
+        job = postgres_store.users(DEFAULT_TENANT).create(small_spec())
         with (
             closing(limited(postgres_url, lock_timeout="50ms")) as database,
             database.writing() as holder,
@@ -154,15 +155,15 @@ class TestLimits:
         self, postgres_store: Store, postgres_url: str
     ) -> None:
         """Somebody suspended in the middle of a transaction holds nobody up."""
-        job = postgres_store.users.create(small_spec())
+        job = postgres_store.users(DEFAULT_TENANT).create(small_spec())
         limit = {"idle_in_transaction_session_timeout": "50ms"}
         with closing(limited(postgres_url, **limit)) as database:
             suspended = database.writing()
             number(suspended.__enter__(), job.id)
-            assert postgres_store.users.cancel(job.id).state == "cancelled"
+            assert postgres_store.users(DEFAULT_TENANT).cancel(job.id).state == "cancelled"
             with pytest.raises(DatabaseUnavailable):
                 suspended.__exit__(None, None, None)
-        assert postgres_store.users.get(job.id).attempt == 0
+        assert postgres_store.records.get(job.id).attempt == 0
 
     def test_every_session_has_them(self, database: Database) -> None:
         with database.reading() as connection:
@@ -171,7 +172,7 @@ class TestLimits:
 
 
 def test_of_two_that_deadlock_one_is_told(postgres_store: Store, database: Database) -> None:
-    first, second = (postgres_store.users.create(small_spec()).id for _ in range(2))
+    first, second = (postgres_store.users(DEFAULT_TENANT).create(small_spec()).id for _ in range(2))
     together = threading.Barrier(2)
 
     def lock(ids: tuple[str, str]) -> str:
@@ -194,12 +195,12 @@ def test_of_two_that_deadlock_one_is_told(postgres_store: Store, database: Datab
 def test_a_reader_sees_one_snapshot(postgres_store: Store, database: Database) -> None:
     with database.reading() as connection:
         before = connection.scalar(select(func.count()).select_from(jobs))
-        postgres_store.users.create(small_spec())
+        postgres_store.users(DEFAULT_TENANT).create(small_spec())
         assert connection.scalar(select(func.count()).select_from(jobs)) == before
 
 
 def test_a_reader_cannot_write(postgres_store: Store, database: Database) -> None:
-    job = postgres_store.users.create(small_spec())
+    job = postgres_store.users(DEFAULT_TENANT).create(small_spec())
     with pytest.raises(DatabaseUnavailable, match="read-only"), database.reading() as connection:
         put_report(connection, job.id)
 

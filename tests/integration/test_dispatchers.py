@@ -77,7 +77,7 @@ def server() -> Iterator[PostgresServer]:
 def test_restarts_of_the_database_lose_no_job(server: PostgresServer, tmp_path: Path) -> None:
     stores = [Store(server.create_database("jobs")), Store(server.url_of("jobs"))]
     stores[0].migrate()
-    jobs = [stores[0].users.create(small_spec(), tenant=f"tenant-{n % 3}").id for n in range(JOBS)]
+    jobs = [stores[0].users(f"tenant-{n % 3}").create(small_spec()).id for n in range(JOBS)]
     cluster, stop = WorkingCluster(stores[0]), StopRequest()
     settings = Settings(
         data_dir=tmp_path,
@@ -93,7 +93,7 @@ def test_restarts_of_the_database_lose_no_job(server: PostgresServer, tmp_path: 
         threads[-1].start()
 
     def done() -> int:
-        finished = stores[0].users.list_jobs(limit=JOBS, states=[JobState.SUCCEEDED])
+        finished = stores[0].records.list_jobs(limit=JOBS, states=[JobState.SUCCEEDED])
         return len(finished)
 
     def reached(share: float) -> bool:
@@ -110,8 +110,8 @@ def test_restarts_of_the_database_lose_no_job(server: PostgresServer, tmp_path: 
             thread.join()
         cluster.close()
     for job in jobs:
-        ends = [e for e in stores[0].users.events(job) if e.type == EventType.SUCCEEDED]
+        ends = [e for e in stores[0].records.events(job) if e.type == EventType.SUCCEEDED]
         assert len(ends) == 1
-        assert stores[0].users.get(job).attempt == cluster.started[job] == 1
+        assert stores[0].records.get(job).attempt == cluster.started[job] == 1
     for store in stores:
         store.close()

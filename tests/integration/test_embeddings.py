@@ -69,7 +69,7 @@ def made(
         installation = LocalInstallation(folder, local_s3, patch)
         job = create(installation, request.param)
         installation.attempt()
-        done = installation.store.users.get(job.id)
+        done = installation.store.records.get(job.id)
         assert done.state is JobState.SUCCEEDED, done.failure
         yield Made(installation, job, folder / "made")
         installation.store.close()
@@ -152,7 +152,7 @@ def test_killed_attempts_end_with_the_same_bytes(local_installation: LocalInstal
     for end in (Moment("assemble", 2), Moment("begin_measuring", 1)):
         local_installation.attempt(end)
     local_installation.attempt()
-    assert local_installation.store.users.get(killed.id).state is JobState.SUCCEEDED
+    assert local_installation.store.records.get(killed.id).state is JobState.SUCCEEDED
     assert local_installation.weights(killed) == local_installation.weights(whole)
 
 
@@ -178,5 +178,5 @@ def test_a_model_that_exceeds_the_memory_is_refused_at_the_start(
     with pytest.raises(TargetUnreachable, match="and 60000 are free") as caught:
         local_installation.attempt()
     assert caught.value.param == "targets.0.embedding_bits"
-    steps = local_installation.store.users.get(job.id).steps
+    steps = local_installation.store.records.get(job.id).steps
     assert [each.step for each in steps] == [Step.RESOLVE]

@@ -10,6 +10,7 @@ import pytest
 
 from api.schemas.estimates import Estimate
 from service.cluster.ray_jobs import RayCluster
+from service.domain.job import DEFAULT_TENANT
 from service.domain.states import JobState, Step
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
@@ -37,7 +38,9 @@ def estimated(installation: LocalInstallation, body: Any) -> dict[str, Any]:
         RayCluster(settings.ray_address, settings.driver_command, transport) as cluster,
         SubmissionChecks(settings, ObjectStorage.from_settings(settings)) as checks,
     ):
-        found = asyncio.run(Estimates(settings, store, cluster, checks).of(body))
+        found = asyncio.run(
+            Estimates(settings, store, cluster, checks).of(body, store.users(DEFAULT_TENANT))
+        )
     return Estimate.of(found).model_dump(mode="json")
 
 
@@ -53,9 +56,9 @@ def test_sizes_are_those_of_the_artifacts_and_times_those_that_jobs_took(
     )
     before = estimated(local_installation, job.spec)
     local_installation.attempt(workers=WORKERS)
-    done = local_installation.store.users.get(job.id)
+    done = local_installation.store.records.get(job.id)
     assert done.state is JobState.SUCCEEDED, done.failure
-    report = local_installation.store.users.report(job.id)
+    report = local_installation.store.records.report(job.id)
     assert report is not None
 
     assert before["problems"] == []

@@ -122,7 +122,7 @@ class Fuzzed:
         except BaseException as error:  # Hung, and panics of libraries, too
             failure = named(error)
             store, policy = installation.store, installation.settings.retry_policy
-            attempt = store.users.get(job_id).attempt
+            attempt = store.records.get(job_id).attempt
             store.attempts.fail(job_id, attempt, Failure("failed", failure.detail), policy)
             if not isinstance(failure, UserError):
                 raise
@@ -131,7 +131,7 @@ class Fuzzed:
 
     def _difference(self, model: Path, job_id: str) -> float:
         """‖a − m‖ / ‖m‖ of the logits of the artifact a and the source m, as users load them."""
-        (artifact,) = self._installation.store.users.artifacts(job_id)
+        (artifact,) = self._installation.store.records.artifacts(job_id)
         storage = ObjectStorage.from_settings(self._installation.settings)
         copy = model.parent / "artifact"
         copy.mkdir()

@@ -35,12 +35,12 @@ class Made:
 
     def __init__(self, installation: LocalInstallation, job: Job, folder: Path) -> None:
         self.weights = installation.weights(job)
-        report = installation.store.users.report(job.id)
+        report = installation.store.records.report(job.id)
         assert report is not None
         self.report = report
         self.folders: dict[str, Path] = {}
         storage = ObjectStorage.from_settings(installation.settings)
-        for artifact in installation.store.users.artifacts(job.id):
+        for artifact in installation.store.records.artifacts(job.id):
             self.folders[artifact.name] = folder / artifact.name
             (folder / artifact.name).mkdir(parents=True)
             for file in artifact.files:
@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, local_s3: LocalS3) -> Iterato
         installation = LocalInstallation(folder, local_s3, patch)
         job = create(installation)
         installation.attempt()
-        done = installation.store.users.get(job.id)
+        done = installation.store.records.get(job.id)
         assert done.state is JobState.SUCCEEDED, done.failure
         yield Made(installation, job, folder / "made")
         installation.store.close()
@@ -130,5 +130,5 @@ def test_killed_attempts_end_with_the_same_bytes(
     for end in (Moment("solve", 2), Moment("solve", 3), Moment("assemble", 2)):
         local_installation.attempt(end)
     local_installation.attempt(workers=2)
-    assert local_installation.store.users.get(job.id).state is JobState.SUCCEEDED
+    assert local_installation.store.records.get(job.id).state is JobState.SUCCEEDED
     assert local_installation.weights(job) == made.weights

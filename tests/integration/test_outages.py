@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from service.domain.job import DEFAULT_TENANT
 from service.domain.states import JobState, Step
 from service.standalone.ports import choose_port
 from service.standalone.s3_server import LocalS3
@@ -24,19 +25,19 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
 
 
 def test_jobs_wait_for_ray_and_fail_by_name_without_a_bucket(installation: Installation) -> None:
-    waiting = installation.store.users.create(installation.spec(workers=2))
+    waiting = installation.store.users(DEFAULT_TENANT).create(installation.spec(workers=2))
     with installation.dispatching():
-        wait_until(lambda: installation.store.users.get(waiting.id).state is JobState.QUEUED)
-        assert installation.store.users.get(waiting.id).attempt == 0
+        wait_until(lambda: installation.store.records.get(waiting.id).state is JobState.QUEUED)
+        assert installation.store.records.get(waiting.id).attempt == 0
         with installation.ray(num_cpus=2, num_gpus=2):
             holds_two_gpus(installation, waiting.id)
             fails_when_the_bucket_goes_away(installation)
 
 
 def holds_two_gpus(installation: Installation, job_id: str) -> None:
-    done = installation.wait_for(installation.store.users.get(job_id), ended)
+    done = installation.wait_for(installation.store.records.get(job_id), ended)
     assert done.state is JobState.SUCCEEDED, done.failure
-    events = installation.store.users.events(job_id)
+    events = installation.store.records.events(job_id)
     (placed,) = [event for event in events if event.type == "workers.placed"]
     held = [worker["gpu_ids"] for worker in placed.data["workers"]]
     assert sorted(held) == [["0"], ["1"]]
@@ -45,7 +46,7 @@ def holds_two_gpus(installation: Installation, job_id: str) -> None:
 
 
 def fails_when_the_bucket_goes_away(installation: Installation) -> None:
-    job = installation.store.users.create(installation.spec())
+    job = installation.store.users(DEFAULT_TENANT).create(installation.spec())
     installation.wait_for(job, lambda job: any(s.step is Step.CALIBRATE for s in job.steps))
     installation.s3.stop()
     failed = installation.wait_for(job, ended)
@@ -53,8 +54,8 @@ def fails_when_the_bucket_goes_away(installation: Installation) -> None:
     assert failed.failure is not None
     assert failed.failure.code == "storage_unavailable"
     assert failed.failure.retryable
-    assert installation.store.users.artifacts(job.id) == ()
-    assert installation.store.users.report(job.id) is None
+    assert installation.store.records.artifacts(job.id) == ()
+    assert installation.store.records.report(job.id) is None
     installation.s3.start()
     wait_until(lambda: not installation.store.claims.to_clean())
     # A retry by its user would resume from what is left.

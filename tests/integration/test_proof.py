@@ -50,7 +50,7 @@ def prove(installation: LocalInstallation, model: Path, **changes: Any) -> dict[
     }
     job = installation.create(**body | changes)
     installation.attempt()
-    report = installation.store.users.report(job.id)
+    report = installation.store.records.report(job.id)
     assert report is not None
     proof: dict[str, Any] = report["targets"][0]["proof"]
     return proof

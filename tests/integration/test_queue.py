@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import create_engine, select
 
 import service.store.users
-from service.domain.job import EventType, Job
+from service.domain.job import DEFAULT_TENANT, EventType, Job
 from service.domain.states import JobState
 from service.errors import AttemptLost
 from service.store.store import Store
@@ -87,7 +87,7 @@ def claims_and_ends(url: str) -> Iterator[tuple[str, str]]:
 def test_a_suspended_attempt_writes_nothing_once_it_goes_on(
     postgres_url: str, postgres_store: Store, moment: int
 ) -> None:
-    job_id = postgres_store.users.create(small_spec()).id
+    job_id = postgres_store.users(DEFAULT_TENANT).create(small_spec()).id
     postgres_store.claims.claim(lease_seconds=0.5)
     # Suspended in the middle of a transaction it must not hold the job's row for long.
     limit = quote("-c idle_in_transaction_session_timeout=300ms")
@@ -99,12 +99,12 @@ def test_a_suspended_attempt_writes_nothing_once_it_goes_on(
         text=True,
     )
     try:
-        wait_until(lambda: len(postgres_store.users.events(job_id)) > 10)
+        wait_until(lambda: len(postgres_store.records.events(job_id)) > 10)
         time.sleep(0.003 * moment)
         attempt.send_signal(signal.SIGSTOP)
-        wait_until(lambda: postgres_store.users.get(job_id).lapsed)
+        wait_until(lambda: postgres_store.records.get(job_id).lapsed)
         postgres_store.attempts.fail(job_id, 1, AttemptLost().failure(), at_once(2))
-        before = postgres_store.users.events(job_id), postgres_store.users.get(job_id).steps
+        before = postgres_store.records.events(job_id), postgres_store.records.get(job_id).steps
         second = postgres_store.claims.claim()
         assert second is not None
         attempt.send_signal(signal.SIGCONT)
@@ -113,9 +113,9 @@ def test_a_suspended_attempt_writes_nothing_once_it_goes_on(
         attempt.kill()
         attempt.wait()
     assert "AttemptStale" in said or "DatabaseUnavailable" in said  # its connection was ended
-    written = postgres_store.users.events(job_id, after=before[0][-1].id)
+    written = postgres_store.records.events(job_id, after=before[0][-1].id)
     assert [(event.type, event.attempt) for event in written] == [(EventType.CLAIMED, 2)]
-    assert steps_of(postgres_store.users.get(job_id)) == ()
+    assert steps_of(postgres_store.records.get(job_id)) == ()
 
 
 def steps_of(job: Job) -> tuple[str, ...]:
@@ -125,7 +125,9 @@ def steps_of(job: Job) -> tuple[str, ...]:
 def test_an_old_job_that_its_user_is_retrying_is_not_deleted(
     postgres_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retried, other = (postgres_store.users.create(small_spec()).id for _ in range(2))
+    retried, other = (
+        postgres_store.users(DEFAULT_TENANT).create(small_spec()).id for _ in range(2)
+    )
     for job_id in (retried, other):
         postgres_store.claims.claim()
         postgres_store.attempts.fail(job_id, 1, AttemptLost().failure(), at_once(1))
@@ -139,7 +141,7 @@ def test_an_old_job_that_its_user_is_retrying_is_not_deleted(
 
     monkeypatch.setattr(service.store.users, "transition", slow_transition)
     with ThreadPoolExecutor(1) as pool:
-        retry = pool.submit(postgres_store.users.retry, retried)
+        retry = pool.submit(postgres_store.users(DEFAULT_TENANT).retry, retried)
         try:
             assert holds_the_row.wait(10)
             assert postgres_store.claims.delete_old(60) == 1  # without waiting
@@ -147,4 +149,4 @@ def test_an_old_job_that_its_user_is_retrying_is_not_deleted(
             go_on.set()
         assert retry.result().state is JobState.QUEUED
     assert postgres_store.claims.delete_old(60) == 0
-    assert [job.id for job in postgres_store.users.list_jobs(limit=9)] == [retried]
+    assert [job.id for job in postgres_store.records.list_jobs(limit=9)] == [retried]

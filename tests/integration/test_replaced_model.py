@@ -34,7 +34,7 @@ def test_no_secret_is_published(
     job = local_installation.create()
     local_installation.attempt()
     storage = ObjectStorage.from_settings(local_installation.settings)
-    artifacts = local_installation.store.users.artifacts(job.id)
+    artifacts = local_installation.store.records.artifacts(job.id)
     assert len(artifacts) == 2
     for artifact in artifacts:
         assert storage.get_bytes(f"{artifact.prefix}LICENSE") == b"free"

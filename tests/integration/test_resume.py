@@ -61,7 +61,7 @@ def undisturbed(
         installation = LocalInstallation(tmp_path_factory.mktemp("undisturbed"), local_s3, patch)
         job = create(installation)
         installation.attempt()
-        assert installation.store.users.get(job.id).state is JobState.SUCCEEDED
+        assert installation.store.records.get(job.id).state is JobState.SUCCEEDED
         assert installation.events(job, "attempt.resumed") == []
         weights = installation.weights(job)
         installation.store.close()
@@ -73,9 +73,9 @@ def test_a_job_killed_at_every_step_ends_with_the_same_bytes(
 ) -> None:
     job = create(local_installation)
     calls = [local_installation.attempt(end) for end in STEPS]
-    assert local_installation.store.users.get(job.id).state is JobState.QUEUED
+    assert local_installation.store.records.get(job.id).state is JobState.QUEUED
     calls.append(local_installation.attempt())
-    assert local_installation.store.users.get(job.id).state is JobState.SUCCEEDED
+    assert local_installation.store.records.get(job.id).state is JobState.SUCCEEDED
     assert local_installation.weights(job) == undisturbed
     assert local_installation.events(job, "checkpoint.refused") == []
     # Every group was solved once, but for the one or two that were under way, and artifacts once.
@@ -140,7 +140,7 @@ def test_killed_while_a_checkpoint_is_written(
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStorage, "put_bytes", put_so_often)
         local_installation.attempt()
-    assert local_installation.store.users.get(job.id).state is JobState.QUEUED
+    assert local_installation.store.records.get(job.id).state is JobState.QUEUED
     local_installation.attempt()
     assert local_installation.weights(job) == undisturbed
     assert local_installation.events(job, "checkpoint.refused") == []
@@ -180,13 +180,13 @@ def test_what_another_computation_has_published_is_published_anew(
 ) -> None:
     job = create(local_installation)
     local_installation.attempt(Moment("clean"))
-    before = local_installation.store.users.artifacts(job.id)
+    before = local_installation.store.records.artifacts(job.id)
     assert len(before) == 2
     monkeypatch.setattr(pipeline, "code_digest", lambda _: "other")
     calls = local_installation.attempt()
     assert calls["publish"] == 2
     assert {
-        artifact.prefix for artifact in local_installation.store.users.artifacts(job.id)
+        artifact.prefix for artifact in local_installation.store.records.artifacts(job.id)
     }.isdisjoint(artifact.prefix for artifact in before)
     assert local_installation.weights(job) == undisturbed
 
@@ -204,7 +204,7 @@ def test_what_is_refused_need_not_be_removed(
     monkeypatch.setattr(pipeline, "code_digest", lambda _: "other")
     monkeypatch.setattr(ObjectStorage, "delete", refuse)
     local_installation.attempt()
-    assert local_installation.store.users.get(job.id).state is JobState.SUCCEEDED
+    assert local_installation.store.records.get(job.id).state is JobState.SUCCEEDED
     assert local_installation.weights(job) == undisturbed
 
 
@@ -281,8 +281,8 @@ def test_the_report_is_the_one_that_was_published(local_installation: LocalInsta
     job = create(local_installation)
     local_installation.attempt()
     storage = ObjectStorage.from_settings(local_installation.settings)
-    report = local_installation.store.users.report(job.id)
-    artifacts = local_installation.store.users.artifacts(job.id)
+    report = local_installation.store.records.report(job.id)
+    artifacts = local_installation.store.records.artifacts(job.id)
     assert len(artifacts) == 2
     for artifact in artifacts:
         assert json.loads(storage.get_bytes(f"{artifact.prefix}report.json")) == report

@@ -204,7 +204,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory, local_s3: LocalS3) -> Iter
             dtype="bfloat16",
         )
         installation.attempt(workers=1)
-        done = installation.store.users.get(job.id)
+        done = installation.store.records.get(job.id)
         assert done.state is JobState.SUCCEEDED, done.failure
         yield Made(installation, job, folder / "made")
         installation.store.close()

@@ -52,7 +52,7 @@ def main(job_id: str, attempt: int) -> int:
     scratch = settings.scratch_dir / f"{job_id}-{attempt}"
     try:
         _retry(settings, store.check_schema)
-        job = _retry(settings, lambda: store.users.get(job_id))
+        job = _retry(settings, lambda: store.records.get(job_id))
         if job.attempt != attempt:
             raise AttemptStale
         end_stale = partial(_end, EXIT_STALE, scratch)

@@ -60,7 +60,7 @@ class Progress:
 
     def last_noted(self, type_: str) -> Mapping[str, Any] | None:
         """The data of the last event of that type, by this or an earlier attempt."""
-        event = self._retry(lambda: self._store.users.last_event(self._job_id, type_))
+        event = self._retry(lambda: self._store.records.last_event(self._job_id, type_))
         return None if event is None else event.data
 
     def published(self, position: int, artifact: Artifact) -> None:
@@ -75,7 +75,7 @@ class Progress:
 
     def artifacts(self) -> tuple[Artifact, ...]:
         """The artifacts that this and earlier attempts have published."""
-        return self._retry(lambda: self._store.users.artifacts(self._job_id))
+        return self._retry(lambda: self._store.records.artifacts(self._job_id))
 
     def in_flight(self) -> set[str]:
         """The names of all attempts, of any job, that are under way."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.domain.job import EventType, Job
+from service.domain.job import DEFAULT_TENANT, EventType, Job
 from service.domain.states import JobState
 from service.settings import Settings
 from service.standalone.ports import choose_port
@@ -30,7 +30,7 @@ import os, pathlib, sys, time
 from service.store.store import Store
 store = Store(sys.argv[1])
 job_id, attempt = sys.argv[3], int(sys.argv[4])
-name = store.users.get(job_id).name
+name = store.records.get(job_id).name
 if name == "badly":
     print("about to be lost", flush=True)
 elif name == "slowly" and attempt == 1:
@@ -111,19 +111,19 @@ def test_jobs_wait_for_ray_and_then_end_as_their_drivers_do(
     log = tmp_path / "dispatcher.log"
     with dispatching(env, log) as dispatcher:
         well, badly = (
-            store.users.create(small_spec("well")),
-            store.users.create(small_spec("badly")),
+            store.users(DEFAULT_TENANT).create(small_spec("well")),
+            store.users(DEFAULT_TENANT).create(small_spec("badly")),
         )
         storage.put_bytes(f"jobs/{badly.id}/checkpoints/left-over", b"half")
         wait_until(lambda: "does not answer" in log.read_text())
-        assert store.users.get(well.id) == well
+        assert store.records.get(well.id) == well
 
         with LocalRay(tmp_path / "ray", num_cpus=1, dashboard_port=dashboard_port):
-            wait_until(lambda: store.users.get(well.id).state is JobState.SUCCEEDED)
-            assert store.users.report(well.id) == {"by": "the driver"}
-            wait_until(lambda: store.users.get(badly.id).state is JobState.FAILED)
+            wait_until(lambda: store.records.get(well.id).state is JobState.SUCCEEDED)
+            assert store.records.report(well.id) == {"by": "the driver"}
+            wait_until(lambda: store.records.get(badly.id).state is JobState.FAILED)
             wait_until(lambda: not list(storage.list_objects(f"jobs/{badly.id}/")))
-        lost = store.users.get(badly.id)
+        lost = store.records.get(badly.id)
         assert lost.failure is not None
         assert (lost.failure.code, lost.attempt) == ("attempt_lost", 2)
         assert "about to be lost" in lost.failure.detail
@@ -135,12 +135,12 @@ def test_jobs_wait_for_ray_and_then_end_as_their_drivers_do(
 
 def started(store: Store, job: Job, folder: Path) -> int:
     """Wait for the driver of a slow job's first attempt; its process id."""
-    wait_until(lambda: (folder / job.id).exists() and store.users.get(job.id).submitted_at)
+    wait_until(lambda: (folder / job.id).exists() and store.records.get(job.id).submitted_at)
     return int((folder / job.id).read_text())
 
 
 def why_retried(store: Store, job: Job) -> list[str]:
-    events = store.users.events(job.id)
+    events = store.records.events(job.id)
     return [event.data["code"] for event in events if event.type == EventType.RETRIED]
 
 
@@ -148,18 +148,18 @@ def test_a_killed_driver_and_a_restarted_ray_cost_an_attempt(
     env: dict[str, str], store: Store, tmp_path: Path, ray: LocalRay
 ) -> None:
     with dispatching(env, tmp_path / "dispatcher.log"):
-        killed = store.users.create(small_spec("slowly"))
+        killed = store.users(DEFAULT_TENANT).create(small_spec("slowly"))
         os.kill(started(store, killed, tmp_path), signal.SIGKILL)
-        wait_until(lambda: store.users.get(killed.id).state is JobState.SUCCEEDED)
+        wait_until(lambda: store.records.get(killed.id).state is JobState.SUCCEEDED)
         assert why_retried(store, killed) == ["driver_killed"]
 
-        restarted = store.users.create(small_spec("slowly"))
+        restarted = store.users(DEFAULT_TENANT).create(small_spec("slowly"))
         started(store, restarted, tmp_path)
         ray.stop()
         ray.start()
-        wait_until(lambda: store.users.get(restarted.id).state is JobState.SUCCEEDED)
+        wait_until(lambda: store.records.get(restarted.id).state is JobState.SUCCEEDED)
         assert why_retried(store, restarted) == ["cluster_restarted"]
-        assert store.users.get(restarted.id).attempt == 2
+        assert store.records.get(restarted.id).attempt == 2
 
 
 def test_a_running_job_is_cancelled_within_seconds(
@@ -167,10 +167,10 @@ def test_a_running_job_is_cancelled_within_seconds(
 ) -> None:
     env["EIGENPRESS_RAY_ADDRESS"] = local_ray.dashboard_url
     with dispatching(env, tmp_path / "dispatcher.log"):
-        job = store.users.create(small_spec("slowly"))
+        job = store.users(DEFAULT_TENANT).create(small_spec("slowly"))
         driver = psutil.Process(started(store, job, tmp_path))
-        store.users.cancel(job.id)
-        wait_until(lambda: store.users.get(job.id).state is JobState.CANCELLED, seconds=15)
+        store.users(DEFAULT_TENANT).cancel(job.id)
+        wait_until(lambda: store.records.get(job.id).state is JobState.CANCELLED, seconds=15)
         wait_until(lambda: not is_running(driver), seconds=15)
 
 
@@ -185,10 +185,10 @@ def test_of_two_dispatchers_one_may_be_killed_or_suspended(
         dispatching(env, tmp_path / "one.log") as one,
         dispatching(env, tmp_path / "other.log") as other,
     ):
-        jobs = [store.users.create(small_spec("well")) for _ in range(8)]
+        jobs = [store.users(DEFAULT_TENANT).create(small_spec("well")) for _ in range(8)]
 
         def done() -> int:
-            return sum(store.users.get(job.id).state is JobState.SUCCEEDED for job in jobs)
+            return sum(store.records.get(job.id).state is JobState.SUCCEEDED for job in jobs)
 
         wait_until(lambda: done() > 0)
         one.send_signal(signal.SIGSTOP)
@@ -196,7 +196,7 @@ def test_of_two_dispatchers_one_may_be_killed_or_suspended(
         one.send_signal(signal.SIGCONT)
         other.kill()
         wait_until(lambda: done() == len(jobs), 120)
-        assert {store.users.get(job.id).attempt for job in jobs} == {1}
+        assert {store.records.get(job.id).attempt for job in jobs} == {1}
 
 
 def test_a_database_that_cannot_be_opened_is_said_without_a_traceback(

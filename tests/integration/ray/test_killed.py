@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from service.domain.job import Job
+from service.domain.job import DEFAULT_TENANT, Job
 from service.domain.states import JobState, Step
 from service.standalone.subprocesses import is_running
 from tests.fixtures.installation import Installation, ended
@@ -34,7 +34,7 @@ def create(installation: Installation, sequences: int = SEQUENCES) -> Job:
         )
     calibration = spec.calibration.model_copy(update={"sequences": sequences, "batch_size": BATCH})
     source = spec.model.model_copy(update={"path": str(model)})
-    return installation.store.users.create(
+    return installation.store.users(DEFAULT_TENANT).create(
         spec.model_copy(update={"model": source, "calibration": calibration, "workers": WORKERS})
     )
 
@@ -46,7 +46,7 @@ def undisturbed(installation: Installation) -> dict[str, str]:
 
 def event(installation: Installation, job: Job, type_: str) -> Any:
     """What the first event of a type says."""
-    events = installation.store.users.events(job.id)
+    events = installation.store.records.events(job.id)
     return next(each.data for each in events if each.type == type_)
 
 
@@ -97,7 +97,7 @@ def test_cancelling_stops_driver_and_workers_within_seconds(
     job = create(installation, sequences)
     wait_until(lambda: installation.done(job, step) >= 1, seconds=240)
     processes = [driver(installation, job), worker(installation, job)]
-    installation.store.users.cancel(job.id)
+    installation.store.users(DEFAULT_TENANT).cancel(job.id)
     wait_until(lambda: not any(map(is_running, processes)), 30)
     assert installation.wait_for(job, ended).state is JobState.CANCELLED
     wait_until(lambda: installation.objects_of(job) == [])

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from service.cluster.diagnosis import explain
 from service.cluster.ray_jobs import RayCluster, Unknown
-from service.domain.job import Job, new_job_id
+from service.domain.job import DEFAULT_TENANT, Job, new_job_id
 from service.domain.states import JobState
 from service.errors import (
     AttemptLost,
@@ -152,7 +152,7 @@ def own_store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def claimed(own_store: Store, stopped_installation: Installation) -> Job:
-    own_store.users.create(stopped_installation.spec(workers=1))
+    own_store.users(DEFAULT_TENANT).create(stopped_installation.spec(workers=1))
     job = own_store.claims.claim()
     assert job is not None
     return job
@@ -173,7 +173,7 @@ def test_a_driver_of_another_version_than_the_workers_fails_the_job(
     script = tmp_path / "driver.py"
     script.write_text(OF_OTHER_CODE)
     error = run_driver(local_ray, claimed, tmp_path / "own.db", str(script))
-    ended = own_store.users.get(claimed.id)
+    ended = own_store.records.get(claimed.id)
     assert ended.state is JobState.FAILED, error
     assert ended.failure is not None
     assert ended.failure.code == "version_mismatch", ended.failure
@@ -189,4 +189,4 @@ def test_a_driver_of_another_version_than_the_database_leaves_it_alone(
     error = run_driver(local_ray, claimed, tmp_path / "own.db", "-m", "workers.attempt.driver")
     assert type(error) is SchemaMismatch
     assert "The schema of the jobs database is 9999" in error.detail
-    assert own_store.users.get(claimed.id) == claimed
+    assert own_store.records.get(claimed.id) == claimed

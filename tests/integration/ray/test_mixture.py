@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from service.domain.job import DEFAULT_TENANT
 from service.domain.states import JobState
 from service.storage.s3 import ObjectStorage
 from tests.fixtures.installation import Installation, ended
@@ -27,10 +28,10 @@ def test_a_mixture_of_experts_goes_the_whole_way(
         evaluation={"sequences": 4, "decode_tokens": 4, "curve": [0.8]},
         workers=2,
     )
-    job = installation.store.users.create(spec)
+    job = installation.store.users(DEFAULT_TENANT).create(spec)
     job = installation.wait_for(job, ended)
     assert job.state is JobState.SUCCEEDED, job.failure
-    report = installation.store.users.report(job.id)
+    report = installation.store.records.report(job.id)
     assert report is not None
     (target,) = report["targets"]
     experts = [layer for layer in target["layers"] if ".experts." in layer["name"]]
@@ -41,7 +42,7 @@ def test_a_mixture_of_experts_goes_the_whole_way(
     assert routers == [f"model.layers.{block}.mlp.gate.weight" for block in range(2)]
 
     storage = ObjectStorage.from_settings(installation.settings)
-    (artifact,) = installation.store.users.artifacts(job.id)
+    (artifact,) = installation.store.records.artifacts(job.id)
     folder = tmp_path / "artifact"
     folder.mkdir()
     for file in artifact.files:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from service.domain.job import EventType, Job
+from service.domain.job import DEFAULT_TENANT, EventType, Job
 from service.domain.states import Step
 from service.standalone.ray_head import LocalRay
 from service.standalone.s3_server import LocalS3
@@ -94,10 +94,12 @@ def test_a_lost_node_is_replaced_and_no_bit_changes(
     kept, lost = new_node(2), new_node(3)
     both = {kept.wait_until_joined(), lost.wait_until_joined()}
     with installation.dispatching():
-        undisturbed = installation.wait_for(installation.store.users.create(spec), ended)
+        undisturbed = installation.wait_for(
+            installation.store.users(DEFAULT_TENANT).create(spec), ended
+        )
         assert node_ids(installation, undisturbed) == [both]
 
-        job = installation.store.users.create(spec)
+        job = installation.store.users(DEFAULT_TENANT).create(spec)
         passes = WORKERS * (BLOCKS + 1 + 2)  # there, the loss, and two blocks back
         wait_until(lambda: installation.done(job, Step.CALIBRATE) >= passes, PATIENCE_SECONDS)
         lost.kill()
@@ -106,7 +108,7 @@ def test_a_lost_node_is_replaced_and_no_bit_changes(
     assert installation.weights(finished) == installation.weights(undisturbed)
     after = {kept.wait_until_joined(), replacement.wait_until_joined()}
     assert node_ids(installation, finished) == [both, after]
-    events = {event.type: event.data for event in installation.store.users.events(job.id)}
+    events = {event.type: event.data for event in installation.store.records.events(job.id)}
     for node in (kept, lost, replacement):
         assert list((node.disk / "cache").rglob("*.safetensors"))  # each has fetched its own
     assert left_in_scratch(lost)

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from service.domain.job import Job
+from service.domain.job import DEFAULT_TENANT, Job
 from service.domain.states import JobState
 from service.storage.s3 import ObjectStorage
 from tests.fixtures.installation import Installation, ended
@@ -62,7 +62,9 @@ def jobs(installation: Installation) -> Mapping[str, Job]:
         "evaluation": {"sequences": 6, "decode_tokens": 0, "curve": CURVE},
     }
     created = {
-        name: installation.store.users.create(installation.spec(**body, workers=workers))
+        name: installation.store.users(DEFAULT_TENANT).create(
+            installation.spec(**body, workers=workers)
+        )
         for name, workers in RUNS.items()
     }
     return {name: installation.wait_for(job, ended) for name, job in created.items()}
@@ -70,7 +72,9 @@ def jobs(installation: Installation) -> Mapping[str, Job]:
 
 def download(installation: Installation, job: Job, name: str, folder: Path) -> Path:
     storage = ObjectStorage.from_settings(installation.settings)
-    (artifact,) = [each for each in installation.store.users.artifacts(job.id) if each.name == name]
+    (artifact,) = [
+        each for each in installation.store.records.artifacts(job.id) if each.name == name
+    ]
     for file in artifact.files:
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         (folder / file.path).write_bytes(storage.get_bytes(artifact.prefix + file.path))
@@ -113,7 +117,7 @@ def test_the_artifact_is_as_good_as_was_asked(
 def test_a_smaller_size_was_measured_and_is_not(
     installation: Installation, jobs: Mapping[str, Job]
 ) -> None:
-    report = installation.store.users.report(jobs["two"].id)
+    report = installation.store.records.report(jobs["two"].id)
     assert report is not None
     (dense,) = [point for point in report["curve"] if point["kind"] == "dense"]
     (chosen,) = [point for point in report["curve"] if point["name"] == f"increase-{INCREASE}"]
@@ -127,7 +131,7 @@ def test_a_smaller_size_was_measured_and_is_not(
 def test_the_curve_has_the_sizes_asked_for(
     installation: Installation, jobs: Mapping[str, Job]
 ) -> None:
-    report = installation.store.users.report(jobs["two"].id)
+    report = installation.store.records.report(jobs["two"].id)
     assert report is not None
     fractions = [point["linear_fraction"] for point in report["curve"]]
     assert fractions == sorted(fractions)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench import demo_data
+from service.domain.job import DEFAULT_TENANT
 from service.domain.states import JobState
 from service.errors import CodeExecutionForbidden
 from tests.fixtures.in_process import LocalInstallation
@@ -53,9 +54,9 @@ def test_tasks_are_given_to_every_model(running_installation: Installation) -> N
     installation.inputs.mkdir(exist_ok=True)
     evaluation = {"sequences": 4, "decode_tokens": 0, "tasks": tasks(installation.inputs)}
     spec = installation.spec(evaluation=evaluation, workers=2)
-    job = installation.wait_for(installation.store.users.create(spec), ended)
+    job = installation.wait_for(installation.store.users(DEFAULT_TENANT).create(spec), ended)
     assert job.state == JobState.SUCCEEDED, job.failure
-    report = installation.store.users.report(job.id)
+    report = installation.store.records.report(job.id)
     assert report is not None
     dense, (target,) = report["evaluation"]["dense"]["tasks"], report["targets"]
     for measured in (dense, target["tasks"]):

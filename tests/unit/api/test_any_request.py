@@ -25,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from api.app import create_app
-from service.domain.job import Artifact, FileEntry
+from service.domain.job import DEFAULT_TENANT, Artifact, FileEntry
 from service.domain.manifest import Manifest, manifest_key
 from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
@@ -81,13 +81,13 @@ class Jobs:
             JobState.CANCELLED: self._cancelled(),
             JobState.CANCELLING: self._cancelling(),
             JobState.RUNNING: self._running(),
-            JobState.QUEUED: self._store.users.create(self._spec).id,
+            JobState.QUEUED: self._store.users(DEFAULT_TENANT).create(self._spec).id,
         }
         for state, job_id in self._ids.items():
-            assert self._store.users.get(job_id).state is state
+            assert self._store.records.get(job_id).state is state
 
     def _running(self) -> str:
-        job_id = self._store.users.create(self._spec).id
+        job_id = self._store.users(DEFAULT_TENANT).create(self._spec).id
         self._store.claims.claim()
         self._store.attempts.progress(job_id, 1, Step.CALIBRATE, 1, 2, "sequences")
         self._store.attempts.record(job_id, 1, "texts.skipped", "Skipped.", {"files": ["a.png"]})
@@ -110,12 +110,12 @@ class Jobs:
 
     def _cancelling(self) -> str:
         job_id = self._running()
-        self._store.users.cancel(job_id)
+        self._store.users(DEFAULT_TENANT).cancel(job_id)
         return job_id
 
     def _cancelled(self) -> str:
-        job_id = self._store.users.create(self._spec).id
-        self._store.users.cancel(job_id)
+        job_id = self._store.users(DEFAULT_TENANT).create(self._spec).id
+        self._store.users(DEFAULT_TENANT).cancel(job_id)
         return job_id
 
 

@@ -16,6 +16,7 @@ from api.errors import param_of, status_of
 from service.domain.spec import UNION_FIELDS, JobSpec
 from service.errors import EigenpressError, InfrastructureError, UserError
 from service.store.store import Store
+from service.store.users import Users
 
 GONE = object()
 
@@ -201,7 +202,7 @@ def test_an_invalid_field_is_named(
     assert response.headers["content-type"] == "application/problem+json"
     assert problem["detail"].startswith(f"{param}: ")
     assert problem["errors"][0] == {"code": code, "detail": problem["detail"], "param": param}
-    assert store.users.list_jobs(limit=1) == []
+    assert store.records.list_jobs(limit=1) == []
 
 
 def test_all_mistakes_are_listed_without_their_consequences(
@@ -370,14 +371,13 @@ def test_a_wrong_method(client: TestClient) -> None:
 
 def test_a_defect_shows_nothing_of_its_cause(
     client: TestClient,
-    store: Store,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail(**_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the password is swordfish")
 
-    monkeypatch.setattr(store.users, "list_jobs", fail)
+    monkeypatch.setattr(Users, "list_jobs", fail)
     with caplog.at_level(logging.ERROR, logger="api"):
         response = client.get("/v1/jobs")
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from fastapi.testclient import TestClient
 
-from service.domain.job import Artifact, FileEntry
+from service.domain.job import DEFAULT_TENANT, Artifact, FileEntry
 from service.domain.manifest import Manifest
 from service.domain.spec import JobSpec
 from service.errors import EigenpressError, StorageUnavailable
@@ -24,7 +24,7 @@ MANIFEST = Manifest.of([WEIGHTS], FOLDER).to_json()
 @pytest.fixture
 def succeeded(store: Store, storage: Any, job_body: dict[str, Any]) -> str:
     """A job with one artifact of one file, and its manifest in the bucket."""
-    job_id = store.users.create(JobSpec.model_validate(job_body)).id
+    job_id = store.users(DEFAULT_TENANT).create(JobSpec.model_validate(job_body)).id
     store.claims.claim()
     prefix = f"jobs/{job_id}/artifacts/keep-0.8/{FOLDER}"
     storage.objects[f"jobs/{job_id}/artifacts/keep-0.8/manifest.json"] = MANIFEST
@@ -89,7 +89,7 @@ def test_a_manifest_that_is_not_the_published_one_is_no_artifact(
 def test_an_artifact_of_the_first_format_is_handed_out(
     client: TestClient, store: Store, storage: Any, job_body: dict[str, Any]
 ) -> None:
-    job_id = store.users.create(JobSpec.model_validate(job_body)).id
+    job_id = store.users(DEFAULT_TENANT).create(JobSpec.model_validate(job_body)).id
     store.claims.claim()
     prefix = f"jobs/{job_id}/artifacts/keep-0.8/"
     storage.objects[prefix + "manifest.json"] = Manifest.of([WEIGHTS], "").to_json()
@@ -117,7 +117,7 @@ def test_the_report(client: TestClient, succeeded: str) -> None:
 def test_nothing_before_success(
     client: TestClient, store: Store, job_body: dict[str, Any], what: str
 ) -> None:
-    job_id = store.users.create(JobSpec.model_validate(job_body)).id
+    job_id = store.users(DEFAULT_TENANT).create(JobSpec.model_validate(job_body)).id
     for state in ("queued", "running", "cancelling"):
         response = client.get(f"/v1/jobs/{job_id}/{what}")
         assert (response.status_code, response.json()["code"]) == (409, "job_conflict")
@@ -125,4 +125,4 @@ def test_nothing_before_success(
         if state == "queued":
             store.claims.claim()
         else:
-            store.users.cancel(job_id)
+            store.users(DEFAULT_TENANT).cancel(job_id)

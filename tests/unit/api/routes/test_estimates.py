@@ -17,6 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.services import Services
+from service.domain.job import DEFAULT_TENANT
 from service.domain.placement import PLACED, Machine, Placement
 from service.domain.spec import JobSpec
 from service.domain.states import Step
@@ -98,7 +99,7 @@ def test_a_sound_job_is_described(ask: Ask, body: dict[str, Any], store: Store) 
     assert [each["step"] for each in answer["seconds"]["steps"]] == [*Step]
     assert answer["seconds"]["measured_jobs"] == 0
     assert "the cost model's machines, with cores" in unknown(answer, "seconds")
-    assert store.users.list_jobs(limit=1) == []
+    assert store.records.list_jobs(limit=1) == []
 
 
 def test_a_job_on_gpus(ask: Ask, body: dict[str, Any], cluster: Any) -> None:
@@ -222,7 +223,7 @@ def run(
     attempt: int = 1,
 ) -> None:
     """A job that has succeeded in an attempt, each of whose steps took so long."""
-    job = store.users.create(JobSpec.model_validate(body))
+    job = store.users(DEFAULT_TENANT).create(JobSpec.model_validate(body))
     store.claims.claim()
     for lost in range(1, attempt):
         store.attempts.fail(job.id, lost, WorkerLost().failure(), at_once(attempt))
@@ -313,7 +314,7 @@ def test_an_earlier_model_that_is_read_slowly_counts_later(
 
 def test_jobs_before_it_are_waited_for(ask: Ask, body: dict[str, Any], store: Store) -> None:
     for _ in range(3):
-        store.users.create(JobSpec.model_validate(body))
+        store.users(DEFAULT_TENANT).create(JobSpec.model_validate(body))
     store.claims.claim()
     assert ask(body)["waits"] == "1 of 1 places for running jobs are taken; in the queue: 2."
 
@@ -334,7 +335,7 @@ def test_free_places_go_to_the_queue_first(
     most: int | None,
 ) -> None:
     for _ in range(2):
-        services.store.users.create(JobSpec.model_validate(body))
+        services.store.users(DEFAULT_TENANT).create(JobSpec.model_validate(body))
     services.store.claims.claim()
     changed = services.settings.model_copy(update=limits)
     services.estimates._settings = changed

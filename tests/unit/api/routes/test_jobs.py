@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.routes.jobs import decode_cursor, encode_cursor
 from api.services import Services
-from service.domain.job import new_job_id
+from service.domain.job import DEFAULT_TENANT, new_job_id
 from service.domain.retry_policy import RetryPolicy
 from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
@@ -61,7 +61,7 @@ def test_submit_queues_the_job(client: TestClient, store: Store, job_body: dict[
     assert {key: job[key] for key in expected} == expected
     assert datetime.fromisoformat(job["created_at"]).utcoffset() is not None
     assert job["created_at"].endswith("Z")
-    assert [each.id for each in store.users.list_jobs(limit=9)] == [job["id"]]
+    assert [each.id for each in store.records.list_jobs(limit=9)] == [job["id"]]
     assert client.get(response.headers["location"]).json() == job
 
 
@@ -88,7 +88,7 @@ def test_submit_needs_the_bucket(
     response = client.post("/v1/jobs", json=job_body)
     assert (response.status_code, response.json()["code"]) == (503, trouble.code)
     assert ("retry-after" in response.headers) is waits
-    assert store.users.list_jobs(limit=1) == []
+    assert store.records.list_jobs(limit=1) == []
 
 
 def test_list_pages_from_newest_to_oldest(client: TestClient, job_body: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ def test_a_full_last_page_has_no_next(client: TestClient, job_body: dict[str, An
 def test_list_filters_by_state(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
     first, second, third = (_submit(client, job_body)["id"] for _ in range(3))
     store.claims.claim()
-    store.users.cancel(second)
+    store.users(DEFAULT_TENANT).cancel(second)
     states = {"state": ["running", "cancelled"]}
     page = client.get("/v1/jobs", params=states).json()
     assert [job["id"] for job in page["jobs"]] == [second, first]
@@ -222,7 +222,7 @@ def test_cancel_after_the_end_is_a_conflict(
     store.attempts.succeed(job_id, 1, {})
     response = client.post(f"/v1/jobs/{job_id}/cancel")
     assert (response.status_code, response.json()["code"]) == (409, "job_conflict")
-    assert store.users.get(job_id).state is JobState.SUCCEEDED
+    assert store.records.get(job_id).state is JobState.SUCCEEDED
 
 
 def test_retry_of_a_failed_job(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
@@ -245,7 +245,7 @@ def test_an_ended_job_is_deleted(
     job_id = _submit(client, job_body)["id"]
     refused = client.delete(f"/v1/jobs/{job_id}")
     assert (refused.status_code, refused.json()["code"]) == (409, "job_conflict")
-    store.users.cancel(job_id)
+    store.users(DEFAULT_TENANT).cancel(job_id)
     deleted = client.delete(f"/v1/jobs/{job_id}")
     assert (deleted.status_code, deleted.content) == (204, b"")
     assert client.delete(f"/v1/jobs/{job_id}").status_code == 404
@@ -278,7 +278,7 @@ class TestIdempotencyKey:
         assert again.headers["Idempotent-Replayed"] == "true"
         assert again.headers["Location"] == first.headers["Location"]
         assert again.json() == first.json()
-        assert len(store.users.list_jobs(limit=9)) == 1
+        assert len(store.records.list_jobs(limit=9)) == 1
 
     def test_also_once_it_could_not_be_accepted_any_more(
         self, client: TestClient, storage: Any, model_folder: Path, job_body: dict[str, Any]
@@ -296,7 +296,7 @@ class TestIdempotencyKey:
         problem = other.json()
         assert (other.status_code, problem["code"]) == (422, "idempotency_key_reused")
         assert problem["param"] == "Idempotency-Key"
-        assert len(store.users.list_jobs(limit=9)) == 1
+        assert len(store.records.list_jobs(limit=9)) == 1
 
     def test_a_refused_request_does_not_use_it_up(
         self, client: TestClient, storage: Any, job_body: dict[str, Any]
@@ -316,7 +316,7 @@ class TestIdempotencyKey:
             ]
             answers = [each.result() for each in asked]
         assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
-        (job,) = store.users.list_jobs(limit=9)
+        (job,) = store.records.list_jobs(limit=9)
         assert {answer.json()["id"] for answer in answers} == {job.id}
 
     @pytest.mark.parametrize("key", [b"", b" ", b"x" * 256, b"tab\tbed"])
@@ -327,7 +327,7 @@ class TestIdempotencyKey:
         response = client.post("/v1/jobs", json=job_body, headers=headers)
         assert (response.status_code, response.json()["code"]) == (422, "invalid_parameter")
         assert response.json()["param"] == "Idempotency-Key"
-        assert store.users.list_jobs(limit=9) == []
+        assert store.records.list_jobs(limit=9) == []
 
 
 def test_events_can_be_followed(client: TestClient, store: Store, job_body: dict[str, Any]) -> None:
@@ -380,7 +380,7 @@ def test_a_job_of_a_newer_version_is_shown_as_it_is_stored(
     client: TestClient, store: Store, job_body: dict[str, Any]
 ) -> None:
     newer, known = (_submit(client, job_body) for _ in range(2))
-    rewrite_spec(store, store.users.get(newer["id"]), evaluation={"not_yet": 7}, method="newer")
+    rewrite_spec(store, store.records.get(newer["id"]), evaluation={"not_yet": 7}, method="newer")
     shown = client.get(f"/v1/jobs/{newer['id']}").json()
     assert shown["spec"].pop("method") == "newer"
     assert shown["spec"]["evaluation"].pop("not_yet") == 7
@@ -399,7 +399,7 @@ def test_a_retry_under_limits_that_this_version_does_not_know_is_refused(
     client: TestClient, store: Store, job_body: dict[str, Any]
 ) -> None:
     job = _submit(client, job_body)
-    rewrite_spec(store, store.users.get(job["id"]), limits={"not_yet": 7})
+    rewrite_spec(store, store.records.get(job["id"]), limits={"not_yet": 7})
     assert store.claims.claim() is None
     answer = client.post(f"/v1/jobs/{job['id']}/retry")
     problem = answer.json()

@@ -142,7 +142,7 @@ def test_a_bad_input_is_refused(
     assert (response.status_code, problem["param"]) == (422, param), problem
     assert code is None or problem["code"] == code, problem
     assert response.headers["content-type"] == "application/problem+json"
-    assert store.users.list_jobs(limit=1) == []
+    assert store.records.list_jobs(limit=1) == []
 
 
 def test_the_hub_is_not_asked_at_submission(client: TestClient, job_body: dict[str, Any]) -> None:
@@ -193,4 +193,4 @@ def test_a_check_that_takes_too_long_is_named_and_may_be_repeated(
     assert problem["param"] == "calibration.data"
     assert problem["detail"].startswith("calibration.data: the check took longer than 0.05 seconds")
     assert int(response.headers["Retry-After"]) > 0
-    assert services.store.users.list_jobs(limit=1) == []
+    assert services.store.records.list_jobs(limit=1) == []

@@ -11,7 +11,7 @@ import pytest
 from service.cluster.ray_jobs import Unknown
 from service.dispatch.cleanup import AGAIN_SECONDS, Cleaner
 from service.dispatch.dispatcher import Dispatcher
-from service.domain.job import Artifact, JobHead
+from service.domain.job import DEFAULT_TENANT, Artifact, JobHead
 from service.domain.manifest import checkpoints_prefix
 from service.domain.retry_policy import RetryPolicy
 from service.domain.states import JobState
@@ -72,7 +72,7 @@ class Attempts:
         self._storage = storage
         self._folder = folder
         folder.mkdir()
-        self.job = store.users.create(small_spec())
+        self.job = store.users(DEFAULT_TENANT).create(small_spec())
 
     def start(self) -> int:
         claimed = self._store.claims.claim()
@@ -136,7 +136,7 @@ def test_nothing_stays_of_a_cancelled_job(
 ) -> None:
     attempts.publish(attempts.start())
     attempts.checkpoint(1)
-    job_store.users.cancel(attempts.job.id)
+    job_store.users(DEFAULT_TENANT).cancel(attempts.job.id)
     cluster.end(attempts.job.id, 1)
     job_store.claims.end_cancelled(attempts.job.id, 1)
     clean(job_store.claims.head(attempts.job.id))
@@ -219,7 +219,7 @@ def test_a_cleaner_that_was_suspended_removes_nothing_of_a_later_attempt(
     attempts.publish(attempts.start())
     attempts.checkpoint(1)
     failed = attempts.lose(1, ONCE)  # as the cleaner has read it
-    job_store.users.retry(failed.id)
+    job_store.users(DEFAULT_TENANT).retry(failed.id)
     artifact = attempts.publish(attempts.start())
     checkpoint = attempts.checkpoint(2)
     with pytest.raises(AttemptStale):
@@ -304,7 +304,7 @@ def test_nothing_stays_of_a_deleted_job(
     job_store.attempts.published(attempts.job.id, 1, 0, artifact)
     job_store.attempts.succeed(attempts.job.id, 1, {})
     cluster.end(attempts.job.id, 1)
-    job_store.users.delete(attempts.job.id)
+    job_store.users(DEFAULT_TENANT).delete(attempts.job.id)
     cluster.down = True
     clean(job_store.claims.head(attempts.job.id))
     assert bucket.objects == {}
@@ -324,7 +324,7 @@ def test_a_deleted_failed_job_keeps_no_checkpoints(
     attempts.start()
     attempts.checkpoint(1)
     failed = attempts.lose(1, ONCE)
-    job_store.users.delete(failed.id)
+    job_store.users(DEFAULT_TENANT).delete(failed.id)
     with pytest.raises(AttemptStale):
         clean(failed, retention=3600)  # by a cleaner that read it before
     clean(job_store.claims.head(failed.id), retention=3600)

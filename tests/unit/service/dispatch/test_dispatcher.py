@@ -15,7 +15,7 @@ import service.dispatch.lease_watch
 from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH
 from service.cluster.ray_jobs import AttemptStatus, Ended
 from service.dispatch.dispatcher import CLEANED_PER_PASS, PAUSE_TICKS, Dispatcher
-from service.domain.job import EventType, Job
+from service.domain.job import DEFAULT_TENANT, EventType, Job
 from service.domain.retry_policy import RetryPolicy
 from service.domain.spec import JobSpec
 from service.domain.states import JobState
@@ -117,7 +117,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def queued(job_store: Store) -> Callable[[], Job]:
-    return lambda: job_store.users.create(small_spec())
+    return lambda: job_store.users(DEFAULT_TENANT).create(small_spec())
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def running(job_store: Store, dispatcher: Dispatcher, queued: Callable[[], Job])
     """A job whose first attempt was submitted."""
     job = queued()
     dispatcher.tick()
-    return job_store.users.get(job.id)
+    return job_store.records.get(job.id)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def silent(job_store: Store, running: Job, clock: Clock) -> Job:
 
 def failure_after_a_pass(store: Store, dispatcher: Dispatcher, job: Job) -> Failure | None:
     dispatcher.tick()
-    return store.users.get(job.id).failure
+    return store.records.get(job.id).failure
 
 
 def limited_spec(**limits: int) -> JobSpec:
@@ -158,7 +158,7 @@ class TestSubmission:
         assert cluster.active == [f"{running.id}-1"]
         assert cluster.names == {f"{running.id}-1": "small"}
         dispatcher.tick()
-        assert job_store.users.get(running.id) == running
+        assert job_store.records.get(running.id) == running
         assert cluster.submissions == [f"{running.id}-1"]
 
     def test_only_so_many_run_at_once(
@@ -166,10 +166,10 @@ class TestSubmission:
     ) -> None:
         second = queued()
         dispatcher.tick()
-        assert job_store.users.get(second.id).state is JobState.QUEUED
+        assert job_store.records.get(second.id).state is JobState.QUEUED
         job_store.attempts.succeed(running.id, 1, {})
         dispatcher.tick()
-        assert job_store.users.get(second.id).state is JobState.RUNNING
+        assert job_store.records.get(second.id).state is JobState.RUNNING
 
     def test_all_that_there_is_room_for_start_in_one_pass(
         self, make: Callable[..., Dispatcher], cluster: FakeCluster, queued: Callable[[], Job]
@@ -182,7 +182,7 @@ class TestSubmission:
         self, make: Callable[..., Dispatcher], cluster: FakeCluster, job_store: Store
     ) -> None:
         for tenant in ("busy", "busy", "idle"):
-            job_store.users.create(small_spec(), tenant=tenant)
+            job_store.users(tenant).create(small_spec())
         make(max_running_jobs=3, max_running_jobs_per_tenant=1).tick()
         assert len(cluster.active) == 2
 
@@ -196,7 +196,7 @@ class TestSubmission:
         cluster.refusing = "bad entrypoint"
         job = queued()
         dispatcher.tick()
-        failure = job_store.users.get(job.id).failure
+        failure = job_store.records.get(job.id).failure
         assert failure is not None
         assert (failure.code, failure.detail) == ("submission_refused", "bad entrypoint")
 
@@ -213,7 +213,7 @@ class TestSubmission:
         assert cluster.active == [f"{job.id}-1"]
         cluster.end(job.id, 1, Ended("FAILED"), "The schema is 0002.", EXIT_SCHEMA_MISMATCH)
         dispatcher.tick()
-        failed = job_store.users.get(job.id)
+        failed = job_store.records.get(job.id)
         assert (failed.state, failed.attempt) == (JobState.FAILED, 1)  # of two attempts
         assert failed.failure is not None
         assert failed.failure.code == "schema_mismatch"
@@ -231,7 +231,7 @@ class TestSubmission:
         dispatcher.tick()
         clock.now += 100
         dispatcher.tick()
-        started = job_store.users.get(job.id)
+        started = job_store.records.get(job.id)
         assert started.lease_until is not None
         assert started.submitted_at is not None
         assert (started.lease_until - started.submitted_at).total_seconds() == 300
@@ -253,8 +253,8 @@ class TestSeveralDispatchers:
         job_store.claims.claim(owner="killed", lease_seconds=-1)
         dispatcher.tick()
         assert cluster.submissions == [f"{second.id}-1"]
-        assert job_store.users.get(second.id).submitted_at is not None
-        assert job_store.users.get(first.id).submitted_at is None
+        assert job_store.records.get(second.id).submitted_at is not None
+        assert job_store.records.get(first.id).submitted_at is None
 
     def test_a_dispatcher_killed_right_after_submission_is_made_up_for(
         self,
@@ -269,7 +269,7 @@ class TestSeveralDispatchers:
         dispatcher.tick()
         dispatcher.tick()
         assert cluster.active == [f"{job.id}-1"]
-        assert job_store.users.get(job.id).submitted_at is not None
+        assert job_store.records.get(job.id).submitted_at is not None
 
     def test_one_that_goes_on_after_its_claim_was_taken_over_puts_nothing_back(
         self,
@@ -297,7 +297,7 @@ class TestSeveralDispatchers:
         suspended.tick()
         assert len(submissions) == 2
         assert cluster.active == [f"{job.id}-1"]
-        started = job_store.users.get(job.id)
+        started = job_store.records.get(job.id)
         assert (started.state, started.attempt) == (JobState.RUNNING, 1)
 
     def test_hundreds_of_jobs_are_each_submitted_once_and_the_limit_holds(
@@ -306,9 +306,7 @@ class TestSeveralDispatchers:
         job_store: Store,
         cluster: FakeCluster,
     ) -> None:
-        jobs = {
-            job_store.users.create(small_spec(), tenant=f"tenant-{n % 3}").id for n in range(200)
-        }
+        jobs = {job_store.users(f"tenant-{n % 3}").create(small_spec()).id for n in range(200)}
         dispatchers = [make(max_running_jobs=10, max_running_jobs_per_tenant=4) for _ in range(2)]
         most: list[int] = []
         stop = StopRequest()
@@ -323,7 +321,7 @@ class TestSeveralDispatchers:
                 if job.submitted_at is not None:
                     job_store.attempts.succeed(job.id, job.attempt, {})
                     cluster.end(job.id, job.attempt)
-            return not under_way and not job_store.users.list_jobs(
+            return not under_way and not job_store.records.list_jobs(
                 limit=1, states=[JobState.QUEUED]
             )
 
@@ -341,7 +339,7 @@ class TestSeveralDispatchers:
         owners = {
             event.data["owner"]
             for job in jobs
-            for event in job_store.users.events(job)
+            for event in job_store.records.events(job)
             if event.type == EventType.CLAIMED
         }
         assert owners == {dispatcher.owner for dispatcher in dispatchers}
@@ -361,11 +359,11 @@ class TestClusterDown:
         job = queued()
         for _ in range(3):
             dispatcher.tick()
-        assert job_store.users.get(job.id) == job
+        assert job_store.records.get(job.id) == job
         assert len(messages(caplog, logging.WARNING)) == 1
         cluster.down = False
         dispatcher.tick()
-        assert job_store.users.get(job.id).state is JobState.RUNNING
+        assert job_store.records.get(job.id).state is JobState.RUNNING
         assert "The Ray cluster: works again" in messages(caplog, logging.INFO)
         assert len(messages(caplog, logging.WARNING)) == 1
 
@@ -381,18 +379,18 @@ class TestClusterDown:
         lapse(job_store, running)
         clock.now += 1000
         dispatcher.tick()
-        assert job_store.users.get(running.id).state is JobState.RUNNING
+        assert job_store.records.get(running.id).state is JobState.RUNNING
         cluster.down = False
         dispatcher.tick()
-        assert job_store.users.get(running.id).attempt == 2
+        assert job_store.records.get(running.id).attempt == 2
 
     def test_a_job_that_waits_for_too_long_fails_all_the_same(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster
     ) -> None:
         cluster.down = True
-        job = job_store.users.create(limited_spec(queue_seconds=1))
+        job = job_store.users(DEFAULT_TENANT).create(limited_spec(queue_seconds=1))
         wait_until(lambda: failure_after_a_pass(job_store, dispatcher, job))
-        failure = job_store.users.get(job.id).failure
+        failure = job_store.records.get(job.id).failure
         assert failure is not None
         assert failure.code == "queue_time_exceeded"
 
@@ -406,12 +404,12 @@ class TestClusterDown:
         cluster.dropping_submissions = True
         job = queued()
         dispatcher.tick()
-        waiting = job_store.users.get(job.id)
+        waiting = job_store.records.get(job.id)
         assert (waiting.state, waiting.attempt) == (JobState.QUEUED, 0)
         cluster.dropping_submissions = False
         for _ in range(PAUSE_TICKS):
             dispatcher.tick()
-            assert job_store.users.get(job.id) == waiting
+            assert job_store.records.get(job.id) == waiting
         dispatcher.tick()
         assert cluster.active == [f"{job.id}-1"]
 
@@ -425,7 +423,7 @@ class TestClusterDown:
 
 
 def retry_of(store: Store, job: Job) -> dict[str, object]:
-    (retried,) = [e for e in store.users.events(job.id) if e.type == EventType.RETRIED]
+    (retried,) = [e for e in store.records.events(job.id) if e.type == EventType.RETRIED]
     return dict(retried.data)
 
 
@@ -435,7 +433,7 @@ class TestLostAttempts:
     ) -> None:
         cluster.end(running.id, 1, printed="loading", code=137)
         dispatcher.tick()
-        job = job_store.users.get(running.id)
+        job = job_store.records.get(running.id)
         assert (job.state, job.attempt) == (JobState.RUNNING, 2)
         retried = retry_of(job_store, running)
         assert retried["code"] == "driver_killed"
@@ -448,7 +446,7 @@ class TestLostAttempts:
         for attempt in (1, 2):
             cluster.end(running.id, attempt)
             dispatcher.tick()
-        job = job_store.users.get(running.id)
+        job = job_store.records.get(running.id)
         assert job.state is JobState.FAILED
         assert job.failure is not None
         assert (job.failure.code, job.attempt) == ("attempt_lost", 2)
@@ -459,7 +457,7 @@ class TestLostAttempts:
         cluster.logs_lost = True
         cluster.end(running.id, 1)
         dispatcher.tick()
-        assert job_store.users.get(running.id).attempt == 2
+        assert job_store.records.get(running.id).attempt == 2
 
     @pytest.mark.parametrize("how", ["succeeded", "failed"])
     def test_a_driver_that_ended_the_attempt_first_is_believed(
@@ -481,7 +479,7 @@ class TestLostAttempts:
 
         monkeypatch.setattr(cluster, "status", ended_meanwhile)
         dispatcher.tick()
-        assert job_store.users.get(running.id).state == how
+        assert job_store.records.get(running.id).state == how
         assert messages(caplog, logging.WARNING) == []
 
     def test_a_failed_attempt_is_stopped_before_the_next(
@@ -515,7 +513,7 @@ class TestLeases:
     ) -> None:
         cluster.agent_hangs = True
         dispatcher.tick()
-        assert job_store.users.get(silent.id).state is JobState.QUEUED
+        assert job_store.records.get(silent.id).state is JobState.QUEUED
 
     def test_none_is_judged_by_a_dispatcher_that_has_just_started(
         self,
@@ -528,10 +526,10 @@ class TestLeases:
         lapse(job_store, running)
         clock.now += settings.lease_seconds - 1
         dispatcher.tick()
-        assert job_store.users.get(running.id).attempt == 1
+        assert job_store.records.get(running.id).attempt == 1
         clock.now += 1
         dispatcher.tick()
-        assert job_store.users.get(running.id).attempt == 2
+        assert job_store.records.get(running.id).attempt == 2
 
     def test_none_is_judged_while_drivers_may_not_have_reached_the_database(
         self,
@@ -547,10 +545,10 @@ class TestLeases:
             dispatcher.tick()
         clock.now += settings.lease_seconds - 1
         dispatcher.tick()
-        assert job_store.users.get(silent.id).attempt == 1
+        assert job_store.records.get(silent.id).attempt == 1
         clock.now += 1
         dispatcher.tick()
-        assert job_store.users.get(silent.id).attempt == 2
+        assert job_store.records.get(silent.id).attempt == 2
 
     def test_none_is_judged_when_drivers_may_have_slept(
         self,
@@ -564,17 +562,17 @@ class TestLeases:
         dispatcher.tick()
         clock.now += settings.lease_seconds - 1
         dispatcher.tick()
-        assert job_store.users.get(silent.id).attempt == 1
+        assert job_store.records.get(silent.id).attempt == 1
         clock.now += 1
         dispatcher.tick()
-        assert job_store.users.get(silent.id).attempt == 2
+        assert job_store.records.get(silent.id).attempt == 2
 
     def test_a_step_of_the_wall_clock_is_no_sleep(
         self, job_store: Store, dispatcher: Dispatcher, silent: Job, clock: Clock
     ) -> None:
         clock.stepped += 3600
         dispatcher.tick()
-        assert job_store.users.get(silent.id).attempt == 2
+        assert job_store.records.get(silent.id).attempt == 2
 
     @pytest.mark.usefixtures("silent")
     def test_none_is_stopped_before_its_judgement_is_committed(
@@ -613,19 +611,19 @@ class TestLeases:
         monkeypatch.setattr(cluster, call, renewed_meanwhile)
         dispatcher.tick()
         assert cluster.active == [f"{silent.id}-1"]
-        assert job_store.users.get(silent.id).attempt == 1
+        assert job_store.records.get(silent.id).attempt == 1
 
 
 class TestCancelling:
     def test_the_attempt_is_stopped_then_the_job_ends(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster, running: Job
     ) -> None:
-        job_store.users.cancel(running.id)
+        job_store.users(DEFAULT_TENANT).cancel(running.id)
         dispatcher.tick()
         assert cluster.stopped == [f"{running.id}-1"]
-        assert job_store.users.get(running.id).state is JobState.CANCELLING
+        assert job_store.records.get(running.id).state is JobState.CANCELLING
         dispatcher.tick()
-        assert job_store.users.get(running.id).state is JobState.CANCELLED
+        assert job_store.records.get(running.id).state is JobState.CANCELLED
 
     def test_between_claim_and_submission(
         self,
@@ -636,10 +634,10 @@ class TestCancelling:
     ) -> None:
         job = queued()
         job_store.claims.claim()
-        job_store.users.cancel(job.id)
+        job_store.users(DEFAULT_TENANT).cancel(job.id)
         dispatcher.tick()
         assert cluster.names == {}
-        assert job_store.users.get(job.id).state is JobState.CANCELLED
+        assert job_store.records.get(job.id).state is JobState.CANCELLED
 
     @pytest.mark.parametrize("trouble", ["agent_hangs", "down"])
     @pytest.mark.parametrize(
@@ -660,20 +658,20 @@ class TestCancelling:
         setattr(cluster, trouble, True)
         if lapsed:
             lapse(job_store, running)
-        job_store.users.cancel(running.id)
+        job_store.users(DEFAULT_TENANT).cancel(running.id)
         dispatcher.tick()
-        assert job_store.users.get(running.id).state is state
+        assert job_store.records.get(running.id).state is state
 
 
 class TestTimeLimits:
     def test_a_job_that_ran_for_too_long_fails_and_is_stopped(
         self, job_store: Store, dispatcher: Dispatcher, cluster: FakeCluster
     ) -> None:
-        job = job_store.users.create(limited_spec(run_seconds=1))
+        job = job_store.users(DEFAULT_TENANT).create(limited_spec(run_seconds=1))
         dispatcher.tick()
         assert cluster.active == [f"{job.id}-1"]
         wait_until(lambda: failure_after_a_pass(job_store, dispatcher, job))
-        failure = job_store.users.get(job.id).failure
+        failure = job_store.records.get(job.id).failure
         assert failure is not None
         assert failure.code == "run_time_exceeded"
         assert cluster.active == []
@@ -692,7 +690,7 @@ class TestTrouble:
         dispatcher, hanging = make(max_running_jobs=3), threading.Event()
         jobs = [queued() for _ in range(2)]
         dispatcher.tick()
-        wait_until(lambda: all(job_store.users.get(job.id).submitted_at for job in jobs))
+        wait_until(lambda: all(job_store.records.get(job.id).submitted_at for job in jobs))
         stop = cluster.stop
 
         def stop_hangs(job_id: str, attempt: int) -> None:
@@ -702,16 +700,16 @@ class TestTrouble:
 
         monkeypatch.setattr(cluster, "stop", stop_hangs)
         for job in jobs:
-            job_store.users.cancel(job.id)
+            job_store.users(DEFAULT_TENANT).cancel(job.id)
         late = queued()
 
         def passes() -> bool:
             dispatcher.tick()
-            cancelled = job_store.users.get(jobs[1].id).state is JobState.CANCELLED
-            return cancelled and job_store.users.get(late.id).submitted_at is not None
+            cancelled = job_store.records.get(jobs[1].id).state is JobState.CANCELLED
+            return cancelled and job_store.records.get(late.id).submitted_at is not None
 
         wait_until(passes)
-        assert job_store.users.get(jobs[0].id).state is JobState.CANCELLING
+        assert job_store.records.get(jobs[0].id).state is JobState.CANCELLING
         hanging.set()
 
     def test_a_defect_in_one_job_does_not_hold_up_the_others(
@@ -733,7 +731,7 @@ class TestTrouble:
 
         monkeypatch.setattr(cluster, "submit", submit_badly)
         dispatcher.tick()
-        assert job_store.users.get(good.id).submitted_at is not None
+        assert job_store.records.get(good.id).submitted_at is not None
         (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert warning.exc_info is not None
 
@@ -768,9 +766,9 @@ class TestTrouble:
         (warning,) = messages(caplog, logging.WARNING)
         assert "no such table" in warning
         store.migrate()
-        job = store.users.create(small_spec())
+        job = store.users(DEFAULT_TENANT).create(small_spec())
         dispatcher.tick()
-        assert store.users.get(job.id).state is JobState.RUNNING
+        assert store.records.get(job.id).state is JobState.RUNNING
         dispatcher.close()
         store.close()
 
@@ -779,13 +777,13 @@ class TestRetention:
     @pytest.fixture
     def old(self, job_store: Store, bucket: MemoryStorage) -> Job:
         """A job that succeeded two hours ago, cleaned up after, with its result in the bucket."""
-        job = job_store.users.create(small_spec())
+        job = job_store.users(DEFAULT_TENANT).create(small_spec())
         job_store.claims.claim()
         job_store.attempts.succeed(job.id, 1, {"loss": 1.5})
         job_store.claims.cleaned(job.id, 1)
         bucket.put_bytes(f"jobs/{job.id}/artifacts/keep-0.8/1-0000000a/weights", b"result")
         age(job_store, job.id, 7200)
-        return job_store.users.get(job.id)
+        return job_store.records.get(job.id)
 
     def test_an_old_job_goes_with_its_result(
         self,
@@ -799,7 +797,7 @@ class TestRetention:
         with caplog.at_level(logging.INFO):
             dispatcher.tick()
             with pytest.raises(JobNotFound):
-                job_store.users.get(old.id)
+                job_store.records.get(old.id)
             dispatcher.tick()
             dispatcher.tick()
         with pytest.raises(JobNotFound):
@@ -822,23 +820,23 @@ class TestRetention:
         dispatcher = make(job_retention_seconds=retention)
         dispatcher.tick()
         dispatcher.tick()
-        assert job_store.users.get(old.id) == old
+        assert job_store.records.get(old.id) == old
         assert len(bucket.objects) == 1
 
     def test_old_jobs_wait_until_those_that_ended_now_are_cleaned_up_after(
         self, make: Callable[..., Dispatcher], job_store: Store, old: Job
     ) -> None:
         for _ in range(CLEANED_PER_PASS):
-            job = job_store.users.create(small_spec())
+            job = job_store.users(DEFAULT_TENANT).create(small_spec())
             job_store.claims.claim()
             job_store.attempts.fail(job.id, 1, USER_MISTAKE, at_once(1))
         dispatcher = make(job_retention_seconds=3600.0, checkpoint_retention_seconds=0.0)
         dispatcher.tick()
         assert job_store.claims.to_clean() == []
-        assert job_store.users.get(old.id) == old
+        assert job_store.records.get(old.id) == old
         dispatcher.tick()
         with pytest.raises(JobNotFound):
-            job_store.users.get(old.id)
+            job_store.records.get(old.id)
 
 
 def test_it_runs_until_asked_to_stop(

@@ -17,7 +17,7 @@ import pytest
 
 from service.cluster.ray_jobs import Cluster
 from service.dispatch.dispatcher import Dispatcher
-from service.domain.job import EventType, Job
+from service.domain.job import DEFAULT_TENANT, EventType, Job
 from service.domain.states import TERMINAL, JobState
 from service.errors import AttemptStale, EigenpressError, InvalidParameter
 from service.settings import Settings
@@ -91,11 +91,14 @@ class World:
             self.suspended.tick()
             self.other.tick()
             self.finish(job)
-            if self.store.users.get(job.id).state in TERMINAL and not self.store.claims.to_clean():
+            if (
+                self.store.records.get(job.id).state in TERMINAL
+                and not self.store.claims.to_clean()
+            ):
                 break
         self.suspended.close()
         self.other.close()
-        return self.store.users.get(job.id)
+        return self.store.records.get(job.id)
 
 
 @pytest.fixture(params=CALLS)
@@ -113,12 +116,12 @@ def world(request: pytest.FixtureRequest, job_store: Store, tmp_path: Path) -> W
 
 def ends(store: Store, job: Job) -> list[str]:
     terminal = {EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED}
-    return [event.type for event in store.users.events(job.id) if event.type in terminal]
+    return [event.type for event in store.records.events(job.id) if event.type in terminal]
 
 
 def test_while_it_submits(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    job = world.store.users.create(small_spec())
+    job = world.store.users(DEFAULT_TENANT).create(small_spec())
 
     def meanwhile() -> None:
         lapse(world.store, job)
@@ -135,9 +138,9 @@ def test_while_it_submits(world: World, caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_while_it_cancels(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    job = world.store.users.create(small_spec())
+    job = world.store.users(DEFAULT_TENANT).create(small_spec())
     world.other.tick()
-    world.store.users.cancel(job.id)
+    world.store.users(DEFAULT_TENANT).cancel(job.id)
 
     def meanwhile() -> None:
         world.other.tick()
@@ -152,7 +155,7 @@ def test_while_it_cancels(world: World, caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_while_it_ends_a_lost_attempt(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    job = world.store.users.create(small_spec())
+    job = world.store.users(DEFAULT_TENANT).create(small_spec())
     world.other.tick()
     world.cluster.end(job.id, 1, code=137)
 
@@ -163,13 +166,13 @@ def test_while_it_ends_a_lost_attempt(world: World, caplog: pytest.LogCaptureFix
     world.meanwhile = meanwhile
     done = world.settle(job)
     assert (done.state, done.attempt) == (JobState.SUCCEEDED, 2)
-    assert world.store.users.report(job.id) == {"by": 2}
+    assert world.store.records.report(job.id) == {"by": 2}
     assert world.cluster.active == []
     assert no_defects(caplog)
 
 
 def test_while_it_cleans_up(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    job = world.store.users.create(small_spec())
+    job = world.store.users(DEFAULT_TENANT).create(small_spec())
     world.other.tick()
     world.bucket.put_bytes(f"jobs/{job.id}/checkpoints/f/1-0000000a/part", b"of attempt 1")
     world.store.attempts.fail(job.id, 1, InvalidParameter().failure(), Settings().retry_policy)
@@ -178,14 +181,14 @@ def test_while_it_cleans_up(world: World, caplog: pytest.LogCaptureFixture) -> N
     retried = []
 
     def meanwhile() -> None:
-        retried.append(world.store.users.retry(job.id))
+        retried.append(world.store.users(DEFAULT_TENANT).retry(job.id))
         world.other.tick()
         world.bucket.put_bytes(live, b"of attempt 2")
 
     world.meanwhile = meanwhile
     world.suspended.tick()
     if retried:
-        now = world.store.users.get(job.id)
+        now = world.store.records.get(job.id)
         assert (now.state, now.attempt) == (JobState.RUNNING, 2)
         assert world.cluster.active == [f"{job.id}-2"]
         assert live in world.bucket.objects

@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy.exc
 from sqlalchemy import create_engine, insert, select
 
+from service.domain.job import DEFAULT_TENANT
 from service.domain.states import JobState, Step
 from service.errors import AttemptStale, DatabaseUnavailable
 from service.store import database, tables
@@ -42,7 +43,7 @@ def test_no_tables_is_unavailable(database_url: str) -> None:
 def test_a_folder_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
     store = Store(f"sqlite:///{tmp_path / 'missing' / 'jobs.db'}")
     with pytest.raises(DatabaseUnavailable, match="unable to open database file"):
-        store.users.get("job-none")
+        store.records.get("job-none")
 
 
 def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
@@ -62,8 +63,8 @@ def test_a_lock_held_too_long_is_unavailable(
     holder.execute("BEGIN IMMEDIATE")
     try:
         with pytest.raises(DatabaseUnavailable, match="locked"):
-            impatient.users.create(small_spec())
-        assert impatient.users.list_jobs(limit=1) == []  # readers do not wait for writers
+            impatient.users(DEFAULT_TENANT).create(small_spec())
+        assert impatient.records.list_jobs(limit=1) == []  # readers do not wait for writers
     finally:
         holder.close()
         impatient.close()
@@ -79,14 +80,14 @@ def test_a_defect_stays_a_defect(database_url: str) -> None:
 
 
 def test_an_exception_undoes_the_transaction(job_store: Store, database_url: str) -> None:
-    job = job_store.users.create(small_spec())
+    job = job_store.users(DEFAULT_TENANT).create(small_spec())
     database = Database(database_url)
     row = {"job_id": job.id, "content": {}}
     with suppress(RuntimeError), database.writing() as connection:
         connection.execute(insert(tables.reports).values(row))
         raise RuntimeError
     database.close()
-    assert job_store.users.report(job.id) is None
+    assert job_store.records.report(job.id) is None
 
 
 def test_instants_need_a_timezone_and_come_back_in_utc() -> None:
@@ -105,7 +106,7 @@ def test_instants_need_a_timezone_and_come_back_in_utc() -> None:
 
 
 def test_processes_claim_each_job_once(job_store: Store, database_url: str) -> None:
-    jobs = {job_store.users.create(small_spec()).id for _ in range(40)}
+    jobs = {job_store.users(DEFAULT_TENANT).create(small_spec()).id for _ in range(40)}
     command = [sys.executable, "-c", CLAIM_ALL, database_url]
     claimers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -121,7 +122,7 @@ def test_processes_claim_each_job_once(job_store: Store, database_url: str) -> N
 
 
 def test_threads_claim_each_job_once(job_store: Store) -> None:
-    jobs = [job_store.users.create(small_spec()).id for _ in range(20)]
+    jobs = [job_store.users(DEFAULT_TENANT).create(small_spec()).id for _ in range(20)]
     with ThreadPoolExecutor(8) as pool:
         claims = list(pool.map(lambda _: job_store.claims.claim(), range(24)))
     assert sorted(job.id for job in claims if job) == jobs
@@ -140,16 +141,16 @@ def test_of_an_end_and_a_cancellation_one_wins(job_store: Store) -> None:
 
     def cancel(job_id: str) -> bool:
         try:
-            return job_store.users.cancel(job_id).state is JobState.CANCELLING
+            return job_store.users(DEFAULT_TENANT).cancel(job_id).state is JobState.CANCELLING
         except Exception:
             return False
 
     with ThreadPoolExecutor(2) as pool:
         for _ in range(20):
-            job = job_store.users.create(small_spec())
+            job = job_store.users(DEFAULT_TENANT).create(small_spec())
             job_store.claims.claim()
             ended, cancelled = pool.submit(succeed, job.id), pool.submit(cancel, job.id)
             assert ended.result() != cancelled.result()
-            state = job_store.users.get(job.id).state
+            state = job_store.records.get(job.id).state
             assert state is (JobState.SUCCEEDED if ended.result() else JobState.CANCELLING)
-            assert (job_store.users.report(job.id) is not None) == ended.result()
+            assert (job_store.records.report(job.id) is not None) == ended.result()

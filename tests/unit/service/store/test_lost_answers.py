@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import OperationalError
 
-from service.domain.job import Artifact, EventType, FileEntry, Job
+from service.domain.job import DEFAULT_TENANT, Artifact, EventType, FileEntry, Job
 from service.domain.states import JobState
 from service.errors import AttemptStale, DatabaseUnavailable, InvalidParameter, StorageUnavailable
 from service.store.store import Store
@@ -44,26 +44,26 @@ def twice(act: Callable[[], Any]) -> Any:
 
 
 def claimed(store: Store) -> Job:
-    store.users.create(small_spec())
+    store.users(DEFAULT_TENANT).create(small_spec())
     job = store.claims.claim()
     assert job is not None
     return job
 
 
 def types(store: Store, job_id: str) -> list[str]:
-    return [each.type for each in store.users.events(job_id)][2:]
+    return [each.type for each in store.records.events(job_id)][2:]
 
 
 def test_of_a_submission(job_store: Store) -> None:
-    job, new = twice(lambda: job_store.users.create_once(small_spec(), "key"))
+    job, new = twice(lambda: job_store.users(DEFAULT_TENANT).create_once(small_spec(), "key"))
     assert not new
-    assert job_store.users.list_jobs(limit=9) == [job]
-    assert [each.type for each in job_store.users.events(job.id)] == [EventType.QUEUED]
+    assert job_store.records.list_jobs(limit=9) == [job]
+    assert [each.type for each in job_store.records.events(job.id)] == [EventType.QUEUED]
 
 
 def test_of_a_claim(job_store: Store) -> None:
     """The job is claimed, by somebody who does not know; whoever takes it over goes on."""
-    created = job_store.users.create(small_spec())
+    created = job_store.users(DEFAULT_TENANT).create(small_spec())
     assert twice(lambda: job_store.claims.claim(owner="a", lease_seconds=0)) is None
     (job,) = job_store.claims.in_flight()
     assert (job.id, job.attempt, job.lapsed) == (created.id, 1, True)
@@ -89,16 +89,16 @@ def test_of_a_publication_and_a_success(job_store: Store) -> None:
     job = claimed(job_store)
     twice(lambda: job_store.attempts.published(job.id, 1, 0, ARTIFACT))
     twice(lambda: job_store.attempts.succeed(job.id, 1, {"loss": 1.5}))
-    assert job_store.users.artifacts(job.id) == (ARTIFACT,)
-    assert job_store.users.report(job.id) == {"loss": 1.5}
+    assert job_store.records.artifacts(job.id) == (ARTIFACT,)
+    assert job_store.records.report(job.id) == {"loss": 1.5}
     assert types(job_store, job.id) == [EventType.PUBLISHED, EventType.SUCCEEDED]
 
 
 def test_of_a_user_s_wishes(job_store: Store) -> None:
     job = claimed(job_store)
     job_store.attempts.fail(job.id, 1, FATAL, at_once(2))
-    assert twice(lambda: job_store.users.retry(job.id)).state is JobState.QUEUED
-    assert twice(lambda: job_store.users.cancel(job.id)).state is JobState.CANCELLED
+    assert twice(lambda: job_store.users(DEFAULT_TENANT).retry(job.id)).state is JobState.QUEUED
+    assert twice(lambda: job_store.users(DEFAULT_TENANT).cancel(job.id)).state is JobState.CANCELLED
     assert types(job_store, job.id)[1:] == [EventType.REQUEUED, EventType.CANCELLED]
 
 
@@ -113,7 +113,7 @@ def test_of_a_release(job_store: Store) -> None:
     job = claimed(job_store)
     with pytest.raises(AttemptStale):
         twice(lambda: job_store.claims.release(job.id, 1, "no room"))
-    assert (job_store.users.get(job.id).state, job_store.users.get(job.id).attempt) == (
+    assert (job_store.records.get(job.id).state, job_store.records.get(job.id).attempt) == (
         JobState.QUEUED,
         0,
     )

@@ -14,6 +14,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
 
+from service.domain.job import DEFAULT_TENANT
 from service.domain.spec import JobSpec
 from service.errors import SchemaMismatch
 from service.store.database import MIGRATIONS
@@ -46,9 +47,9 @@ def test_migrating_again_keeps_what_is_there(job_store: Store) -> None:
 def test_old_heartbeats_leave_the_history(
     job_store: Store, job_spec: JobSpec, database_url: str
 ) -> None:
-    job = job_store.users.create(job_spec)
+    job = job_store.users(DEFAULT_TENANT).create(job_spec)
     job_store.claims.claim()
-    kept = job_store.users.events(job.id)
+    kept = job_store.records.events(job.id)
     job_store.attempts.record(job.id, 1, "attempt.renewed", "The lease expires later.")
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
@@ -61,7 +62,7 @@ def test_old_heartbeats_leave_the_history(
         job_store.check_schema()
     job_store.migrate()
     job_store.check_schema()
-    assert job_store.users.events(job.id) == kept
+    assert job_store.records.events(job.id) == kept
 
 
 def test_a_database_of_a_newer_version_is_refused(job_store: Store, database_url: str) -> None:

@@ -18,7 +18,7 @@ import service.store.queue
 import service.store.rows
 import service.store.transitions
 import service.store.users
-from service.domain.job import Artifact, EventType, FileEntry, Job
+from service.domain.job import DEFAULT_TENANT, Artifact, EventType, FileEntry, Job
 from service.domain.retry_policy import RetryPolicy
 from service.domain.spec import JobSpec, Limits
 from service.domain.states import TRANSITIONS, JobState, Step
@@ -44,20 +44,20 @@ ARTIFACT = Artifact("keep-0.8", "jobs/x/artifacts/keep-0.8/", (FileEntry("a/b", 
 
 
 def claimed(store: Store) -> Job:
-    store.users.create(small_spec())
+    store.users(DEFAULT_TENANT).create(small_spec())
     job = store.claims.claim()
     assert job is not None
     return job
 
 
 def types(store: Store, job_id: str) -> list[str]:
-    return [event.type for event in store.users.events(job_id)]
+    return [event.type for event in store.records.events(job_id)]
 
 
 def test_a_created_job_waits_and_reads_back(job_store: Store, job_spec: JobSpec) -> None:
     before = datetime.now(UTC)
-    job = job_store.users.create(job_spec)
-    assert job == job_store.users.get(job.id)
+    job = job_store.users(DEFAULT_TENANT).create(job_spec)
+    assert job == job_store.records.get(job.id)
     assert (job.spec, job.name, job.state, job.attempt) == (job_spec, "small", "queued", 0)
     assert before <= job.created_at <= datetime.now(UTC)
     assert job.created_at.utcoffset() is not None
@@ -75,12 +75,12 @@ def test_an_attempt_from_claim_to_success(job_store: Store) -> None:
     job_store.attempts.published(job.id, 1, 0, ARTIFACT)
     job_store.attempts.published(job.id, 1, 0, ARTIFACT)
     job_store.attempts.succeed(job.id, 1, {"loss": 1.5})
-    ended = job_store.users.get(job.id)
+    ended = job_store.records.get(job.id)
     assert ended.state is JobState.SUCCEEDED
     assert ended.finished_at is not None
     assert ended.submitted_at is not None
-    assert job_store.users.artifacts(job.id) == (ARTIFACT,)
-    assert job_store.users.report(job.id) == {"loss": 1.5}
+    assert job_store.records.artifacts(job.id) == (ARTIFACT,)
+    assert job_store.records.report(job.id) == {"loss": 1.5}
     assert types(job_store, job.id) == [
         EventType.QUEUED,
         EventType.CLAIMED,
@@ -89,29 +89,29 @@ def test_an_attempt_from_claim_to_success(job_store: Store) -> None:
         EventType.PUBLISHED,
         EventType.SUCCEEDED,
     ]
-    found = job_store.users.events(job.id)[3]
+    found = job_store.records.events(job.id)[3]
     assert (found.attempt, found.message, found.data) == (1, "Two GPUs", {"count": 2})
 
 
 def test_nothing_is_published_before_success(job_store: Store) -> None:
     job = claimed(job_store)
-    assert job_store.users.artifacts(job.id) == ()
-    assert job_store.users.report(job.id) is None
+    assert job_store.records.artifacts(job.id) == ()
+    assert job_store.records.report(job.id) is None
 
 
 def test_a_report_must_be_json_that_every_reader_takes(job_store: Store) -> None:
     job = claimed(job_store)
     with pytest.raises(Exception, match="Out of range float"):
         job_store.attempts.succeed(job.id, 1, {"perplexity": float("nan")})
-    assert job_store.users.get(job.id).state is JobState.RUNNING  # nothing half-written
+    assert job_store.records.get(job.id).state is JobState.RUNNING  # nothing half-written
 
 
 @pytest.mark.parametrize("method", ["get", "events", "artifacts", "report", "cancel", "retry"])
 def test_an_unknown_job_is_not_found(job_store: Store, method: str) -> None:
     with pytest.raises(JobNotFound, match="job-none"):
-        getattr(job_store.users, method)("job-none")
+        getattr(job_store.users(DEFAULT_TENANT), method)("job-none")
     with pytest.raises(JobNotFound):
-        getattr(job_store.users, method)("job-\0")
+        getattr(job_store.users(DEFAULT_TENANT), method)("job-\0")
 
 
 def test_a_message_may_hold_anything(job_store: Store) -> None:
@@ -119,10 +119,10 @@ def test_a_message_may_hold_anything(job_store: Store) -> None:
     odd = "a\0b \udcff"
     job_store.attempts.record(job.id, 1, "note", odd, {"odd": odd})
     job_store.attempts.fail(job.id, 1, replace(FATAL, detail=odd), at_once(1))
-    note, end = job_store.users.events(job.id)[-2:]
+    note, end = job_store.records.events(job.id)[-2:]
     assert (note.message, note.data["odd"]) == ("a\\x00b \\udcff", "a\0b \\udcff")
     assert end.message == note.message
-    ended = job_store.users.get(job.id).failure
+    ended = job_store.records.get(job.id).failure
     assert ended is not None
     assert ended.detail == "a\0b \\udcff"
 
@@ -131,45 +131,47 @@ def test_what_is_stored_can_be_sent(job_store: Store) -> None:
     job = claimed(job_store)
     odd = {"\udcff": ["\ud83d\udd11 \U0001f511 \\ud800", {"half": "\ud800"}]}
     job_store.attempts.record(job.id, 1, "note", "odd", odd)
-    data = job_store.users.events(job.id)[-1].data
+    data = job_store.records.events(job.id)[-1].data
     assert data == {"\\udcff": ["\\ud83d\\udd11 \U0001f511 \\ud800", {"half": "\\ud800"}]}
     assert json.dumps(data, ensure_ascii=False).encode()
 
 
 class TestListing:
     def test_newest_first_in_pages(self, job_store: Store) -> None:
-        jobs = [job_store.users.create(small_spec(f"n{number}")) for number in range(5)]
+        jobs = [
+            job_store.users(DEFAULT_TENANT).create(small_spec(f"n{number}")) for number in range(5)
+        ]
         newest = list(reversed(jobs))
-        assert job_store.users.list_jobs(limit=2) == newest[:2]
-        assert job_store.users.list_jobs(limit=2, before=newest[1].id) == newest[2:4]
-        assert job_store.users.list_jobs(limit=9, before=jobs[0].id) == []
+        assert job_store.records.list_jobs(limit=2) == newest[:2]
+        assert job_store.records.list_jobs(limit=2, before=newest[1].id) == newest[2:4]
+        assert job_store.records.list_jobs(limit=9, before=jobs[0].id) == []
 
     def test_by_state_with_steps(self, job_store: Store) -> None:
         running = claimed(job_store)
-        job_store.users.create(small_spec())
+        job_store.users(DEFAULT_TENANT).create(small_spec())
         job_store.attempts.progress(running.id, 1, Step.RESOLVE, 1, 2, "files")
-        (found,) = job_store.users.list_jobs(limit=9, states={JobState.RUNNING, JobState.FAILED})
-        assert found == job_store.users.get(running.id)
+        (found,) = job_store.records.list_jobs(limit=9, states={JobState.RUNNING, JobState.FAILED})
+        assert found == job_store.records.get(running.id)
         assert [step.step for step in found.steps] == [Step.RESOLVE]
 
     def test_events_after_one_seen(self, job_store: Store) -> None:
         job = claimed(job_store)
         for number in range(3):
             job_store.attempts.record(job.id, 1, "note", str(number))
-        first = job_store.users.events(job.id, limit=3)
-        rest = job_store.users.events(job.id, after=first[-1].id)
+        first = job_store.records.events(job.id, limit=3)
+        rest = job_store.records.events(job.id, after=first[-1].id)
         assert [event.message for event in rest] == ["1", "2"]
         assert [event.id for event in first + rest] == sorted(e.id for e in first + rest)
 
     def test_jobs_are_counted_by_state_without_deleted_ones(self, job_store: Store) -> None:
-        assert job_store.users.count(set(JobState)) == 0
-        jobs = [job_store.users.create(small_spec()) for _ in range(3)]
+        assert job_store.records.count(set(JobState)) == 0
+        jobs = [job_store.users(DEFAULT_TENANT).create(small_spec()) for _ in range(3)]
         job_store.claims.claim()
-        assert job_store.users.count({JobState.QUEUED}) == 2
-        assert job_store.users.count({JobState.RUNNING, JobState.CANCELLING}) == 1
-        job_store.users.cancel(jobs[2].id)
-        job_store.users.delete(jobs[2].id)
-        assert job_store.users.count(set(JobState)) == 2
+        assert job_store.records.count({JobState.QUEUED}) == 2
+        assert job_store.records.count({JobState.RUNNING, JobState.CANCELLING}) == 1
+        job_store.users(DEFAULT_TENANT).cancel(jobs[2].id)
+        job_store.users(DEFAULT_TENANT).delete(jobs[2].id)
+        assert job_store.records.count(set(JobState)) == 2
 
 
 class TestSteps:
@@ -177,7 +179,7 @@ class TestSteps:
         job = claimed(job_store)
         for done in (0, 1, 2, 2):
             job_store.attempts.progress(job.id, 1, Step.CALIBRATE, done, 2, "sequences")
-        (step,) = job_store.users.get(job.id).steps
+        (step,) = job_store.records.get(job.id).steps
         assert (step.step, step.done, step.total, step.unit) == ("calibrate", 2, 2, "sequences")
         assert step.finished_at is not None
         assert step.finished_at >= step.started_at
@@ -186,17 +188,17 @@ class TestSteps:
     def test_an_empty_step_finishes_as_it_starts(self, job_store: Store) -> None:
         job = claimed(job_store)
         job_store.attempts.progress(job.id, 1, Step.EVALUATE, 0, 0, "texts")
-        assert job_store.users.get(job.id).steps[0].finished_at is not None
+        assert job_store.records.get(job.id).steps[0].finished_at is not None
 
     def test_steps_come_in_order_and_belong_to_the_attempt(self, job_store: Store) -> None:
         job = claimed(job_store)
         for step in (Step.SOLVE, Step.RESOLVE, Step.CALIBRATE):
             job_store.attempts.progress(job.id, 1, step, 0, 1, "parts")
-        order = [progress.step for progress in job_store.users.get(job.id).steps]
+        order = [progress.step for progress in job_store.records.get(job.id).steps]
         assert order == [Step.RESOLVE, Step.CALIBRATE, Step.SOLVE]
         job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2))
         job_store.claims.claim()
-        assert job_store.users.get(job.id).steps == ()
+        assert job_store.records.get(job.id).steps == ()
 
     @pytest.mark.parametrize(("done", "total"), [(-1, 2), (3, 2), (0, -1)])
     def test_impossible_progress_is_a_defect(self, job_store: Store, done: int, total: int) -> None:
@@ -209,19 +211,19 @@ class TestFailure:
     def test_retryable_failures_go_back_to_the_queue(self, job_store: Store) -> None:
         job = claimed(job_store)
         assert job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2)) is JobState.QUEUED
-        waiting = job_store.users.get(job.id)
+        waiting = job_store.records.get(job.id)
         assert (waiting.started_at, waiting.failure, waiting.finished_at) == (None, None, None)
-        assert job_store.users.events(job.id)[-1].data["code"] == "storage_unavailable"
+        assert job_store.records.events(job.id)[-1].data["code"] == "storage_unavailable"
         again = job_store.claims.claim()
         assert again is not None
         assert (again.id, again.attempt) == (job.id, 2)
         assert job_store.attempts.fail(job.id, 2, RETRYABLE, at_once(2)) is JobState.FAILED
-        assert job_store.users.get(job.id).failure == RETRYABLE
+        assert job_store.records.get(job.id).failure == RETRYABLE
 
     def test_a_users_mistake_ends_the_job(self, job_store: Store) -> None:
         job = claimed(job_store)
         assert job_store.attempts.fail(job.id, 1, FATAL, at_once(9)) is JobState.FAILED
-        ended = job_store.users.get(job.id)
+        ended = job_store.records.get(job.id)
         assert ended.failure == FATAL
         assert ended.finished_at is not None
 
@@ -245,7 +247,7 @@ class TestFailure:
     def test_a_job_that_was_taken_up_again_is_not_cleaned(self, job_store: Store) -> None:
         job = claimed(job_store)
         job_store.attempts.fail(job.id, 1, FATAL, at_once(1))
-        job_store.users.retry(job.id)
+        job_store.users(DEFAULT_TENANT).retry(job.id)
         assert job_store.claims.to_clean() == []
         with pytest.raises(AttemptStale):
             job_store.claims.cleaned(job.id, 1)
@@ -254,20 +256,20 @@ class TestFailure:
         job = claimed(job_store)
         job_store.attempts.published(job.id, 1, 0, ARTIFACT)
         job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2))
-        assert job_store.users.artifacts(job.id) == (
+        assert job_store.records.artifacts(job.id) == (
             ARTIFACT,
         )  # the next attempt need not do it again
         job_store.claims.claim()
         job_store.attempts.fail(job.id, 2, RETRYABLE, at_once(2))
-        assert job_store.users.artifacts(job.id) == ()
+        assert job_store.records.artifacts(job.id) == ()
 
 
 class TestPauses:
     def test_a_job_waits_before_its_next_attempt(self, job_store: Store) -> None:
         job = claimed(job_store)
-        other = job_store.users.create(small_spec())
+        other = job_store.users(DEFAULT_TENANT).create(small_spec())
         job_store.attempts.fail(job.id, 1, RETRYABLE, RetryPolicy(2, first_pause_seconds=60))
-        waiting = job_store.users.get(job.id)
+        waiting = job_store.records.get(job.id)
         assert waiting.available_at is not None
         assert 50 < (waiting.available_at - datetime.now(UTC)).total_seconds() <= 60
         assert [
@@ -280,21 +282,21 @@ class TestPauses:
     def test_it_says_what_the_attempt_before_died_of(self, job_store: Store) -> None:
         job = claimed(job_store)
         job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(3))
-        assert job_store.users.get(job.id).last_failure == RETRYABLE
+        assert job_store.records.get(job.id).last_failure == RETRYABLE
         again = job_store.claims.claim()
         assert again is not None
         assert (again.failure, again.last_failure) == (None, RETRYABLE)
         job_store.attempts.fail(job.id, 2, FATAL, at_once(3))
-        ended = job_store.users.get(job.id)
+        ended = job_store.records.get(job.id)
         assert (ended.failure, ended.last_failure) == (FATAL, None)
-        assert job_store.users.retry(job.id).last_failure == FATAL
+        assert job_store.users(DEFAULT_TENANT).retry(job.id).last_failure == FATAL
 
     def test_its_users_retry_does_not_wait_and_has_all_attempts_again(
         self, job_store: Store
     ) -> None:
         job = claimed(job_store)
         job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(1))
-        again = job_store.users.retry(job.id)
+        again = job_store.users(DEFAULT_TENANT).retry(job.id)
         assert (again.state, again.failure, again.finished_at) == ("queued", None, None)
         assert again.attempts_before == 1
         claim = job_store.claims.claim()
@@ -307,21 +309,22 @@ class TestFairness:
     def test_priority_comes_before_age(self, job_store: Store) -> None:
         spec = small_spec()
         jobs = {
-            p: job_store.users.create(spec.model_copy(update={"priority": p})) for p in (0, -1, 9)
+            p: job_store.users(DEFAULT_TENANT).create(spec.model_copy(update={"priority": p}))
+            for p in (0, -1, 9)
         }
         claims = [job_store.claims.claim() for _ in jobs]
         assert [job and job.id for job in claims] == [jobs[p].id for p in (9, 0, -1)]
 
     def test_a_tenant_with_many_jobs_does_not_starve_one_with_few(self, job_store: Store) -> None:
         for _ in range(20):
-            job_store.users.create(small_spec(), tenant="many")
-        job_store.users.create(small_spec(), tenant="one")
+            job_store.users("many").create(small_spec())
+        job_store.users("one").create(small_spec())
         served = [job_store.claims.claim() for _ in range(3)]
         assert [job and job.tenant for job in served] == ["many", "one", "many"]
 
     def test_one_slot_goes_from_tenant_to_tenant(self, job_store: Store) -> None:
         for tenant in ("a", "a", "a", "b", "b"):
-            job_store.users.create(small_spec(), tenant=tenant)
+            job_store.users(tenant).create(small_spec())
         order = []
         while (job := job_store.claims.claim(max_running=1)) is not None:
             order.append(job.tenant)
@@ -330,7 +333,7 @@ class TestFairness:
 
     def test_limits_on_running_jobs(self, job_store: Store) -> None:
         for tenant in ("a", "a", "b", "b"):
-            job_store.users.create(small_spec(), tenant=tenant)
+            job_store.users(tenant).create(small_spec())
         claims = [job_store.claims.claim(max_running=3, max_running_per_tenant=1) for _ in range(3)]
         assert [job and job.tenant for job in claims] == ["a", "b", None]
         assert job_store.claims.claim(max_running=2) is None
@@ -339,34 +342,34 @@ class TestFairness:
 
 class TestLeases:
     def test_a_lease_lapses_and_is_renewed(self, job_store: Store) -> None:
-        job_store.users.create(small_spec())
+        job_store.users(DEFAULT_TENANT).create(small_spec())
         job = job_store.claims.claim(owner="a", lease_seconds=0)
         assert job is not None
         assert job.lapsed
         job_store.claims.submitted(job.id, 1, 60)
-        assert not job_store.users.get(job.id).lapsed
+        assert not job_store.records.get(job.id).lapsed
         job_store.attempts.renew(job.id, 1, 0)
-        assert job_store.users.get(job.id).lapsed
+        assert job_store.records.get(job.id).lapsed
         job_store.attempts.renew(job.id, 1, 60)
-        assert not job_store.users.get(job.id).lapsed
+        assert not job_store.records.get(job.id).lapsed
 
     def test_history_does_not_grow_with_renewals(self, job_store: Store) -> None:
         job = claimed(job_store)
         job_store.attempts.renew(job.id, 1, 60)
-        history = job_store.users.events(job.id)
+        history = job_store.records.events(job.id)
         assert history[-1].type == EventType.SUBMITTED
         for _ in range(3):
             job_store.attempts.renew(job.id, 1, 60)
-        assert job_store.users.events(job.id) == history
+        assert job_store.records.events(job.id) == history
 
     def test_a_silent_claim_is_taken_over_once(self, job_store: Store) -> None:
-        job_store.users.create(small_spec())
+        job_store.users(DEFAULT_TENANT).create(small_spec())
         job = job_store.claims.claim(owner="a", lease_seconds=0)
         assert job is not None
         job_store.claims.take_over(job.id, 1, "b", 60)
         with pytest.raises(AttemptStale):
             job_store.claims.take_over(job.id, 1, "c", 60)
-        assert job_store.users.events(job.id)[-1].data["owner"] == "b"
+        assert job_store.records.events(job.id)[-1].data["owner"] == "b"
 
     def test_what_was_submitted_is_not_taken_over(self, job_store: Store) -> None:
         job = claimed(job_store)
@@ -383,20 +386,22 @@ class TestLimits:
     def test_a_job_that_waits_too_long_fails(
         self, job_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = job_store.users.create(self.limited(queue_seconds=60))
+        job = job_store.users(DEFAULT_TENANT).create(self.limited(queue_seconds=60))
         assert job_store.claims.end_overdue() == []
         later(monkeypatch, 61)
         assert [ended.id for ended in job_store.claims.end_overdue()] == [job.id]
-        failure = job_store.users.get(job.id).failure
+        failure = job_store.records.get(job.id).failure
         assert failure is not None
         assert (failure.code, failure.param) == ("queue_time_exceeded", "limits.queue_seconds")
         for _ in range(2):
-            assert job_store.users.retry(job.id).state is JobState.QUEUED
+            assert job_store.users(DEFAULT_TENANT).retry(job.id).state is JobState.QUEUED
 
     def test_running_time_counts_over_all_attempts(
         self, job_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = job_store.users.create(self.limited(queue_seconds=60, run_seconds=100))
+        job = job_store.users(DEFAULT_TENANT).create(
+            self.limited(queue_seconds=60, run_seconds=100)
+        )
         job_store.claims.claim()
         later(monkeypatch, 70)
         assert job_store.claims.end_overdue() == []
@@ -414,11 +419,11 @@ class TestLimits:
     def test_a_released_job_goes_on_waiting_since_its_user_queued_it(
         self, job_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = job_store.users.create(self.limited(queue_seconds=60))
+        job = job_store.users(DEFAULT_TENANT).create(self.limited(queue_seconds=60))
         job_store.claims.claim()
         job_store.attempts.fail(job.id, 1, FATAL, at_once(1))
         later(monkeypatch, 1000)
-        job_store.users.retry(job.id)
+        job_store.users(DEFAULT_TENANT).retry(job.id)
         job_store.claims.claim()
         job_store.claims.release(job.id, 2, "Ray does not answer")
         later(monkeypatch, 1059)
@@ -429,11 +434,13 @@ class TestLimits:
     def test_a_retry_has_all_of_its_time_again(
         self, job_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = job_store.users.create(self.limited(queue_seconds=60, run_seconds=100))
+        job = job_store.users(DEFAULT_TENANT).create(
+            self.limited(queue_seconds=60, run_seconds=100)
+        )
         job_store.claims.claim()
         later(monkeypatch, 101)
         job_store.claims.end_overdue()
-        job_store.users.retry(job.id)
+        job_store.users(DEFAULT_TENANT).retry(job.id)
         job_store.claims.claim()
         later(monkeypatch, 200)
         assert job_store.claims.end_overdue() == []
@@ -441,25 +448,28 @@ class TestLimits:
 
 class TestIdempotency:
     def test_a_key_stands_for_one_job(self, job_store: Store, job_spec: JobSpec) -> None:
-        job, new = job_store.users.create_once(job_spec, "key")
+        job, new = job_store.users(DEFAULT_TENANT).create_once(job_spec, "key")
         assert new
-        assert job_store.users.create_once(job_spec, "key") == (job, False)
-        assert len(job_store.users.list_jobs(limit=9)) == 1
-        assert job_store.users.find_once(job_spec, "key") == job
-        assert job_store.users.find_once(job_spec, "another") is None
-        for method in (job_store.users.create_once, job_store.users.find_once):
+        assert job_store.users(DEFAULT_TENANT).create_once(job_spec, "key") == (job, False)
+        assert len(job_store.records.list_jobs(limit=9)) == 1
+        assert job_store.users(DEFAULT_TENANT).find_once(job_spec, "key") == job
+        assert job_store.users(DEFAULT_TENANT).find_once(job_spec, "another") is None
+        for method in (
+            job_store.users(DEFAULT_TENANT).create_once,
+            job_store.users(DEFAULT_TENANT).find_once,
+        ):
             with pytest.raises(IdempotencyKeyReused):
                 method(small_spec("other"), "key")
 
     def test_saying_a_default_makes_no_other_body(self, job_store: Store) -> None:
         spec = small_spec()
         said = JobSpec.model_validate(spec.model_dump())
-        job, _ = job_store.users.create_once(spec, "key")
-        assert job_store.users.create_once(said, "key") == (job, False)
+        job, _ = job_store.users(DEFAULT_TENANT).create_once(spec, "key")
+        assert job_store.users(DEFAULT_TENANT).create_once(said, "key") == (job, False)
 
     def test_keys_are_a_tenants_own(self, job_store: Store, job_spec: JobSpec) -> None:
-        first, _ = job_store.users.create_once(job_spec, "key", tenant="a")
-        second, new = job_store.users.create_once(job_spec, "key", tenant="b")
+        first, _ = job_store.users("a").create_once(job_spec, "key")
+        second, new = job_store.users("b").create_once(job_spec, "key")
         assert new
         assert first.id != second.id
 
@@ -486,7 +496,7 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 def test_dispatchers_read_no_specification(job_store: Store) -> None:
     ended, cancelled, overdue = (claimed(job_store) for _ in range(3))
     job_store.attempts.fail(ended.id, 1, FATAL, at_once(1))
-    job_store.users.cancel(cancelled.id)
+    job_store.users(DEFAULT_TENANT).cancel(cancelled.id)
     with job_store._database.writing() as connection:
         now = clock(connection)
         jobs = tables.jobs
@@ -503,31 +513,31 @@ def test_dispatchers_read_no_specification(job_store: Store) -> None:
 
 class TestCancellation:
     def test_of_a_waiting_job_is_at_once(self, job_store: Store, job_spec: JobSpec) -> None:
-        job = job_store.users.create(job_spec)
-        assert job_store.users.cancel(job.id).state is JobState.CANCELLED
+        job = job_store.users(DEFAULT_TENANT).create(job_spec)
+        assert job_store.users(DEFAULT_TENANT).cancel(job.id).state is JobState.CANCELLED
         assert job_store.claims.claim() is None
         assert job_store.claims.to_clean() == []  # it never wrote anything
 
     def test_of_a_running_job_waits_for_its_attempt(self, job_store: Store) -> None:
         job = claimed(job_store)
-        assert job_store.users.cancel(job.id).state is JobState.CANCELLING
+        assert job_store.users(DEFAULT_TENANT).cancel(job.id).state is JobState.CANCELLING
         assert job_store.claims.in_flight() == [job_store.claims.head(job.id)]
         job_store.claims.end_cancelled(job.id, 1)
-        assert job_store.users.get(job.id).state is JobState.CANCELLED
+        assert job_store.records.get(job.id).state is JobState.CANCELLED
         assert [dirty.id for dirty in job_store.claims.to_clean()] == [job.id]
 
     def test_again_changes_nothing(self, job_store: Store) -> None:
         job = claimed(job_store)
-        first = job_store.users.cancel(job.id)
-        assert job_store.users.cancel(job.id) == first
+        first = job_store.users(DEFAULT_TENANT).cancel(job.id)
+        assert job_store.users(DEFAULT_TENANT).cancel(job.id) == first
         job_store.claims.end_cancelled(job.id, 1)
-        assert job_store.users.cancel(job.id).state is JobState.CANCELLED
+        assert job_store.users(DEFAULT_TENANT).cancel(job.id).state is JobState.CANCELLED
         assert types(job_store, job.id)[2:] == [EventType.CANCELLING, EventType.CANCELLED]
 
     def test_between_two_attempts(self, job_store: Store) -> None:
         job = claimed(job_store)
         job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2))
-        assert job_store.users.cancel(job.id).state is JobState.CANCELLED
+        assert job_store.users(DEFAULT_TENANT).cancel(job.id).state is JobState.CANCELLED
         assert [dirty.id for dirty in job_store.claims.to_clean()] == [job.id]
 
 
@@ -535,11 +545,11 @@ def test_a_released_job_waits_and_its_attempt_is_not_counted(job_store: Store) -
     job = claimed(job_store)
     job_store.attempts.progress(job.id, 1, Step.RESOLVE, 0, 1, "models")
     job_store.claims.release(job.id, 1, "Ray does not answer")
-    waiting = job_store.users.get(job.id)
+    waiting = job_store.records.get(job.id)
     assert replace(waiting, steps=()) == replace(
         job, state=JobState.QUEUED, attempt=0, started_at=None, lease_until=None
     )
-    event = job_store.users.events(job.id)[-1]
+    event = job_store.records.events(job.id)[-1]
     assert (event.type, event.attempt, event.message) == (
         EventType.RELEASED,
         1,
@@ -555,13 +565,13 @@ def test_what_another_dispatcher_has_submitted_is_not_released(job_store: Store)
     job_store.claims.submitted(job.id, 1)
     with pytest.raises(AttemptStale, match="Another dispatcher has submitted"):
         job_store.claims.release(job.id, 1, "Ray does not answer")
-    assert job_store.users.get(job.id).state is JobState.RUNNING
+    assert job_store.records.get(job.id).state is JobState.RUNNING
 
 
 def test_an_attempt_that_is_heard_was_submitted(job_store: Store) -> None:
     job = claimed(job_store)
     job_store.attempts.renew(job.id, 1, 60)
-    assert job_store.users.get(job.id).submitted_at is not None
+    assert job_store.records.get(job.id).submitted_at is not None
     job_store.claims.submitted(job.id, 1)
     assert types(job_store, job.id).count(EventType.SUBMITTED) == 1
     with pytest.raises(AttemptStale, match="Another dispatcher has submitted"):
@@ -576,13 +586,13 @@ def test_an_attempt_may_be_ended_only_if_its_lease_is_over(
     job_store.attempts.renew(job.id, 1, 60)
     with pytest.raises(AttemptStale, match="has renewed its lease"):
         job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2), only_if_lapsed=True)
-    assert job_store.users.get(job.id).state is JobState.RUNNING
+    assert job_store.records.get(job.id).state is JobState.RUNNING
     job_store.attempts.renew(job.id, 1, -1)
-    lapsed = job_store.users.get(job.id).lease_until
+    lapsed = job_store.records.get(job.id).lease_until
     assert lapsed is not None
     job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(attempts), only_if_lapsed=True)
-    assert job_store.users.get(job.id).state is end
-    assert job_store.users.events(job.id)[-1].data["lease_until"] == lapsed.isoformat()
+    assert job_store.records.get(job.id).state is end
+    assert job_store.records.events(job.id)[-1].data["lease_until"] == lapsed.isoformat()
 
 
 def test_what_was_published_may_be_withdrawn_and_published_anew(job_store: Store) -> None:
@@ -592,23 +602,23 @@ def test_what_was_published_may_be_withdrawn_and_published_anew(job_store: Store
     job_store.claims.claim()
     for _ in range(2):
         job_store.attempts.withdraw(job.id, 2, "of another computation")
-    assert job_store.users.artifacts(job.id) == ()
-    withdrawn = job_store.users.last_event(job.id, EventType.WITHDRAWN)
+    assert job_store.records.artifacts(job.id) == ()
+    withdrawn = job_store.records.last_event(job.id, EventType.WITHDRAWN)
     assert withdrawn is not None
     assert (withdrawn.attempt, withdrawn.data) == (2, {"names": [ARTIFACT.name]})
     assert types(job_store, job.id).count(EventType.WITHDRAWN) == 1
     other = replace(ARTIFACT, prefix="jobs/y/")
     job_store.attempts.published(job.id, 2, 0, other)
-    assert job_store.users.artifacts(job.id) == (other,)
+    assert job_store.records.artifacts(job.id) == (other,)
 
 
 def test_the_last_event_of_a_type(job_store: Store) -> None:
     job = claimed(job_store)
-    assert job_store.users.last_event(job.id, "note") is None
+    assert job_store.records.last_event(job.id, "note") is None
     for number in range(3):
         job_store.attempts.record(job.id, 1, "note", "", {"number": number})
     job_store.attempts.record(job.id, 1, "other", "")
-    last = job_store.users.last_event(job.id, "note")
+    last = job_store.records.last_event(job.id, "note")
     assert last is not None
     assert last.data == {"number": 2}
 
@@ -616,31 +626,31 @@ def test_the_last_event_of_a_type(job_store: Store) -> None:
 def test_a_job_of_a_newer_version_is_seen_and_claimed_but_its_specification_not_read(
     job_store: Store,
 ) -> None:
-    job = job_store.users.create(small_spec())
+    job = job_store.users(DEFAULT_TENANT).create(small_spec())
     rewrite_spec(job_store, job, evaluation={"not_yet": {"deep": True}})
-    seen, claim = job_store.users.get(job.id), job_store.claims.claim()
+    seen, claim = job_store.records.get(job.id), job_store.claims.claim()
     assert claim is not None
-    for each in (seen, claim, *job_store.users.list_jobs(limit=9)):
+    for each in (seen, claim, *job_store.records.list_jobs(limit=9)):
         assert (each.id, each.name) == (job.id, "small")
         assert json.loads(each.stored_spec)["evaluation"]["not_yet"] == {"deep": True}
         with pytest.raises(SpecificationUnknown) as refused:
             _ = each.spec
         assert refused.value.param == "evaluation.not_yet"
     job_store.claims.release(job.id, 1, "No room.")
-    assert job_store.users.cancel(job.id).state is JobState.CANCELLED
+    assert job_store.users(DEFAULT_TENANT).cancel(job.id).state is JobState.CANCELLED
 
 
 def test_limits_of_a_newer_version_fail_the_job_that_a_dispatcher_would_run_without_them(
     job_store: Store,
 ) -> None:
-    newer = job_store.users.create(small_spec())
+    newer = job_store.users(DEFAULT_TENANT).create(small_spec())
     rewrite_spec(job_store, newer, limits={"gpu_seconds": 5})
-    next_one = job_store.users.create(small_spec())
+    next_one = job_store.users(DEFAULT_TENANT).create(small_spec())
     claim = job_store.claims.claim()
     assert claim is not None
     assert claim.id == next_one.id
     assert job_store.claims.claim() is None
-    failed = job_store.users.get(newer.id)
+    failed = job_store.records.get(newer.id)
     assert (failed.state, failed.attempt) == (JobState.FAILED, 0)
     assert failed.failure is not None
     assert (failed.failure.code, failed.failure.param) == (
@@ -648,10 +658,10 @@ def test_limits_of_a_newer_version_fail_the_job_that_a_dispatcher_would_run_with
         "limits.gpu_seconds",
     )
     with pytest.raises(SpecificationUnknown, match=f"{newer.id}.*limits.gpu_seconds"):
-        job_store.users.retry(newer.id)
-    assert job_store.users.get(newer.id) == failed
+        job_store.users(DEFAULT_TENANT).retry(newer.id)
+    assert job_store.records.get(newer.id) == failed
     rewrite_spec(job_store, newer, limits={"run_seconds": 7})  # as if this version knew them
-    assert job_store.users.retry(newer.id).state is JobState.QUEUED
+    assert job_store.users(DEFAULT_TENANT).retry(newer.id).state is JobState.QUEUED
 
 
 def test_one_artifact_is_published_in_each_place(job_store: Store) -> None:
@@ -660,12 +670,12 @@ def test_one_artifact_is_published_in_each_place(job_store: Store) -> None:
         job_store.attempts.published(job.id, 1, 0, ARTIFACT)
     with pytest.raises(ArtifactConflict, match="jobs/y/"):
         job_store.attempts.published(job.id, 1, 0, replace(ARTIFACT, prefix="jobs/y/"))
-    assert job_store.users.artifacts(job.id) == (ARTIFACT,)
+    assert job_store.records.artifacts(job.id) == (ARTIFACT,)
     assert types(job_store, job.id).count(EventType.PUBLISHED) == 1
 
 
 def test_the_oldest_job_is_claimed_first(job_store: Store) -> None:
-    jobs = [job_store.users.create(small_spec()) for _ in range(3)]
+    jobs = [job_store.users(DEFAULT_TENANT).create(small_spec()) for _ in range(3)]
     claims = [job_store.claims.claim() for _ in range(4)]
     assert [job and job.id for job in claims] == [*(job.id for job in jobs), None]
     assert [job.id for job in job_store.claims.in_flight()] == [job.id for job in jobs]
@@ -675,14 +685,14 @@ def test_the_oldest_job_is_claimed_first(job_store: Store) -> None:
 
 
 def cancel_to_the_end(store: Store, job: str) -> None:
-    store.users.cancel(job)
+    store.users(DEFAULT_TENANT).cancel(job)
     store.claims.end_cancelled(job, 1)
 
 
 PATHS: dict[JobState, Callable[[Store, str], object]] = {
     JobState.QUEUED: lambda store, job: store.attempts.fail(job, 1, RETRYABLE, at_once(2)),
     JobState.RUNNING: lambda *_: None,
-    JobState.CANCELLING: lambda store, job: store.users.cancel(job),
+    JobState.CANCELLING: lambda store, job: store.users(DEFAULT_TENANT).cancel(job),
     JobState.SUCCEEDED: lambda store, job: store.attempts.succeed(job, 1, {}),
     JobState.FAILED: lambda store, job: store.attempts.fail(job, 1, FATAL, at_once(1)),
     JobState.CANCELLED: cancel_to_the_end,
@@ -722,7 +732,7 @@ WRITES: dict[str, tuple[JobState | None, Callable[[Store, str, int], object]]] =
 def brought_to(store: Store, state: JobState) -> Job:
     job = claimed(store)
     PATHS[state](store, job.id)
-    job = store.users.get(job.id)
+    job = store.records.get(job.id)
     assert job.state is state
     return job
 
@@ -734,18 +744,18 @@ def test_writes_follow_the_table_of_transitions(
 ) -> None:
     target, act = WRITES[write]
     job = brought_to(job_store, state)
-    history = job_store.users.events(job.id)
+    history = job_store.records.events(job.id)
     needed = JobState.CANCELLING if write == "end_cancelled" else JobState.RUNNING
     if state is needed:
         act(job_store, job.id, job.attempt)
-        assert job_store.users.get(job.id).state is (target or state)
+        assert job_store.records.get(job.id).state is (target or state)
         assert target is None or target in TRANSITIONS[state]
     else:
         refused = nullcontext() if (write, state) in REPEATED else pytest.raises(AttemptStale)
         with refused:
             act(job_store, job.id, job.attempt)
-        assert job_store.users.get(job.id) == job
-        assert job_store.users.events(job.id) == history
+        assert job_store.records.get(job.id) == job
+        assert job_store.records.events(job.id) == history
 
 
 @pytest.mark.parametrize("attempt", [0, 1, 3])
@@ -754,10 +764,10 @@ def test_other_attempts_are_refused(job_store: Store, write: str, attempt: int) 
     job = claimed(job_store)
     job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(9))
     job_store.claims.claim()
-    before = job_store.users.get(job.id), job_store.users.events(job.id)
+    before = job_store.records.get(job.id), job_store.records.events(job.id)
     with pytest.raises(AttemptStale):
         WRITES[write][1](job_store, job.id, attempt)
-    assert (job_store.users.get(job.id), job_store.users.events(job.id)) == before
+    assert (job_store.records.get(job.id), job_store.records.events(job.id)) == before
 
 
 @pytest.mark.parametrize("state", JobState)
@@ -766,14 +776,14 @@ def test_cancel_in_every_state(job_store: Store, state: JobState) -> None:
     match state:
         case JobState.SUCCEEDED | JobState.FAILED:
             with pytest.raises(JobConflict, match=state):
-                job_store.users.cancel(job.id)
-            assert job_store.users.get(job.id) == job
+                job_store.users(DEFAULT_TENANT).cancel(job.id)
+            assert job_store.records.get(job.id) == job
         case JobState.QUEUED:
-            assert job_store.users.cancel(job.id).state is JobState.CANCELLED
+            assert job_store.users(DEFAULT_TENANT).cancel(job.id).state is JobState.CANCELLED
         case JobState.RUNNING:
-            assert job_store.users.cancel(job.id).state is JobState.CANCELLING
+            assert job_store.users(DEFAULT_TENANT).cancel(job.id).state is JobState.CANCELLING
         case _:
-            assert job_store.users.cancel(job.id) == job
+            assert job_store.users(DEFAULT_TENANT).cancel(job.id) == job
 
 
 ENDED = [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
@@ -795,8 +805,8 @@ class TestDelete:
         self, job_store: Store, database_url: str, state: JobState
     ) -> None:
         job = brought_to(job_store, state)
-        job_store.users.delete(job.id)
-        users = job_store.users
+        job_store.users(DEFAULT_TENANT).delete(job.id)
+        users = job_store.users(DEFAULT_TENANT)
         for ask in (users.get, users.events, users.artifacts, users.report, users.cancel):
             with pytest.raises(JobNotFound):
                 ask(job.id)
@@ -813,21 +823,21 @@ class TestDelete:
     def test_a_job_that_waits_or_runs_stays(self, job_store: Store, state: JobState) -> None:
         job = brought_to(job_store, state)
         with pytest.raises(JobConflict, match=state):
-            job_store.users.delete(job.id)
-        assert job_store.users.get(job.id) == job
+            job_store.users(DEFAULT_TENANT).delete(job.id)
+        assert job_store.records.get(job.id) == job
 
     def test_its_key_may_be_used_again(self, job_store: Store) -> None:
-        first, _ = job_store.users.create_once(small_spec(), "key")
-        job_store.users.cancel(first.id)
-        job_store.users.delete(first.id)
-        assert job_store.users.find_once(small_spec(), "key") is None
-        second, new = job_store.users.create_once(small_spec(), "key")
+        first, _ = job_store.users(DEFAULT_TENANT).create_once(small_spec(), "key")
+        job_store.users(DEFAULT_TENANT).cancel(first.id)
+        job_store.users(DEFAULT_TENANT).delete(first.id)
+        assert job_store.users(DEFAULT_TENANT).find_once(small_spec(), "key") is None
+        second, new = job_store.users(DEFAULT_TENANT).create_once(small_spec(), "key")
         assert new
         assert second.id != first.id
 
     def test_a_cleaner_that_does_not_know_of_it_leaves_it_due(self, job_store: Store) -> None:
         job = brought_to(job_store, JobState.FAILED)
-        job_store.users.delete(job.id)
+        job_store.users(DEFAULT_TENANT).delete(job.id)
         with pytest.raises(AttemptStale, match="deleted"):
             job_store.claims.cleaned(job.id, 1, timedelta(days=1))
         assert [due.id for due in job_store.claims.to_clean()] == [job.id]
@@ -836,7 +846,7 @@ class TestDelete:
         job = brought_to(job_store, JobState.SUCCEEDED)
         with pytest.raises(ValueError, match="not been deleted"):
             job_store.claims.remove(job.id)
-        assert job_store.users.get(job.id) == job
+        assert job_store.records.get(job.id) == job
 
 
 class TestRetention:
@@ -847,11 +857,11 @@ class TestRetention:
         job = brought_to(job_store, state)
         later(monkeypatch, 3590)
         assert job_store.claims.delete_old(3600) == 0
-        assert job_store.users.get(job.id) == job
+        assert job_store.records.get(job.id) == job
         later(monkeypatch, 3600)
         assert job_store.claims.delete_old(3600) == 1
         with pytest.raises(JobNotFound):
-            job_store.users.get(job.id)
+            job_store.records.get(job.id)
         assert job_store.claims.delete_old(3600) == 0
 
     @pytest.mark.parametrize("state", [state for state in JobState if state not in ENDED])
@@ -862,17 +872,17 @@ class TestRetention:
         later(monkeypatch, 1e9)
         assert job_store.claims.delete_old(60) == 0
         monkeypatch.undo()
-        assert job_store.users.get(job.id) == job
+        assert job_store.records.get(job.id) == job
 
     def test_nothing_stays_of_an_old_job(self, job_store: Store, database_url: str) -> None:
-        first, _ = job_store.users.create_once(small_spec(), "key")
+        first, _ = job_store.users(DEFAULT_TENANT).create_once(small_spec(), "key")
         job_store.claims.claim()
         job_store.attempts.progress(first.id, 1, Step.SOLVE, 1, 1, "layers")
         job_store.attempts.published(first.id, 1, 0, ARTIFACT)
         job_store.attempts.succeed(first.id, 1, {"loss": 1.5})
         age(job_store, first.id, 3600)
         assert job_store.claims.delete_old(3600) == 1
-        assert job_store.users.find_once(small_spec(), "key") is None
+        assert job_store.users(DEFAULT_TENANT).find_once(small_spec(), "key") is None
         (due,) = job_store.claims.to_clean(grace_seconds=3600)  # it has passed since the end
         assert (due.id, due.deleted) == (first.id, True)
         job_store.claims.remove(first.id)
@@ -883,31 +893,31 @@ class TestRetention:
         for job, seconds in zip(jobs, (5000, 7000, 4000, 10), strict=True):
             age(job_store, job.id, seconds)
         assert job_store.claims.delete_old(3600, limit=2) == 2
-        kept = [job.id for job in job_store.users.list_jobs(limit=9)]
+        kept = [job.id for job in job_store.records.list_jobs(limit=9)]
         assert kept == [jobs[3].id, jobs[2].id]
         assert job_store.claims.delete_old(3600, limit=2) == 1
-        assert job_store.users.get(jobs[3].id) == job_store.users.list_jobs(limit=9)[0]
+        assert job_store.records.get(jobs[3].id) == job_store.records.list_jobs(limit=9)[0]
 
     def test_a_job_that_its_user_has_retried_is_as_new(self, job_store: Store) -> None:
         job = brought_to(job_store, JobState.FAILED)
         age(job_store, job.id, 3600)
-        job_store.users.retry(job.id)
+        job_store.users(DEFAULT_TENANT).retry(job.id)
         assert job_store.claims.delete_old(60) == 0
-        assert job_store.users.get(job.id).state is JobState.QUEUED
+        assert job_store.records.get(job.id).state is JobState.QUEUED
 
     @pytest.mark.parametrize("state", [state for state in JobState if state not in ENDED])
     def test_no_job_is_marked_before_it_has_ended(self, job_store: Store, state: JobState) -> None:
         job = brought_to(job_store, state)
-        ended, _ = job_store.users.create_once(small_spec(), "key")
-        job_store.users.cancel(ended.id)
+        ended, _ = job_store.users(DEFAULT_TENANT).create_once(small_spec(), "key")
+        job_store.users(DEFAULT_TENANT).cancel(ended.id)
         with job_store._database.writing() as connection:
             assert mark_deleted(connection, [job.id, ended.id]) == [ended.id]
-        assert job_store.users.list_jobs(limit=9) == [job]
+        assert job_store.records.list_jobs(limit=9) == [job]
 
     def test_several_dispatchers_delete_each_job_once(self, job_store: Store) -> None:
-        jobs = [job_store.users.create(small_spec()).id for _ in range(60)]
+        jobs = [job_store.users(DEFAULT_TENANT).create(small_spec()).id for _ in range(60)]
         for job_id in jobs:
-            job_store.users.cancel(job_id)
+            job_store.users(DEFAULT_TENANT).cancel(job_id)
             age(job_store, job_id, 3600)
         counts: list[int] = []
 

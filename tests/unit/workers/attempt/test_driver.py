@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError
 from sqlalchemy import text
 
 from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH
-from service.domain.job import EventType, Job, new_job_id
+from service.domain.job import DEFAULT_TENANT, EventType, Job, new_job_id
 from service.domain.spec import JobSpec
 from service.domain.states import JobState
 from service.errors import (
@@ -20,8 +20,8 @@ from service.errors import (
     ModelInvalid,
 )
 from service.settings import Settings
+from service.store.records import Records
 from service.store.store import Store
-from service.store.users import Users
 from tests.fixtures.jobs import rewrite_spec
 from workers.attempt import driver
 from workers.attempt.driver import EXIT_FAILED, EXIT_STALE, main
@@ -41,7 +41,7 @@ def attempt(
     monkeypatch.setattr(driver, "_stop_on_sigterm", lambda _: None)
     store = Store(Settings().database)
     store.migrate()
-    store.users.create(job_spec)
+    store.users(DEFAULT_TENANT).create(job_spec)
     job = store.claims.claim()
     assert job is not None
     yield store, job
@@ -70,8 +70,8 @@ def test_an_outcome_ends_the_job_as_succeeded(
     store, job = attempt
     run_as(monkeypatch, lambda _: {"format": 1})
     assert main(job.id, 1) == 0
-    assert store.users.get(job.id).state is JobState.SUCCEEDED
-    assert store.users.report(job.id) == {"format": 1}
+    assert store.records.get(job.id).state is JobState.SUCCEEDED
+    assert store.records.report(job.id) == {"format": 1}
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -81,7 +81,7 @@ def test_an_error_ends_the_job_with_its_failure(
     store, job = attempt
     run_as(monkeypatch, raising(ModelInvalid("no weights", param="model")))
     assert main(job.id, 1) == EXIT_FAILED
-    ended = store.users.get(job.id)
+    ended = store.records.get(job.id)
     assert ended.state is JobState.FAILED
     assert ended.failure == Failure("model_invalid", "no weights", "model")
     assert list((tmp_path / "scratch").iterdir()) == []
@@ -93,11 +93,11 @@ def test_a_lost_worker_puts_the_job_back_until_its_attempts_are_used_up(
     store, job = attempt
     run_as(monkeypatch, raising(ActorDiedError()))
     assert main(job.id, 1) == EXIT_FAILED
-    assert store.users.get(job.id).state is JobState.QUEUED
+    assert store.records.get(job.id).state is JobState.QUEUED
     again = store.claims.claim()
     assert again is not None
     assert main(job.id, 2) == EXIT_FAILED
-    assert store.users.get(job.id).state is JobState.FAILED
+    assert store.records.get(job.id).state is JobState.FAILED
 
 
 def test_a_cancelled_attempt_stops_without_a_trace(
@@ -106,13 +106,13 @@ def test_a_cancelled_attempt_stops_without_a_trace(
     store, job = attempt
 
     def cancelled_meanwhile(_job: Job) -> dict[str, Any]:
-        store.users.cancel(job.id)
+        store.users(DEFAULT_TENANT).cancel(job.id)
         return {}
 
     run_as(monkeypatch, cancelled_meanwhile)
     assert main(job.id, 1) == EXIT_STALE
-    assert store.users.get(job.id).state is JobState.CANCELLING
-    assert store.users.report(job.id) is None
+    assert store.records.get(job.id).state is JobState.CANCELLING
+    assert store.records.report(job.id) is None
 
 
 def test_an_attempt_that_is_not_the_current_one_does_nothing(
@@ -121,7 +121,7 @@ def test_an_attempt_that_is_not_the_current_one_does_nothing(
     store, job = attempt
     run_as(monkeypatch, raising(AssertionError("it ran")))
     assert main(job.id, 7) == EXIT_STALE
-    assert store.users.get(job.id) == job
+    assert store.records.get(job.id) == job
     with pytest.raises(JobNotFound):
         main(new_job_id(), 1)
 
@@ -132,11 +132,11 @@ def test_a_database_of_another_schema_is_left_alone(
     store, job = attempt
     with store._database.writing() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    monkeypatch.setattr(Users, "get", raising(AssertionError("it was read")))
+    monkeypatch.setattr(Records, "get", raising(AssertionError("it was read")))
     run_as(monkeypatch, raising(AssertionError("it ran")))
     assert main(job.id, 1) == EXIT_SCHEMA_MISMATCH
     assert store.claims.head(job.id).state is JobState.RUNNING
-    assert store.users.events(job.id)[-1].type == EventType.CLAIMED
+    assert store.records.events(job.id)[-1].type == EventType.CLAIMED
 
 
 def test_a_specification_of_a_newer_version_fails_the_job_by_name(
@@ -146,7 +146,7 @@ def test_a_specification_of_a_newer_version_fails_the_job_by_name(
     rewrite_spec(store, job, evaluation={"not_yet": 1})
     monkeypatch.setattr("workers.attempt.pipeline.machines", lambda: pytest.fail("it waited"))
     assert main(job.id, 1) == EXIT_FAILED
-    ended = store.users.get(job.id)
+    ended = store.records.get(job.id)
     assert ended.state is JobState.FAILED  # at the first of two attempts
     assert ended.failure is not None
     assert ended.failure.code == "specification_unknown"

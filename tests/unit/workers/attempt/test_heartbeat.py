@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from service.domain.job import Job
+from service.domain.job import DEFAULT_TENANT, Job
 from service.domain.spec import JobSpec
 from service.errors import AttemptStale, DatabaseUnavailable, JobNotFound
 from service.store.store import Store
@@ -17,7 +17,7 @@ from workers.attempt.heartbeat import Heartbeat
 
 @pytest.fixture
 def job(job_store: Store, job_spec: JobSpec) -> Job:
-    job_store.users.create(job_spec)
+    job_store.users(DEFAULT_TENANT).create(job_spec)
     claimed = job_store.claims.claim()
     assert claimed is not None
     return claimed
@@ -35,7 +35,7 @@ def renewals(job_store: Store, monkeypatch: pytest.MonkeyPatch) -> list[datetime
 
     def counted(job_id: str, attempt: int, lease_seconds: float) -> None:
         renew(job_id, attempt, lease_seconds)
-        lease_until = job_store.users.get(job_id).lease_until
+        lease_until = job_store.records.get(job_id).lease_until
         assert lease_until is not None
         leases.append(lease_until)
 
@@ -64,7 +64,7 @@ def test_an_attempt_that_is_over_is_told(
 
     stale = threading.Event()
     if ended == "cancelled":
-        job_store.users.cancel(job.id)
+        job_store.users(DEFAULT_TENANT).cancel(job.id)
     else:
         monkeypatch.setattr(job_store.attempts, "renew", renew)
     with beating(job_store, job, stale):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from service.domain.job import Job, StepProgress
+from service.domain.job import DEFAULT_TENANT, Job, StepProgress
 from service.domain.spec import JobSpec
 from service.domain.states import Step
 from service.errors import AttemptStale
@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def job(job_store: Store, job_spec: JobSpec) -> Job:
-    job_store.users.create(job_spec)
+    job_store.users(DEFAULT_TENANT).create(job_spec)
     claimed = job_store.claims.claim()
     assert claimed is not None
     return claimed
@@ -48,7 +48,7 @@ def progress(job_store: Store, job: Job) -> Progress:
 
 
 def read(store: Store, job: Job) -> StepProgress:
-    (step,) = store.users.get(job.id).steps
+    (step,) = store.records.get(job.id).steps
     return step
 
 
@@ -97,7 +97,7 @@ def test_a_step_that_fails_is_not_finished(job_store: Store, job: Job, progress:
 
 def test_notes_are_events_of_the_attempt(job_store: Store, job: Job, progress: Progress) -> None:
     progress.note("texts.skipped", "2 files are not text.", {"files": ["a", "b"]})
-    event = job_store.users.events(job.id)[-1]
+    event = job_store.records.events(job.id)[-1]
     assert (event.type, event.message) == ("texts.skipped", "2 files are not text.")
     assert (event.attempt, event.data) == (1, {"files": ["a", "b"]})
 
@@ -108,7 +108,7 @@ def test_a_stale_attempt_fails_at_its_next_write(
     with progress.step(Step.RESOLVE, "workers") as meter:
         meter.expect(3)
         meter.advance(2)
-    job_store.users.cancel(job.id)
+    job_store.users(DEFAULT_TENANT).cancel(job.id)
     clock.now += MIN_SECONDS_BETWEEN_WRITES
     for write in (
         lambda: meter.advance(0),
