@@ -15,8 +15,8 @@ from typing import Annotated
 from fastapi import Depends
 
 from api.services import ServicesDep
-from service.access.principal import Principal, Scope
 from service.domain.job import DEFAULT_TENANT
+from service.domain.principal import Principal, Scope
 from service.store.users import Users
 
 
