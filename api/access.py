@@ -3,21 +3,39 @@
     @router.get("/v1/jobs")
     def list_jobs(caller: ReaderDep) -> JobPage: ...
 
-Every route has such a parameter or stands in `PUBLIC`; a test walks the routes.
+Every route has such a parameter or stands in `PUBLIC`; a test walks the routes. A key comes in
+``Authorization: Bearer``, or from a browser in the cookie that `api.routes.sign_in` sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
+from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
-from api.services import ServicesDep
+from api.services import Services, ServicesDep
 from service.domain.job import DEFAULT_TENANT
 from service.domain.principal import Principal, Scope
+from service.errors import KeyInvalid, KeyMissing, ScopeInsufficient
 from service.store.users import Users
+
+PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/sign-in"})
+"""The paths that need no key. FastAPI's own pages hold no data of any tenant."""
+
+COOKIE = "eigenpress_key"
+
+ADMIN_KEY_ID = "admin"
+"""The id of the key from the settings, in the audit log."""
+NO_KEY_ID = "none"
+"""The id in the audit log where keys are not required."""
+
+_bearer = HTTPBearer(auto_error=False, description="An API key, ep_...", bearerFormat="ep_...")
+_cookie = APIKeyCookie(name=COOKIE, auto_error=False, description="Set by /sign-in.")
 
 
 @dataclass(frozen=True)
@@ -32,11 +50,25 @@ class Caller:
         return self.principal.tenant
 
 
-def needs(scope: Scope) -> Callable[..., Awaitable[Caller]]:
-    """The dependency of a route that needs a key of this scope, or of one that includes it."""
+def needs(scope: Scope) -> Callable[..., Caller]:
+    """The dependency of a route that needs a key of this scope, or of one that includes it.
 
-    async def caller(services: ServicesDep) -> Caller:
-        principal = Principal("none", DEFAULT_TENANT, scope)
+    Its answer is the same for every path, whatever there is at it: it comes first.
+    """
+
+    def caller(
+        request: Request,
+        services: ServicesDep,
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+        cookie: Annotated[str | None, Depends(_cookie)],
+    ) -> Caller:
+        text = bearer.credentials if bearer else cookie
+        principal = _principal(text, request, services)
+        if not principal.scope.includes(scope):
+            raise ScopeInsufficient(
+                f"The key's scope is {principal.scope}; this request needs {scope}."
+            )
+        request.state.principal = principal  # for the audit log
         return Caller(principal, services.store.users(principal.tenant))
 
     return caller
@@ -45,3 +77,47 @@ def needs(scope: Scope) -> Callable[..., Awaitable[Caller]]:
 ReaderDep = Annotated[Caller, Depends(needs(Scope.READER))]
 SubmitterDep = Annotated[Caller, Depends(needs(Scope.SUBMITTER))]
 AdminDep = Annotated[Caller, Depends(needs(Scope.ADMIN))]
+
+
+def _principal(text: str | None, request: Request, services: Services) -> Principal:
+    if not services.settings.require_keys:
+        _refuse_beyond_loopback(request)
+        return Principal(NO_KEY_ID, DEFAULT_TENANT, Scope.ADMIN)
+    try:
+        principal = authenticate(text, services)
+    except (KeyMissing, KeyInvalid):
+        services.rates.count(f"address:{client_address(request)}")
+        raise
+    services.rates.count(f"key:{principal.key_id}")
+    return principal
+
+
+def authenticate(text: str | None, services: Services) -> Principal:
+    """Whose key this is. Raises KeyMissing and KeyInvalid."""
+    if not text:
+        raise KeyMissing
+    admin = services.settings.admin_key
+    if admin is not None and hmac.compare_digest(
+        text.encode(errors="replace"), admin.get_secret_value().encode()
+    ):
+        return Principal(ADMIN_KEY_ID, DEFAULT_TENANT, Scope.ADMIN)
+    return services.store.keys.authenticate(text)
+
+
+def client_address(request: Request) -> str | None:
+    """The client's address as the server sees it."""
+    return None if request.client is None else request.client.host
+
+
+def _refuse_beyond_loopback(request: Request) -> None:
+    """Raise KeyMissing if the request came to an address that other machines reach."""
+    server: tuple[str, int | None] | None = request.scope.get("server")
+    try:
+        reached = None if server is None else ip_address(server[0])
+    except ValueError:  # the path of a Unix socket, or the name that a test gives
+        return
+    if reached is not None and not reached.is_loopback:
+        raise KeyMissing(
+            "This server requires no keys, so it answers on loopback alone. Its operator can set "
+            "EIGENPRESS_REQUIRE_KEYS and EIGENPRESS_ADMIN_KEY."
+        )

@@ -13,9 +13,10 @@ from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
 from api import errors
+from api.audit import AuditLog
 from api.browsers import SameSite
 from api.limits import BodyLimit
-from api.routes import artifacts, estimates, health, jobs
+from api.routes import artifacts, audit, estimates, health, jobs, keys, sign_in, tenants
 from api.services import Services, open_services
 from service.settings import Settings
 
@@ -30,6 +31,7 @@ TAGS = [
     {"name": "jobs", "description": "Submit, follow and cancel compression jobs."},
     {"name": "estimates", "description": "What a job would make and take, without running it."},
     {"name": "results", "description": "The artifacts and the report of a job that succeeded."},
+    {"name": "access", "description": "API keys, tenants and the audit log; for administrators."},
     {"name": "health", "description": "For load balancers and operators."},
 ]
 
@@ -69,10 +71,11 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,  # what generated clients call it
         lifespan=lifespan,
     )
+    app.add_middleware(AuditLog)
     app.add_middleware(BodyLimit)
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
     errors.install(app)
-    for routes in (jobs, estimates, artifacts, health):
+    for routes in (jobs, estimates, artifacts, keys, tenants, audit, sign_in, health):
         app.include_router(routes.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     _declare_problems(app)

@@ -1,6 +1,8 @@
 """From errors to RFC 9457 problem responses.
 
-service.errors      UserError 422, JobNotFound 404, JobConflict 409,
+service.errors      UserError 422, NotFound 404, JobConflict and TenantExists 409,
+                        KeyMissing and KeyInvalid 401, ScopeInsufficient 403,
+                        TooManyRequests and QuotaExceeded 429,
                         ObjectMissing, ArtifactCorrupt 410, InfrastructureError 503
 pydantic            422 with `param` naming the field; body that is not JSON 400 or 415
 starlette           unknown path 404, wrong method 405, body too large 413 or too slow 408
@@ -29,8 +31,14 @@ from service.errors import (
     InfrastructureError,
     InvalidParameter,
     JobConflict,
-    JobNotFound,
+    KeyInvalid,
+    KeyMissing,
+    NotFound,
     ObjectMissing,
+    QuotaExceeded,
+    ScopeInsufficient,
+    TenantExists,
+    TooManyRequests,
     UserError,
 )
 from service.printable import printable, shortened
@@ -102,10 +110,16 @@ def status_of(error: type[EigenpressError]) -> HTTPStatus:
     """The HTTP status for an error of this class."""
     if issubclass(error, UserError):
         return HTTPStatus.UNPROCESSABLE_ENTITY
-    if issubclass(error, JobNotFound):
+    if issubclass(error, KeyMissing | KeyInvalid):
+        return HTTPStatus.UNAUTHORIZED
+    if issubclass(error, ScopeInsufficient):
+        return HTTPStatus.FORBIDDEN
+    if issubclass(error, NotFound):
         return HTTPStatus.NOT_FOUND
-    if issubclass(error, JobConflict):
+    if issubclass(error, JobConflict | TenantExists):
         return HTTPStatus.CONFLICT
+    if issubclass(error, TooManyRequests | QuotaExceeded):
+        return HTTPStatus.TOO_MANY_REQUESTS
     if issubclass(error, ObjectMissing | ArtifactCorrupt):
         return HTTPStatus.GONE
     if issubclass(error, InfrastructureError):
@@ -117,15 +131,24 @@ async def _on_service_error(request: Request, error: EigenpressError) -> Problem
     status = status_of(type(error))
     if status >= 500:
         logger.warning("%s %r: %s: %r", request.method, request.url.path, error.code, error.detail)
-    wait = status == HTTPStatus.SERVICE_UNAVAILABLE and error.retryable
     return ProblemResponse(
         status,
         error.code,
         error.detail,
         param=error.param,
         instance=request.url.path,
-        headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if wait else None,
+        headers=_headers(error, status),
     )
+
+
+def _headers(error: EigenpressError, status: HTTPStatus) -> dict[str, str]:
+    if isinstance(error, TooManyRequests):
+        return {"Retry-After": str(error.retry_after_seconds)}
+    if status == HTTPStatus.UNAUTHORIZED:
+        return {"WWW-Authenticate": "Bearer"}
+    if status == HTTPStatus.SERVICE_UNAVAILABLE and error.retryable:
+        return {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return {}
 
 
 async def _on_invalid_request(request: Request, error: RequestValidationError) -> ProblemResponse:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.rates import Rates
 from service.cluster.ray_jobs import RayCluster
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
@@ -27,6 +28,7 @@ class Services:
     cluster: RayCluster
     checks: SubmissionChecks
     estimates: Estimates
+    rates: Rates
 
 
 @contextmanager
@@ -39,8 +41,9 @@ def open_services(settings: Settings) -> Iterator[Services]:
         SubmissionChecks(settings, storage) as checks,
     ):
         store.migrate()
+        rates = Rates(settings.requests_per_minute)
         estimates = Estimates(settings, store, cluster, checks)
-        yield Services(settings, store, storage, cluster, checks, estimates)
+        yield Services(settings, store, storage, cluster, checks, estimates, rates)
 
 
 async def _services(request: Request) -> Services:

@@ -18,7 +18,16 @@
     │   ├── IdempotencyKeyReused
     │   ├── QueueTimeExceeded
     │   └── RunTimeExceeded
-    ├── JobNotFound
+    ├── KeyMissing                   the request has no key
+    ├── KeyInvalid                   its key is unknown, revoked or expired
+    ├── ScopeInsufficient            its key does not allow what was asked
+    ├── TooManyRequests
+    ├── QuotaExceeded                the tenant has as much as it may have
+    ├── NotFound                     nothing that the tenant may see has this id
+    │   ├── JobNotFound
+    │   ├── KeyNotFound
+    │   └── TenantNotFound
+    ├── TenantExists
     ├── JobConflict                  the job's state does not allow what was asked
     ├── AttemptStale                 a write by an attempt that is not the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
@@ -213,7 +222,62 @@ class RunTimeExceeded(UserError):
     code = "run_time_exceeded"
 
 
-class JobNotFound(EigenpressError):
+class KeyMissing(EigenpressError):
+    """The request has no key. Send one as 'Authorization: Bearer ep_...'."""
+
+    code = "key_missing"
+
+
+class KeyInvalid(EigenpressError):
+    """The key is unknown, revoked or has expired."""
+
+    code = "key_invalid"
+
+
+class ScopeInsufficient(EigenpressError):
+    """The key's scope does not allow this request."""
+
+    code = "scope_insufficient"
+
+
+class TooManyRequests(EigenpressError):
+    """There were too many requests with this key."""
+
+    code = "too_many_requests"
+    retry_after_seconds = 1
+
+
+class QuotaExceeded(EigenpressError):
+    """The tenant has as much as it may have."""
+
+    code = "quota_exceeded"
+
+
+class NotFound(EigenpressError):
+    """There is nothing with this id."""
+
+    code = "not_found"
+
+
+class KeyNotFound(NotFound):
+    """There is no key with this id."""
+
+    code = "key_not_found"
+
+
+class TenantNotFound(NotFound):
+    """There is no tenant with this name."""
+
+    code = "tenant_not_found"
+
+
+class TenantExists(EigenpressError):
+    """There is a tenant with this name already."""
+
+    code = "tenant_exists"
+
+
+class JobNotFound(NotFound):
     """There is no job with this id."""
 
     code = "job_not_found"

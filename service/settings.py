@@ -40,6 +40,8 @@ SECRETS_VARIABLE = "EIGENPRESS_SECRETS_DIR"
 DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
 """Schemes of a database's URL."""
 
+ADMIN_KEY_PATTERN = r"ep_[A-Za-z0-9_]{32,256}"
+
 TEN_YEARS_SECONDS = 315_360_000
 
 
@@ -97,8 +99,8 @@ class Settings(BaseSettings):
         description="Folders that jobs may read models and text from: separated as in PATH, or a "
         "JSON list.",
     )
-    allowed_s3_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(),
+    allowed_s3_prefixes: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        default=None,
         description="Places (s3://BUCKET/PREFIX) that jobs may read, separated by commas, or a "
         "JSON list; unset: any that the credentials can read.",
     )
@@ -113,6 +115,21 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Names under which clients reach the API, separated by commas; unset: any.",
+    )
+    require_keys: bool = Field(
+        default=True,
+        description="Whether requests need an API key; without keys the API answers on loopback "
+        "alone.",
+    )
+    admin_key: SecretStr | None = Field(
+        default=None,
+        description="A key with scope `admin` in the tenant `default`: ep_ and at least 32 letters "
+        "and digits. It makes the first keys.",
+    )
+    requests_per_minute: int = Field(
+        default=6000,
+        ge=1,
+        description="With one key, and without a valid one from one address, for each API process.",
     )
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8400, ge=0, le=65_535)
@@ -212,6 +229,13 @@ class Settings(BaseSettings):
                 )
         return self
 
+    @field_validator("admin_key")
+    @classmethod
+    def _strong(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch(ADMIN_KEY_PATTERN, key.get_secret_value()):
+            raise ValueError("should be ep_ and at least 32 letters, digits and underscores")
+        return key
+
     @model_validator(mode="before")
     @classmethod
     def _no_misspelt_variable(cls, values: Any) -> Any:
@@ -240,7 +264,9 @@ class Settings(BaseSettings):
 
     @field_validator("allowed_s3_prefixes")
     @classmethod
-    def _closed(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    def _closed(cls, prefixes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if prefixes is None:
+            return None
         if not all(re.match(S3_URI_PATTERN, prefix) for prefix in prefixes):
             raise ValueError("each should be s3://BUCKET or s3://BUCKET/PREFIX")
         return tuple(prefix.rstrip("/") + "/" for prefix in prefixes)

@@ -23,6 +23,9 @@ pytest_plugins = [
     "tests.fixtures.in_process",
 ]
 
+# Most tests are about other things; those of keys require them.
+os.environ["EIGENPRESS_REQUIRE_KEYS"] = "false"
+
 # Every Ray that a test starts asks for this token, and every client in the test's process sends it.
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 

@@ -17,13 +17,16 @@ JobId = Annotated[
 
 _DESCRIPTIONS = {
     400: "The body is not JSON.",
-    404: "There is no such job.",
-    409: "The job's state does not allow this.",
+    401: "The request has no valid key.",
+    403: "The key does not allow this.",
+    404: "There is no such thing, or it is another tenant's.",
+    409: "The state of things does not allow this.",
     410: "The artifact has been removed from the bucket.",
     408: "The body took too long to arrive.",
     413: "The body is larger than 64 KiB.",
     415: "The body's Content-Type is not application/json.",
     422: "A parameter or an input is at fault; `param` names it.",
+    429: "There were too many requests, or the tenant has as much as it may have.",
     503: "The database or the bucket is unavailable; `Retry-After` if it may recover.",
 }
 

@@ -20,7 +20,9 @@ from service.storage.s3 import ObjectStorage
 from service.store.users import Users
 
 router = APIRouter(
-    prefix="/v1/jobs/{job_id}", tags=["results"], responses=problems(404, 409, 422, 503)
+    prefix="/v1/jobs/{job_id}",
+    tags=["results"],
+    responses=problems(401, 403, 404, 409, 422, 429, 503),
 )
 
 

@@ -13,7 +13,9 @@ from api.schemas.estimates import Estimate
 from api.services import ServicesDep
 from service.domain.spec import JobSpec
 
-router = APIRouter(prefix="/v1/estimates", tags=["estimates"], responses=problems(422, 503))
+router = APIRouter(
+    prefix="/v1/estimates", tags=["estimates"], responses=problems(401, 403, 422, 429, 503)
+)
 
 
 @router.post("", summary="Estimate a job", responses=problems(400, 408, 413, 415))

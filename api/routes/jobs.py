@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from api.access import ReaderDep, SubmitterDep
+from api.cursors import decode_cursor, encode_cursor
 from api.routes import JobId, problems
 from api.schemas.jobs import EventPage, Job, JobPage
 from api.services import Services, ServicesDep
 from service.domain import job as jobs
 from service.domain.spec import JobSpec
 from service.domain.states import JobState
-from service.errors import InvalidParameter
 from service.inputs.checks import SubmissionChecks
 from service.store.users import Users
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(422, 503))
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 429, 503))
 
 MAX_JOBS = 200
 MAX_EVENTS = 1000
@@ -112,13 +109,13 @@ async def _submitted(
 ) -> tuple[jobs.Job, bool]:
     """The job, and whether this request created it."""
     if key is None:
-        await checks.run(spec)
+        await checks.run(spec, users)
         return await run_in_threadpool(users.create, spec), True
     # An accepted job stays accepted, even if its inputs have been removed since.
     earlier = await run_in_threadpool(users.find_once, spec, key)
     if earlier is not None:
         return earlier, False
-    await checks.run(spec)
+    await checks.run(spec, users)
     return await run_in_threadpool(users.create_once, spec, key)
 
 
@@ -135,7 +132,7 @@ def list_jobs(
     ] = (),
 ) -> JobPage:
     """Newest first."""
-    before = None if cursor is None else decode_cursor(cursor)
+    before = decode_cursor(cursor, jobs.JOB_ID_PATTERN)
     # One job more than requested shows whether there is a next page.
     found = caller.users.list_jobs(limit=limit + 1, before=before, states=state)
     page = found[:limit]
@@ -204,25 +201,3 @@ def _shown(job: jobs.Job, request: Request, services: Services) -> Job:
     settings = services.settings
     dashboard = settings.ray_public_address or settings.ray_address
     return Job.of(job, root_path=root_path, dashboard_url=dashboard.rstrip("/"))
-
-
-def encode_cursor(job_id: str) -> str:
-    """Opaque on purpose: its content may change."""
-    return base64.urlsafe_b64encode(job_id.encode()).decode()
-
-
-def decode_cursor(cursor: str) -> str:
-    """The job id in the cursor.
-
-    :raises InvalidParameter: it is not a cursor that `encode_cursor` made
-    """
-    try:
-        job_id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, ValueError):
-        job_id = ""
-    if not re.fullmatch(jobs.JOB_ID_PATTERN, job_id):
-        raise InvalidParameter(
-            "cursor: not a cursor of this server; take `next_cursor` from a page of jobs",
-            param="cursor",
-        )
-    return job_id

@@ -113,7 +113,7 @@ class Estimates:
 
     async def of(self, spec: JobSpec, users: Users) -> Estimate:
         """What is known of a job of these users. Raises DatabaseUnavailable."""
-        findings = await self._checks.find(spec)
+        findings = await self._checks.find(spec, users)
         return await asyncio.to_thread(self._estimated, spec, findings, users)
 
     def _estimated(self, spec: JobSpec, findings: Findings, users: Users) -> Estimate:

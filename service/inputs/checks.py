@@ -14,14 +14,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self, TypeVar
 
-from service.domain.spec import DataSource, JobSpec, MultipleChoice, PassAt1
+from service.domain.spec import (
+    DataSource,
+    JobSpec,
+    ModelSource,
+    MultipleChoice,
+    PassAt1,
+    S3Prefix,
+)
 from service.errors import CodeExecutionForbidden, EigenpressError, SubmissionCheckTimeout
 from service.inputs.models.files import ModelHeaders
 from service.inputs.models.inspection import inspect_model, inspect_tokenizer
 from service.inputs.models.sources import Headers, check_model
+from service.inputs.places import within
+from service.inputs.s3 import refuse_others
 from service.inputs.texts.sources import check_data, check_problems
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
+from service.store.users import Users
 
 CHECK_THREADS = 32
 """How many submissions and estimates are checked at a time. A thread whose check timed out stays
@@ -30,6 +40,7 @@ busy until S3's own timeouts end it."""
 Result = TypeVar("Result")
 
 BUCKET = "the server's bucket"
+MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -62,21 +73,21 @@ class SubmissionChecks:
         """Start no further check; do not wait for those that run."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def run(self, spec: JobSpec) -> None:
-        """Raise unless everything that the job names is there, allowed and readable.
+    async def run(self, spec: JobSpec, users: Users) -> None:
+        """Raise unless everything that these users' job names is there, allowed and readable.
 
         Nothing is written. Raises what the checks raise, and SubmissionCheckTimeout, which names
         the check that was running when the time ran out.
         """
-        await self._finish(_Run(spec, self._settings, self._storage))
+        await self._finish(_Run(spec, users, self._settings, self._storage))
 
-    async def find(self, spec: JobSpec) -> Findings:
-        """Every reason for which the job would be refused, and what its model's files say.
+    async def find(self, spec: JobSpec, users: Users) -> Findings:
+        """Every reason for which these users' job would be refused, and what its model's files say.
 
         A check that takes too long is such a reason, SubmissionCheckTimeout.
         """
         refusals: list[EigenpressError] = []
-        run = _Run(spec, self._settings, self._storage, refusals.append)
+        run = _Run(spec, users, self._settings, self._storage, refusals.append)
         try:
             await self._finish(run)
         except SubmissionCheckTimeout as error:
@@ -103,24 +114,22 @@ class _Run:
     def __init__(
         self,
         spec: JobSpec,
+        users: Users,
         settings: Settings,
         storage: ObjectStorage,
         refused: Callable[[EigenpressError], None] | None = None,
     ) -> None:
         self.headers: Headers | None = None
-        self._spec, self._settings = spec, settings
-        self._checks: list[tuple[str, Callable[[], None]]] = [
-            ("model", self._read_headers),
-            ("model", self._inspect),
-            *_checks(spec, settings, storage),
-        ]
+        self._spec, self._users = spec, users
+        self._settings, self._storage = settings, storage
         self._refused = refused
         self._seconds = settings.submission_check_seconds
         self._under_way: str | None = None
         self._abandoned = False
 
     def __call__(self) -> None:
-        for name, check in self._checks:
+        self._settings = within(self._settings, self._users.places())
+        for name, check in self._checks():
             if self._abandoned:
                 return
             self._under_way = name
@@ -130,6 +139,21 @@ class _Run:
                 if self._refused is None:
                     raise
                 self._refused(error)
+
+    def _checks(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Each check, with the name of the field or bucket that it checks."""
+        spec, settings = self._spec, self._settings
+        for param, source in _sources(spec):
+            if isinstance(source, S3Prefix):
+                yield param, partial(refuse_others, source.uri, settings, self._users, param)
+        yield MODEL, self._read_headers
+        yield MODEL, self._inspect
+        yield "evaluation.tasks", partial(check_allowed, spec, settings)
+        for param, text in _texts(spec):
+            yield param, partial(check_data, text, settings, param)
+        for param, task in _problems(spec):
+            yield f"{param}.data", partial(check_problems, task, settings, param)
+        yield BUCKET, self._storage.check
 
     def _read_headers(self) -> None:
         self.headers = check_model(self._spec.model, self._settings)
@@ -144,9 +168,8 @@ class _Run:
 
     def timeout(self) -> SubmissionCheckTimeout:
         if self._under_way is None:
-            first = self._checks[0][0]
             return SubmissionCheckTimeout(
-                f"{first}: not checked within {self._seconds:g} seconds, because "
+                f"{MODEL}: not checked within {self._seconds:g} seconds, because "
                 f"{CHECK_THREADS} other jobs were being checked. Submit the job again later."
             )
         return SubmissionCheckTimeout(
@@ -154,20 +177,6 @@ class _Run:
             "job again later, or name a place that answers faster: fewer files, or nearer ones.",
             param=None if self._under_way == BUCKET else self._under_way,
         )
-
-
-def _checks(
-    spec: JobSpec, settings: Settings, storage: ObjectStorage
-) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Each check beside the model's, with the name of the field or bucket that it checks."""
-    yield "evaluation.tasks", partial(check_allowed, spec, settings)
-    for param, source in _texts(spec):
-        yield param, partial(check_data, source, settings, param)
-    for number, task in enumerate(spec.evaluation.tasks):
-        if isinstance(task, MultipleChoice | PassAt1):
-            param = f"evaluation.tasks.{number}"
-            yield f"{param}.data", partial(check_problems, task, settings, param)
-    yield BUCKET, storage.check
 
 
 def inspect_headers(headers: ModelHeaders, spec: JobSpec) -> None:
@@ -182,6 +191,21 @@ def _texts(spec: JobSpec) -> Iterator[tuple[str, DataSource]]:
     yield "calibration.data", spec.calibration.data
     for number, dataset in enumerate(spec.evaluation.datasets):
         yield f"evaluation.datasets.{number}.data", dataset.data
+
+
+def _problems(spec: JobSpec) -> Iterator[tuple[str, MultipleChoice | PassAt1]]:
+    """Every task that has problems of its own, and the field that names it."""
+    for number, task in enumerate(spec.evaluation.tasks):
+        if isinstance(task, MultipleChoice | PassAt1):
+            yield f"evaluation.tasks.{number}", task
+
+
+def _sources(spec: JobSpec) -> Iterator[tuple[str, ModelSource | DataSource]]:
+    """Everything that the job reads, and the field that names it."""
+    yield MODEL, spec.model
+    yield from _texts(spec)
+    for param, task in _problems(spec):
+        yield f"{param}.data", task.data
 
 
 def check_allowed(spec: JobSpec, settings: Settings) -> None:

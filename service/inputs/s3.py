@@ -11,6 +11,7 @@ from pathlib import Path
 from service.errors import (
     BucketMissing,
     InvalidParameter,
+    JobNotFound,
     ObjectChanged,
     ObjectMissing,
     PathNotAllowed,
@@ -19,6 +20,7 @@ from service.errors import (
 from service.inputs.glob import is_plain
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage, StoredObject
+from service.store.users import Users
 
 SCHEME = "s3://"
 MAX_LISTED_OBJECTS = 100_000
@@ -137,12 +139,26 @@ def _refuse_forbidden(bucket: str, key: str, settings: Settings, param: str) -> 
             param=param,
         )
     allowed = settings.allowed_s3_prefixes
-    if allowed and not f"{SCHEME}{bucket}/{below}".startswith(allowed):
+    if allowed is not None and not f"{SCHEME}{bucket}/{below}".startswith(allowed):
         raise PathNotAllowed(
             f"{SCHEME}{bucket}/{key} lies outside the places that this server may read: "
-            f"{', '.join(allowed)}.",
+            f"{', '.join(allowed) or 'none'}.",
             param=param,
         )
+
+
+def refuse_others(uri: str, settings: Settings, users: Users, param: str) -> None:
+    """Raise `PathNotAllowed` for an artifact of a job that these users cannot see.
+
+    A job of another tenant, which exists, and one that does not, give the same error.
+    """
+    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    if bucket != settings.s3_bucket or not ARTIFACT.match(key):
+        return
+    try:
+        users.get(key.split("/")[1])
+    except JobNotFound as error:
+        raise PathNotAllowed(f"{uri} is no artifact of a job of yours.", param=param) from error
 
 
 def _file_path(path: str, param: str) -> str:

@@ -83,7 +83,11 @@ class Attempts:
         artifacts = tables.artifacts
         with self._database.writing() as connection:
             fence(connection, job_id, attempt)
-            row = asdict(artifact) | {"job_id": job_id, "position": position}
+            row = asdict(artifact) | {
+                "job_id": job_id,
+                "position": position,
+                "bytes": sum(file.size for file in artifact.files),
+            }
             if insert_if_absent(connection, artifacts, row):
                 data = {"name": artifact.name, "prefix": artifact.prefix}
                 message = f"{artifact.name} is in the bucket."

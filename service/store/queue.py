@@ -25,8 +25,8 @@ def next_waiting(
     if max_running is not None and sum(running.values()) >= max_running:
         return None
     now = clock(connection)
-    for tenant in _waiting_tenants(connection, now, running):
-        limit = max_running_per_tenant
+    for tenant, own_limit in _waiting_tenants(connection, now, running):
+        limit = max_running_per_tenant if own_limit is None else own_limit
         if limit is None or running.get(tenant, 0) < limit:
             query = (
                 select(jobs)
@@ -50,8 +50,13 @@ def _in_flight(connection: Connection) -> dict[str, int]:
     return {row.tenant: row.running for row in connection.execute(query)}
 
 
-def _waiting_tenants(connection: Connection, now: datetime, running: dict[str, int]) -> list[str]:
-    """The tenants with a job to run: fewest in flight first, then the one served longest ago."""
+def _waiting_tenants(
+    connection: Connection, now: datetime, running: dict[str, int]
+) -> list[tuple[str, int | None]]:
+    """The tenants with a job to run, and their own limits of running jobs.
+
+    The one with the fewest jobs in flight comes first, then the one served longest ago.
+    """
     tenants = tables.tenants
     first_job = (
         select(jobs.c.id)
@@ -61,9 +66,9 @@ def _waiting_tenants(connection: Connection, now: datetime, running: dict[str, i
         .scalar_subquery()
     )
     # With EXISTS, PostgreSQL may read every waiting job.
-    query = select(tenants.c.name).where(first_job.is_not(None))
-    names = connection.execute(query.order_by(tenants.c.served_at, tenants.c.name)).scalars()
-    return sorted(names, key=lambda name: running.get(name, 0))
+    query = select(tenants.c.name, tenants.c.max_running_jobs).where(first_job.is_not(None))
+    waiting = connection.execute(query.order_by(tenants.c.served_at, tenants.c.name)).tuples()
+    return sorted(waiting, key=lambda tenant: running.get(tenant[0], 0))
 
 
 def _may_run(now: datetime) -> ColumnElement[bool]:

@@ -16,9 +16,12 @@ from sqlalchemy import select
 
 from service.store import tables
 from service.store.attempts import Attempts
+from service.store.audit import Audit
 from service.store.claims import Claims
 from service.store.database import Database
+from service.store.keys import Keys
 from service.store.records import Records
+from service.store.tenants import Tenants
 from service.store.users import Users
 
 
@@ -28,6 +31,9 @@ class Store:
     def __init__(self, url: str) -> None:
         self._database = Database(url)
         self.records = Records(self._database)
+        self.keys = Keys(self._database)
+        self.tenants = Tenants(self._database)
+        self.audit = Audit(self._database)
         self.claims = Claims(self._database)
         self.attempts = Attempts(self._database)
 

@@ -109,6 +109,40 @@ tenants = Table(
     metadata,
     Column("name", String(64), primary_key=True),
     Column("served_at", UtcDateTime, nullable=False, comment="When its last job was claimed."),
+    Column("created_at", UtcDateTime, comment="Null if an earlier version made it."),
+    Column("max_running_jobs", Integer, comment="Null: the installation's limit."),
+    Column("max_queued_jobs", Integer, comment="Null: no limit."),
+    Column("max_stored_bytes", BigInteger, comment="Of artifacts and datasets; null: no limit."),
+    Column("allowed_roots", JSON(none_as_null=True), comment="Null: the installation's."),
+    Column("allowed_s3_prefixes", JSON(none_as_null=True), comment="Null: the installation's."),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("tenant", ForeignKey(tenants.c.name), nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("name", String(63)),
+    Column("sha256", String(64), nullable=False, comment="Of the whole key."),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    Index(None, "tenant", "created_at"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("key_id", String(12), nullable=False),
+    Column("action", String(64), nullable=False, comment="The operation of the API."),
+    Column("subject", AnyText, nullable=False, comment="The path of what it made or changed."),
+    Column("address", String(64), comment="The client's; null if the server cannot tell."),
+    sqlite_autoincrement=True,
 )
 
 idempotency_keys = Table(
@@ -158,6 +192,7 @@ artifacts = Table(
     Column("name", String(128), nullable=False),
     Column("prefix", Text, nullable=False),
     Column("files", JSON, nullable=False, comment="[{path, size, sha256}]"),
+    Column("bytes", BigInteger, nullable=False, server_default="0", comment="Of its files."),
 )
 
 reports = Table(

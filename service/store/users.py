@@ -10,11 +10,13 @@ from sqlalchemy import Connection, Row, Select, insert, select
 from service.domain.job import EventType, Job, new_job_id
 from service.domain.spec import JobSpec, read_stored_limits
 from service.domain.states import TERMINAL, JobState
+from service.domain.tenant import Places
 from service.errors import IdempotencyKeyReused, JobConflict
 from service.store import tables
 from service.store.database import Database, clock, insert_if_absent
 from service.store.records import Records
 from service.store.rows import read_job
+from service.store.tenants import ensure_tenant, places_of, refuse_beyond_limits
 from service.store.transitions import (
     after,
     append,
@@ -31,6 +33,11 @@ class Users(Records):
     def __init__(self, database: Database, tenant: str) -> None:
         super().__init__(database, tenant)
         self._tenant: str = tenant
+
+    def places(self) -> Places:
+        """What the tenant's jobs may read, within what the installation allows."""
+        with self._database.reading() as connection:
+            return places_of(connection, self._tenant)
 
     def create(self, spec: JobSpec) -> Job:
         """Accept a job; it is durable once this returns."""
@@ -67,6 +74,7 @@ class Users(Records):
             return None if known is None else _same_job(connection, known, spec)
 
     def _create(self, connection: Connection, spec: JobSpec, job_id: str) -> Job:
+        refuse_beyond_limits(connection, self._tenant)
         now = clock(connection)
         row = {
             "id": job_id,
@@ -78,7 +86,7 @@ class Users(Records):
             "rank": -spec.priority,
             "deadline": after(now, spec.limits.queue_seconds),
         }
-        insert_if_absent(connection, tables.tenants, {"name": self._tenant, "served_at": now})
+        ensure_tenant(connection, self._tenant)
         connection.execute(insert(jobs).values(row))
         append(connection, job_id, None, EventType.QUEUED, "The job waits for a dispatcher.")
         return read_job(connection, job_id)

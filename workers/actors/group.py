@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from service.domain.placement import ACCELERATOR_LABEL, Placement, Resources, fits, room
 from service.domain.spec import JobSpec
+from service.domain.tenant import EVERY_PLACE, Places
 from service.errors import ClusterUnavailable, InsufficientResources
 from workers.actors.autoscaling import autoscales, refuses
 from workers.actors.interface import ASSEMBLING, SERVING, Worker
@@ -50,9 +51,11 @@ class ActorGroup:
         patience_seconds: float,
         on_growing: Callable[[int], None],
         on_waiting: Callable[[], None],
+        places: Places = EVERY_PLACE,
     ) -> None:
         self._attempt = attempt
         self._spec = spec
+        self._places = places
         self.placement = placement
         self._patience_seconds = patience_seconds
         self._on_growing = on_growing
@@ -125,5 +128,5 @@ class ActorGroup:
                     placement_group=self._group, placement_group_bundle_index=number
                 ),
             )
-            .remote(self._spec, self._attempt, number, placement.cpus, placement.gpus)
+            .remote(self._spec, self._attempt, number, placement.cpus, placement.gpus, self._places)
         )

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from service.domain.spec import JobSpec
+from service.domain.tenant import EVERY_PLACE, Places
 from service.errors import EigenpressError
 from service.inputs.opening import HeldFiles
 from service.settings import Settings
@@ -66,14 +67,22 @@ def _hide_gpus() -> None:
 class Worker:
     """See `workers.actors.worker` and `workers.actors.assembler`: one of each, in one process."""
 
-    def __init__(self, spec: JobSpec, attempt: str, number: int, threads: int, gpus: int) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        attempt: str,
+        number: int,
+        threads: int,
+        gpus: int,
+        places: Places = EVERY_PLACE,
+    ) -> None:
         if not gpus:
             _hide_gpus()
         from workers.actors.assembler import Assembler
         from workers.actors.worker import Worker
 
         self.held = HeldFiles(Settings().scratch_dir / attempt)
-        self.worker = Worker(spec, attempt, number, threads, self.held)
+        self.worker = Worker(spec, attempt, number, threads, self.held, places)
         self.assembler = Assembler(spec, attempt, self.worker)
 
     place = _passed_on("place")

@@ -29,10 +29,12 @@ from service.domain.spec import (
     PassAt1,
     rounds_embeddings,
 )
+from service.domain.tenant import EVERY_PLACE, Places
 from service.errors import TargetUnreachable
 from service.inputs.checks import check_allowed
 from service.inputs.models.sources import fetch_model
 from service.inputs.opening import HeldFiles
+from service.inputs.places import within
 from service.settings import Settings
 from workers.actors.calibrator import Calibrator
 from workers.actors.measurer import Measurer
@@ -97,7 +99,13 @@ class Worker:
     """See the module. `workers.actors.interface` is its Ray actor; tests call it directly."""
 
     def __init__(
-        self, spec: JobSpec, attempt: str, number: int, threads: int, held: HeldFiles
+        self,
+        spec: JobSpec,
+        attempt: str,
+        number: int,
+        threads: int,
+        held: HeldFiles,
+        places: Places = EVERY_PLACE,
     ) -> None:
         torch.set_num_threads(threads)
         self._spec = spec
@@ -105,7 +113,7 @@ class Worker:
         self._method = METHODS[spec.method]
         self._widths = [Width(bits) for bits in spec.widths]
         self._held = held
-        self._settings = Settings()
+        self._settings = within(Settings(), places)
         if self._settings.worker_memory_bytes is not None:
             map_matrices()
         self._scratch = self._settings.scratch_dir / attempt / f"worker-{number}"

@@ -73,7 +73,8 @@ def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
     try:
         _join_cluster(scratch.name)
         _stop_on_sigterm(scratch)
-        report = run_attempt(job, progress, settings)
+        places = _retry(settings, store.users(job.tenant).places)
+        report = run_attempt(job, progress, settings, places)
         _retry(settings, lambda: store.attempts.succeed(job.id, job.attempt, report))
     except AttemptStale:
         raise

@@ -24,6 +24,7 @@ from service.domain.job import Job
 from service.domain.placement import PLACED, Placement, plan_placement
 from service.domain.spec import QualityTarget, Target
 from service.domain.states import Step
+from service.domain.tenant import Places
 from service.errors import ModelInvalid
 from service.settings import Settings
 from workers.actors.autoscaling import autoscales
@@ -74,8 +75,10 @@ DENSE = Subject("dense", None, None, None)
 """The source model."""
 
 
-def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, Any]:
+def run_attempt(job: Job, progress: Progress, settings: Settings, places: Places) -> dict[str, Any]:
     """Compress the job's model and publish the artifacts; returns the report.
+
+    Workers read nothing outside `places`, which are the tenant's.
 
     Raises the errors of `service.errors` and of the steps.
     """
@@ -104,7 +107,8 @@ def run_attempt(job: Job, progress: Progress, settings: Settings) -> dict[str, A
 
     attempt = f"{job.id}-{job.attempt}"
     patience = settings.retry_timeout_seconds
-    with ActorGroup(attempt, spec, placement, patience, say_growing, say_waiting) as actors:
+    group = ActorGroup(attempt, spec, placement, patience, say_growing, say_waiting, places)
+    with group as actors:
         return Attempt(job, progress, settings, actors).run()
 
 

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from api.app import create_app
+from api.rates import Rates
 from api.services import Services
 from service.cluster.ray_jobs import RayCluster
 from service.domain.placement import Machine
@@ -107,7 +108,15 @@ def services(
 ) -> Iterator[Services]:
     with SubmissionChecks(settings, storage) as checks:
         estimates = Estimates(settings, store, cluster, checks)
-        yield Services(settings, store, storage, cluster, checks, estimates)
+        yield Services(
+            settings,
+            store,
+            storage,
+            cluster,
+            checks,
+            estimates,
+            Rates(settings.requests_per_minute),
+        )
 
 
 @pytest.fixture

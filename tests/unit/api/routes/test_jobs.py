@@ -15,7 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.app import create_app
-from api.routes.jobs import decode_cursor, encode_cursor
+from api.cursors import decode_cursor, encode_cursor
 from api.services import Services
 from service.domain.job import DEFAULT_TENANT, new_job_id
 from service.domain.retry_policy import RetryPolicy
@@ -147,9 +147,9 @@ def test_invalid_query(client: TestClient, param: str, value: str) -> None:
 
 def test_cursors_round_trip() -> None:
     job_id = new_job_id()
-    assert decode_cursor(encode_cursor(job_id)) == job_id
+    assert decode_cursor(encode_cursor(job_id), JOB_ID_PATTERN) == job_id
     with pytest.raises(InvalidParameter):
-        decode_cursor(encode_cursor(job_id + "\n"))
+        decode_cursor(encode_cursor(job_id + "\n"), JOB_ID_PATTERN)
 
 
 def test_a_running_job_shows_its_steps_and_its_page_in_ray(

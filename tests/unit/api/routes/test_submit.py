@@ -20,6 +20,7 @@ from service.domain.spec import JobSpec
 from service.inputs import checks
 from service.inputs.checks import SubmissionChecks
 from service.store.store import Store
+from service.store.users import Users
 
 SLOW_SUBMITS = 40
 """As many as starlette has threads for plain functions."""
@@ -156,9 +157,9 @@ def test_slow_submissions_hold_up_nothing_else(
     submitted, listed = Semaphore(0), Event()
     run = SubmissionChecks.run
 
-    async def noticed(self: SubmissionChecks, spec: JobSpec) -> None:
+    async def noticed(self: SubmissionChecks, spec: JobSpec, users: Users) -> None:
         submitted.release()
-        await run(self, spec)
+        await run(self, spec, users)
 
     monkeypatch.setattr(SubmissionChecks, "run", noticed)
     monkeypatch.setattr(checks, "check_data", lambda *_: listed.wait())

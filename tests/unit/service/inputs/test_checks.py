@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from service.domain.spec import JobSpec
+from service.domain.tenant import EVERY_PLACE, Places
 from service.errors import (
     CodeExecutionForbidden,
     DataInvalid,
@@ -23,6 +24,17 @@ from service.inputs.checks import CHECK_THREADS, Findings, SubmissionChecks, che
 from service.inputs.models.files import ModelHeaders
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
+from service.store.users import Users
+
+
+class _Users:
+    """Those of a tenant that may read all that the installation may."""
+
+    def places(self) -> Places:
+        return EVERY_PLACE
+
+
+USERS = cast(Users, _Users())
 
 
 class Bucket:
@@ -69,7 +81,7 @@ def answers() -> Iterator[Event]:
 
 def run(spec: JobSpec, settings: Settings, bucket: Bucket) -> None:
     with SubmissionChecks(settings, cast(ObjectStorage, bucket)) as checks:
-        asyncio.run(checks.run(spec))
+        asyncio.run(checks.run(spec, USERS))
 
 
 def hurried(settings: Settings) -> Settings:
@@ -133,7 +145,7 @@ def test_a_slow_model_is_named_and_nothing_else_is_looked_at_any_more(
     monkeypatch.setattr(checks, "check_data", lambda *_: seen.append("data"))
     slow = SubmissionChecks(hurried(allowing), cast(ObjectStorage, bucket))
     with pytest.raises(SubmissionCheckTimeout) as caught:
-        asyncio.run(slow.run(spec))
+        asyncio.run(slow.run(spec, USERS))
     assert caught.value.param == "model"
     answers.set()
     slow._executor.shutdown()  # waits for the thread
@@ -166,7 +178,7 @@ def test_where_every_thread_is_busy_the_submission_is_told_so_and_never_checked(
     slow = SubmissionChecks(hurried(allowing), cast(ObjectStorage, bucket))
 
     async def submit() -> list[BaseException | None]:
-        submissions = (slow.run(spec) for _ in range(CHECK_THREADS + 1))
+        submissions = (slow.run(spec, USERS) for _ in range(CHECK_THREADS + 1))
         return await asyncio.gather(*submissions, return_exceptions=True)
 
     *_, last = asyncio.run(submit())
@@ -201,7 +213,7 @@ def test_code_is_refused_elsewhere_and_the_setting_named(
 
 def find(spec: JobSpec, settings: Settings, bucket: Bucket) -> Findings:
     with SubmissionChecks(settings, cast(ObjectStorage, bucket)) as checks:
-        return asyncio.run(checks.find(spec))
+        return asyncio.run(checks.find(spec, USERS))
 
 
 def test_an_estimate_hears_of_every_refusal_and_gets_the_headers(

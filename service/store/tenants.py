@@ -1,0 +1,159 @@
+"""The tenants in the jobs database: their limits, and what they have."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select, update
+
+from service.domain.states import IN_FLIGHT, JobState
+from service.domain.tenant import Limits, Places, Tenant, Usage
+from service.errors import QuotaExceeded, TenantExists, TenantNotFound
+from service.store import tables
+from service.store.database import Database, clock, insert_if_absent
+
+jobs, tenants = tables.jobs, tables.tenants
+
+
+class Tenants:
+    """Makes, changes and reads tenants. Threads may share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, name: str, limits: Limits, places: Places) -> Tenant:
+        """Raises TenantExists."""
+        with self._database.writing() as connection:
+            now = clock(connection)
+            row = {"name": name, "served_at": now, "created_at": now} | _columns(limits, places)
+            if not insert_if_absent(connection, tenants, row):
+                raise TenantExists(f"There is a tenant {name} already.", param="name")
+            return _tenant(_row(connection, name))
+
+    def change(self, name: str, limits: Limits, places: Places) -> Tenant:
+        """Replace its limits and places; jobs that run go on. Raises TenantNotFound."""
+        with self._database.writing() as connection:
+            connection.execute(
+                update(tenants).where(tenants.c.name == name).values(_columns(limits, places))
+            )
+            return _tenant(_row(connection, name))
+
+    def get(self, name: str) -> Tenant:
+        """Raises TenantNotFound."""
+        with self._database.reading() as connection:
+            return _tenant(_row(connection, name))
+
+    def usage(self, name: str) -> Usage:
+        """What the tenant has at the moment."""
+        with self._database.reading() as connection:
+            states: dict[str, int] = dict(
+                connection.execute(
+                    select(jobs.c.state, func.count())
+                    .where(jobs.c.tenant == name, jobs.c.deleted_at.is_(None))
+                    .group_by(jobs.c.state)
+                ).tuples()
+            )
+            return Usage(
+                running_jobs=sum(states.get(state, 0) for state in IN_FLIGHT),
+                queued_jobs=states.get(JobState.QUEUED, 0),
+                stored_bytes=stored_bytes(connection, name),
+            )
+
+    def list_tenants(self, *, limit: int, after: str | None = None) -> list[Tenant]:
+        """At most `limit` tenants with a name above `after`, by name."""
+        query = select(tenants).order_by(tenants.c.name).limit(limit)
+        if after is not None:
+            query = query.where(tenants.c.name > after)
+        with self._database.reading() as connection:
+            return [_tenant(row) for row in connection.execute(query)]
+
+
+def require_tenant(connection: Connection, name: str) -> None:
+    """Raise TenantNotFound unless there is this tenant."""
+    _row(connection, name)
+
+
+def places_of(connection: Connection, name: str) -> Places:
+    """The tenant's own places; those of the installation if it has submitted nothing yet."""
+    row = connection.execute(select(tenants).where(tenants.c.name == name)).one_or_none()
+    return Places() if row is None else _tenant(row).places
+
+
+def ensure_tenant(connection: Connection, name: str) -> None:
+    """Make the tenant, without limits, if there is none."""
+    now = clock(connection)
+    insert_if_absent(connection, tenants, {"name": name, "served_at": now, "created_at": now})
+
+
+def refuse_beyond_limits(connection: Connection, name: str) -> None:
+    """Raise QuotaExceeded if the tenant may not submit another job.
+
+    Locks the tenant's row if it has a limit, so that jobs submitted at once are counted.
+    """
+    row = connection.execute(select(tenants).where(tenants.c.name == name)).one_or_none()
+    if row is None or row.max_queued_jobs is row.max_stored_bytes is None:
+        return
+    connection.execute(select(tenants).where(tenants.c.name == name).with_for_update())
+    if (most := row.max_queued_jobs) is not None:
+        queued = connection.execute(
+            select(func.count())
+            .select_from(jobs)
+            .where(jobs.c.tenant == name, jobs.c.state == JobState.QUEUED)
+        ).scalar_one()
+        if queued >= most:
+            raise QuotaExceeded(
+                f"{queued} jobs of the tenant are queued, and it may have {most}. Submit the job "
+                "again when one has begun, or cancel one."
+            )
+    refuse_bytes(connection, row)
+
+
+def refuse_bytes(connection: Connection, row: Row[Any], more: int = 0) -> None:
+    """Raise QuotaExceeded if the bytes of the tenant of this row, and `more`, reach its limit."""
+    if row.max_stored_bytes is None:
+        return
+    taken = stored_bytes(connection, row.name)
+    if taken + max(more, 1) > row.max_stored_bytes:
+        raise QuotaExceeded(
+            f"Artifacts and datasets of the tenant take {taken} bytes, and it may have "
+            f"{row.max_stored_bytes}. Delete jobs or datasets that are no longer needed."
+        )
+
+
+def stored_bytes(connection: Connection, name: str) -> int:
+    """What the tenant's artifacts take in the bucket."""
+    artifacts = tables.artifacts
+    query = (
+        select(func.coalesce(func.sum(artifacts.c.bytes), 0))
+        .join(jobs, jobs.c.id == artifacts.c.job_id)
+        .where(jobs.c.tenant == name, jobs.c.deleted_at.is_(None))
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def _row(connection: Connection, name: str) -> Row[Any]:
+    row = connection.execute(select(tenants).where(tenants.c.name == name)).one_or_none()
+    if row is None:
+        raise TenantNotFound(f"There is no tenant {name}.")
+    return row
+
+
+def _columns(limits: Limits, places: Places) -> dict[str, Any]:
+    lists = {
+        field: None if value is None else list(value) for field, value in asdict(places).items()
+    }
+    return asdict(limits) | lists
+
+
+def _tenant(row: Row[Any]) -> Tenant:
+    return Tenant(
+        name=row.name,
+        created_at=row.created_at,
+        limits=Limits(row.max_running_jobs, row.max_queued_jobs, row.max_stored_bytes),
+        places=Places(_listed(row.allowed_roots), _listed(row.allowed_s3_prefixes)),
+    )
+
+
+def _listed(value: list[str] | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(value)
