@@ -24,7 +24,18 @@ from service.domain.principal import Principal, Scope
 from service.errors import KeyInvalid, KeyMissing, ScopeInsufficient
 from service.store.users import Users
 
-PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/sign-in"})
+PUBLIC = frozenset(
+    {
+        "/",
+        "/docs",
+        "/docs/oauth2-redirect",
+        "/healthz",
+        "/openapi.json",
+        "/readyz",
+        "/sign-in",
+        "/static-offline-docs",
+    }
+)
 """The paths that need no key. FastAPI's own pages hold no data of any tenant."""
 
 COOKIE = "eigenpress_key"

@@ -67,8 +67,9 @@ def _waiting_tenants(
     )
     # With EXISTS, PostgreSQL may read every waiting job.
     query = select(tenants.c.name, tenants.c.max_running_jobs).where(first_job.is_not(None))
-    waiting = connection.execute(query.order_by(tenants.c.served_at, tenants.c.name)).tuples()
-    return sorted(waiting, key=lambda tenant: running.get(tenant[0], 0))
+    waiting = connection.execute(query.order_by(tenants.c.served_at, tenants.c.name))
+    found = [(row.name, row.max_running_jobs) for row in waiting]
+    return sorted(found, key=lambda tenant: running.get(tenant[0], 0))
 
 
 def _may_run(now: datetime) -> ColumnElement[bool]:

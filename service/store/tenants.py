@@ -45,15 +45,15 @@ class Tenants:
             return _tenant(_row(connection, name))
 
     def usage(self, name: str) -> Usage:
-        """What the tenant has at the moment."""
+        """What the tenant has at the moment. Raises TenantNotFound."""
         with self._database.reading() as connection:
-            states: dict[str, int] = dict(
-                connection.execute(
-                    select(jobs.c.state, func.count())
-                    .where(jobs.c.tenant == name, jobs.c.deleted_at.is_(None))
-                    .group_by(jobs.c.state)
-                ).tuples()
+            require_tenant(connection, name)
+            counted = connection.execute(
+                select(jobs.c.state, func.count().label("jobs"))
+                .where(jobs.c.tenant == name, jobs.c.deleted_at.is_(None))
+                .group_by(jobs.c.state)
             )
+            states = {row.state: row.jobs for row in counted}
             return Usage(
                 running_jobs=sum(states.get(state, 0) for state in IN_FLIGHT),
                 queued_jobs=states.get(JobState.QUEUED, 0),

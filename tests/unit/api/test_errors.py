@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 import service.errors
 from api.errors import param_of, status_of
 from service.domain.spec import UNION_FIELDS, JobSpec
-from service.errors import EigenpressError, InfrastructureError, UserError
+from service.errors import EigenpressError, InfrastructureError, NotFound, UserError
 from service.store.store import Store
 from service.store.users import Users
 
@@ -429,8 +429,17 @@ def _errors() -> list[type[EigenpressError]]:
 
 @pytest.mark.parametrize("kind", _errors())
 def test_each_error_has_its_status(kind: type[EigenpressError]) -> None:
-    families = {UserError: 422, InfrastructureError: 503}
-    gone = {"ObjectMissing": 410, "ArtifactCorrupt": 410}
-    named = {"JobNotFound": 404, "JobConflict": 409} | gone
+    families = {UserError: 422, InfrastructureError: 503, NotFound: 404}
+    named = {
+        "KeyMissing": 401,
+        "KeyInvalid": 401,
+        "ScopeInsufficient": 403,
+        "JobConflict": 409,
+        "TenantExists": 409,
+        "ObjectMissing": 410,
+        "ArtifactCorrupt": 410,
+        "TooManyRequests": 429,
+        "QuotaExceeded": 429,
+    }
     family = next((status for base, status in families.items() if issubclass(kind, base)), 500)
     assert status_of(kind) == named.get(kind.__name__, family)

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.cursors import decode_cursor, encode_cursor
 from api.services import Services
-from service.domain.job import DEFAULT_TENANT, new_job_id
+from service.domain.job import DEFAULT_TENANT, JOB_ID_PATTERN, new_job_id
 from service.domain.retry_policy import RetryPolicy
 from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
