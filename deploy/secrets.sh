@@ -26,6 +26,7 @@ random 24 | keep eigenpress_database_password
 random 10 | keep eigenpress_s3_access_key_id
 random 24 | keep eigenpress_s3_secret_access_key
 random 32 | keep ray_auth_token
+printf 'ep_%s' "$(random 32)" | keep eigenpress_admin_key
 keep s3_identities <<EOF
 {"identities": [{"name": "eigenpress", "actions": ["Admin", "Read", "Write", "List"],
   "credentials": [{"accessKey": "$(cat "$folder/eigenpress_s3_access_key_id")",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -14,11 +15,27 @@ from api.services import ServicesDep
 from service.domain.sign_in import sign_in_code
 from service.errors import KeyInvalid
 
+PATH = "/sign-in"
+
+
+class WithoutCode(logging.Filter):
+    """Keep the code out of uvicorn's access log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                PATH if str(each).startswith(f"{PATH}?") else each for each in record.args
+            )
+        return True
+
+
+logging.getLogger("uvicorn.access").addFilter(WithoutCode())
+
 router = APIRouter(tags=["access"], responses=problems(401, 422, 429))
 
 
 @router.get(
-    "/sign-in",
+    PATH,
     summary="Sign a browser in",
     status_code=303,
     response_class=RedirectResponse,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -15,6 +16,7 @@ import typer
 
 from service.cli.defaults import with_default
 from service.cli.rendering import PrintableConsole
+from service.errors import InvalidParameter
 from service.settings import Settings
 
 
@@ -96,6 +98,12 @@ def api(
     """Run the API alone, with the EIGENPRESS_* settings."""
     settings = Settings()
     host = host or settings.api_host
+    if not settings.require_keys and not _is_loopback(host):
+        raise InvalidParameter(
+            f"Without keys the API listens on loopback alone, not on {host}. Set "
+            "EIGENPRESS_REQUIRE_KEYS to true, and EIGENPRESS_ADMIN_KEY.",
+            param="--host",
+        )
     port = settings.api_port if port is None else port
     _become(
         "uvicorn",
@@ -145,6 +153,13 @@ def expand(
     """Turn an artifact into a plain dense checkpoint, for engines that load nothing else."""
     module = "workers.artifact.gguf_file" if gguf else "workers.artifact.expand"
     _become(module, str(artifact), str(out), needs="torch", extra="worker")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _become(module: str, *arguments: str, needs: str, extra: str) -> NoReturn:

@@ -28,12 +28,15 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.text import Text
 
+from service.client.credentials import ADDRESS_FILE, ADMIN_KEY_FILE
 from service.cluster.ray_jobs import TOKEN_PATH_VARIABLE
+from service.domain.keys import new_key
+from service.domain.sign_in import sign_in_code
 from service.errors import InfrastructureError
 from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
 from service.standalone.ports import LOOPBACK, choose_port
-from service.standalone.private_files import private_folder
+from service.standalone.private_files import private_folder, write_private
 from service.standalone.ray_head import LocalRay
 from service.standalone.s3_server import LocalS3
 from service.standalone.subprocesses import Child, log_tail
@@ -43,7 +46,7 @@ READY_SECONDS = 60.0
 POLL_SECONDS = 0.2
 DRAIN_SECONDS = 5
 """The time that requests in progress get to finish when the API stops."""
-SECRETS = ("ray/token", "s3/credentials.json")
+SECRETS = ("ray/token", "s3/credentials.json", ADMIN_KEY_FILE)
 """The secret files below the data folder, which earlier versions may have left to others."""
 
 
@@ -75,6 +78,7 @@ def serve(options: ServeOptions, console: Console) -> None:
                     return
             installation.wait_until_ready(stop)
         if not stop.requested:
+            running.enter_context(installation.announced())
             console.print(ready_block(installation), soft_wrap=True)
         while not stop.wait(POLL_SECONDS):
             installation.check()
@@ -124,6 +128,7 @@ class Installation:
         base = Settings()
         data_dir = data_folder(options)
         port = base.api_port if options.port is None else options.port
+        self._admin_key = _admin_key(data_dir, base.admin_key)
         self._s3 = LocalS3(
             data_dir / "s3", port=choose_port(options.s3_port, "--s3-port"), bucket=base.s3_bucket
         )
@@ -135,6 +140,8 @@ class Installation:
                 "data_dir": data_dir,
                 "api_host": LOOPBACK,
                 "api_port": choose_port(port, "--port"),
+                "require_keys": True,
+                "admin_key": None,  # the API alone has it
                 "allowed_hosts": (LOOPBACK, "localhost"),
                 "ray_address": dashboard,
                 "ray_public_address": dashboard,
@@ -157,6 +164,11 @@ class Installation:
     @property
     def api_url(self) -> str:
         return f"http://{LOOPBACK}:{self.settings.api_port}"
+
+    @property
+    def sign_in_url(self) -> str:
+        """A link that signs the owner's browser in; whoever has it may do everything."""
+        return f"{self.api_url}/sign-in?code={sign_in_code(self._admin_key)}"
 
     @property
     def credentials_path(self) -> Path:
@@ -183,7 +195,15 @@ class Installation:
         yield "Starting the API"
         port, drain = str(self.settings.api_port), str(DRAIN_SECONDS)
         where = ("--host", LOOPBACK, "--port", port, "--timeout-graceful-shutdown", drain)
-        self._start_child(running, "API", "uvicorn", "--factory", "api.app:create_app", *where)
+        self._start_child(
+            running,
+            "API",
+            "uvicorn",
+            "--factory",
+            "api.app:create_app",
+            *where,
+            EIGENPRESS_ADMIN_KEY=self._admin_key,
+        )
 
     def wait_until_ready(self, stop: StopRequest) -> None:
         """Wait until the API is ready or a stop is requested."""
@@ -194,6 +214,16 @@ class Installation:
                 if time.monotonic() > deadline:
                     raise InfrastructureError(f"The API is not ready: {missing}")
 
+    @contextmanager
+    def announced(self) -> Iterator[None]:
+        """Tell the owner's clients where the server is, as long as the block runs."""
+        address = self.settings.data_dir / ADDRESS_FILE
+        write_private(address, f"{self.api_url}\n")
+        try:
+            yield
+        finally:
+            address.unlink(missing_ok=True)
+
     def check(self) -> None:
         """Raise `InfrastructureError`, with the end of its log, if a part has died."""
         for part in self._parts:
@@ -201,12 +231,24 @@ class Installation:
                 words = log_tail(part.log)
                 raise InfrastructureError(f"The {part.name} has died ({part.log}):\n{words}")
 
-    def _start_child(self, running: ExitStack, name: str, module: str, *arguments: str) -> None:
+    def _start_child(
+        self, running: ExitStack, name: str, module: str, *arguments: str, **secrets: str
+    ) -> None:
         log = self.settings.data_dir / "logs" / f"{name.lower()}.log"
         command = (sys.executable, "-m", module, *arguments)
-        env = environment(self.settings) | self._ray.token_environment()
+        env = environment(self.settings) | self._ray.token_environment() | secrets
         child = running.enter_context(Child(command, env, log))
         self._parts.append(Part(name, child.is_running, log))
+
+
+def _admin_key(data_dir: Path, chosen: SecretStr | None) -> str:
+    """The key of the folder's owner: the one in the settings, else one made at the first start."""
+    path = data_dir / ADMIN_KEY_FILE
+    if chosen is not None:
+        write_private(path, f"{chosen.get_secret_value()}\n")
+    elif not path.exists():
+        write_private(path, f"{new_key()}\n")
+    return path.read_text().strip()
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -227,7 +269,8 @@ def ready_block(installation: Installation) -> Text:
     text = Text("\nEigenpress is ready.\n\n", "bold green")
     for label, value in {
         "API": url,
-        "API docs": f"{url}/docs",
+        "Sign in": installation.sign_in_url,
+        "Admin key": str(settings.data_dir / ADMIN_KEY_FILE),
         "Ray dashboard": settings.ray_address,
         "Ray token": installation.ray_token,
         "S3": f"{settings.s3_endpoint_url}  bucket {settings.s3_bucket}",

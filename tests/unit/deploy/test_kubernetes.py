@@ -118,8 +118,26 @@ def test_secrets_are_files_where_the_settings_look(manifests: list[Manifest]) ->
         assert mounts["data"] == "/var/lib/eigenpress"
     for template in pod_templates(manifests):
         volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
-        assert volumes["secrets"]["secret"]["secretName"] == "eigenpress"
+        assert secrets_of(volumes["secrets"])[0] == "eigenpress"
     assert not [manifest for manifest in manifests if manifest["kind"] == "Secret"]
+
+
+@both
+def test_only_the_api_gets_the_administrators_key(manifests: list[Manifest]) -> None:
+    getting = [
+        {container["name"] for container in template["spec"]["containers"]}
+        for template in pod_templates(manifests)
+        for volume in template["spec"]["volumes"]
+        if volume["name"] == "secrets" and "eigenpress-admin" in secrets_of(volume)
+    ]
+    assert getting == [{"api"}]
+
+
+def secrets_of(volume: dict[str, Any]) -> list[str]:
+    """The names of the secrets that the volume holds."""
+    if "secret" in volume:
+        return [volume["secret"]["secretName"]]
+    return [source["secret"]["name"] for source in volume["projected"]["sources"]]
 
 
 @both
