@@ -1,0 +1,108 @@
+"""Tenants in the database: limits, what counts towards them, and the places of their jobs."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from service.domain.job import Artifact, FileEntry
+from service.domain.tenant import EVERY_PLACE, Limits, Places, Usage
+from service.errors import JobNotFound, QuotaExceeded, TenantExists, TenantNotFound
+from service.store.store import Store
+from tests.fixtures.jobs import small_spec
+
+METHODS = ["get", "events", "artifacts", "report", "cancel", "retry", "delete"]
+FILES = (FileEntry("a", 700, "0" * 64), FileEntry("b", 300, "0" * 64))
+
+
+def test_a_tenant_reads_back(job_store: Store) -> None:
+    limits, places = Limits(1, 2, 3), Places(("/data/a",), ("s3://a/",))
+    made = job_store.tenants.create("a", limits, places)
+    assert (made.limits, made.places) == (limits, places)
+    assert job_store.tenants.get("a") == made
+    with pytest.raises(TenantExists):
+        job_store.tenants.create("a", Limits(), EVERY_PLACE)
+    changed = job_store.tenants.change("a", Limits(), Places((), None))
+    assert (changed.limits, changed.places) == (Limits(), Places((), None))
+    assert job_store.users("a").places() == Places((), None)
+
+
+def test_an_unknown_tenant(job_store: Store) -> None:
+    for ask in (job_store.tenants.get, job_store.tenants.usage):
+        with pytest.raises(TenantNotFound, match="none"):
+            ask("none")
+    with pytest.raises(TenantNotFound):
+        job_store.tenants.change("none", Limits(), EVERY_PLACE)
+    assert job_store.users("none").places() == EVERY_PLACE
+
+
+def test_tenants_in_pages_by_name(job_store: Store) -> None:
+    for name in ("c", "a", "b"):
+        job_store.tenants.create(name, Limits(), EVERY_PLACE)
+    page = job_store.tenants.list_tenants(limit=2)
+    rest = job_store.tenants.list_tenants(limit=2, after=page[-1].name)
+    assert [tenant.name for tenant in page + rest] == ["a", "b", "c"]
+
+
+def test_queued_jobs_are_bounded_and_those_of_others_do_not_count(job_store: Store) -> None:
+    job_store.tenants.create("a", Limits(max_queued_jobs=1), EVERY_PLACE)
+    job_store.users("b").create(small_spec())
+    job_store.users("a").create(small_spec())
+    with pytest.raises(QuotaExceeded, match="1 jobs of the tenant are queued"):
+        job_store.users("a").create(small_spec())
+    job, new = job_store.users("b").create_once(small_spec(), "key")
+    assert new
+    with pytest.raises(QuotaExceeded):
+        job_store.users("a").create_once(small_spec(), "key")
+    assert job_store.users("b").create_once(small_spec(), "key") == (job, False)
+
+
+def test_jobs_that_are_submitted_at_once_are_all_counted(job_store: Store) -> None:
+    job_store.tenants.create("a", Limits(max_queued_jobs=3), EVERY_PLACE)
+
+    def submit(_: int) -> bool:
+        try:
+            job_store.users("a").create(small_spec())
+        except QuotaExceeded:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(submit, range(12))) == 3
+
+
+def test_a_limit_of_running_jobs_stands_before_that_of_the_installation(job_store: Store) -> None:
+    job_store.tenants.create("a", Limits(max_running_jobs=1), EVERY_PLACE)
+    for tenant in ("a", "a", "b", "b"):
+        job_store.users(tenant).create(small_spec())
+    claimed = [job_store.claims.claim(max_running_per_tenant=2) for _ in range(4)]
+    assert sorted(job.tenant for job in claimed if job) == ["a", "b", "b"]
+
+
+def test_artifacts_count_until_their_job_is_deleted(job_store: Store) -> None:
+    job_store.tenants.create("a", Limits(max_stored_bytes=1000), EVERY_PLACE)
+    job_store.users("a").create(small_spec())
+    job = job_store.claims.claim()
+    assert job is not None
+    job_store.attempts.published(job.id, 1, 0, Artifact("keep-0.8", "jobs/x/", FILES))
+    assert job_store.tenants.usage("a") == Usage(1, 0, 1000)
+    with pytest.raises(QuotaExceeded, match="take 1000 bytes"):
+        job_store.users("a").create(small_spec())
+    job_store.attempts.succeed(job.id, 1, {})
+    job_store.users("a").delete(job.id)
+    assert job_store.tenants.usage("a") == Usage(0, 0, 0)
+    job_store.users("a").create(small_spec())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_job_of_another_tenant_does_not_exist(job_store: Store, method: str) -> None:
+    job = job_store.users("a").create(small_spec())
+    messages = set()
+    for job_id in (job.id, job.id[:-1] + "!"):
+        with pytest.raises(JobNotFound) as caught:
+            getattr(job_store.users("b"), method)(job_id)
+        messages.add(str(caught.value).replace(job_id, "ID"))
+    assert len(messages) == 1
+    assert job_store.users("b").list_jobs(limit=9) == []
+    assert job_store.records.get(job.id) == job
