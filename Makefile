@@ -22,7 +22,7 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --progress --numprocesses $
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo bench bench-bits bench-quality bench-serving serve test test-unit test-integration test-acceptance \
+.PHONY: help venv demo bench bench-api bench-bits bench-quality bench-serving serve test test-unit test-integration test-acceptance \
         test-fuzz test-chaos test-chaos-short test-serving lint format clean
 
 help:  ## List the targets
@@ -56,6 +56,9 @@ $(PEERS)/.installed: constraints-peers.txt
 	@$(PEERS)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
 	  --only-binary :all: --constraint constraints-peers.txt $(PIP_ARGS) llmcompressor
 	@touch $@
+
+bench-api: $(STAMP)  ## Reads and submits on PostgreSQL with 10,000 jobs
+	@$(BIN)/python -m bench.api_load $(API_ARGS)
 
 bench-bits: $(STAMP) $(PEERS)/.installed  ## Perplexity by bytes, beside llm-compressor, into docs/bits.md (an hour)
 	@$(BIN)/python -m bench.bits $(BITS_ARGS)

@@ -49,6 +49,7 @@ QUICK: dict[str, Any] = {
     "checkpoint_blocks": 1,
     "checkpoint_share_of_time": 1.0,
     "max_attempts": 10,
+    "require_keys": False,
 }
 """Settings with which the installation reacts to a kill quickly."""
 
