@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
-from importlib.metadata import version
 from typing import Any, TypedDict
 
 from fastapi import FastAPI
@@ -17,6 +16,8 @@ from api.browsers import SameSite
 from api.limits import BodyLimit
 from api.routes import artifacts, estimates, health, jobs
 from api.services import Services, open_services
+from api.versions import Versioned
+from service.client.versions import VERSION
 from service.settings import Settings
 
 DESCRIPTION = """
@@ -24,10 +25,12 @@ Post a job, watch its steps, download the compressed models.
 
 Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problems with a stable `code`
 and, where a field of the request is at fault, its name in `param`.
+
+Every answer has the server's version in the header `Eigenpress-Version`.
 """
 
 TAGS = [
-    {"name": "jobs", "description": "Submit, follow and cancel compression jobs."},
+    {"name": "jobs", "description": "Submit, follow, change and cancel compression jobs."},
     {"name": "estimates", "description": "What a job would make and take, without running it."},
     {"name": "results", "description": "The artifacts and the report of a job that succeeded."},
     {"name": "health", "description": "For load balancers and operators."},
@@ -63,7 +66,7 @@ def create_app(
         title="Eigenpress",
         summary="Compression of large language models as a service",
         description=DESCRIPTION,
-        version=version("eigenpress"),
+        version=VERSION,
         openapi_tags=TAGS,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,  # what generated clients call it
@@ -71,6 +74,7 @@ def create_app(
     )
     app.add_middleware(BodyLimit)
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
+    app.add_middleware(Versioned)  # the outermost one
     errors.install(app)
     for routes in (jobs, estimates, artifacts, health):
         app.include_router(routes.router)

@@ -1,6 +1,7 @@
 """From errors to RFC 9457 problem responses.
 
-service.errors      UserError 422, JobNotFound 404, JobConflict 409,
+service.errors      UserError 422, JobConflict 409,
+                        JobNotFound, ArtifactNotFound, FileNotFound 404,
                         ObjectMissing, ArtifactCorrupt 410, InfrastructureError 503
 pydantic            422 with `param` naming the field; body that is not JSON 400 or 415
 starlette           unknown path 404, wrong method 405, body too large 413 or too slow 408
@@ -22,10 +23,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from api.schemas.problems import Problem, ProblemItem
+from service.client.versions import VERSION, VERSION_HEADER
 from service.domain.spec import field_path
 from service.errors import (
     ArtifactCorrupt,
+    ArtifactNotFound,
     EigenpressError,
+    FileNotFound,
     InfrastructureError,
     InvalidParameter,
     JobConflict,
@@ -102,7 +106,7 @@ def status_of(error: type[EigenpressError]) -> HTTPStatus:
     """The HTTP status for an error of this class."""
     if issubclass(error, UserError):
         return HTTPStatus.UNPROCESSABLE_ENTITY
-    if issubclass(error, JobNotFound):
+    if issubclass(error, JobNotFound | ArtifactNotFound | FileNotFound):
         return HTTPStatus.NOT_FOUND
     if issubclass(error, JobConflict):
         return HTTPStatus.CONFLICT
@@ -218,4 +222,5 @@ async def _on_defect(request: Request, error: Exception) -> ProblemResponse:
         EigenpressError.code,
         "The server has a defect and could not answer; its log holds the traceback",
         instance=request.url.path,
+        headers={VERSION_HEADER: VERSION},  # starlette sends this one past all middleware
     )

@@ -19,6 +19,8 @@
     │   ├── QueueTimeExceeded
     │   └── RunTimeExceeded
     ├── JobNotFound
+    ├── ArtifactNotFound
+    ├── FileNotFound                 an artifact has no such file
     ├── JobConflict                  the job's state does not allow what was asked
     ├── AttemptStale                 a write by an attempt that is not the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
@@ -217,6 +219,18 @@ class JobNotFound(EigenpressError):
     """There is no job with this id."""
 
     code = "job_not_found"
+
+
+class ArtifactNotFound(EigenpressError):
+    """The job has no artifact with this name."""
+
+    code = "artifact_not_found"
+
+
+class FileNotFound(EigenpressError):
+    """The artifact has no file with this path."""
+
+    code = "file_not_found"
 
 
 class JobConflict(EigenpressError):

@@ -17,7 +17,7 @@ JobId = Annotated[
 
 _DESCRIPTIONS = {
     400: "The body is not JSON.",
-    404: "There is no such job.",
+    404: "There is no such job, artifact or file.",
     409: "The job's state does not allow this.",
     410: "The artifact has been removed from the bucket.",
     408: "The body took too long to arrive.",

@@ -41,9 +41,7 @@ def _printable(value: str) -> str:
 
 LabelName = Annotated[str, Field(pattern=LABEL_NAME_PATTERN)]
 LabelValue = Annotated[str, Field(max_length=MAX_VALUE_CHARACTERS), AfterValidator(_printable)]
-Labels = Annotated[
-    dict[LabelName, LabelValue], Field(max_length=MAX_LABELS), _at_most(MAX_LABELS)
-]
+Labels = Annotated[dict[LabelName, LabelValue], Field(max_length=MAX_LABELS), _at_most(MAX_LABELS)]
 LabelChanges = Annotated[
     dict[LabelName, LabelValue | None], Field(max_length=MAX_CHANGES), _at_most(MAX_CHANGES)
 ]

@@ -517,7 +517,7 @@ class JobSpec(Body):
     limits: Limits = Limits()
     labels: Labels = Field(
         default={},
-        description="To find the job by, such as `{\"team\": \"ml\"}`; they have no effect on it.",
+        description='To find the job by, such as `{"team": "ml"}`; they have no effect on it.',
         examples=[{"team": "ml", "stage": "trial"}],
     )
 
