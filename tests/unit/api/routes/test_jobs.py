@@ -385,8 +385,8 @@ def test_invalid_events_query(
     ],
 )
 def test_an_unknown_job(client: TestClient, job_id: str, method: str, suffix: str) -> None:
-    body = {"json": {"priority": 1}} if method == "PATCH" else {}
-    response = client.request(method, f"/v1/jobs/{job_id}{suffix}", **body)
+    body = {"priority": 1} if method == "PATCH" else None
+    response = client.request(method, f"/v1/jobs/{job_id}{suffix}", json=body)
     expected = "not_found" if "%2F" in job_id else "job_not_found"
     assert (response.status_code, response.json()["code"]) == (404, expected)
 
