@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
-from importlib.metadata import version
 from typing import Any, TypedDict
 
 from fastapi import FastAPI
@@ -18,6 +17,8 @@ from api.browsers import SameSite
 from api.limits import BodyLimit
 from api.routes import artifacts, audit, estimates, health, jobs, keys, sign_in, tenants
 from api.services import Services, open_services
+from api.versions import Versioned
+from service.client.versions import VERSION
 from service.settings import Settings
 
 DESCRIPTION = """
@@ -25,10 +26,12 @@ Post a job, watch its steps, download the compressed models.
 
 Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problems with a stable `code`
 and, where a field of the request is at fault, its name in `param`.
+
+Every answer has the server's version in the header `Eigenpress-Version`.
 """
 
 TAGS = [
-    {"name": "jobs", "description": "Submit, follow and cancel compression jobs."},
+    {"name": "jobs", "description": "Submit, follow, change and cancel compression jobs."},
     {"name": "estimates", "description": "What a job would make and take, without running it."},
     {"name": "results", "description": "The artifacts and the report of a job that succeeded."},
     {"name": "access", "description": "API keys, tenants and the audit log; for administrators."},
@@ -65,7 +68,7 @@ def create_app(
         title="Eigenpress",
         summary="Compression of large language models as a service",
         description=DESCRIPTION,
-        version=version("eigenpress"),
+        version=VERSION,
         openapi_tags=TAGS,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,  # what generated clients call it
@@ -74,6 +77,7 @@ def create_app(
     app.add_middleware(AuditLog)
     app.add_middleware(BodyLimit)
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
+    app.add_middleware(Versioned)  # the outermost one
     errors.install(app)
     for routes in (jobs, estimates, artifacts, keys, tenants, audit, sign_in, health):
         app.include_router(routes.router)

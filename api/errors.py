@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from api.schemas.problems import Problem, ProblemItem
+from service.client.versions import VERSION, VERSION_HEADER
 from service.domain.spec import field_path
 from service.errors import (
     ArtifactCorrupt,
@@ -241,4 +242,5 @@ async def _on_defect(request: Request, error: Exception) -> ProblemResponse:
         EigenpressError.code,
         "The server has a defect and could not answer; its log holds the traceback",
         instance=request.url.path,
+        headers={VERSION_HEADER: VERSION},  # starlette sends this one past all middleware
     )

@@ -35,6 +35,7 @@ from rich.text import Text
 from bench import demo_data, demo_report
 from bench.demo_server import ServerFailed, serving
 from service.cli.rendering import follow, transfer_bar
+from service.client.answers import Job
 from service.client.client import Client, ClientError
 from service.client.download import download_artifact
 from service.domain.spec import ByteTarget, SizeTarget
@@ -170,7 +171,7 @@ def specification(console: Console, folder: Path, problem_count: int) -> dict[st
     }
 
 
-def compress(console: Console, client: Client, spec: dict[str, Any]) -> dict[str, Any]:
+def compress(console: Console, client: Client, spec: dict[str, Any]) -> Job:
     """Submit the job and follow it until it ends."""
     job = follow(client, client.submit(spec)["id"], console)
     if job["state"] != "succeeded":

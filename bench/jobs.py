@@ -171,13 +171,15 @@ def ended_jobs(client: Client, pending: Sequence[str]) -> list[str]:
 def times_of(client: Client, job_id: str) -> Finished:
     job, events = client.job(job_id), client.events(job_id)
     submitted = [event["at"] for event in events if event["type"] == "attempt.submitted"]
+    ended = job["finished_at"]
+    assert ended is not None, job["state"]
     return Finished(
         id=job_id,
         state=job["state"],
         error=job["error"],
         created=_seconds(job["created_at"]),
-        submitted=_seconds(submitted[0] if submitted else job["finished_at"]),
-        ended=_seconds(job["finished_at"]),
+        submitted=_seconds(submitted[0] if submitted else ended),
+        ended=_seconds(ended),
         steps=step_seconds(job, events),
     )
 

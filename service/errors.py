@@ -25,6 +25,8 @@
     ├── QuotaExceeded                the tenant has as much as it may have
     ├── NotFound                     nothing that the tenant may see has this id
     │   ├── JobNotFound
+    │   ├── ArtifactNotFound
+    │   ├── FileNotFound             an artifact has no such file
     │   ├── KeyNotFound
     │   └── TenantNotFound
     ├── TenantExists
@@ -281,6 +283,18 @@ class JobNotFound(NotFound):
     """There is no job with this id."""
 
     code = "job_not_found"
+
+
+class ArtifactNotFound(NotFound):
+    """The job has no artifact with this name."""
+
+    code = "artifact_not_found"
+
+
+class FileNotFound(NotFound):
+    """The artifact has no file with this path."""
+
+    code = "file_not_found"
 
 
 class JobConflict(EigenpressError):

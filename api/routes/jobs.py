@@ -1,4 +1,4 @@
-"""Submit, list, follow, cancel, retry and delete jobs."""
+"""Submit, list, follow, change, cancel, retry and delete jobs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from fastapi.concurrency import run_in_threadpool
 from api.access import ReaderDep, SubmitterDep
 from api.cursors import decode_cursor, encode_cursor
 from api.routes import JobId, problems
+from api.routes.job_filters import JobFilterDep
 from api.schemas.jobs import EventPage, Job, JobPage
 from api.services import Services, ServicesDep
 from service.domain import job as jobs
+from service.domain.patch import JobPatch
 from service.domain.spec import JobSpec
-from service.domain.states import JobState
 from service.inputs.checks import SubmissionChecks
 from service.store.users import Users
 
@@ -49,6 +50,7 @@ EXAMPLES = {
                 "sequence_length": 1024,
             },
             "targets": [{"keep": 0.8}, {"keep": 0.6}],
+            "labels": {"team": "ml"},
         },
     },
     "bucket": {
@@ -68,6 +70,14 @@ EXAMPLES = {
             },
             "workers": 4,
         },
+    },
+}
+
+CHANGES = {
+    "priority": {"summary": "Run it earlier", "value": {"priority": 5}},
+    "labels": {
+        "summary": "Set one label, remove another",
+        "value": {"labels": {"team": "ml", "trial": None}},
     },
 }
 
@@ -124,17 +134,14 @@ def list_jobs(
     request: Request,
     services: ServicesDep,
     caller: ReaderDep,
+    wanted: JobFilterDep,
     limit: Annotated[int, Query(ge=1, le=MAX_JOBS, description="Jobs per page.")] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
-    state: Annotated[
-        tuple[JobState, ...],
-        Query(max_length=len(JobState), description="Only jobs in this state; may be repeated."),
-    ] = (),
 ) -> JobPage:
-    """Newest first."""
+    """Newest first. Filters may be combined, and changed from page to page."""
     before = decode_cursor(cursor, jobs.JOB_ID_PATTERN)
     # One job more than requested shows whether there is a next page.
-    found = caller.users.list_jobs(limit=limit + 1, before=before, states=state)
+    found = caller.users.list_jobs(wanted, limit=limit + 1, before=before)
     page = found[:limit]
     return JobPage(
         jobs=[_shown(job, request, services) for job in page],
@@ -146,6 +153,26 @@ def list_jobs(
 def get_job(job_id: JobId, request: Request, services: ServicesDep, caller: ReaderDep) -> Job:
     """Its state, the progress of its steps and, if it failed, the reason."""
     return _shown(caller.users.get(job_id), request, services)
+
+
+@router.patch(
+    "/{job_id}",
+    summary="Change a job's priority or labels",
+    responses=problems(400, 404, 408, 409, 413, 415),
+)
+def change(
+    job_id: JobId,
+    patch: Annotated[JobPatch, Body(openapi_examples=CHANGES)],
+    request: Request,
+    services: ServicesDep,
+    caller: SubmitterDep,
+) -> Job:
+    """A merge patch (RFC 7396): fields and labels that it leaves out stay, null removes.
+
+    The priority can be changed while the job is queued, labels until it is deleted. Repeating the
+    request changes nothing.
+    """
+    return _shown(caller.users.change(job_id, patch), request, services)
 
 
 @router.post(

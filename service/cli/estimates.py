@@ -12,20 +12,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.rendering import duration
-from service.client.client import Json
+from service.cli.rendering import Answer, duration
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 NOT_KNOWN = "?"
 
 
-def view(estimate: Json) -> RenderableType:
+def view(estimate: Answer) -> RenderableType:
     """All of an estimate: its sizes, workers, times, problems, and what it does not know."""
     parts = (_sizes(estimate), _workers(estimate), _times(estimate), *_notes(estimate))
     return Group(*(part for part in parts if part is not None))
 
 
-def _sizes(estimate: Json) -> Table | None:
+def _sizes(estimate: Answer) -> Table | None:
     model = estimate["model"]
     if model is None:
         return None
@@ -44,7 +43,7 @@ def _sizes(estimate: Json) -> Table | None:
     return table
 
 
-def _workers(estimate: Json) -> Text:
+def _workers(estimate: Answer) -> Text:
     workers, memory, driver = estimate["workers"], estimate["memory"], estimate["driver_memory"]
     text = Text(f"\nCalibrates on {estimate['tokens']:,} tokens")
     if workers is not None:
@@ -65,7 +64,7 @@ def _workers(estimate: Json) -> Text:
     return text.append("\n")
 
 
-def _times(estimate: Json) -> Table | None:
+def _times(estimate: Answer) -> Table | None:
     seconds = estimate["seconds"]
     if seconds is None:
         return None
@@ -77,7 +76,7 @@ def _times(estimate: Json) -> Table | None:
     return table
 
 
-def _notes(estimate: Json) -> Iterator[Text]:
+def _notes(estimate: Answer) -> Iterator[Text]:
     for problem in estimate["problems"]:
         where = ", ".join(part for part in (problem["code"], problem["param"]) if part)
         yield Text("\nProblem: ", "bold red").append(f"{problem['detail']}\n{where}", "not bold")

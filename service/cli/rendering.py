@@ -6,9 +6,10 @@ of errors are never read as markup, nor do they command the terminal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
@@ -19,7 +20,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from service.client.client import Client, Json
+from service.client.answers import Job
+from service.client.client import Client
 from service.domain.states import TERMINAL, JobState, Step
 from service.printable import printable
 
@@ -32,6 +34,9 @@ STATE_STYLES = {
     JobState.CANCELLED: "dim",
 }
 BAR_WIDTH = 32
+
+Answer = Mapping[str, Any]
+"""A job, or a part of one, as the API shows it."""
 
 
 class PrintableConsole(Console):
@@ -47,7 +52,7 @@ class PrintableConsole(Console):
             yield Segment(text if control else printable(text), style, control)
 
 
-def follow(client: Client, job_id: str, console: Console) -> Json:
+def follow(client: Client, job_id: str, console: Console) -> Job:
     """Show the job until it ends and return it: bars at a terminal, lines elsewhere.
 
     Raises `service.client.client.ClientError`.
@@ -55,7 +60,7 @@ def follow(client: Client, job_id: str, console: Console) -> Json:
     if not console.is_terminal:
         job = client.wait(job_id, _Lines(console))
     else:
-        latest: list[Json] = []
+        latest: list[Job] = []
         drawn = Live(
             get_renderable=lambda: job_view(latest[-1], datetime.now(UTC)) if latest else "",
             console=console,
@@ -67,7 +72,7 @@ def follow(client: Client, job_id: str, console: Console) -> Json:
     return job
 
 
-def job_view(job: Json, now: datetime) -> RenderableType:
+def job_view(job: Answer, now: datetime) -> RenderableType:
     """A heading and one line per step, those to come included."""
     rows = Table.grid(padding=(0, 2))
     reached = {step["step"]: step for step in job["steps"]}
@@ -76,7 +81,7 @@ def job_view(job: Json, now: datetime) -> RenderableType:
     return Group(_heading(job, now), rows)
 
 
-def outcome(job: Json) -> Text:
+def outcome(job: Answer) -> Text:
     """The job's final state in one line, and the error if it failed."""
     text = Text(f"{job['id']} ").append(job["state"], STATE_STYLES[JobState(job["state"])])
     if took := _took(job):
@@ -86,7 +91,7 @@ def outcome(job: Json) -> Text:
     return text
 
 
-def jobs_table(jobs: Sequence[Json], now: datetime) -> Table:
+def jobs_table(jobs: Sequence[Answer], now: datetime) -> Table:
     """One line per job."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("JOB", "NAME", "STATE", "PROGRESS", "TARGETS", "SUBMITTED", "TOOK"):
@@ -104,7 +109,7 @@ def jobs_table(jobs: Sequence[Json], now: datetime) -> Table:
     return table
 
 
-def _target(target: Json) -> str:
+def _target(target: Answer) -> str:
     """The fraction to keep, the size in bytes, or the growth in perplexity that is allowed."""
     if "keep" in target:
         return f"{target['keep']:g}"
@@ -143,7 +148,7 @@ class _Lines:
         self._console = console
         self._said: set[str] = set()
 
-    def __call__(self, job: Json) -> None:
+    def __call__(self, job: Answer) -> None:
         if job["state"] not in TERMINAL:  # `outcome` prints a final state
             self._say(_state_line(job))
             if error := job["last_error"]:
@@ -161,7 +166,7 @@ class _Lines:
             self._console.print(Text(line), soft_wrap=True)
 
 
-def _heading(job: Json, now: datetime) -> Text:
+def _heading(job: Answer, now: datetime) -> Text:
     text = Text(job["name"] or job["id"], "bold")
     text.append("  ").append(job["state"], STATE_STYLES[JobState(job["state"])])
     if pause := _pause(job, now):
@@ -173,7 +178,7 @@ def _heading(job: Json, now: datetime) -> Text:
     return text
 
 
-def _pause(job: Json, now: datetime) -> str:
+def _pause(job: Answer, now: datetime) -> str:
     """When the next attempt begins; empty unless the job waits between two attempts."""
     if job["state"] != JobState.QUEUED or not job["attempt"]:
         return ""
@@ -182,12 +187,12 @@ def _pause(job: Json, now: datetime) -> str:
     return f"attempt {job['attempt'] + 1} begins {when}"
 
 
-def _state_line(job: Json) -> str:
+def _state_line(job: Answer) -> str:
     attempt = f", attempt {job['attempt']}" if job["attempt"] else ""
     return f"{job['id']} {job['state']}{attempt}"
 
 
-def _step_row(name: Step, step: Json | None, now: datetime) -> tuple[RenderableType, ...]:
+def _step_row(name: Step, step: Answer | None, now: datetime) -> tuple[RenderableType, ...]:
     if step is None:
         return Text(name, "dim"), ProgressBar(total=1, completed=0, width=BAR_WIDTH), "", ""
     end = _time(step["finished_at"]) if step["finished_at"] else now
@@ -199,7 +204,7 @@ def _step_row(name: Step, step: Json | None, now: datetime) -> tuple[RenderableT
     return Text(name), bar, Text(_amount(step)), Text(timing, "dim")
 
 
-def _left(step: Json, elapsed: timedelta) -> timedelta | None:
+def _left(step: Answer, elapsed: timedelta) -> timedelta | None:
     """The remaining time at the pace so far; None before anything is done."""
     if not 0 < step["done"] < step["total"]:
         return None
@@ -207,7 +212,7 @@ def _left(step: Json, elapsed: timedelta) -> timedelta | None:
     return elapsed * float(share_left)
 
 
-def _progress(job: Json, now: datetime) -> str:
+def _progress(job: Answer, now: datetime) -> str:
     if job.get("error"):
         return str(job["error"]["code"])
     if pause := _pause(job, now):
@@ -218,15 +223,15 @@ def _progress(job: Json, now: datetime) -> str:
     return ""
 
 
-def _amount(step: Json) -> str:
+def _amount(step: Answer) -> str:
     return f"{step['done']:,}/{step['total']:,} {step['unit']}"
 
 
-def _code(error: Json) -> str:
+def _code(error: Answer) -> str:
     return f"{error['code']}, {error['param']}" if error.get("param") else str(error["code"])
 
 
-def _took(job: Json) -> str:
+def _took(job: Answer) -> str:
     if not (job["started_at"] and job["finished_at"]):
         return ""
     return duration(_since(job["started_at"], _time(job["finished_at"])))

@@ -1,55 +1,40 @@
-"""A client of the REST API, with one method for each operation on a job.
+"""A client of the REST API that blocks; `service.client.async_client` has one that does not.
 
-    ClientError
-    ├── ApiProblem        the API answered with a problem (RFC 9457)
-    └── ApiUnreachable    nothing answered
-
-They are separate from `service.errors`, the errors of jobs: the job may be fine when only the
-server cannot be reached.
+A method is one operation of the API, which `service.client.operations` describes; answers are plain
+JSON with the types of `service.client.answers`. All raise `ApiProblem` and `ApiUnreachable`.
 """
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Self
-from urllib.parse import quote
+from datetime import datetime
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 
+from service.client import http, operations
+from service.client.answers import Artifact, Estimate, Event, Job, JobPage, Json
+from service.client.errors import ApiProblem, ApiUnreachable, ClientError
+from service.client.http import open_http
+from service.client.operations import UNSET, Call
+from service.client.patience import Submitting, Watching, unwatched
+from service.client.versions import VERSION_HEADER
 from service.domain.states import TERMINAL, JobState
 
+__all__ = [
+    "DEFAULT_URL",
+    "ApiProblem",
+    "ApiUnreachable",
+    "Client",
+    "ClientError",
+    "Json",
+]
+
 DEFAULT_URL = "http://127.0.0.1:8400"
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
-REPEAT_SECONDS = 1.0
-"""The pause before a submission is repeated."""
 
-Json = dict[str, Any]
-
-
-class ClientError(Exception):
-    """A request to the API did not succeed."""
-
-
-class ApiProblem(ClientError):
-    """The API refused a request, or could not carry it out; `code` is stable, `detail` is not."""
-
-    def __init__(self, code: str, detail: str, param: str | None, status: int) -> None:
-        self.code = code
-        self.detail = detail
-        self.param = param
-        self.status = status
-        super().__init__(detail)
-
-
-class ApiUnreachable(ClientError):
-    """Nothing answered at the API's address; `sent` tells whether the request may have arrived."""
-
-    def __init__(self, detail: str, *, sent: bool = False) -> None:
-        self.sent = sent
-        super().__init__(detail)
+Answer = TypeVar("Answer")
 
 
 class Client:
@@ -60,11 +45,19 @@ class Client:
         base_url: str = DEFAULT_URL,
         timeout: float = 30.0,
         *,
+        key: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        self.server_version: str | None = None
+        """The version that the server stated last; None before its first answer."""
         try:
-            self._http = open_http(timeout, base_url=self.base_url, transport=transport)
+            self._http = open_http(
+                timeout,
+                base_url=self.base_url,
+                headers=http.headers_of(key),
+                transport=transport,
+            )
         except httpx.InvalidURL as error:
             raise ApiUnreachable(f"{base_url} is not a URL: {error}") from error
 
@@ -77,169 +70,126 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
+    def send(self, call: Call[Answer]) -> Answer:
+        """Make one request of `service.client.operations`."""
+        try:
+            response = self._http.request(**http.arguments_of(call))
+        except httpx.TransportError as error:
+            raise http.unreachable(error, self.base_url) from error
+        self.server_version = response.headers.get(VERSION_HEADER)
+        return http.read(call, response, self.base_url)
+
     def submit(
         self,
         spec: Mapping[str, Any],
         *,
         idempotency_key: str | None = None,
         patience_seconds: float = 60.0,
-    ) -> Json:
+    ) -> Job:
         """Create a job, and no second one if an answer is lost. `spec` is a JobSpec as plain JSON.
 
         If a request may have had its effect but no answer came, it is repeated for up to
         `patience_seconds` under the same key (a new one if none is given), for which the server
         makes one job.
         """
-        headers = {
-            "Idempotency-Key": idempotency_key or str(uuid.uuid4()),
-            "Content-Type": "application/json",
-        }
-        # httpx would fail on text without UTF-8; the server refuses it, and names the field.
-        body = json.dumps(dict(spec))
-        deadline = time.monotonic() + patience_seconds
-        unknown = False
+        call = operations.submit(spec, idempotency_key or str(uuid.uuid4()))
+        patience = Submitting(patience_seconds)
         while True:
             try:
-                return self._object("POST", "/v1/jobs", content=body, headers=headers)
+                return self.send(call)
             except ClientError as error:
-                unknown = unknown or _may_have_worked(error)
-                patient = unknown and time.monotonic() < deadline
-                if not (patient and _is_outage(error)):
-                    raise
-            time.sleep(REPEAT_SECONDS)
+                pause = patience.pause_after(error)
+            time.sleep(pause)
 
-    def estimate(self, spec: Mapping[str, Any]) -> Json:
+    def estimate(self, spec: Mapping[str, Any]) -> Estimate:
         """What a job would make and take, without running it; `spec` is as for `submit`."""
-        return self._object("POST", "/v1/estimates", json=dict(spec))
+        return self.send(operations.estimate(spec))
 
-    def job(self, job_id: str) -> Json:
-        return self._object("GET", _path(job_id))
+    def job(self, job_id: str) -> Job:
+        return self.send(operations.job(job_id))
 
     def jobs(
-        self, limit: int = 20, cursor: str | None = None, states: Collection[JobState] = ()
-    ) -> Json:
-        """One page, newest first: ``{"jobs": [...], "next_cursor": ... or None}``."""
-        query: Json = {"limit": limit, "state": [str(state) for state in states]}
-        if cursor:
-            query["cursor"] = cursor
-        return self._object("GET", "/v1/jobs", params=query)
+        self,
+        limit: int = 20,
+        cursor: str | None = None,
+        states: Collection[JobState] = (),
+        *,
+        methods: Collection[str] = (),
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> JobPage:
+        """One page of the jobs that meet all conditions, newest first."""
+        return self.send(
+            operations.jobs(
+                limit, cursor, states, methods, name, labels, created_after, created_before
+            )
+        )
 
-    def cancel(self, job_id: str) -> Json:
-        return self._object("POST", _path(job_id, "cancel"))
+    def change(
+        self,
+        job_id: str,
+        *,
+        priority: int | None = UNSET,
+        labels: Mapping[str, str | None] | None = UNSET,
+    ) -> Job:
+        """Change what is given: None restores a priority or removes a label, or all labels."""
+        return self.send(operations.change(job_id, priority, labels))
 
-    def retry(self, job_id: str) -> Json:
+    def cancel(self, job_id: str) -> Job:
+        return self.send(operations.cancel(job_id))
+
+    def retry(self, job_id: str) -> Job:
         """Queue a failed job again."""
-        return self._object("POST", _path(job_id, "retry"))
+        return self.send(operations.retry(job_id))
 
     def delete(self, job_id: str) -> None:
         """Delete an ended job, with its artifacts."""
-        self._request("DELETE", _path(job_id))
+        self.send(operations.delete(job_id))
 
-    def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[Json]:
+    def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[Event]:
         """The job's events after the one with the id `after`, oldest first."""
-        query = {"after": after, "limit": limit}
-        return self._list("events", "GET", _path(job_id, "events"), params=query)
+        return self.send(operations.events(job_id, after, limit))
 
-    def artifacts(self, job_id: str) -> list[Json]:
+    def artifacts(self, job_id: str) -> list[Artifact]:
         """The published artifacts and their files, each with a URL that expires."""
-        return self._list("artifacts", "GET", _path(job_id, "artifacts"))
+        return self.send(operations.artifacts(job_id))
+
+    def artifact(self, job_id: str, name: str) -> Artifact:
+        return self.send(operations.artifact(job_id, name))
+
+    def file_url(
+        self, job_id: str, name: str, path: str, method: Literal["GET", "HEAD"] = "GET"
+    ) -> str:
+        """A URL of one file of an artifact that needs no key, for this method, and expires."""
+        return self.send(operations.file_url(job_id, name, path, method))
 
     def report(self, job_id: str) -> Json:
-        return self._object("GET", _path(job_id, "report"))
+        return self.send(operations.report(job_id))
 
     def wait(
         self,
         job_id: str,
-        on_update: Callable[[Json], None] = lambda _job: None,
+        on_update: Callable[[Job], None] = unwatched,
         *,
         poll_seconds: float = 0.5,
         patience_seconds: float = 60.0,
-    ) -> Json:
+    ) -> Job:
         """Follow the job to its end, calling `on_update` at every look, and return it.
 
         An outage of the server, such as a restart, may last `patience_seconds`; only then is
         `ApiUnreachable`, or a problem with status 502, 503 or 504, raised.
         """
-        last_answer = time.monotonic()
+        patience = Watching(patience_seconds, poll_seconds)
         while True:
             try:
                 job = self.job(job_id)
             except ClientError as error:
-                patient = time.monotonic() - last_answer < patience_seconds
-                if not (patient and _is_outage(error)):
-                    raise
+                pause = patience.pause_after(error)
             else:
-                last_answer = time.monotonic()
+                pause = patience.pause_after_answer()
                 on_update(job)
                 if job["state"] in TERMINAL:
                     return job
-            time.sleep(poll_seconds)
-
-    def _object(self, method: str, path: str, **options: Any) -> Json:
-        body = self._request(method, path, **options)
-        if not isinstance(body, dict):
-            raise self._not_ours(200)
-        return body
-
-    def _list(self, key: str, method: str, path: str, **options: Any) -> list[Json]:
-        items = self._object(method, path, **options).get(key)
-        if not isinstance(items, list):
-            raise self._not_ours(200)
-        return items
-
-    def _request(self, method: str, path: str, **options: Any) -> Any:
-        try:
-            response = self._http.request(method, path, **options)
-        except httpx.TransportError as error:
-            reason = str(error) or type(error).__name__
-            raise ApiUnreachable(
-                f"no answer from {self.base_url}: {reason}", sent=not isinstance(error, _UNSENT)
-            ) from error
-        if response.status_code == 204:
-            return None
-        body = _json(response)
-        if response.is_success and body is not None:
-            return body
-        if isinstance(body, dict) and isinstance(body.get("code"), str):
-            detail = str(body.get("detail") or body.get("title") or body["code"])
-            raise ApiProblem(body["code"], detail, body.get("param"), response.status_code)
-        raise self._not_ours(response.status_code)
-
-    def _not_ours(self, status: int) -> ApiProblem:
-        detail = f"{self.base_url} answers with HTTP {status}, but is not an Eigenpress server"
-        return ApiProblem("unexpected_answer", detail, None, status)
-
-
-def open_http(timeout: float, **options: Any) -> httpx.Client:
-    """An HTTP client that uses the environment's proxies, except for this machine."""
-    direct: dict[str, None] = {f"all://{host}": None for host in LOOPBACK_HOSTS}
-    return httpx.Client(timeout=timeout, mounts=direct, **options)
-
-
-def _path(job_id: str, *rest: str) -> str:
-    return "/".join(["/v1/jobs", quote(job_id, safe="", errors="replace"), *rest])
-
-
-def _json(response: httpx.Response) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        return None
-
-
-_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
-"""Errors after which the server cannot have seen the request."""
-
-
-def _is_outage(error: ClientError) -> bool:
-    """Whether it may be temporary: nothing answered, or the status is 502, 503 or 504."""
-    return isinstance(error, ApiUnreachable) or getattr(error, "status", None) in {502, 503, 504}
-
-
-def _may_have_worked(error: ClientError) -> bool:
-    """Whether the request may have had its effect though it failed."""
-    if isinstance(error, ApiUnreachable):
-        return error.sent
-    return isinstance(error, ApiProblem) and (
-        error.code == "database_unavailable" or error.status in {502, 504}
-    )
+            time.sleep(pause)

@@ -21,7 +21,10 @@ from pathlib import Path
 
 import httpx
 
-from service.client.client import ApiProblem, Client, open_http
+from service.client.answers import ArtifactFile
+from service.client.client import Client
+from service.client.errors import ApiProblem
+from service.client.http import open_http
 from service.domain.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -86,7 +89,7 @@ class _Listing:
     def sha256(self, path: str) -> str:
         return self._file(path)["sha256"]
 
-    def _file(self, path: str) -> dict[str, str]:
+    def _file(self, path: str) -> ArtifactFile:
         try:
             return self._by_path[path]
         except KeyError:
@@ -98,7 +101,7 @@ class _Listing:
             if self.url(path) == refused:
                 self._by_path = self._ask()
 
-    def _ask(self) -> dict[str, dict[str, str]]:
+    def _ask(self) -> dict[str, ArtifactFile]:
         try:
             artifacts = self._client.artifacts(self._job_id)
         except ApiProblem as error:

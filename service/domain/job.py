@@ -40,6 +40,9 @@ class EventType(StrEnum):
     REQUEUED = "job.requeued"
     """failed -> queued: a user retried it."""
 
+    CHANGED = "job.changed"
+    """A user changed its priority or its labels; the state does not change."""
+
     CLAIMED = "job.claimed"
     """queued -> running: a dispatcher took it and numbered a new attempt."""
 

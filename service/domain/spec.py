@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from service.domain.labels import Labels
 from service.errors import SpecificationUnknown
 from service.printable import shortened
 
@@ -44,6 +45,7 @@ HELD_OUT = "held-out"
 """The name under which perplexity on the calibration data's own held-out documents is reported."""
 
 MAX_LIMIT_SECONDS = 30 * 86_400
+MAX_PRIORITY = 100
 
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 ACCELERATOR_TYPE_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
@@ -55,6 +57,9 @@ S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$"
 UNION_FIELDS = frozenset({"model", "data", "targets", "tasks"})
 """Fields of one type or another; pydantic puts that type's tag into an error's location, after
 the field or, in an array, after its index."""
+
+NAME_OF_MEMBER = "[key]"
+"""Pydantic ends an error's location with it where the name of a member is at fault."""
 
 Wanted = TypeVar("Wanted", bound=tuple[Any, ...])
 Read = TypeVar("Read", bound="Body")
@@ -504,9 +509,17 @@ class JobSpec(Body):
         "`ray.io/accelerator-type` says: `H100`. Unset: any machines.",
     )
     priority: int = Field(
-        default=0, ge=-100, le=100, description="Higher runs earlier, among one tenant's jobs."
+        default=0,
+        ge=-MAX_PRIORITY,
+        le=MAX_PRIORITY,
+        description="Higher runs earlier, among one tenant's jobs.",
     )
     limits: Limits = Limits()
+    labels: Labels = Field(
+        default={},
+        description='To find the job by, such as `{"team": "ml"}`; they have no effect on it.',
+        examples=[{"team": "ml", "stage": "trial"}],
+    )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -631,7 +644,11 @@ def field_path(location: Sequence[str | int]) -> list[str]:
 
     ``("model", "local", "path")``, an error's location, is ``model.path``.
     """
-    return [str(part) for i, part in enumerate(location) if not _is_tag(location[: i + 1])]
+    return [
+        str(part)
+        for i, part in enumerate(location)
+        if part != NAME_OF_MEMBER and not _is_tag(location[: i + 1])
+    ]
 
 
 def _is_tag(parts: Sequence[str | int]) -> bool:

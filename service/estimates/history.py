@@ -21,6 +21,7 @@ from service.estimates.speeds import Measured
 from service.inputs.checks import SubmissionChecks
 from service.inputs.models.sources import check_model
 from service.settings import Settings
+from service.store.listing import JobFilter
 from service.store.store import Store
 
 MEASURED_JOBS = 5
@@ -61,7 +62,8 @@ class History:
         """
         found: list[Measured] = []
         deadline = time.monotonic() + READING_SECONDS
-        for job in self._store.records.list_jobs(limit=JOBS_LOOKED_AT, states=[JobState.SUCCEEDED]):
+        succeeded = JobFilter(states=[JobState.SUCCEEDED])
+        for job in self._store.records.list_jobs(succeeded, limit=JOBS_LOOKED_AT):
             if len(found) == MEASURED_JOBS or time.monotonic() > deadline:
                 break
             if job.attempt != 1:

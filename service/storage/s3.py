@@ -302,11 +302,13 @@ class ObjectStorage:
         for key, upload_id in uploads:
             self._retry(partial(self._abort, key, upload_id))
 
-    def presign(self, key: str, seconds: int) -> str:
-        """A URL that anybody may GET the object from until it expires."""
+    def presign(self, key: str, seconds: int, *, head: bool = False) -> str:
+        """A URL that anybody may GET (or `head`) this one object from until it expires."""
         with self._errors(key):
             url: str = self._signer.generate_presigned_url(
-                "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
+                "head_object" if head else "get_object",
+                Params={"Bucket": self.bucket, "Key": key},
+                ExpiresIn=seconds,
             )
             return url
 

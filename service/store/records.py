@@ -13,6 +13,7 @@ from service.errors import JobNotFound
 from service.printable import shortened
 from service.store import rows, tables
 from service.store.database import Database
+from service.store.listing import ALL, JobFilter, page
 from service.store.rows import job_row, read_jobs
 
 jobs = tables.jobs
@@ -34,15 +35,10 @@ class Records:
             return read_jobs(connection, [self._visible(connection, job_id)])[0]
 
     def list_jobs(
-        self, *, limit: int, before: str | None = None, states: Collection[JobState] = ()
+        self, wanted: JobFilter = ALL, *, limit: int, before: str | None = None
     ) -> list[Job]:
-        """At most `limit` jobs, newest first, older than the job `before`, in any of `states`."""
-        query = select(jobs).where(self._all_visible())
-        query = query.order_by(jobs.c.id.desc()).limit(limit)
-        if before is not None:
-            query = query.where(jobs.c.id < before)
-        if states:
-            query = query.where(jobs.c.state.in_(states))
+        """At most `limit` of the `wanted` jobs, newest first, older than the job `before`."""
+        query = page(self._tenant, wanted, before=before, limit=limit)
         with self._database.reading() as connection:
             return read_jobs(connection, connection.execute(query).all())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -100,12 +99,11 @@ def _step(row: Row[Any]) -> StepProgress:
 
 
 def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime | None) -> Job:
-    name = json.loads(row.spec).get("name")
     state = JobState(row.state)
     failure = None if row.failure is None else Failure(**row.failure)
     return Job(
         id=row.id,
-        name=name if isinstance(name, str) else None,
+        name=row.name,
         state=state,
         stored_spec=row.spec,
         attempt=row.attempt,

@@ -97,11 +97,27 @@ jobs = Table(
     ),
     Column("clean_after", UtcDateTime, comment="When cleanup is due; null if all is clean."),
     Column("deleted_at", UtcDateTime, comment="When a user or the retention deleted it."),
+    Column("name", String(64), comment="The specification's, to filter by, as is the method."),
+    Column("method", String(64)),
     Index(None, "state", "id"),
     Index(None, "state", "tenant", "rank", "id"),
     Index(None, "clean_after"),
     Index(None, "deadline"),
     Index(None, "deleted_at", "finished_at"),
+    # A tenant's list reads this one alone for the jobs that a filter leaves out.
+    Index(None, "tenant", "id", "state", "method", "created_at"),
+    Index(None, "tenant", "name", "id"),
+)
+
+job_labels = Table(
+    "job_labels",
+    metadata,
+    Column("job_id", ForeignKey(jobs.c.id), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("value", String(63), nullable=False),
+    Column("tenant", String(64), nullable=False, comment="The job's, for the index."),
+    Index(None, "tenant", "name", "value", "job_id"),
+    comment="The labels of the specifications, to filter by.",
 )
 
 tenants = Table(

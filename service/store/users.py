@@ -1,19 +1,24 @@
-"""The side of a tenant's users of the jobs database: submit, read, cancel, delete, retry."""
+"""What a tenant's users do with the jobs database: submit, read, change, cancel, delete, retry."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, insert, select
+from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from service.domain.job import EventType, Job, new_job_id
+from service.domain.labels import merged
+from service.domain.patch import JobPatch
 from service.domain.spec import JobSpec, read_stored_limits
 from service.domain.states import TERMINAL, JobState
 from service.domain.tenant import Places
 from service.errors import IdempotencyKeyReused, JobConflict
 from service.store import tables
 from service.store.database import Database, clock, insert_if_absent
+from service.store.listing import index_labels
 from service.store.records import Records
 from service.store.rows import read_job
 from service.store.tenants import ensure_tenant, places_of, refuse_beyond_limits
@@ -85,11 +90,44 @@ class Users(Records):
             "tenant": self._tenant,
             "rank": -spec.priority,
             "deadline": after(now, spec.limits.queue_seconds),
+            "name": spec.name,
+            "method": spec.method,
         }
         ensure_tenant(connection, self._tenant)
         connection.execute(insert(jobs).values(row))
+        if spec.labels:
+            index_labels(connection, job_id, self._tenant, spec.labels)
         append(connection, job_id, None, EventType.QUEUED, "The job waits for a dispatcher.")
         return read_job(connection, job_id)
+
+    def change(self, job_id: str, patch: JobPatch) -> Job:
+        """Change the priority of a queued job, or the labels of any job.
+
+        The stored specification has the new values from then on. A patch that changes nothing is
+        allowed in every state. Raises JobConflict for a priority if the job is not queued, and
+        InvalidParameter if it would have too many labels.
+        """
+        with self._database.writing() as connection:
+            row = self._visible(connection, job_id, lock=True)
+            spec: dict[str, Any] = json.loads(row.spec)  # also of a version that is not known here
+            changes = dict(_changes(spec, patch))
+            if not changes:
+                return read_job(connection, job_id)
+            if "priority" in changes and row.state != JobState.QUEUED:
+                raise JobConflict(
+                    f"Job {job_id} is {row.state}; only the priority of a queued one can be "
+                    "changed.",
+                    param="priority",
+                )
+            values: dict[str, Any] = {"spec": json.dumps(spec | changes)}
+            if "priority" in changes:
+                values["rank"] = -changes["priority"]
+            if "labels" in changes:
+                index_labels(connection, job_id, self._tenant, changes["labels"])
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
+            message = f"The user changed: {', '.join(changes)}."
+            append(connection, job_id, None, EventType.CHANGED, message, changes)
+            return read_job(connection, job_id)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a waiting job at once, or a running one as soon as its attempt has stopped.
@@ -151,6 +189,17 @@ class Users(Records):
                 deadline=after(clock(connection), limits.queue_seconds),
             )
             return read_job(connection, job_id)
+
+
+def _changes(spec: Mapping[str, Any], patch: JobPatch) -> Iterator[tuple[str, Any]]:
+    """The fields of the specification that the patch changes, with their new values."""
+    if "priority" in patch.model_fields_set and (patch.priority or 0) != spec.get("priority", 0):
+        yield "priority", patch.priority or 0
+    if "labels" in patch.model_fields_set:
+        before = spec.get("labels", {})
+        after = {} if patch.labels is None else merged(before, patch.labels)
+        if after != before:
+            yield "labels", after
 
 
 def _body_sha256(spec: JobSpec) -> str:

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from bench.demo_server import Server, serving
+from service.client.answers import Job
 from service.client.client import ApiProblem, Client
 from service.cluster.ray_jobs import authorization
 from service.domain.states import JobState
@@ -89,7 +90,7 @@ def body(inputs: Path, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def finished(client: Client, job_id: str) -> dict[str, Any]:
+def finished(client: Client, job_id: str) -> Job:
     """The job once it has ended, whichever way."""
     ended = ("succeeded", "failed", "cancelled")
     wait_until(lambda: client.job(job_id)["state"] in ended, JOB_SECONDS)
@@ -97,15 +98,13 @@ def finished(client: Client, job_id: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def done(client: Client, inputs: Path) -> dict[str, Any]:
+def done(client: Client, inputs: Path) -> Job:
     """A job that ran to its end."""
     return finished(client, client.submit(body(inputs))["id"])
 
 
 @pytest.fixture(scope="module")
-def downloads(
-    server: Server, done: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def downloads(server: Server, done: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All artifacts, as the command line downloads them."""
     assert done["state"] == "succeeded", done
     folder = tmp_path_factory.mktemp("downloads")
@@ -121,7 +120,7 @@ def run_cli(*arguments: str) -> str:
     return done.stdout
 
 
-def test_a_job_runs_through_its_steps(client: Client, done: dict[str, Any]) -> None:
+def test_a_job_runs_through_its_steps(client: Client, done: Job) -> None:
     assert done["state"] == "succeeded", done
     assert [step["step"] for step in done["steps"]] == STEPS
     assert all(step["done"] == step["total"] and step["finished_at"] for step in done["steps"])
@@ -130,7 +129,7 @@ def test_a_job_runs_through_its_steps(client: Client, done: dict[str, Any]) -> N
     assert types[-1] == "job.succeeded"
 
 
-def test_two_workers_shared_the_work_and_saw_no_gpu(client: Client, done: dict[str, Any]) -> None:
+def test_two_workers_shared_the_work_and_saw_no_gpu(client: Client, done: Job) -> None:
     events = client.events(done["id"])
     (placed,) = [event for event in events if event["type"] == "workers.placed"]
     workers = placed["data"]["workers"]
@@ -140,7 +139,7 @@ def test_two_workers_shared_the_work_and_saw_no_gpu(client: Client, done: dict[s
     assert all(worker["cuda_visible_devices"] == "" for worker in workers)
 
 
-def test_the_report_says_every_size_and_perplexity(client: Client, done: dict[str, Any]) -> None:
+def test_the_report_says_every_size_and_perplexity(client: Client, done: Job) -> None:
     report = client.report(done["id"])
     dense = report["evaluation"]["dense"]
     assert set(dense["perplexity"]) == {"held-out", "second"}
@@ -165,9 +164,7 @@ def test_the_report_says_every_size_and_perplexity(client: Client, done: dict[st
     assert {entry["name"] for entry in report["left_dense"]} == {"model.embed_tokens.weight"}
 
 
-def test_the_dashboard_shows_the_job_its_actors_and_its_log(
-    server: Server, done: dict[str, Any]
-) -> None:
+def test_the_dashboard_shows_the_job_its_actors_and_its_log(server: Server, done: Job) -> None:
     attempt = f"{done['id']}-1"
     headers = authorization({"RAY_AUTH_TOKEN_PATH": str(server.token_path)})
     with httpx.Client(base_url=server.dashboard_url, headers=headers, trust_env=False) as dashboard:
@@ -250,7 +247,7 @@ def test_a_running_job_can_be_cancelled(client: Client, inputs: Path) -> None:
 
 
 def test_nothing_of_a_failed_or_cancelled_job_is_left(
-    data_dir: Path, client: Client, done: dict[str, Any]
+    data_dir: Path, client: Client, done: Job
 ) -> None:
     (artifact, *_) = client.artifacts(done["id"])
     url = httpx.URL(artifact["files"][0]["url"])

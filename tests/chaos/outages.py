@@ -17,6 +17,7 @@ from service.domain.states import TERMINAL, JobState
 from service.errors import DatabaseUnavailable
 from service.retrying import retry
 from service.settings import Settings
+from service.store.listing import JobFilter
 from service.store.store import Store
 from tests.chaos.background import Background
 from tests.chaos.checker import bucket_problems, read_history, violations
@@ -171,7 +172,7 @@ def _submit(store: Store, spec: JobSpec, key: str, tenant: str) -> str:
 def _ended(store: Store) -> bool:
     time.sleep(0.5)
     try:
-        listed = store.records.list_jobs(limit=1, states=set(JobState) - TERMINAL)
+        listed = store.records.list_jobs(JobFilter(states=set(JobState) - TERMINAL), limit=1)
     except DatabaseUnavailable:
         return False
     return not listed

@@ -180,6 +180,41 @@ def test_artifacts_download_from_the_bucket_by_their_urls(
     assert (response.status_code, response.json()["code"]) == (410, "object_missing")
 
 
+def test_an_address_that_stays_leads_to_the_file_in_the_bucket(
+    client: TestClient,
+    store: Store,
+    storage: ObjectStorage,
+    model_folder: Path,
+    job_body: dict[str, Any],
+) -> None:
+    """As `curl -L` follows it: with a range, with HEAD, and past other objects."""
+    job_id = client.post("/v1/jobs", json=job_body).json()["id"]
+    store.claims.claim()
+    published = publish(storage, job_id, 1, "keep-0.8", model_folder)
+    store.attempts.published(job_id, 1, 0, published)
+    store.attempts.succeed(job_id, 1, {})
+    files = f"/v1/jobs/{job_id}/artifacts/keep-0.8/files"
+    content = (model_folder / "config.json").read_bytes()
+
+    def location(method: str, path: str) -> str:
+        answer = client.request(method, f"{files}/{path}", follow_redirects=False)
+        assert answer.status_code == 302
+        return answer.headers["location"]
+
+    with httpx.Client(trust_env=False) as bucket:
+        url = location("GET", "config.json")
+        assert bucket.get(url).raise_for_status().content == content
+        part = bucket.get(url, headers={"Range": "bytes=2-5"})
+        assert (part.status_code, part.content) == (206, content[2:6])
+        assert part.headers["Content-Range"] == f"bytes 2-5/{len(content)}"
+        head = bucket.head(location("HEAD", "config.json"))
+        assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(content)))
+        assert bucket.get(location("GET", "manifest.json")).json()["format"] == 2
+        other = url.replace("/config.json", "/tokenizer.json")
+        assert bucket.get(other).status_code == 403  # the URL is for one object alone
+        assert bucket.put(url, content=b"other").status_code == 403  # and for reading
+
+
 def test_two_replicas_on_one_database_make_one_job_of_a_key(
     settings: Settings, postgres_url: str, job_body: dict[str, Any]
 ) -> None:

@@ -19,6 +19,7 @@ from service.errors import AttemptStale, DatabaseUnavailable
 from service.retrying import retry
 from service.settings import Settings
 from service.signals import StopRequest
+from service.store.listing import JobFilter
 from service.store.store import Store
 from tests.fixtures.cluster import FakeCluster
 from tests.fixtures.jobs import small_spec
@@ -93,7 +94,7 @@ def test_restarts_of_the_database_lose_no_job(server: PostgresServer, tmp_path: 
         threads[-1].start()
 
     def done() -> int:
-        finished = stores[0].records.list_jobs(limit=JOBS, states=[JobState.SUCCEEDED])
+        finished = stores[0].records.list_jobs(JobFilter([JobState.SUCCEEDED]), limit=JOBS)
         return len(finished)
 
     def reached(share: float) -> bool:

@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from service.client.answers import Job
 from service.client.client import Client
 from service.standalone.ports import choose_port
 from service.standalone.subprocesses import is_running
@@ -217,7 +218,7 @@ def test_killed_it_takes_all_with_it_and_the_next_one_finishes_the_job(
     assert_gone(second, family)
 
 
-def calibrates(job: dict[str, Any]) -> bool:
+def calibrates(job: Job) -> bool:
     assert job["error"] is None, job["error"]
     return any(step["step"] == "calibrate" and step["done"] for step in job["steps"])
 

@@ -12,11 +12,13 @@ from service.store.store import Store
 from service.store.tables import metadata
 
 pytest.register_assert_rewrite("tests.unit.service.store.test_keys")
+pytest.register_assert_rewrite("tests.unit.service.store.test_listing")
 pytest.register_assert_rewrite("tests.unit.service.store.test_lost_answers")
 pytest.register_assert_rewrite("tests.unit.service.store.test_store")
 pytest.register_assert_rewrite("tests.unit.service.store.test_tenants")
 
 from tests.unit.service.store.test_keys import *  # noqa: E402, F403
+from tests.unit.service.store.test_listing import *  # noqa: E402, F403
 from tests.unit.service.store.test_lost_answers import *  # noqa: E402, F403
 from tests.unit.service.store.test_store import *  # noqa: E402, F403
 from tests.unit.service.store.test_tenants import *  # noqa: E402, F403

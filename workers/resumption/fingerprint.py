@@ -28,7 +28,7 @@ from workers.text.texts import Texts
 LIBRARIES = ("torch", "transformers", "safetensors", "gguf", "numpy")
 """The libraries whose versions may affect the result; the last two expand GGUF files."""
 
-IRRELEVANT = {"name", "priority", "limits", "workers", "model"}
+IRRELEVANT = {"name", "labels", "priority", "limits", "workers", "model"}
 """Fields of a request that do not affect the result, or that have their own part."""
 
 INSTALLED = Path(__file__).parents[2]

@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.app import create_app
+from service.domain.patch import JobPatch
 from service.settings import Settings
 
 
@@ -33,11 +34,15 @@ def test_the_routes(document: dict[str, Any]) -> None:
         "POST /v1/estimates",
         "GET /v1/jobs",
         "GET /v1/jobs/{job_id}",
+        "PATCH /v1/jobs/{job_id}",
         "DELETE /v1/jobs/{job_id}",
         "POST /v1/jobs/{job_id}/cancel",
         "POST /v1/jobs/{job_id}/retry",
         "GET /v1/jobs/{job_id}/events",
         "GET /v1/jobs/{job_id}/artifacts",
+        "GET /v1/jobs/{job_id}/artifacts/{name}",
+        "GET /v1/jobs/{job_id}/artifacts/{name}/files/{path}",
+        "HEAD /v1/jobs/{job_id}/artifacts/{name}/files/{path}",
         "GET /v1/jobs/{job_id}/report",
         "POST /v1/keys",
         "GET /v1/keys",
@@ -77,6 +82,19 @@ def test_the_examples_are_valid_jobs(document: dict[str, Any]) -> None:
     assert body["examples"]
     for example in body["examples"].values():
         JobSpec.model_validate(example["value"])
+
+
+def test_every_body_has_an_example(document: dict[str, Any]) -> None:
+    for name, operation in _operations(document).items():
+        content = operation.get("requestBody", {}).get("content", {})
+        assert all(body.get("examples") for body in content.values()), name
+
+
+def test_the_examples_of_changes_are_valid(document: dict[str, Any]) -> None:
+    operation = _operations(document)["PATCH /v1/jobs/{job_id}"]
+    examples = operation["requestBody"]["content"]["application/json"]["examples"]
+    for each in examples.values():
+        JobPatch.model_validate(each["value"])
 
 
 def test_docs_load_nothing_from_elsewhere(client: TestClient) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from fastapi.testclient import TestClient
@@ -126,3 +126,106 @@ def test_nothing_before_success(
             store.claims.claim()
         else:
             store.users(DEFAULT_TENANT).cancel(job_id)
+
+
+class TestOne:
+    def test_is_as_in_the_list(self, client: TestClient, succeeded: str) -> None:
+        listed = client.get(f"/v1/jobs/{succeeded}/artifacts").json()["artifacts"][0]
+        one = client.get(f"/v1/jobs/{succeeded}/artifacts/keep-0.8").json()
+        for answer in (listed, one):
+            del answer["expires_at"]
+            for file in answer["files"]:
+                file["url"] = urlsplit(file["url"]).path
+        assert one == listed
+
+    @pytest.mark.parametrize("name", ["keep-0.9", "KEEP-0.8", "%00", "%2E%2E", "x" * 500])
+    def test_no_other_name_is_found(self, client: TestClient, succeeded: str, name: str) -> None:
+        for suffix in ("", "/files/model.safetensors"):
+            response = client.get(f"/v1/jobs/{succeeded}/artifacts/{name}{suffix}")
+            assert response.status_code == 404
+            assert response.json()["code"] == "artifact_not_found"
+            assert "it has: keep-0.8" in response.json()["detail"]
+
+    def test_an_artifact_that_was_deleted_is_gone(
+        self, client: TestClient, storage: Any, succeeded: str
+    ) -> None:
+        storage.objects.clear()
+        response = client.get(f"/v1/jobs/{succeeded}/artifacts/keep-0.8")
+        assert (response.status_code, response.json()["code"]) == (410, "object_missing")
+
+
+class TestFiles:
+    @pytest.fixture
+    def files(self, succeeded: str) -> str:
+        return f"/v1/jobs/{succeeded}/artifacts/keep-0.8/files"
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    @pytest.mark.parametrize(
+        ("path", "folder"), [("model.safetensors", FOLDER), ("manifest.json", "")]
+    )
+    def test_are_redirected_to_their_one_object(
+        self, client: TestClient, succeeded: str, files: str, method: str, path: str, folder: str
+    ) -> None:
+        response = client.request(method, f"{files}/{path}", follow_redirects=False)
+        assert response.status_code == 302
+        assert response.headers["cache-control"] == "no-store"
+        url = urlsplit(response.headers["location"])
+        assert url.netloc == "s3.test:8333"
+        assert url.path == f"/eigenpress/jobs/{succeeded}/artifacts/keep-0.8/{folder}{path}"
+        assert parse_qs(url.query)["X-Amz-Expires"] == ["3600"]
+
+    def test_the_address_does_not_need_the_bucket(
+        self, client: TestClient, storage: Any, files: str
+    ) -> None:
+        storage.trouble = StorageUnavailable()
+        url = f"{files}/model.safetensors"
+        assert client.get(url, follow_redirects=False).status_code == 302
+
+    def test_a_path_may_have_folders_and_odd_characters(
+        self, client: TestClient, store: Store, job_body: dict[str, Any]
+    ) -> None:
+        job_id = store.users(DEFAULT_TENANT).create(JobSpec.model_validate(job_body)).id
+        store.claims.claim()
+        odd = FileEntry("a b/ü?#.json", 1, "0" * 64)
+        prefix = f"jobs/{job_id}/artifacts/keep-0.8/{FOLDER}"
+        store.attempts.published(job_id, 1, 0, Artifact("keep-0.8", prefix, (odd,)))
+        store.attempts.succeed(job_id, 1, {})
+        files = f"/v1/jobs/{job_id}/artifacts/keep-0.8/files"
+        for spelling in ("a%20b/%C3%BC%3F%23.json", "a%20b%2F%c3%bc%3f%23.json"):
+            answer = client.get(f"{files}/{spelling}", follow_redirects=False)
+            assert (
+                unquote(urlsplit(answer.headers["location"]).path)
+                == f"/eigenpress/{prefix}{odd.path}"
+            )
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "other.json",
+            "Model.safetensors",
+            "model.safetensors/",
+            "%2E/model.safetensors",
+            "..%2Fmanifest.json",
+            "%2E%2E/keep-0.8/manifest.json",
+            "..%2f..%2fkeep-0.8%2fmanifest.json",
+            f"{FOLDER}model.safetensors",
+            "model.safetensors%00",
+            "%2Fmodel.safetensors",
+            "x" * 3000,
+        ],
+    )
+    def test_no_other_path_is_found(self, client: TestClient, files: str, path: str) -> None:
+        response = client.get(f"{files}/{path}", follow_redirects=False)
+        assert response.status_code == 404
+        assert response.json()["code"] in ("file_not_found", "not_found", "artifact_not_found")
+        assert len(response.content) < 2000
+
+    def test_nothing_before_success(
+        self, client: TestClient, store: Store, job_body: dict[str, Any]
+    ) -> None:
+        job_id = store.users(DEFAULT_TENANT).create(JobSpec.model_validate(job_body)).id
+        for suffix in ("", "/files/model.safetensors"):
+            response = client.get(
+                f"/v1/jobs/{job_id}/artifacts/keep-0.8{suffix}", follow_redirects=False
+            )
+            assert (response.status_code, response.json()["code"]) == (409, "job_conflict")

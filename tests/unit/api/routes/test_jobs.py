@@ -131,6 +131,17 @@ def test_list_filters_by_state(client: TestClient, store: Store, job_body: dict[
         ("limit", "201"),
         ("limit", "many"),
         ("state", "sleeping"),
+        ("method", "magic"),
+        ("name", "my model"),
+        ("label", "team"),
+        ("label", "=ml"),
+        ("label", "Team=ml"),
+        ("label", "team=" + 64 * "x"),
+        ("label", "team=a\nb"),
+        ("label", "x" * 10_000),
+        ("created_after", "yesterday"),
+        ("created_after", "2026-11-21T12:00:00"),
+        ("created_before", "0001-01-01T00:00:00+14:00"),
         ("cursor", "!!"),
         ("cursor", ""),
         ("cursor", "é"),
@@ -362,16 +373,20 @@ def test_invalid_events_query(
     ("method", "suffix"),
     [
         ("GET", ""),
+        ("PATCH", ""),
         ("DELETE", ""),
         ("POST", "/cancel"),
         ("POST", "/retry"),
         ("GET", "/events"),
         ("GET", "/artifacts"),
+        ("GET", "/artifacts/keep-0.8"),
+        ("GET", "/artifacts/keep-0.8/files/model.safetensors"),
         ("GET", "/report"),
     ],
 )
 def test_an_unknown_job(client: TestClient, job_id: str, method: str, suffix: str) -> None:
-    response = client.request(method, f"/v1/jobs/{job_id}{suffix}")
+    body = {"priority": 1} if method == "PATCH" else None
+    response = client.request(method, f"/v1/jobs/{job_id}{suffix}", json=body)
     expected = "not_found" if "%2F" in job_id else "job_not_found"
     assert (response.status_code, response.json()["code"]) == (404, expected)
 
@@ -406,3 +421,103 @@ def test_a_retry_under_limits_that_this_version_does_not_know_is_refused(
     assert (answer.status_code, problem["code"]) == (503, "specification_unknown")
     assert problem["param"] == "limits.not_yet"
     assert "retry-after" not in answer.headers  # it does not pass by itself
+
+
+def test_list_filters_by_all_that_a_job_is_known_by(
+    client: TestClient, job_body: dict[str, Any]
+) -> None:
+    mine = job_body | {"name": "mine", "method": "svd", "labels": {"team": "ml", "note": "a=b c"}}
+    first, other, last = (_submit(client, body) for body in (mine, job_body, mine))
+    query: dict[str, Any] = {
+        "state": ["queued", "running"],
+        "method": ["svd", "afm"],
+        "name": "mine",
+        "label": ["team=ml", "note=a=b c"],
+        "created_after": first["created_at"],
+        "limit": 1,
+    }
+    page = client.get("/v1/jobs", params=query).json()
+    assert [job["id"] for job in page["jobs"]] == [last["id"]]
+    query["cursor"] = page["next_cursor"]
+    page = client.get("/v1/jobs", params=query).json()
+    assert [job["id"] for job in page["jobs"]] == [first["id"]]
+    assert page["next_cursor"] is None
+    query = {"created_before": other["created_at"].replace("Z", "+00:00")}
+    page = client.get("/v1/jobs", params=query).json()
+    assert [job["id"] for job in page["jobs"]] == [first["id"]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "param"),
+    [
+        ({"Team": "ml"}, "labels.Team"),
+        ({"team": 7}, "labels.team"),
+        ({"team": None}, "labels.team"),
+        ({"team": "a\tb"}, "labels.team"),
+        ({"team": "x" * 64}, "labels.team"),
+        ({f"l{number}": "" for number in range(17)}, "labels"),
+        ({"model": "x" * 64, "source": ""}, "labels.model"),
+        (["team"], "labels"),
+    ],
+)
+def test_invalid_labels(
+    client: TestClient, job_body: dict[str, Any], labels: object, param: str
+) -> None:
+    response = client.post("/v1/jobs", json=job_body | {"labels": labels})
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (422, "invalid_parameter")
+    assert problem["param"] == param
+
+
+class TestChanges:
+    def test_the_job_shows_them(self, client: TestClient, job_body: dict[str, Any]) -> None:
+        job = _submit(client, job_body | {"labels": {"team": "ml", "stage": "trial"}})
+        patch = {"priority": 5, "labels": {"stage": None, "owner": "Ada"}}
+        response = client.patch(f"/v1/jobs/{job['id']}", json=patch)
+        changed = response.json()
+        assert response.status_code == 200
+        assert changed["spec"]["priority"] == 5
+        assert changed["spec"]["labels"] == {"team": "ml", "owner": "Ada"}
+        assert client.get(f"/v1/jobs/{job['id']}").json() == changed
+        event = client.get(f"/v1/jobs/{job['id']}/events").json()["events"][-1]
+        assert event["type"] == "job.changed"
+
+    def test_a_merge_patch_may_be_called_so(
+        self, client: TestClient, job_body: dict[str, Any]
+    ) -> None:
+        job = _submit(client, job_body)
+        header = {"Content-Type": "application/merge-patch+json"}
+        response = client.patch(f"/v1/jobs/{job['id']}", content=b'{"priority": 3}', headers=header)
+        assert response.json()["spec"]["priority"] == 3
+
+    @pytest.mark.parametrize(
+        ("patch", "param"),
+        [
+            ({"priority": 101}, "priority"),
+            ({"priority": "high"}, "priority"),
+            ({"name": "other"}, "name"),
+            ({"labels": {"Team": "ml"}}, "labels.Team"),
+            ({"labels": {"team": 1}}, "labels.team"),
+            ({"labels": {f"l{number}": None for number in range(33)}}, "labels"),
+            ([], None),
+        ],
+    )
+    def test_what_cannot_be_changed_is_named(
+        self, client: TestClient, job_body: dict[str, Any], patch: object, param: str | None
+    ) -> None:
+        job = _submit(client, job_body)
+        response = client.patch(f"/v1/jobs/{job['id']}", json=patch)
+        assert (response.status_code, response.json()["param"]) == (422, param)
+        assert client.get(f"/v1/jobs/{job['id']}").json() == job
+
+    def test_the_priority_of_a_job_that_runs_is_a_conflict(
+        self, client: TestClient, store: Store, job_body: dict[str, Any]
+    ) -> None:
+        job_id = _submit(client, job_body)["id"]
+        assert store.claims.claim()
+        response = client.patch(f"/v1/jobs/{job_id}", json={"priority": 5})
+        problem = response.json()
+        assert (response.status_code, problem["code"]) == (409, "job_conflict")
+        assert problem["param"] == "priority"
+        response = client.patch(f"/v1/jobs/{job_id}", json={"labels": {"seen": "yes"}})
+        assert response.json()["spec"]["labels"] == {"seen": "yes"}

@@ -29,6 +29,7 @@ from service.errors import (
 )
 from service.settings import Settings
 from service.signals import StopRequest
+from service.store.listing import JobFilter
 from service.store.store import Store
 from tests.fixtures.cluster import FakeCluster
 from tests.fixtures.jobs import age, at_once, lapse, rewrite_spec, small_spec
@@ -322,7 +323,7 @@ class TestSeveralDispatchers:
                     job_store.attempts.succeed(job.id, job.attempt, {})
                     cluster.end(job.id, job.attempt)
             return not under_way and not job_store.records.list_jobs(
-                limit=1, states=[JobState.QUEUED]
+                JobFilter([JobState.QUEUED]), limit=1
             )
 
         threads = [threading.Thread(target=each.run, args=(stop,)) for each in dispatchers]

@@ -18,8 +18,10 @@ from service.domain.job import DEFAULT_TENANT
 from service.domain.spec import JobSpec
 from service.errors import SchemaMismatch
 from service.store.database import MIGRATIONS
+from service.store.listing import JobFilter
 from service.store.store import Store
 from service.store.tables import metadata
+from tests.fixtures.jobs import rewrite_spec, small_spec
 
 
 @pytest.mark.usefixtures("job_store")
@@ -36,6 +38,8 @@ def test_migrations_agree_with_the_tables(database_url: str) -> None:
         "ix_jobs_clean_after",
         "ix_jobs_deadline",
         "ix_jobs_deleted_at_finished_at",
+        "ix_jobs_tenant_id_state_method_created_at",
+        "ix_jobs_tenant_name_id",
     }
 
 
@@ -63,6 +67,34 @@ def test_old_heartbeats_leave_the_history(
     job_store.migrate()
     job_store.check_schema()
     assert job_store.records.events(job.id) == kept
+
+
+def test_older_jobs_are_found_by_name_and_method(job_store: Store, database_url: str) -> None:
+    users = job_store.users(DEFAULT_TENANT)
+    first, newer, last = (users.create(small_spec(name)) for name in ("a", "b", "c"))
+    rewrite_spec(job_store, newer, name=7, method="m" * 100)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        many = text(
+            "INSERT INTO jobs (id, state, spec, attempt, created_at) "
+            "SELECT :id, state, spec, attempt, created_at FROM jobs WHERE id = :first"
+        )
+        copies = [{"id": f"copy-{number}", "first": first.id} for number in range(1000)]
+        connection.execute(many, copies)
+        command.downgrade(config, "0003")
+        assert "name" not in {each["name"] for each in inspect(connection).get_columns("jobs")}
+    engine.dispose()
+    job_store.migrate()
+    assert len(users.list_jobs(JobFilter(name="a"), limit=2000)) == 1001
+    assert [job.name for job in users.list_jobs(limit=3)] == ["c", None, "a"]
+    for found, wanted in (
+        ([last], JobFilter(name="c")),
+        ([last, first], JobFilter(methods=[first.spec.method])),
+    ):
+        assert users.list_jobs(wanted, limit=len(found)) == found
 
 
 def test_a_database_of_a_newer_version_is_refused(job_store: Store, database_url: str) -> None:

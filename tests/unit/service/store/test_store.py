@@ -34,6 +34,7 @@ from service.errors import (
 )
 from service.store import tables
 from service.store.database import clock
+from service.store.listing import JobFilter
 from service.store.store import Store
 from service.store.transitions import mark_deleted
 from tests.fixtures.jobs import age, at_once, rewrite_spec, small_spec
@@ -150,7 +151,8 @@ class TestListing:
         running = claimed(job_store)
         job_store.users(DEFAULT_TENANT).create(small_spec())
         job_store.attempts.progress(running.id, 1, Step.RESOLVE, 1, 2, "files")
-        (found,) = job_store.records.list_jobs(limit=9, states={JobState.RUNNING, JobState.FAILED})
+        either = JobFilter(states={JobState.RUNNING, JobState.FAILED})
+        (found,) = job_store.records.list_jobs(either, limit=9)
         assert found == job_store.records.get(running.id)
         assert [step.step for step in found.steps] == [Step.RESOLVE]
 

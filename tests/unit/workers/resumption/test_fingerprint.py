@@ -100,6 +100,7 @@ def test_every_part_matters_and_is_named(change: str) -> None:
     [
         {"name": "two"},
         {"priority": 7},
+        {"labels": {"team": "ml"}},
         {"limits": {"run_seconds": 60}},
         {"workers": 2},
         {"model": {"source": "local", "path": "/elsewhere"}},

@@ -1,0 +1,198 @@
+"""The types of the API's answers, as a client sees them: plain JSON that a type checker knows.
+
+They cost nothing when the program runs, and an answer of a newer server may have more fields. A
+test compares them with the OpenAPI document.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+Json = dict[str, Any]
+"""What has no type of its own: a specification, a report, the data of an event."""
+
+
+class StepProgress(TypedDict):
+    """The progress of one step of the current attempt."""
+
+    step: str
+    done: int
+    total: int
+    unit: str
+    started_at: str
+    finished_at: str | None
+
+
+class JobError(TypedDict):
+    """Why a job, or one of its attempts, failed."""
+
+    code: str
+    detail: str
+    param: str | None
+
+
+class Links(TypedDict):
+    """Paths on the server, and the URL of the attempt in Ray's dashboard."""
+
+    self: str
+    events: str
+    artifacts: str
+    report: str
+    ray_dashboard: str | None
+
+
+class Job(TypedDict):
+    """A job: its specification, its state and its progress."""
+
+    id: str
+    name: str | None
+    state: str
+    spec: Json
+    attempt: int
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    steps: list[StepProgress]
+    available_at: str | None
+    error: JobError | None
+    last_error: JobError | None
+    links: Links
+
+
+class JobPage(TypedDict):
+    """Jobs, newest first."""
+
+    jobs: list[Job]
+    next_cursor: str | None
+
+
+class Event(TypedDict):
+    """Something that happened to a job."""
+
+    id: int
+    attempt: int | None
+    at: str
+    type: str
+    message: str
+    data: Json
+
+
+class EventPage(TypedDict):
+    """Events, oldest first."""
+
+    events: list[Event]
+    next_after: int
+
+
+class ArtifactFile(TypedDict):
+    """One file of an artifact, with a presigned URL."""
+
+    path: str
+    size: int
+    sha256: str
+    url: str
+
+
+class Artifact(TypedDict):
+    """A compressed model in the bucket."""
+
+    name: str
+    uri: str
+    bytes: int
+    files: list[ArtifactFile]
+    expires_at: str
+
+
+class ArtifactList(TypedDict):
+    """A job's artifacts, in the order of its targets."""
+
+    artifacts: list[Artifact]
+
+
+class ModelEstimate(TypedDict):
+    """The dense model."""
+
+    parameters: int
+    linear_parameters: int
+    dtype: str
+    dense_bytes: int
+
+
+class ArtifactSize(TypedDict):
+    """The most that an artifact's weights have."""
+
+    parameters: int
+    bytes: int
+    linear_parameters: int
+    linear_bytes: int
+
+
+class TargetEstimate(TypedDict):
+    """A target and the size of its artifact; None if calibration decides it."""
+
+    name: str
+    size: ArtifactSize | None
+
+
+class WorkersEstimate(TypedDict):
+    """The workers that the job would get, and what Ray reserves for each."""
+
+    workers: int
+    cpus: int
+    gpus: int
+    accelerator_type: str | None
+
+
+class MemoryEstimate(TypedDict):
+    """The peaks of each process, in bytes."""
+
+    worker: int
+    worker_gpu: int | None
+    worker_files: int
+    too_little: dict[str, list[str]]
+
+
+class StepEstimate(TypedDict):
+    """The time of one step."""
+
+    step: str
+    seconds: float
+    waits_for: str
+
+
+class TimeEstimate(TypedDict):
+    """The time of the job, once it has its workers."""
+
+    sum: float
+    steps: list[StepEstimate]
+    measured_jobs: int
+
+
+class ProblemItem(TypedDict):
+    """One of several mistakes in a request."""
+
+    code: str
+    detail: str
+    param: str | None
+
+
+class Unknown(TypedDict):
+    """What the estimate cannot say."""
+
+    field: str
+    reason: str
+
+
+class Estimate(TypedDict):
+    """What a job would make and take. None is what is not known."""
+
+    model: ModelEstimate | None
+    tokens: int
+    targets: list[TargetEstimate]
+    workers: WorkersEstimate | None
+    waits: str | None
+    memory: MemoryEstimate | None
+    driver_memory: int | None
+    seconds: TimeEstimate | None
+    problems: list[ProblemItem]
+    unknown: list[Unknown]

@@ -1,0 +1,177 @@
+"""Every operation of the API as a plain value: what to send, and how to read the answer.
+
+Pure functions. `service.client.client` has the two clients that send these, one that blocks and one
+for asyncio.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import quote
+
+from service.client.answers import (
+    Artifact,
+    ArtifactList,
+    Estimate,
+    Event,
+    EventPage,
+    Job,
+    JobPage,
+    Json,
+)
+from service.domain.states import JobState
+
+Answer = TypeVar("Answer")
+
+JSON = {"Content-Type": "application/json"}
+UNSET: Any = object()
+"""Stands for a field that a patch leaves as it is, where None takes it away."""
+
+
+class NotOurs(ValueError):
+    """The answer is not one that an Eigenpress server gives."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back from the server, unless it is a problem; `body` is None if it is no JSON."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+
+@dataclass(frozen=True)
+class Call(Generic[Answer]):
+    """A request, and the function that reads its answer, which may raise NotOurs."""
+
+    method: str
+    path: str
+    read: Callable[[Reply], Answer]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    content: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def submit(spec: Mapping[str, Any], idempotency_key: str) -> Call[Job]:
+    headers = {"Idempotency-Key": idempotency_key}
+    return _sending("POST", "/v1/jobs", spec, headers)
+
+
+def estimate(spec: Mapping[str, Any]) -> Call[Estimate]:
+    return _sending("POST", "/v1/estimates", spec)
+
+
+def job(job_id: str) -> Call[Job]:
+    return Call("GET", _path(job_id), _object)
+
+
+def jobs(
+    limit: int,
+    cursor: str | None,
+    states: Collection[JobState],
+    methods: Collection[str],
+    name: str | None,
+    labels: Mapping[str, str] | None,
+    created_after: datetime | None,
+    created_before: datetime | None,
+) -> Call[JobPage]:
+    query = {
+        "limit": limit,
+        "cursor": cursor or None,
+        "state": [str(state) for state in states],
+        "method": list(methods),
+        "name": name,
+        "label": [f"{name}={value}" for name, value in (labels or {}).items()],
+        "created_after": _time(created_after),
+        "created_before": _time(created_before),
+    }
+    given = {key: value for key, value in query.items() if value not in (None, [])}
+    return Call("GET", "/v1/jobs", _object, given)
+
+
+def change(job_id: str, priority: int | None, labels: Mapping[str, str | None] | None) -> Call[Job]:
+    patch = {"priority": priority, "labels": labels}
+    given = {name: value for name, value in patch.items() if value is not UNSET}
+    return _sending("PATCH", _path(job_id), given)
+
+
+def cancel(job_id: str) -> Call[Job]:
+    return Call("POST", _path(job_id, "cancel"), _object)
+
+
+def retry(job_id: str) -> Call[Job]:
+    return Call("POST", _path(job_id, "retry"), _object)
+
+
+def delete(job_id: str) -> Call[None]:
+    return Call("DELETE", _path(job_id), lambda _reply: None)
+
+
+def events(job_id: str, after: int, limit: int) -> Call[list[Event]]:
+    query = {"after": after, "limit": limit}
+    page: Call[EventPage] = Call("GET", _path(job_id, "events"), _object, query)
+    return _member(page, "events")
+
+
+def artifacts(job_id: str) -> Call[list[Artifact]]:
+    page: Call[ArtifactList] = Call("GET", _path(job_id, "artifacts"), _object)
+    return _member(page, "artifacts")
+
+
+def artifact(job_id: str, name: str) -> Call[Artifact]:
+    return Call("GET", _path(job_id, "artifacts", name), _object)
+
+
+def report(job_id: str) -> Call[Json]:
+    return Call("GET", _path(job_id, "report"), _object)
+
+
+def file_url(job_id: str, name: str, path: str, method: Literal["GET", "HEAD"]) -> Call[str]:
+    return Call(method, _path(job_id, "artifacts", name, "files", *path.split("/")), _location)
+
+
+def _sending(
+    method: str, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> Call[Any]:
+    # httpx would fail on text without UTF-8; the server refuses it, and names the field.
+    content = json.dumps(dict(body))
+    return Call(method, path, _object, content=content, headers={**(headers or {}), **JSON})
+
+
+def _path(job_id: str, *rest: str) -> str:
+    return "/".join(["/v1/jobs", *_quoted([job_id, *rest])])
+
+
+def _quoted(parts: Iterable[str]) -> Iterable[str]:
+    return (quote(part, safe="", errors="replace") for part in parts)
+
+
+def _time(time: datetime | None) -> str | None:
+    return None if time is None else time.astimezone().isoformat()
+
+
+def _object(reply: Reply) -> Any:
+    if not isinstance(reply.body, dict):
+        raise NotOurs
+    return reply.body
+
+
+def _location(reply: Reply) -> str:
+    if reply.status != 302 or "location" not in reply.headers:
+        raise NotOurs
+    return reply.headers["location"]
+
+
+def _member(page: Call[Any], key: str) -> Call[Any]:
+    def read(reply: Reply) -> list[Any]:
+        items = _object(reply).get(key)
+        if not isinstance(items, list):
+            raise NotOurs
+        return items
+
+    return Call(page.method, page.path, read, page.params)
