@@ -19,6 +19,8 @@
     │   ├── QueueTimeExceeded
     │   └── RunTimeExceeded
     ├── JobNotFound
+    ├── LogNotFound                  no such attempt of the job, or no such log of the attempt
+    ├── TooManyFollowers             the tenant follows as many streams as it may; try again later
     ├── JobConflict                  the job's state does not allow what was asked
     ├── AttemptStale                 a write by an attempt that is not the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
@@ -54,7 +56,8 @@
         │   ├── DriverStopped
         │   ├── DriverNotStarted
         │   └── LeaseLapsed
-        └── HubUnavailable
+        ├── HubUnavailable
+        └── FollowersFull            the API process sends as many streams as it may
 
 An error's docstring is its default message. A detail may repeat what a stranger wrote, such as the
 name of a file: its control characters are escaped. `code` is stable and part of the API, `param`
@@ -217,6 +220,19 @@ class JobNotFound(EigenpressError):
     """There is no job with this id."""
 
     code = "job_not_found"
+
+
+class LogNotFound(EigenpressError):
+    """The job has no such attempt, or the attempt no such log."""
+
+    code = "log_not_found"
+
+
+class TooManyFollowers(EigenpressError):
+    """Your tenant follows as many streams of events as it may at a time: close some of them."""
+
+    code = "too_many_followers"
+    retryable = True
 
 
 class JobConflict(EigenpressError):
@@ -445,3 +461,9 @@ class HubUnavailable(InfrastructureError):
     """The model hub does not answer."""
 
     code = "hub_unavailable"
+
+
+class FollowersFull(InfrastructureError):
+    """This server sends as many streams of events as it may: read pages, or try again later."""
+
+    code = "followers_full"

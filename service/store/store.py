@@ -18,18 +18,20 @@ from service.store import tables
 from service.store.attempts import Attempts
 from service.store.claims import Claims
 from service.store.database import Database
+from service.store.news import News
 from service.store.records import Records
 from service.store.users import Users
 
 
 class Store:
-    """The jobs database, for users, dispatchers and attempts. Threads may share it."""
+    """The jobs database, for users, followers, dispatchers and attempts. Threads may share it."""
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)
         self.records = Records(self._database)
         self.claims = Claims(self._database)
         self.attempts = Attempts(self._database)
+        self.news = News(self._database)
 
     def users(self, tenant: str) -> Users:
         """The jobs database as this tenant's users may see and change it."""
