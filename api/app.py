@@ -14,10 +14,12 @@ from starlette.responses import RedirectResponse
 
 from api import errors
 from api.browsers import SameSite
+from api.feed import Feed
 from api.limits import BodyLimit
-from api.routes import artifacts, estimates, health, jobs
+from api.routes import artifacts, estimates, events, health, jobs
 from api.services import Services, open_services
 from service.settings import Settings
+from service.signals import calling_on_signals
 
 DESCRIPTION = """
 Post a job, watch its steps, download the compressed models.
@@ -43,6 +45,7 @@ class State(TypedDict):
     """The state that the lifespan gives to every request."""
 
     services: Services
+    feed: Feed
 
 
 def create_app(
@@ -56,7 +59,10 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         sys.setswitchinterval(SWITCH_SECONDS)
         with open_services(chosen) as services:
-            yield {"services": services}
+            async with Feed(services.store.news.after) as feed:
+                # A server waits for its streams before it ends the lifespan.
+                with calling_on_signals(feed.close):
+                    yield {"services": services, "feed": feed}
 
     # FastAPI's own /docs loads Swagger UI from a CDN: behind a firewall the page stays empty.
     app = FastAPIOffline(
@@ -72,7 +78,7 @@ def create_app(
     app.add_middleware(BodyLimit)
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
     errors.install(app)
-    for routes in (jobs, estimates, artifacts, health):
+    for routes in (jobs, events, estimates, artifacts, health):
         app.include_router(routes.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     _declare_problems(app)

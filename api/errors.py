@@ -1,6 +1,7 @@
 """From errors to RFC 9457 problem responses.
 
-service.errors      UserError 422, JobNotFound 404, JobConflict 409,
+service.errors      UserError 422, JobNotFound, LogNotFound 404, JobConflict 409,
+                        TooManyFollowers 429,
                         ObjectMissing, ArtifactCorrupt 410, InfrastructureError 503
 pydantic            422 with `param` naming the field; body that is not JSON 400 or 415
 starlette           unknown path 404, wrong method 405, body too large 413 or too slow 408
@@ -30,7 +31,9 @@ from service.errors import (
     InvalidParameter,
     JobConflict,
     JobNotFound,
+    LogNotFound,
     ObjectMissing,
+    TooManyFollowers,
     UserError,
 )
 from service.printable import printable, shortened
@@ -39,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_SECONDS = 10
+MAY_RECOVER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 MAX_LISTED_ERRORS = 20
 MAX_PATH_CHARACTERS = 500
 QUOTE = "'"
@@ -102,10 +106,12 @@ def status_of(error: type[EigenpressError]) -> HTTPStatus:
     """The HTTP status for an error of this class."""
     if issubclass(error, UserError):
         return HTTPStatus.UNPROCESSABLE_ENTITY
-    if issubclass(error, JobNotFound):
+    if issubclass(error, JobNotFound | LogNotFound):
         return HTTPStatus.NOT_FOUND
     if issubclass(error, JobConflict):
         return HTTPStatus.CONFLICT
+    if issubclass(error, TooManyFollowers):
+        return HTTPStatus.TOO_MANY_REQUESTS
     if issubclass(error, ObjectMissing | ArtifactCorrupt):
         return HTTPStatus.GONE
     if issubclass(error, InfrastructureError):
@@ -117,7 +123,7 @@ async def _on_service_error(request: Request, error: EigenpressError) -> Problem
     status = status_of(type(error))
     if status >= 500:
         logger.warning("%s %r: %s: %r", request.method, request.url.path, error.code, error.detail)
-    wait = status == HTTPStatus.SERVICE_UNAVAILABLE and error.retryable
+    wait = status in MAY_RECOVER and error.retryable
     return ProblemResponse(
         status,
         error.code,

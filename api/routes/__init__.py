@@ -24,6 +24,7 @@ _DESCRIPTIONS = {
     413: "The body is larger than 64 KiB.",
     415: "The body's Content-Type is not application/json.",
     422: "A parameter or an input is at fault; `param` names it.",
+    429: "The tenant follows as many streams as it may.",
     503: "The database or the bucket is unavailable; `Retry-After` if it may recover.",
 }
 
