@@ -16,7 +16,7 @@ from api import errors
 from api.browsers import SameSite
 from api.feed import Feed
 from api.limits import BodyLimit
-from api.routes import artifacts, estimates, events, health, jobs
+from api.routes import artifacts, estimates, events, health, jobs, logs
 from api.services import Services, open_services
 from service.settings import Settings
 from service.signals import calling_on_signals
@@ -78,7 +78,7 @@ def create_app(
     app.add_middleware(BodyLimit)
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
     errors.install(app)
-    for routes in (jobs, events, estimates, artifacts, health):
+    for routes in (jobs, events, logs, estimates, artifacts, health):
         app.include_router(routes.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     _declare_problems(app)

@@ -12,6 +12,8 @@ from fastapi import Depends, Request
 from service.cluster.ray_jobs import RayCluster
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
+from service.logs.attempt_logs import AttemptLogs
+from service.logs.mask import Mask
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
 from service.store.store import Store
@@ -27,6 +29,7 @@ class Services:
     cluster: RayCluster
     checks: SubmissionChecks
     estimates: Estimates
+    logs: AttemptLogs
 
 
 @contextmanager
@@ -40,7 +43,8 @@ def open_services(settings: Settings) -> Iterator[Services]:
     ):
         store.migrate()
         estimates = Estimates(settings, store, cluster, checks)
-        yield Services(settings, store, storage, cluster, checks, estimates)
+        logs = AttemptLogs(cluster, storage, Mask.of(settings))
+        yield Services(settings, store, storage, cluster, checks, estimates, logs)
 
 
 async def _services(request: Request) -> Services:

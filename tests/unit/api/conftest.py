@@ -21,6 +21,8 @@ from service.domain.placement import Machine
 from service.errors import ObjectMissing
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
+from service.logs.attempt_logs import AttemptLogs
+from service.logs.mask import Mask
 from service.settings import Settings
 from service.standalone.ports import LOOPBACK, choose_port
 from service.storage.s3 import ObjectStorage
@@ -112,7 +114,8 @@ def services(
 ) -> Iterator[Services]:
     with SubmissionChecks(settings, storage) as checks:
         estimates = Estimates(settings, store, cluster, checks)
-        yield Services(settings, store, storage, cluster, checks, estimates)
+        logs = AttemptLogs(cluster, storage, Mask.of(settings))
+        yield Services(settings, store, storage, cluster, checks, estimates, logs)
 
 
 @pytest.fixture
