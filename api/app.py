@@ -14,12 +14,25 @@ from starlette.responses import RedirectResponse
 from api import errors
 from api.audit import AuditLog
 from api.browsers import SameSite
+from api.feed import Feed
 from api.limits import BodyLimit
-from api.routes import artifacts, audit, estimates, health, jobs, keys, sign_in, tenants
+from api.routes import (
+    artifacts,
+    audit,
+    estimates,
+    events,
+    health,
+    jobs,
+    keys,
+    logs,
+    sign_in,
+    tenants,
+)
 from api.services import Services, open_services
 from api.versions import Versioned
 from service.client.versions import VERSION
 from service.settings import Settings
+from service.signals import calling_on_signals
 
 DESCRIPTION = """
 Post a job, watch its steps, download the compressed models.
@@ -48,6 +61,7 @@ class State(TypedDict):
     """The state that the lifespan gives to every request."""
 
     services: Services
+    feed: Feed
 
 
 def create_app(
@@ -61,7 +75,10 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         sys.setswitchinterval(SWITCH_SECONDS)
         with open_services(chosen) as services:
-            yield {"services": services}
+            async with Feed(services.store.news.after) as feed:
+                # A server waits for its streams before it ends the lifespan.
+                with calling_on_signals(feed.close):
+                    yield {"services": services, "feed": feed}
 
     # FastAPI's own /docs loads Swagger UI from a CDN: behind a firewall the page stays empty.
     app = FastAPIOffline(
@@ -79,7 +96,7 @@ def create_app(
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
     app.add_middleware(Versioned)  # the outermost one
     errors.install(app)
-    for routes in (jobs, estimates, artifacts, keys, tenants, audit, sign_in, health):
+    for routes in (jobs, events, logs, estimates, artifacts, keys, tenants, audit, sign_in, health):
         app.include_router(routes.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     _declare_problems(app)

@@ -2,7 +2,7 @@
 
 service.errors      UserError 422, NotFound 404, JobConflict and TenantExists 409,
                         KeyMissing and KeyInvalid 401, ScopeInsufficient 403,
-                        TooManyRequests and QuotaExceeded 429,
+                        TooManyRequests, TooManyFollowers and QuotaExceeded 429,
                         ObjectMissing, ArtifactCorrupt 410, InfrastructureError 503
 pydantic            422 with `param` naming the field; body that is not JSON 400 or 415
 starlette           unknown path 404, wrong method 405, body too large 413 or too slow 408
@@ -39,6 +39,7 @@ from service.errors import (
     QuotaExceeded,
     ScopeInsufficient,
     TenantExists,
+    TooManyFollowers,
     TooManyRequests,
     UserError,
 )
@@ -48,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_SECONDS = 10
+MAY_RECOVER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 MAX_LISTED_ERRORS = 20
 MAX_PATH_CHARACTERS = 500
 QUOTE = "'"
@@ -119,7 +121,7 @@ def status_of(error: type[EigenpressError]) -> HTTPStatus:
         return HTTPStatus.NOT_FOUND
     if issubclass(error, JobConflict | TenantExists):
         return HTTPStatus.CONFLICT
-    if issubclass(error, TooManyRequests | QuotaExceeded):
+    if issubclass(error, TooManyRequests | TooManyFollowers | QuotaExceeded):
         return HTTPStatus.TOO_MANY_REQUESTS
     if issubclass(error, ObjectMissing | ArtifactCorrupt):
         return HTTPStatus.GONE
@@ -147,7 +149,7 @@ def _headers(error: EigenpressError, status: HTTPStatus) -> dict[str, str]:
         return {"Retry-After": str(error.retry_after_seconds)}
     if status == HTTPStatus.UNAUTHORIZED:
         return {"WWW-Authenticate": "Bearer"}
-    if status == HTTPStatus.SERVICE_UNAVAILABLE and error.retryable:
+    if status in MAY_RECOVER and error.retryable:
         return {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return {}
 

@@ -13,6 +13,8 @@ from api.rates import Rates
 from service.cluster.ray_jobs import RayCluster
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
+from service.logs.attempt_logs import AttemptLogs
+from service.logs.mask import Mask
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
 from service.store.store import Store
@@ -29,6 +31,7 @@ class Services:
     checks: SubmissionChecks
     estimates: Estimates
     rates: Rates
+    logs: AttemptLogs
 
 
 @contextmanager
@@ -43,7 +46,8 @@ def open_services(settings: Settings) -> Iterator[Services]:
         store.migrate()
         rates = Rates(settings.requests_per_minute)
         estimates = Estimates(settings, store, cluster, checks)
-        yield Services(settings, store, storage, cluster, checks, estimates, rates)
+        logs = AttemptLogs(cluster, storage, Mask.of(settings))
+        yield Services(settings, store, storage, cluster, checks, estimates, rates, logs)
 
 
 async def _services(request: Request) -> Services:

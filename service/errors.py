@@ -22,9 +22,11 @@
     ├── KeyInvalid                   its key is unknown, revoked or expired
     ├── ScopeInsufficient            its key does not allow what was asked
     ├── TooManyRequests
+    ├── TooManyFollowers             the tenant follows as many streams as it may; try again later
     ├── QuotaExceeded                the tenant has as much as it may have
     ├── NotFound                     nothing that the tenant may see has this id
     │   ├── JobNotFound
+    │   ├── LogNotFound              no such attempt of the job, or no such log of the attempt
     │   ├── ArtifactNotFound
     │   ├── FileNotFound             an artifact has no such file
     │   ├── KeyNotFound
@@ -65,7 +67,8 @@
         │   ├── DriverStopped
         │   ├── DriverNotStarted
         │   └── LeaseLapsed
-        └── HubUnavailable
+        ├── HubUnavailable
+        └── FollowersFull            the API process sends as many streams as it may
 
 An error's docstring is its default message. A detail may repeat what a stranger wrote, such as the
 name of a file: its control characters are escaped. `code` is stable and part of the API, `param`
@@ -297,6 +300,19 @@ class FileNotFound(NotFound):
     code = "file_not_found"
 
 
+class LogNotFound(NotFound):
+    """The job has no such attempt, or the attempt no such log."""
+
+    code = "log_not_found"
+
+
+class TooManyFollowers(EigenpressError):
+    """Your tenant follows as many streams of events as it may at a time: close some of them."""
+
+    code = "too_many_followers"
+    retryable = True
+
+
 class JobConflict(EigenpressError):
     """The job's state does not allow this."""
 
@@ -523,3 +539,9 @@ class HubUnavailable(InfrastructureError):
     """The model hub does not answer."""
 
     code = "hub_unavailable"
+
+
+class FollowersFull(InfrastructureError):
+    """This server sends as many streams of events as it may: read pages, or try again later."""
+
+    code = "followers_full"

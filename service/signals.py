@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import queue
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -53,3 +55,31 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def calling_on_signals(act: Callable[[], object]) -> Iterator[None]:
+    """Inside the context, signals that ask the process to stop call `act` before their handlers.
+
+    Only those that have a handler do; in another thread than the main one, none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+    for number in STOP_SIGNALS:
+        handler = signal.getsignal(number)
+        if callable(handler):
+            handlers[number] = handler
+
+    def call(number: int, frame: FrameType | None) -> None:
+        act()
+        handlers[number](number, frame)
+
+    for each in handlers:
+        signal.signal(each, call)
+    try:
+        yield
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)

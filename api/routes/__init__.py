@@ -31,6 +31,11 @@ _DESCRIPTIONS = {
 }
 
 
+def guarded(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem responses of routes that need a key: the common ones, and these."""
+    return problems(401, 403, 422, 429, 503, *statuses)
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem responses of a route, for the OpenAPI document."""
     return {status: {"model": Problem, "description": _DESCRIPTIONS[status]} for status in statuses}

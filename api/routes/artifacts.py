@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path
 from starlette.responses import RedirectResponse
 
 from api.access import ReaderDep
-from api.routes import JobId, problems
+from api.routes import JobId, guarded, problems
 from api.schemas.artifacts import Artifact, ArtifactFile, ArtifactList
 from api.services import Services, ServicesDep
 from service.domain import job as jobs
@@ -23,7 +23,7 @@ from service.store.users import Users
 router = APIRouter(
     prefix="/v1/jobs/{job_id}",
     tags=["results"],
-    responses=problems(401, 403, 404, 409, 422, 429, 503),
+    responses=guarded(404, 409),
 )
 
 ArtifactName = Annotated[

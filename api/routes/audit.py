@@ -8,12 +8,12 @@ from fastapi import APIRouter, Query
 
 from api.access import AdminDep
 from api.cursors import decode_cursor, encode_cursor
-from api.routes import problems
+from api.routes import guarded
 from api.schemas.audit import AuditPage, AuditRecord
 from api.services import ServicesDep
 from service.domain.spec import NAME_PATTERN
 
-router = APIRouter(prefix="/v1/audit", tags=["access"], responses=problems(401, 403, 422, 429, 503))
+router = APIRouter(prefix="/v1/audit", tags=["access"], responses=guarded())
 
 MAX_RECORDS = 1000
 

@@ -7,15 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Body
 
 from api.access import ReaderDep
-from api.routes import problems
+from api.routes import guarded, problems
 from api.routes.jobs import EXAMPLES
 from api.schemas.estimates import Estimate
 from api.services import ServicesDep
 from service.domain.spec import JobSpec
 
-router = APIRouter(
-    prefix="/v1/estimates", tags=["estimates"], responses=problems(401, 403, 422, 429, 503)
-)
+router = APIRouter(prefix="/v1/estimates", tags=["estimates"], responses=guarded())
 
 
 @router.post("", summary="Estimate a job", responses=problems(400, 408, 413, 415))

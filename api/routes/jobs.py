@@ -1,4 +1,4 @@
-"""Submit, list, follow, change, cancel, retry and delete jobs."""
+"""Submit, list, change, cancel, retry and delete jobs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fastapi.concurrency import run_in_threadpool
 
 from api.access import ReaderDep, SubmitterDep
 from api.cursors import decode_cursor, encode_cursor
-from api.routes import JobId, problems
+from api.routes import JobId, guarded, problems
 from api.routes.job_filters import JobFilterDep
-from api.schemas.jobs import EventPage, Job, JobPage
+from api.schemas.jobs import Job, JobPage
 from api.services import Services, ServicesDep
 from service.domain import job as jobs
 from service.domain.patch import JobPatch
@@ -19,12 +19,9 @@ from service.domain.spec import JobSpec
 from service.inputs.checks import SubmissionChecks
 from service.store.users import Users
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 429, 503))
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=guarded())
 
 MAX_JOBS = 200
-MAX_EVENTS = 1000
-MAX_EVENT_ID = 2**63 - 1
-"""The largest id that the database can hold."""
 
 IdempotencyKey = Annotated[
     str | None,
@@ -208,19 +205,6 @@ def delete(job_id: JobId, caller: SubmitterDep) -> None:
     after. A job that waits or runs answers 409.
     """
     caller.users.delete(job_id)
-
-
-@router.get("/{job_id}/events", summary="Read a job's events", responses=problems(404))
-def events(
-    job_id: JobId,
-    caller: ReaderDep,
-    after: Annotated[
-        int, Query(ge=0, le=MAX_EVENT_ID, description="Only events with a greater id.")
-    ] = 0,
-    limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
-) -> EventPage:
-    """All events of the job and its attempts, oldest first."""
-    return EventPage.of(caller.users.events(job_id, after=after, limit=limit), after=after)
 
 
 def _shown(job: jobs.Job, request: Request, services: Services) -> Job:

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Body, Path, Query
 
 from api.access import AdminDep, ReaderDep
 from api.cursors import decode_cursor, encode_cursor
-from api.routes import problems
+from api.routes import guarded, problems
 from api.schemas.keys import KEY_ID_EXAMPLE, CreatedKey, CurrentKey, Key, KeyPage, NewKey
 from api.services import ServicesDep
 from service.domain.keys import KEY_ID_PATTERN
 from service.domain.spec import NAME_PATTERN
 
-router = APIRouter(prefix="/v1/keys", tags=["access"], responses=problems(401, 403, 422, 429, 503))
+router = APIRouter(prefix="/v1/keys", tags=["access"], responses=guarded())
 
 MAX_KEYS = 200
 

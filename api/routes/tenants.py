@@ -8,14 +8,12 @@ from fastapi import APIRouter, Body, Path, Query
 
 from api.access import AdminDep
 from api.cursors import decode_cursor, encode_cursor
-from api.routes import problems
+from api.routes import guarded, problems
 from api.schemas.tenants import NewTenant, Tenant, TenantPage, TenantSettings, Usage
 from api.services import ServicesDep
 from service.domain.spec import NAME_PATTERN
 
-router = APIRouter(
-    prefix="/v1/tenants", tags=["access"], responses=problems(401, 403, 422, 429, 503)
-)
+router = APIRouter(prefix="/v1/tenants", tags=["access"], responses=guarded())
 
 MAX_TENANTS = 200
 

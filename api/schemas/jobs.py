@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from pydantic import Field
@@ -19,6 +19,15 @@ from service.domain.states import JobState, Step
 from service.errors import SpecificationUnknown
 
 JOB_ID_EXAMPLE = "job-01kah7m0q8v5n2c4x6z9b3d1fg"
+EVENT_EXAMPLE = jobs.Event(
+    id=7,
+    job_id=JOB_ID_EXAMPLE,
+    attempt=1,
+    at=datetime(2026, 11, 21, 12, tzinfo=UTC),
+    type="step.started",
+    message="solve started",
+    data={"step": "solve", "total": 60, "unit": "groups"},
+)
 
 
 class StepProgress(Schema):

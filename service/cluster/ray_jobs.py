@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from service.cluster.ray_logs import LogReader, ray_logs
 from service.domain.placement import ACCELERATOR_LABEL, Machine
 from service.errors import ClusterUnavailable, SubmissionRefused
 
@@ -86,6 +87,9 @@ class Cluster(Protocol):
 
     def log_tail(self, job_id: str, attempt: int, lines: int = 30) -> str:
         """The last lines that the driver printed; empty if there are none."""
+
+    def logs(self, job_id: str, attempt: int) -> Mapping[str, LogReader]:
+        """The logs of the attempt's driver and workers, by the names of these processes."""
 
     def forget(self, job_id: str, attempt: int) -> None:
         """Delete Ray's records of an attempt that has ended; no effect on one that is active."""
@@ -166,6 +170,9 @@ class RayCluster:
             return ""
         printed = str(self._json(response).get("logs") or "").splitlines()
         return "\n".join(line[:MAX_LOG_LINE_CHARACTERS] for line in printed[-lines:])
+
+    def logs(self, job_id: str, attempt: int) -> Mapping[str, LogReader]:
+        return ray_logs(self._http, submission_id(job_id, attempt))
 
     def forget(self, job_id: str, attempt: int) -> None:
         # Ray answers 500 if the driver is active. The log file stays on its node until Ray ends.

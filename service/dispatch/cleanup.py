@@ -5,6 +5,8 @@
     failed      remove its publications; keep its checkpoints for a while, for a retry
     deleted     remove everything, and then the job itself from the database
 
+The ends of all attempts' logs are kept, before Ray forgets the attempts, until the job is deleted.
+
 A cleanup may run twice, and on several dispatchers at once. It removes nothing that a later attempt
 has written, even if the cleaner was suspended for a long time: publications carry their attempt's
 number, and it deletes only those checkpoints that existed before it checked again that the job had
@@ -14,14 +16,15 @@ ended.
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from service.cluster.ray_jobs import Active, Cluster
 from service.domain.job import JobHead
-from service.domain.manifest import checkpoints_prefix
+from service.domain.manifest import checkpoints_prefix, logs_prefix
 from service.domain.states import JobState
-from service.errors import AttemptStale, ClusterUnavailable, JobNotFound
+from service.errors import AttemptStale, ClusterUnavailable, JobNotFound, StorageFull
+from service.logs.attempt_logs import AttemptLogs
+from service.logs.mask import Mask
 from service.settings import Settings
 from service.storage.publication import remove_publications
 from service.storage.s3 import ObjectStorage
@@ -31,6 +34,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 10.0
 """How long after an incomplete cleanup the next one is due; the grace is added."""
+LOGS_PATIENCE = timedelta(hours=1)
+"""How long after a job's end a cleanup still waits for logs that cannot be kept."""
 
 
 class Cleaner:
@@ -46,6 +51,7 @@ class Cleaner:
         self._store = store
         self._cluster = cluster
         self._storage = storage
+        self._logs = AttemptLogs(cluster, storage, Mask.of(settings))
         self._retention = timedelta(seconds=settings.checkpoint_retention_seconds)
         self._grace_seconds = settings.cleanup_grace_seconds
 
@@ -60,7 +66,7 @@ class Cleaner:
         storage's errors.
         """
         again: timedelta | None = timedelta(seconds=AGAIN_SECONDS)
-        with suppress(JobNotFound):  # another cleaner has removed the job
+        try:
             try:
                 again = self._clean(job)
             finally:
@@ -69,11 +75,28 @@ class Cleaner:
                 else:
                     # A job whose cleanup fails must not delay the others.
                     self._store.claims.cleaned(job.id, job.attempt, again, deleted=job.deleted)
+        except JobNotFound:  # another cleaner has removed the job
+            self._remove_logs(job.id)
+
+    def keep_log(self, job_id: str, attempt: int) -> None:
+        """Keep the logs of an attempt that has ended before its job has.
+
+        Raises ClusterUnavailable and the storage's errors; the cleanup will try again.
+        """
+        self._logs.keep(job_id, attempt)
+        try:
+            self._store.claims.head(job_id)
+        except JobNotFound:  # a cleaner has removed the job meanwhile
+            self._remove_logs(job_id)
 
     def _clean(self, job: JobHead) -> timedelta | None:
         """Clean up; return the time until the next cleanup, or None if all is clean."""
         quiet = self._is_quiet(job)
         self._remove_publications(job)
+        if job.deleted:
+            self._remove_logs(job.id)
+        elif quiet:
+            quiet = self._keep_logs(job)
         if left := self._retention_left(job):
             return left if quiet else timedelta(seconds=AGAIN_SECONDS)
         self._remove_checkpoints(job)
@@ -97,6 +120,21 @@ class Cleaner:
 
     def _runs(self, job: JobHead, attempt: int) -> bool:
         return isinstance(self._cluster.status(job.id, attempt), Active)
+
+    def _keep_logs(self, job: JobHead) -> bool:
+        """Keep the logs of the job's attempts; return whether that is done, or given up."""
+        try:
+            for attempt in _attempts(job):
+                self._logs.keep(job.id, attempt)
+        except (ClusterUnavailable, StorageFull) as error:
+            log.warning("%s: its logs were not kept: %s", job.id, error)
+            ended = job.finished_at
+            return ended is not None and datetime.now(UTC) - ended > LOGS_PATIENCE
+        return True
+
+    def _remove_logs(self, job_id: str) -> None:
+        kept = self._storage.list_objects(logs_prefix(job_id))
+        self._storage.delete([stored.key for stored in kept])
 
     def _remove_publications(self, job: JobHead) -> None:
         keep: set[str] = set()

@@ -213,6 +213,9 @@ class Dispatcher:
             if job is None:
                 return
             self._start(self._submitting, job, self._submit)
+            if (before := job.attempt - 1) > 0:
+                name = submission_id(job.id, before)
+                self._cleaning.start(name, self._try, name, self._cleaner.keep_log, job.id, before)
 
     def _submit(self, job: Job) -> None:
         try:
@@ -257,7 +260,7 @@ class Dispatcher:
     def _start(self, executor: KeyedExecutor, job: _Job, act: Callable[[_Job], None]) -> None:
         executor.start(submission_id(job.id, job.attempt), self._try, job.id, act, job)
 
-    def _try(self, subject: str, act: Callable[..., None], *args: Job | JobHead) -> bool:
+    def _try(self, subject: str, act: Callable[..., None], *args: object) -> bool:
         """Return whether the call succeeded; logs the first of repeated errors and their end."""
         try:
             act(*args)

@@ -3,6 +3,7 @@
     jobs/{job}/artifacts/{name}/manifest.json          every file, its size and sha256
     jobs/{job}/artifacts/{name}/{attempt}-{token}/...  the files of one publication
     jobs/{job}/checkpoints/...                         what an attempt resumes from
+    jobs/{job}/logs/attempt-{attempt}/...              the ends of its logs
 
 The manifest names the folder, so the manifest alone defines the artifact.
 `service.storage.publication` describes how one is published and removed.
@@ -114,6 +115,11 @@ def artifacts_prefix(job_id: str) -> str:
 def checkpoints_prefix(job_id: str) -> str:
     """The prefix of a job's checkpoints in the bucket."""
     return f"jobs/{job_id}/checkpoints/"
+
+
+def logs_prefix(job_id: str) -> str:
+    """The prefix of what is kept of the logs of a job's attempts."""
+    return f"jobs/{job_id}/logs/"
 
 
 def artifact_prefix(job_id: str, name: str) -> str:

@@ -20,13 +20,14 @@ from service.store.audit import Audit
 from service.store.claims import Claims
 from service.store.database import Database
 from service.store.keys import Keys
+from service.store.news import News
 from service.store.records import Records
 from service.store.tenants import Tenants
 from service.store.users import Users
 
 
 class Store:
-    """The jobs database, for users, dispatchers and attempts. Threads may share it."""
+    """The jobs database, for users, followers, dispatchers and attempts. Threads may share it."""
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)
@@ -36,6 +37,7 @@ class Store:
         self.audit = Audit(self._database)
         self.claims = Claims(self._database)
         self.attempts = Attempts(self._database)
+        self.news = News(self._database)
 
     def users(self, tenant: str) -> Users:
         """The jobs database as this tenant's users may see and change it."""

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from service.domain.job import Artifact, Event, EventType, Job
-from service.domain.manifest import MANIFEST_NAME
+from service.domain.manifest import MANIFEST_NAME, logs_prefix
 from service.domain.states import TERMINAL, JobState, may_become
 from service.storage.s3 import ObjectStorage
 from service.store.store import Store
@@ -195,7 +195,7 @@ def bucket_problems(storage: ObjectStorage, history: History) -> list[str]:
     """Describe every missing, damaged or superfluous object of a job after its cleanup.
 
     A job that succeeded has the manifest and the files of each artifact and nothing else; a job
-    that ended otherwise has nothing at all.
+    that ended otherwise has nothing at all. Either may have logs.
     """
     job = history.job
     assert job.state in TERMINAL, f"{job.id} is {job.state}"
@@ -203,7 +203,8 @@ def bucket_problems(storage: ObjectStorage, history: History) -> list[str]:
     for artifact in history.artifacts:
         wanted[f"jobs/{job.id}/artifacts/{artifact.name}/{MANIFEST_NAME}"] = None
         wanted |= {artifact.prefix + file.path: file.sha256 for file in artifact.files}
-    present = [stored.key for stored in storage.list_objects(f"jobs/{job.id}/")]
+    keys = [stored.key for stored in storage.list_objects(f"jobs/{job.id}/")]
+    present = [key for key in keys if not key.startswith(logs_prefix(job.id))]
     return [
         *(f"{key} is missing" for key in wanted if key not in present),
         *(f"{key} is left over" for key in present if key not in wanted),

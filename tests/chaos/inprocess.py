@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from service.cluster.ray_jobs import Active, AttemptStatus, Ended, Unknown
+from service.cluster.ray_logs import LogReader
 from service.domain.job import Job
 from service.domain.spec import JobSpec
 from service.domain.states import Step
@@ -116,6 +117,9 @@ class InProcessCluster:
 
     def log_tail(self, job_id: str, attempt: int, lines: int = 30) -> str:  # noqa: ARG002
         return ""
+
+    def logs(self, job_id: str, attempt: int) -> dict[str, LogReader]:  # noqa: ARG002
+        return {}
 
     def forget(self, job_id: str, attempt: int) -> None:
         if not isinstance(self.status(job_id, attempt), Active):

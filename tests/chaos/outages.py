@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from service.cluster.ray_jobs import AttemptStatus, Cluster
+from service.cluster.ray_logs import LogReader
 from service.domain.spec import JobSpec
 from service.domain.states import TERMINAL, JobState
 from service.errors import DatabaseUnavailable
@@ -81,6 +82,9 @@ class Routed:
 
     def log_tail(self, job_id: str, attempt: int, lines: int = 30) -> str:
         return self._of(job_id).log_tail(job_id, attempt, lines)
+
+    def logs(self, job_id: str, attempt: int) -> Mapping[str, LogReader]:
+        return self._of(job_id).logs(job_id, attempt)
 
     def forget(self, job_id: str, attempt: int) -> None:
         self._of(job_id).forget(job_id, attempt)

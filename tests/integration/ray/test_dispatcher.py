@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from service.domain.job import DEFAULT_TENANT, EventType, Job
+from service.domain.manifest import checkpoints_prefix
 from service.domain.states import JobState
 from service.settings import Settings
 from service.standalone.ports import choose_port
@@ -122,7 +123,7 @@ def test_jobs_wait_for_ray_and_then_end_as_their_drivers_do(
             wait_until(lambda: store.records.get(well.id).state is JobState.SUCCEEDED)
             assert store.records.report(well.id) == {"by": "the driver"}
             wait_until(lambda: store.records.get(badly.id).state is JobState.FAILED)
-            wait_until(lambda: not list(storage.list_objects(f"jobs/{badly.id}/")))
+            wait_until(lambda: not list(storage.list_objects(checkpoints_prefix(badly.id))))
         lost = store.records.get(badly.id)
         assert lost.failure is not None
         assert (lost.failure.code, lost.attempt) == ("attempt_lost", 2)

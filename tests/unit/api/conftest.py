@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
@@ -19,9 +22,13 @@ from service.domain.placement import Machine
 from service.errors import ObjectMissing
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
+from service.logs.attempt_logs import AttemptLogs
+from service.logs.mask import Mask
 from service.settings import Settings
+from service.standalone.ports import LOOPBACK, choose_port
 from service.storage.s3 import ObjectStorage
 from service.store.store import Store
+from tests.fixtures.waiting import wait_until
 
 S3: dict[str, Any] = {
     "s3_endpoint_url": "http://s3.test:8333",
@@ -108,15 +115,9 @@ def services(
 ) -> Iterator[Services]:
     with SubmissionChecks(settings, storage) as checks:
         estimates = Estimates(settings, store, cluster, checks)
-        yield Services(
-            settings,
-            store,
-            storage,
-            cluster,
-            checks,
-            estimates,
-            Rates(settings.requests_per_minute),
-        )
+        rates = Rates(settings.requests_per_minute)
+        logs = AttemptLogs(cluster, storage, Mask.of(settings))
+        yield Services(settings, store, storage, cluster, checks, estimates, rates, logs)
 
 
 @pytest.fixture
@@ -125,3 +126,19 @@ def client(services: Services) -> Iterator[TestClient]:
     app = create_app(services.settings, lambda _: nullcontext(services))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def live(services: Services) -> Iterator[httpx.Client]:
+    """A client of the application on a real server; the one above cannot read endless answers."""
+    app = create_app(services.settings, lambda _: nullcontext(services))
+    port = choose_port(0, "test")
+    config = uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started)
+    with httpx.Client(base_url=f"http://{LOOPBACK}:{port}", trust_env=False) as client:
+        yield client
+    server.should_exit = True
+    thread.join()

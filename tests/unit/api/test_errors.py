@@ -439,6 +439,7 @@ def test_each_error_has_its_status(kind: type[EigenpressError]) -> None:
         "ObjectMissing": 410,
         "ArtifactCorrupt": 410,
         "TooManyRequests": 429,
+        "TooManyFollowers": 429,
         "QuotaExceeded": 429,
     }
     family = next((status for base, status in families.items() if issubclass(kind, base)), 500)

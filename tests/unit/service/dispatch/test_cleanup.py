@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from service.cluster.ray_jobs import Unknown
-from service.dispatch.cleanup import AGAIN_SECONDS, Cleaner
+from service.dispatch.cleanup import AGAIN_SECONDS, LOGS_PATIENCE, Cleaner
 from service.dispatch.dispatcher import Dispatcher
 from service.domain.job import DEFAULT_TENANT, Artifact, JobHead
-from service.domain.manifest import checkpoints_prefix
+from service.domain.manifest import checkpoints_prefix, logs_prefix
 from service.domain.retry_policy import RetryPolicy
 from service.domain.states import JobState
 from service.errors import (
@@ -20,13 +20,15 @@ from service.errors import (
     ClusterUnavailable,
     InvalidParameter,
     JobNotFound,
+    StorageFull,
     StorageUnavailable,
 )
+from service.logs.kept import log_key
 from service.settings import Settings
 from service.storage.publication import publish
 from service.store.store import Store
 from tests.fixtures.cluster import FakeCluster
-from tests.fixtures.jobs import small_spec
+from tests.fixtures.jobs import age, small_spec
 from tests.fixtures.storage import MemoryStorage
 
 NAME = "keep-0.8"
@@ -119,7 +121,7 @@ def test_what_counts_stays_after_success(
     job_store.attempts.succeed(attempts.job.id, 2, {})
     cluster.end(attempts.job.id, 2)
     clean(job_store.claims.head(attempts.job.id))
-    assert sorted(bucket.objects) == [
+    assert sorted(bucket.besides_logs) == [
         artifact.prefix + "weights",
         f"jobs/{attempts.job.id}/artifacts/{NAME}/manifest.json",
     ]
@@ -140,7 +142,7 @@ def test_nothing_stays_of_a_cancelled_job(
     cluster.end(attempts.job.id, 1)
     job_store.claims.end_cancelled(attempts.job.id, 1)
     clean(job_store.claims.head(attempts.job.id))
-    assert bucket.objects == {}
+    assert bucket.besides_logs == {}
     assert job_store.claims.to_clean() == []
 
 
@@ -155,11 +157,11 @@ def test_the_checkpoints_of_a_failed_job_stay_for_a_retry_and_no_longer(
     kept = attempts.checkpoint(1)
     failed = attempts.lose(1, ONCE)
     clean(failed, retention=3600)
-    assert list(bucket.objects) == [kept]
+    assert list(bucket.besides_logs) == [kept]
     assert job_store.claims.to_clean() == []  # not for an hour
     assert cluster.known == [f"{failed.id}-1"]  # with its log
     clean(failed, retention=0)
-    assert bucket.objects == {}
+    assert bucket.besides_logs == {}
     assert cluster.known == []
 
 
@@ -203,7 +205,7 @@ def test_the_bucket_is_cleaned_while_the_cluster_is_away(
     failed = attempts.lose(1, ONCE)
     cluster.down = True
     clean(failed)
-    assert bucket.objects == {}
+    assert bucket.besides_logs == {}
     cluster.down = False
     clean(failed)  # for its driver may have written since
     assert cluster.known == []
@@ -250,7 +252,7 @@ def test_a_job_that_cannot_be_cleaned_up_after_holds_up_no_other(
     for _ in range(5):
         dispatcher.tick()
     dispatcher.close()
-    assert list(bucket.objects) == [f"jobs/{jobs[0].id}/checkpoints/x"]
+    assert list(bucket.besides_logs) == [f"jobs/{jobs[0].id}/checkpoints/x"]
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
 
@@ -329,3 +331,92 @@ def test_a_deleted_failed_job_keeps_no_checkpoints(
         clean(failed, retention=3600)  # by a cleaner that read it before
     clean(job_store.claims.head(failed.id), retention=3600)
     assert bucket.objects == {}
+
+
+def kept(bucket: MemoryStorage, job: JobHead, attempt: int) -> bytes:
+    return bucket.objects[log_key(job.id, attempt, "driver")]
+
+
+def test_the_logs_of_all_attempts_stay_until_the_job_is_deleted(
+    attempts: Attempts,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    clean: Callable[..., None],
+) -> None:
+    for attempt in (1, 2):
+        attempts.start()
+        cluster.end(attempts.job.id, attempt, printed=f"of attempt {attempt}")
+        job_store.attempts.fail(attempts.job.id, attempt, LOST, TWICE)
+    failed = job_store.claims.head(attempts.job.id)
+    clean(failed, retention=3600)
+    assert cluster.known == [f"{failed.id}-1", f"{failed.id}-2"]
+    for attempt in (1, 2):
+        assert kept(bucket, failed, attempt).startswith(f"of attempt {attempt}\n".encode())
+    clean(failed, retention=0)
+    assert cluster.known == []
+    assert kept(bucket, failed, 2)
+    job_store.users(DEFAULT_TENANT).delete(failed.id)
+    clean(job_store.claims.head(failed.id))
+    assert bucket.objects == {}
+
+
+def test_ray_keeps_an_attempt_whose_logs_cannot_be_kept_for_an_hour(
+    attempts: Attempts,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    clean: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    attempts.start()
+    attempts.checkpoint(1)
+    failed = attempts.lose(1, ONCE)
+    bucket.trouble, bucket.refused = StorageFull(), logs_prefix(failed.id)
+    clean(failed)
+    assert bucket.objects == {}  # the rest is cleaned
+    assert cluster.known == [f"{failed.id}-1"]
+    assert "its logs were not kept" in caplog.text
+    age(job_store, failed.id, LOGS_PATIENCE.total_seconds() + 1)
+    clean(job_store.claims.head(failed.id))
+    assert cluster.known == []
+
+
+def test_a_cleaner_keeps_no_log_of_a_job_that_another_has_removed(
+    attempts: Attempts,
+    job_store: Store,
+    bucket: MemoryStorage,
+    clean: Callable[..., None],
+    cluster: FakeCluster,
+    tmp_path: Path,
+) -> None:
+    attempts.start()
+    failed = attempts.lose(1, ONCE)
+    job_store.users(DEFAULT_TENANT).delete(failed.id)
+    deleted = job_store.claims.head(failed.id)
+    end = cluster._logs[f"{failed.id}-1"]
+    clean(deleted)
+    cluster.end(failed.id, 1, printed=end)  # as a suspended cleaner may still see it
+    clean(failed)
+    assert bucket.objects == {}
+    cleaner = Cleaner(job_store, cluster, bucket, Settings(data_dir=tmp_path))
+    cleaner.keep_log(failed.id, 1)
+    assert bucket.objects == {}
+
+
+def test_the_log_of_a_lost_attempt_is_kept_when_the_next_one_begins(
+    attempts: Attempts,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    tmp_path: Path,
+) -> None:
+    attempts.start()
+    cluster.end(attempts.job.id, 1, printed="of attempt 1")
+    job_store.attempts.fail(attempts.job.id, 1, LOST, TWICE)
+    dispatcher = Dispatcher(job_store, cluster, bucket, Settings(data_dir=tmp_path))
+    dispatcher.tick()
+    dispatcher.close()
+    job = job_store.claims.head(attempts.job.id)
+    assert (job.state, job.attempt) == (JobState.RUNNING, 2)
+    assert kept(bucket, job, 1).startswith(b"of attempt 1")

@@ -822,7 +822,7 @@ class TestRetention:
         dispatcher.tick()
         dispatcher.tick()
         assert job_store.records.get(old.id) == old
-        assert len(bucket.objects) == 1
+        assert len(bucket.besides_logs) == 1
 
     def test_old_jobs_wait_until_those_that_ended_now_are_cleaned_up_after(
         self, make: Callable[..., Dispatcher], job_store: Store, old: Job

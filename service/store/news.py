@@ -1,0 +1,61 @@
+"""Reads what is new in many jobs at once, for those who follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import BigInteger, String, column, select, values
+
+from service.domain.job import Event
+from service.domain.states import JobState
+from service.store import rows, tables
+from service.store.database import Database
+
+
+@dataclass(frozen=True)
+class NewEvents:
+    """The events of one look at the database, and the states of the jobs at the same moment."""
+
+    events: Sequence[Event]
+    """In the order of their ids."""
+    states: Mapping[str, JobState]
+    """Those of the jobs that have not been deleted."""
+    complete: bool
+    """Whether there were no more."""
+
+
+class News:
+    """The events of everybody's jobs. Threads may share it.
+
+    The events of one job commit in the order of their ids: whoever appends one has locked the job's
+    row. Those of different jobs do not, so a reader needs a cursor for each job.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def after(self, cursors: Mapping[str, int], *, limit: int = 1000) -> NewEvents:
+        """At most `limit` events of these jobs, each job's above the id that is its cursor."""
+        jobs, events = tables.jobs, tables.events
+        followed = (
+            values(column("job_id", String), column("after", BigInteger), name="given")
+            .data(list(cursors.items()))
+            .cte("followed")
+        )
+        new = (
+            select(events)
+            .join(
+                followed,
+                (events.c.job_id == followed.c.job_id) & (events.c.id > followed.c.after),
+            )
+            .order_by(events.c.id)
+            .limit(limit)
+        )
+        kept = select(jobs.c.id, jobs.c.state).where(
+            jobs.c.id.in_(list(cursors)), jobs.c.deleted_at.is_(None)
+        )
+        with self._database.reading() as connection:  # one snapshot for both
+            found = [rows.event(row) for row in connection.execute(new)]
+            states = {row.id: JobState(row.state) for row in connection.execute(kept)}
+        return NewEvents(found, states, complete=len(found) < limit)
