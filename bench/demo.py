@@ -211,12 +211,12 @@ def written_code(folder: Path) -> str:
     return done.stdout.rstrip()
 
 
-def show(console: Console, job: dict[str, Any], report: dict[str, Any]) -> None:
+def show(console: Console, job: Job, report: dict[str, Any]) -> None:
     console.print(demo_report.comparison(report))
     console.print(demo_report.durations(job))
 
 
-def show_links(console: Console, url: str, job: dict[str, Any], output: Path) -> None:
+def show_links(console: Console, url: str, job: Job, output: Path) -> None:
     links = job["links"]
     console.print(f"Ray dashboard  {links['ray_dashboard']}", soft_wrap=True)
     console.print(f"API            {url}/docs", soft_wrap=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from rich.table import Table
 
 Report = dict[str, Any]
-Job = dict[str, Any]  # as the API shows it
+Job = Mapping[str, Any]  # as the API shows it
 
 SIZE_TOLERANCE = 1e-9
 

@@ -1,10 +1,11 @@
 """The command line, `eigenpress`: its commands and its error messages.
 
-The commands of `service.cli.submit` and `service.cli.jobs` talk to a server and need only the
-light base of this package; those of `service.cli.server` run one. A user's mistake ends with a
+The commands of `service.cli.submit`, `jobs` and `results` talk to a server and need only the light
+base of this package; those of `service.cli.server` run one. A user's mistake ends with a
 line that tells what to do; only a defect shows a traceback.
 
-The exit status is 0, 1 for a failure (also of the watched job) or 2 for a wrong command line.
+The exit status is 0, 1 for a failure (also of the watched job), 2 for a wrong command line or 130
+after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ import typer
 from pydantic import ValidationError
 from rich.text import Text
 
-from service.cli import jobs, server
+from service.cli import jobs, results, server
+from service.cli.connection import console, note
 from service.cli.submit import estimate, submit
-from service.client.client import ClientError
+from service.client.errors import ApiProblem, ApiUnreachable, ClientError
 from service.errors import EigenpressError
 
 app = typer.Typer(
     help="Compress large language models: submit jobs, follow them, download the results.",
     epilog="Begin with [bold]eigenpress serve[/bold] in one terminal and "
-    "[bold]eigenpress submit --help[/bold] in another.",
+    "[bold]eigenpress submit --help[/bold] in another. The exit status is 0 for success, 1 for a "
+    "failure, 2 for a wrong command line and 130 after Ctrl-C.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -39,11 +41,15 @@ JOBS: tuple[Callable[..., None], ...] = (
     submit,
     estimate,
     jobs.jobs,
+    jobs.show,
     jobs.watch,
+    jobs.label_job,
+    jobs.priority,
     jobs.cancel,
     jobs.retry,
     jobs.delete,
-    jobs.download,
+    results.report,
+    results.download,
 )
 HERE: tuple[Callable[..., None], ...] = (
     server.serve,
@@ -52,8 +58,15 @@ HERE: tuple[Callable[..., None], ...] = (
     server.migrate,
     server.expand,
 )
+NAMES = {jobs.label_job: "label"}
+NEGATIVE = {"ignore_unknown_options": True}
+"""For a command whose argument may be a number such as -5, which looks like an option."""
 for command in JOBS:
-    app.command(rich_help_panel="Jobs")(command)
+    app.command(
+        NAMES.get(command),
+        rich_help_panel="Jobs",
+        context_settings=NEGATIVE if command is jobs.priority else None,
+    )(command)
 for command in HERE:
     app.command(rich_help_panel="On this machine")(command)
 
@@ -66,7 +79,7 @@ def main() -> None:
     try:
         app(prog_name="eigenpress")
     except (ClientError, EigenpressError) as error:
-        _fail(str(error), _where(error))
+        _fail(str(error), _where(error), next_step=_next_step(error))
     except server.ExtraMissing as error:
         _fail(str(error))
     except ValidationError as error:  # only settings are validated here
@@ -100,11 +113,21 @@ def _where(error: Exception) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _fail(message: str, where: str = "", status: int = 1) -> NoReturn:
+def _next_step(error: Exception) -> str:
+    """What to type after this error; empty where its message says so, or nothing helps."""
+    if isinstance(error, ApiUnreachable):
+        return "Start a server here: eigenpress serve; or name another: --url, EIGENPRESS_URL"
+    code = error.code if isinstance(error, ApiProblem) else None
+    return {"job_not_found": "List the jobs: eigenpress jobs"}.get(code or "", "")
+
+
+def _fail(message: str, where: str = "", status: int = 1, *, next_step: str = "") -> NoReturn:
     text = Text("Error: ", "bold red").append(message, "default not bold")
     if where:
         text.append(f"\n{where}", "dim not bold")
-    jobs.console(sys.stderr).print(text, soft_wrap=True)
+    console(sys.stderr).print(text, soft_wrap=True)
+    if next_step:
+        note(next_step)
     sys.exit(status)
 
 

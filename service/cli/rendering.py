@@ -81,6 +81,48 @@ def job_view(job: Answer, now: datetime) -> RenderableType:
     return Group(_heading(job, now), rows)
 
 
+def details(job: Answer, now: datetime) -> RenderableType:
+    """All that people ask of one job."""
+    spec = job["spec"]
+    rows = Table.grid(padding=(0, 2))
+    for label, value in (
+        ("job", job["id"]),
+        ("name", job["name"]),
+        ("labels", ", ".join(f"{name}={value}" for name, value in _labels(spec).items())),
+        ("state", job["state"]),
+        ("attempt", str(job["attempt"] or "")),
+        ("priority", str(spec.get("priority") or "")),
+        ("model", _place(spec.get("model"))),
+        ("text", _place((spec.get("calibration") or {}).get("data"))),
+        ("method", spec.get("method")),
+        ("targets", ", ".join(map(_target, spec["targets"]))),
+        ("submitted", f"{job['created_at']}, {duration(_since(job['created_at'], now))} ago"),
+        ("took", _took(job)),
+    ):
+        if value:
+            rows.add_row(Text(label, "dim"), Text(str(value)))
+    parts: list[RenderableType] = [rows]
+    if job["steps"]:
+        parts += ["", job_view(job, now)]
+    if error := job["error"]:
+        parts.append(Text(f"\n{error['detail']}", "red").append(f"\n{_code(error)}", "dim"))
+    return Group(*parts)
+
+
+def _labels(spec: Answer) -> Answer:
+    labels: Answer = spec.get("labels") or {}
+    return labels
+
+
+def _place(source: Answer | None) -> str:
+    """Where a model or a text is, as one would type it."""
+    if source is None:
+        return ""
+    if source.get("source") == "hub":
+        return f"hub:{source.get('id')}@{source.get('revision')}"
+    return str(source.get("path") or source.get("uri") or source.get("id") or "")
+
+
 def outcome(job: Answer) -> Text:
     """The job's final state in one line, and the error if it failed."""
     text = Text(f"{job['id']} ").append(job["state"], STATE_STYLES[JobState(job["state"])])

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from service.client.client import Json
+from service.client.answers import Json
+from service.domain.labels import LABEL_NAME_PATTERN, MAX_VALUE_CHARACTERS
 from service.domain.spec import COMMIT_PATTERN, NAME_PATTERN
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -67,7 +68,7 @@ def fraction(text: str) -> float:
     return number
 
 
-def label(text: str) -> str:
+def job_name(text: str) -> str:
     """A job's name."""
     if not re.fullmatch(NAME_PATTERN, text):
         raise ValueInvalid(
@@ -75,6 +76,32 @@ def label(text: str) -> str:
             f"{re.sub(r'[^A-Za-z0-9._-]+', '-', text).strip('._-')[:63] or 'my-model'}"
         )
     return text
+
+
+def label(text: str) -> tuple[str, str]:
+    """``NAME=VALUE``: a label, such as ``team=ml``."""
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(LABEL_NAME_PATTERN, name):
+        raise ValueInvalid(
+            f"{text!r} is not NAME=VALUE, such as team=ml; a name has up to 63 of a-z 0-9 . _ / -"
+        )
+    if len(value) > MAX_VALUE_CHARACTERS or not value.isprintable():
+        raise ValueInvalid(
+            f"the value of {name!r} is not up to {MAX_VALUE_CHARACTERS} printable characters"
+        )
+    return name, value
+
+
+def label_change(text: str) -> tuple[str, str | None]:
+    """``NAME=VALUE`` to set a label, ``NAME-`` to remove one, which is None.
+
+    >>> label_change("team-")
+    ('team', None)
+    """
+    name = text.removesuffix("-")
+    if "=" not in text and name != text and re.fullmatch(LABEL_NAME_PATTERN, name):
+        return name, None
+    return label(text)
 
 
 def evaluation_dataset(text: str, commit_of: CommitOf | None = None) -> Json:
@@ -87,8 +114,8 @@ def evaluation_dataset(text: str, commit_of: CommitOf | None = None) -> Json:
 
 def job_body(
     *,
-    model: Json,
-    data: Json,
+    model: Json | None,
+    data: Json | None,
     keep: Sequence[float] = (),
     scope: str | None = None,
     optimize: str | None = None,
@@ -100,7 +127,7 @@ def job_body(
     calibration: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Json:
-    """The specification; `settings` are its top-level fields, None for those left out."""
+    """The specification, as far as it is given; `settings` are its other top-level fields."""
     body: Json = {
         **settings,
         "model": model,
@@ -118,15 +145,17 @@ def job_body(
             ),
             *({"max_perplexity_increase": increase} for increase in max_perplexity_increase),
         ],
-        "evaluation": {"datasets": list(evaluation)} if evaluation else None,
+        "evaluation": {"datasets": list(evaluation)},
     }
-    return {key: _typed(value) for key, value in body.items() if value is not None}
+    given: Json = _given(body)
+    return given
 
 
-def _typed(value: Any) -> Any:
-    """The value without the fields, at any depth, that are None."""
+def _given(value: Any) -> Any:
+    """The value without the fields, at any depth, that are None or empty."""
     if isinstance(value, dict):
-        return {key: _typed(item) for key, item in value.items() if item is not None}
+        kept = {key: _given(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item not in (None, [], {})}
     if isinstance(value, list):
-        return [_typed(item) for item in value]
+        return [_given(item) for item in value]
     return value

@@ -206,7 +206,7 @@ def test_an_expanded_artifact_is_a_plain_llama_that_computes_the_same(
         )
 
 
-def failed_job(client: Client, inputs: Path, **changes: Any) -> dict[str, Any]:
+def failed_job(client: Client, inputs: Path, **changes: Any) -> Job:
     job = finished(client, client.submit(body(inputs, workers=1, **changes))["id"])
     assert job["state"] == "failed"
     assert job["attempt"] == 1, "a user's mistake is not tried again"
@@ -219,10 +219,11 @@ def test_too_short_a_text_fails_the_job_by_name(client: Client, inputs: Path) ->
     short = body(inputs)["calibration"]
     short["data"]["path"] = str(inputs / "short")
     short["sequences"] = 500
-    job = failed_job(client, inputs, calibration=short)
-    assert job["error"]["code"] == "calibration_too_short"
-    assert job["error"]["param"] == "calibration.sequences"
-    assert "not the 500 that the job needs" in job["error"]["detail"]
+    error = failed_job(client, inputs, calibration=short)["error"]
+    assert error is not None
+    assert error["code"] == "calibration_too_short"
+    assert error["param"] == "calibration.sequences"
+    assert "not the 500 that the job needs" in error["detail"]
 
 
 def test_a_model_with_another_kind_of_layer_is_refused_by_name(

@@ -203,8 +203,9 @@ def mismatches(value: object, kind: Any, place: str = "answer") -> list[str]:
 
 def test_the_check_of_types_finds_what_is_wrong(ours: Client, succeeded: str) -> None:
     job = ours.job(succeeded)
-    for wrong in ({"attempt": "1"}, {"more": 1}, {"steps": [{}]}, {"links": None}):
-        assert mismatches({**job, **wrong}, answers.Job)
+    wrong: list[answers.Json] = [{"attempt": "1"}, {"more": 1}, {"steps": [{}]}, {"links": None}]
+    for each in wrong:
+        assert mismatches({**job, **each}, answers.Job)
 
 
 def test_a_file_has_an_address(ours: Client, application: Application, succeeded: str) -> None:

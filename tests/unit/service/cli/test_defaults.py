@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
-from service.cli import server, submit
+from service.cli import job_options, server
 from service.cli.defaults import default_of, with_default
 from service.cli.main import app
 from service.domain.spec import ByteTarget, JobSpec
@@ -88,7 +88,7 @@ def test_the_servers_commands_state_the_settings(
 
 
 def test_no_default_of_a_field_is_written_down_a_second_time() -> None:
-    text = inspect.getsource(submit) + inspect.getsource(server)
+    text = inspect.getsource(job_options) + inspect.getsource(server)
     computed = {default for defaults in COMPUTED.values() for default in defaults.values()}
     assert set(re.findall(r"\[default: ([^\]]*)\]", text)) == computed
 

@@ -2,118 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.cli import main, server
+from service.cli import server
+from tests.fixtures.command_line import JOB, JOB_ID, Api, Eigenpress
 
-JOB_ID = "job-01kah7m0q8v5n2c4x6z9b3d1fg"
-TIME = "2026-11-21T12:00:00Z"
-JOB: dict[str, Any] = {
-    "id": JOB_ID,
-    "name": "first",
-    "state": "succeeded",
-    "attempt": 1,
-    "created_at": TIME,
-    "started_at": TIME,
-    "finished_at": TIME,
-    "steps": [],
-    "available_at": None,
-    "error": None,
-    "last_error": None,
-    "spec": {"targets": [{"keep": 0.8}]},
-}
 COMMANDS = [
-    "submit", "estimate", "jobs", "watch", "cancel", "retry", "delete", "download",
+    "submit", "estimate", "jobs", "show", "watch", "label", "priority", "cancel", "retry", "delete",
+    "report", "download",
     "serve", "api", "dispatcher", "migrate", "expand",
 ]  # fmt: skip
-
-
-class Api(ThreadingHTTPServer):
-    """Answers each route with what `answers` holds for it, and remembers what was sent."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.answers: dict[str, tuple[int, Any]] = {
-            "POST /v1/jobs": (201, JOB),
-            "GET /v1/jobs": (200, {"jobs": [JOB], "next_cursor": None}),
-            f"GET /v1/jobs/{JOB_ID}": (200, JOB),
-            f"POST /v1/jobs/{JOB_ID}/cancel": (202, {**JOB, "state": "cancelling"}),
-            f"POST /v1/jobs/{JOB_ID}/retry": (202, {**JOB, "state": "queued"}),
-        }
-        self.bodies: list[Any] = []
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Api
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def do_POST(self) -> None:
-        sent = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.bodies.append(json.loads(sent) if sent else None)
-        self.answer()
-
-    def answer(self) -> None:
-        route = f"{self.command} {self.path.split('?')[0]}"
-        status, body = self.server.answers.get(route, (404, {"code": "not_found"}))
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_args: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    with Api() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        monkeypatch.setenv("EIGENPRESS_URL", f"http://127.0.0.1:{server.server_port}")
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-class Eigenpress:
-    """Runs a command line in this process; keeps what it printed, with the line breaks removed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch = monkeypatch
-        self._capsys = capsys
-        self.out = ""
-        self.err = ""
-
-    def __call__(self, *arguments: str) -> int:
-        self._monkeypatch.setattr(sys, "argv", ["eigenpress", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main.main()
-        self.out, err = self._capsys.readouterr()
-        self.err = " ".join(err.replace("│", " ").split())
-        assert "Traceback" not in self.err
-        return caught.value.code if isinstance(caught.value.code, int) else 0
-
-
-@pytest.fixture
-def eigenpress(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Eigenpress:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    return Eigenpress(monkeypatch, capsys)
 
 
 def test_it_imports_nothing_heavy() -> None:
@@ -258,7 +162,9 @@ def _job_file(content: str = "{}") -> str:
         (["--model", "/m", "--data", "/d", "--keep", ".8", "--evaluate", "/p"], "NAME=DATA"),
         (["--file", "nowhere.json"], "nowhere.json: No such file"),
         (["--file", "."], ".: Is a directory"),
-        (["--file", "job.json", "--workers", "2"], "--workers: --file holds the whole job"),
+        (["--file", "job.json", "--scope", "model"], "--scope: does nothing without --keep"),
+        (["--file", "job.json", "--label", "Team=ml"], "--label: 'Team=ml' is not NAME=VALUE"),
+        (["--file", "job.json", "--label", "team"], "such as team=ml"),
         (["--nonsense"], "No such option"),
     ],
 )
@@ -283,12 +189,23 @@ def test_a_refusal_says_what_and_where(api: Api, eigenpress: Eigenpress) -> None
     problem = {"code": "model_not_found", "detail": "No model at [/m].", "param": "model.path"}
     api.answers["POST /v1/jobs"] = (422, problem)
     assert eigenpress("submit", "--file", _job_file()) == 1
+    assert eigenpress.err == "Error: No model at [/m]. model_not_found, model.path in job.json"
+    assert eigenpress("submit", "--model", "/m", "--data", "/d", "--keep", "0.8") == 1
     assert eigenpress.err == "Error: No model at [/m]. model_not_found, model.path"
 
 
 def test_no_server_is_said_with_its_address(eigenpress: Eigenpress) -> None:
     assert eigenpress("jobs", "--url", "http://127.0.0.1:9") == 1
     assert "Error: no answer from http://127.0.0.1:9" in eigenpress.err
+    assert eigenpress.err.endswith("eigenpress serve; or name another: --url, EIGENPRESS_URL")
+
+
+def test_an_unknown_job_is_answered_with_where_to_find_others(
+    api: Api, eigenpress: Eigenpress
+) -> None:
+    api.answers["GET /v1/jobs/job-1"] = (404, {"code": "job_not_found", "detail": "No job-1."})
+    assert eigenpress("show", "job-1") == 1
+    assert eigenpress.err == "Error: No job-1. job_not_found List the jobs: eigenpress jobs"
 
 
 def test_jobs_are_listed(api: Api, eigenpress: Eigenpress) -> None:
