@@ -18,7 +18,9 @@ from rich.console import Console
 
 from service.cli import rendering
 from service.client.client import Client
+from service.client.credentials import key_of_server
 from service.client.versions import difference
+from service.settings import Settings
 
 KEY_VARIABLE = "EIGENPRESS_KEY"
 PIPE_WIDTH = 200
@@ -42,9 +44,9 @@ def connect(url: str) -> Iterator[Client]:
                 note(f"Note: {remark}.")
 
 
-def api_key(url: str) -> str | None:  # noqa: ARG001  (a key may belong to one server)
-    """The key to show to this server; None: none."""
-    return os.environ.get(KEY_VARIABLE) or None
+def api_key(url: str) -> str | None:
+    """The key to show to this server: the user's, else that of a `serve` of theirs; None: none."""
+    return os.environ.get(KEY_VARIABLE) or key_of_server(url, Settings().data_dir)
 
 
 def console(stream: TextIO) -> Console:

@@ -20,7 +20,7 @@ import typer
 from pydantic import ValidationError
 from rich.text import Text
 
-from service.cli import jobs, results, server
+from service.cli import access, jobs, results, server
 from service.cli.connection import console, note
 from service.cli.submit import estimate, submit
 from service.client.errors import ApiProblem, ApiUnreachable, ClientError
@@ -67,6 +67,8 @@ for command in JOBS:
         rich_help_panel="Jobs",
         context_settings=NEGATIVE if command is jobs.priority else None,
     )(command)
+app.add_typer(access.keys, name="keys", rich_help_panel="Access")
+app.add_typer(access.tenants, name="tenants", rich_help_panel="Access")
 for command in HERE:
     app.command(rich_help_panel="On this machine")(command)
 

@@ -196,3 +196,56 @@ class Estimate(TypedDict):
     seconds: TimeEstimate | None
     problems: list[ProblemItem]
     unknown: list[Unknown]
+
+
+class Key(TypedDict):
+    """An API key, without its secret."""
+
+    id: str
+    tenant: str
+    scope: str
+    name: str | None
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+class CreatedKey(Key):
+    """A new key; nothing shows its text again."""
+
+    key: str
+
+
+class KeyPage(TypedDict):
+    """Keys, by id."""
+
+    keys: list[Key]
+    next_cursor: str | None
+
+
+class Tenant(TypedDict):
+    """A tenant, its limits and the places that its jobs may read."""
+
+    name: str
+    created_at: str | None
+    max_running_jobs: int | None
+    max_queued_jobs: int | None
+    max_stored_bytes: int | None
+    allowed_roots: list[str] | None
+    allowed_s3_prefixes: list[str] | None
+
+
+class TenantPage(TypedDict):
+    """Tenants, by name."""
+
+    tenants: list[Tenant]
+    next_cursor: str | None
+
+
+class Usage(TypedDict):
+    """What a tenant has at the moment."""
+
+    running_jobs: int
+    queued_jobs: int
+    stored_bytes: int

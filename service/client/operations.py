@@ -59,15 +59,15 @@ class Call(Generic[Answer]):
 
 def submit(spec: Mapping[str, Any], idempotency_key: str) -> Call[Job]:
     headers = {"Idempotency-Key": idempotency_key}
-    return _sending("POST", "/v1/jobs", spec, headers)
+    return sending("POST", "/v1/jobs", spec, headers)
 
 
 def estimate(spec: Mapping[str, Any]) -> Call[Estimate]:
-    return _sending("POST", "/v1/estimates", spec)
+    return sending("POST", "/v1/estimates", spec)
 
 
 def job(job_id: str) -> Call[Job]:
-    return Call("GET", _path(job_id), _object)
+    return Call("GET", _path(job_id), as_object)
 
 
 def jobs(
@@ -91,21 +91,21 @@ def jobs(
         "created_before": _time(created_before),
     }
     given = {key: value for key, value in query.items() if value not in (None, [])}
-    return Call("GET", "/v1/jobs", _object, given)
+    return Call("GET", "/v1/jobs", as_object, given)
 
 
 def change(job_id: str, priority: int | None, labels: Mapping[str, str | None] | None) -> Call[Job]:
     patch = {"priority": priority, "labels": labels}
     given = {name: value for name, value in patch.items() if value is not UNSET}
-    return _sending("PATCH", _path(job_id), given)
+    return sending("PATCH", _path(job_id), given)
 
 
 def cancel(job_id: str) -> Call[Job]:
-    return Call("POST", _path(job_id, "cancel"), _object)
+    return Call("POST", _path(job_id, "cancel"), as_object)
 
 
 def retry(job_id: str) -> Call[Job]:
-    return Call("POST", _path(job_id, "retry"), _object)
+    return Call("POST", _path(job_id, "retry"), as_object)
 
 
 def delete(job_id: str) -> Call[None]:
@@ -114,33 +114,33 @@ def delete(job_id: str) -> Call[None]:
 
 def events(job_id: str, after: int, limit: int) -> Call[list[Event]]:
     query = {"after": after, "limit": limit}
-    page: Call[EventPage] = Call("GET", _path(job_id, "events"), _object, query)
+    page: Call[EventPage] = Call("GET", _path(job_id, "events"), as_object, query)
     return _member(page, "events")
 
 
 def artifacts(job_id: str) -> Call[list[Artifact]]:
-    page: Call[ArtifactList] = Call("GET", _path(job_id, "artifacts"), _object)
+    page: Call[ArtifactList] = Call("GET", _path(job_id, "artifacts"), as_object)
     return _member(page, "artifacts")
 
 
 def artifact(job_id: str, name: str) -> Call[Artifact]:
-    return Call("GET", _path(job_id, "artifacts", name), _object)
+    return Call("GET", _path(job_id, "artifacts", name), as_object)
 
 
 def report(job_id: str) -> Call[Json]:
-    return Call("GET", _path(job_id, "report"), _object)
+    return Call("GET", _path(job_id, "report"), as_object)
 
 
 def file_url(job_id: str, name: str, path: str, method: Literal["GET", "HEAD"]) -> Call[str]:
     return Call(method, _path(job_id, "artifacts", name, "files", *path.split("/")), _location)
 
 
-def _sending(
+def sending(
     method: str, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
 ) -> Call[Any]:
     # httpx would fail on text without UTF-8; the server refuses it, and names the field.
     content = json.dumps(dict(body))
-    return Call(method, path, _object, content=content, headers={**(headers or {}), **JSON})
+    return Call(method, path, as_object, content=content, headers={**(headers or {}), **JSON})
 
 
 def _path(job_id: str, *rest: str) -> str:
@@ -155,7 +155,7 @@ def _time(time: datetime | None) -> str | None:
     return None if time is None else time.astimezone().isoformat()
 
 
-def _object(reply: Reply) -> Any:
+def as_object(reply: Reply) -> Any:
     if not isinstance(reply.body, dict):
         raise NotOurs
     return reply.body
@@ -169,7 +169,7 @@ def _location(reply: Reply) -> str:
 
 def _member(page: Call[Any], key: str) -> Call[Any]:
     def read(reply: Reply) -> list[Any]:
-        items = _object(reply).get(key)
+        items = as_object(reply).get(key)
         if not isinstance(items, list):
             raise NotOurs
         return items
