@@ -115,8 +115,12 @@ def run(console: Console, folders: Folders, arguments: argparse.Namespace) -> No
     allowed = [folders.data, Path(spec["model"]["path"]).parent]
     console.print("Starting the service ...")
     command = [str(Path(sys.executable).with_name("eigenpress")), "serve"]
-    with serving(command, folders.server, allowed) as server, Client(server.url) as client:
-        console.print(f"Use it at {server.url}/docs, watch it at {server.dashboard_url}")
+    with (
+        serving(command, folders.server, allowed) as server,
+        Client(server.url, key=server.key) as client,
+    ):
+        console.print(f"Use it at {server.sign_in_url}", soft_wrap=True)
+        console.print(f"Watch it at {server.dashboard_url}", soft_wrap=True)
         console.print(f"The dashboard asks for the token in {server.token_path}", soft_wrap=True)
         job = compress(console, client, spec)
         report = client.report(job["id"])

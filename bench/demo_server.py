@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from service.client.credentials import ADMIN_KEY_FILE
+from service.domain.sign_in import sign_in_code
 from service.standalone.ports import LOOPBACK, choose_port
 from service.standalone.subprocesses import is_running, log_tail
 
@@ -35,6 +37,17 @@ class Server:
     dashboard_url: str
     token_path: Path
     """The file with the dashboard's token."""
+    key_path: Path
+    """The file with the administrator's key, from the first start on."""
+
+    @property
+    def key(self) -> str:
+        return self.key_path.read_text().strip()
+
+    @property
+    def sign_in_url(self) -> str:
+        """A link that signs the owner's browser in."""
+        return f"{self.url}/sign-in?code={sign_in_code(self.key)}"
 
 
 @contextmanager
@@ -51,6 +64,7 @@ def serving(command: Sequence[str], data_dir: Path, allowed: Sequence[Path]) -> 
         f"http://{LOOPBACK}:{port}",
         f"http://{LOOPBACK}:{dashboard_port}",
         data_dir / "ray" / "token",
+        data_dir / ADMIN_KEY_FILE,
     )
     log = data_dir / "serve.log"
     arguments = [*command, "--data-dir", str(data_dir)]

@@ -139,7 +139,7 @@ def service(scratch: Path, load: Load) -> Iterator[tuple[Client, Watcher, dict[s
     command = ["env", limit, str(Path(sys.executable).with_name("eigenpress")), "serve"]
     with (
         serving(command, server, [inputs]) as running,
-        Client(running.url) as client,
+        Client(running.url, key=running.key) as client,
         Watcher(running, server) as watcher,
     ):
         yield client, watcher, specification(inputs / "tiny", inputs / "texts")

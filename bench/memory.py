@@ -220,7 +220,11 @@ def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "EIGENPRESS_MODEL_MEMORY_BYTES": str(arguments.model_memory_bytes),
     }
     command = [str(Path(sys.executable).with_name("eigenpress")), "serve"]
-    with Watch() as watch, serving(command, data, [inputs]) as server, Client(server.url) as client:
+    with (
+        Watch() as watch,
+        serving(command, data, [inputs]) as server,
+        Client(server.url, key=server.key) as client,
+    ):
         job = _follow(client, client.submit(specification), watch)
     if job["state"] != "succeeded":
         raise JobFailed(f"the job is {job['state']}: {job.get('error')}")

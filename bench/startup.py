@@ -69,7 +69,10 @@ def measure(console: Console, scratch: Path) -> list[dict[str, Any]]:
     command = [str(Path(sys.executable).with_name("eigenpress")), "serve"]
     allowed = [inputs, models["SmolLM2-135M"].parent]
     found = []
-    with serving(command, server, allowed) as running, Client(running.url) as client:
+    with (
+        serving(command, server, allowed) as running,
+        Client(running.url, key=running.key) as client,
+    ):
         for name, model in models.items():
             for turn in ("first", "again"):
                 seconds = phases(first_batch(client, specification(model, inputs / "texts")))

@@ -269,6 +269,7 @@ def ready_block(installation: Installation) -> Text:
     text = Text("\nEigenpress is ready.\n\n", "bold green")
     for label, value in {
         "API": url,
+        "API docs": f"{url}/docs",
         "Sign in": installation.sign_in_url,
         "Admin key": str(settings.data_dir / ADMIN_KEY_FILE),
         "Ray dashboard": settings.ray_address,

@@ -52,7 +52,9 @@ def composition(inputs: Path) -> Iterator[Composition]:
 @pytest.fixture(scope="module")
 def http(composition: Composition) -> Iterator[httpx.Client]:
     url = f"http://{composition.address('proxy')}:8400"
-    with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+    key = (composition.secrets / "eigenpress_admin_key").read_text()
+    headers = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=30) as client:
         yield client
 
 
@@ -60,7 +62,11 @@ def eigenpress(http: httpx.Client, *arguments: str) -> str:
     """What the command line prints, at the one address that all replicas have."""
     done = subprocess.run(
         [sys.executable, "-m", "service.cli.main", *arguments],
-        env=os.environ | {"EIGENPRESS_URL": str(http.base_url)},
+        env=os.environ
+        | {
+            "EIGENPRESS_URL": str(http.base_url),
+            "EIGENPRESS_KEY": http.headers["Authorization"].removeprefix("Bearer "),
+        },
         capture_output=True,
         text=True,
         timeout=JOB_SECONDS,
@@ -76,6 +82,7 @@ def test_it_is_ready_and_its_ray_is_guarded(composition: Composition, http: http
     dashboard = f"http://{composition.address('ray-head')}:8265"
     answer = httpx.get(f"{dashboard}/api/jobs/", trust_env=False, timeout=30)
     assert answer.status_code == 401
+    assert httpx.get(f"{http.base_url}v1/jobs", trust_env=False, timeout=30).status_code == 401
 
 
 def test_seaweedfs_answers_strangers_on_the_s3_port_alone(composition: Composition) -> None:

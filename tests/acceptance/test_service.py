@@ -67,7 +67,7 @@ def server(inputs: Path, data_dir: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[Client]:
-    with Client(server.url) as client:
+    with Client(server.url, key=server.key) as client:
         yield client
 
 
@@ -210,8 +210,9 @@ def failed_job(client: Client, inputs: Path, **changes: Any) -> Job:
     job = finished(client, client.submit(body(inputs, workers=1, **changes))["id"])
     assert job["state"] == "failed"
     assert job["attempt"] == 1, "a user's mistake is not tried again"
-    response = httpx.get(f"{client.base_url}/v1/jobs/{job['id']}/artifacts", trust_env=False)
-    assert response.status_code == 409
+    with pytest.raises(ApiProblem) as refused:
+        client.artifacts(job["id"])
+    assert refused.value.status == 409
     return job
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -22,6 +23,7 @@ import pytest
 
 from service.client.answers import Job
 from service.client.client import Client
+from service.client.credentials import ADDRESS_FILE, ADMIN_KEY_FILE
 from service.standalone.ports import choose_port
 from service.standalone.subprocesses import is_running
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
@@ -47,6 +49,10 @@ class Server:
     def family(self) -> set[psutil.Process]:
         """The processes of this server that run, wherever they hang in the tree."""
         return {process for process in psutil.process_iter() if self._started(process)}
+
+    @property
+    def key(self) -> str:
+        return (self.data_dir / ADMIN_KEY_FILE).read_text().strip()
 
     def stop(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
@@ -165,11 +171,14 @@ def test_it_listens_on_loopback_keeps_its_keys_stays_alone_and_leaves_nothing_be
     credentials, token = server.data_dir / "s3" / "credentials.json", server.data_dir / "ray/token"
     assert stat.S_IMODE(server.data_dir.stat().st_mode) == 0o700
     key = json.loads(credentials.read_text())["secret_access_key"]
-    for path, secret in ((credentials, key), (token, token.read_text())):
+    admin_key = server.data_dir / ADMIN_KEY_FILE
+    secrets = ((credentials, key), (token, token.read_text()), (admin_key, server.key))
+    for path, secret in secrets:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert secret not in server.output.read_text()
         assert all(secret not in " ".join(process.cmdline()) for process in family)
 
+    assert_asks_for_its_key(server, family)
     output = server.output.with_name("second.log")
     second = start(server.output.parent, output, "--port", "0")
     assert second.wait(START_SECONDS) == 1
@@ -180,6 +189,29 @@ def test_it_listens_on_loopback_keeps_its_keys_stays_alone_and_leaves_nothing_be
     assert server.stop(signal.SIGINT) == 0
     assert_gone(server, family)
     assert "Traceback" not in server.output.read_text()
+    assert not (server.data_dir / ADDRESS_FILE).exists()
+
+
+def assert_asks_for_its_key(server: Server, family: set[psutil.Process]) -> None:
+    """The API answers the owner's clients and browser; of its processes it alone has the key."""
+    jobs = f"{server.url}/v1/jobs"
+    assert httpx.get(jobs, trust_env=False, timeout=30).status_code == 401
+    command = [sys.executable, "-m", "service.cli.main", "jobs", "--url", server.url]
+    env = os.environ | {"EIGENPRESS_DATA_DIR": str(server.data_dir)}
+    assert subprocess.run(command, env=env, check=True, capture_output=True).stderr
+    (link,) = re.findall(r"http://\S+/sign-in\?code=\w+", server.output.read_text())
+    with httpx.Client(trust_env=False, timeout=30) as browser:
+        assert browser.get(link).status_code == 303
+        assert browser.get(jobs).status_code == 200
+    log = (server.data_dir / "logs" / "api.log").read_text()
+    assert "GET /sign-in HTTP" in log
+    assert link.partition("code=")[2] not in log
+    having = [process for process in family if "EIGENPRESS_ADMIN_KEY" in process.environ()]
+    assert [
+        " ".join(process.cmdline())
+        for process in having
+        if "uvicorn" not in " ".join(process.cmdline())
+    ] == []
 
 
 @pytest.mark.parametrize("name", ["weed", "gcs_server"])
@@ -197,7 +229,7 @@ def test_a_part_that_dies_stops_the_others(server: Server, name: str) -> None:
 def test_killed_it_takes_all_with_it_and_the_next_one_finishes_the_job(
     server: Server, short_path: Path
 ) -> None:
-    with Client(server.url) as client:
+    with Client(server.url, key=server.key) as client:
         job = client.submit(long_job(short_path))["id"]
         wait_until(lambda: calibrates(client.job(job)), JOB_SECONDS)
     family = server.family()
@@ -209,7 +241,7 @@ def test_killed_it_takes_all_with_it_and_the_next_one_finishes_the_job(
     process = start(short_path, server.output, "--port", port)
     second = replace(server, process=process)
     wait_until_ready(second)
-    with Client(server.url) as client:
+    with Client(server.url, key=server.key) as client:
         wait_until(lambda: client.job(job)["state"] in ("succeeded", "failed"), JOB_SECONDS)
         ended = client.job(job)
     assert (ended["state"], ended["attempt"]) == ("succeeded", 2), ended

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from service.client.credentials import ADMIN_KEY_FILE
 from service.errors import InvalidParameter
 from service.standalone.private_files import private_folder, write_private
 from service.standalone.ray_head import LocalRay
@@ -28,7 +29,7 @@ def test_a_folder_that_existed_becomes_private(tmp_path: Path, before: int) -> N
     folder = tmp_path / "data"
     for secret in SECRETS:
         path = folder / secret
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("swordfish")
         path.chmod(0o644)
     folder.chmod(before)
@@ -57,4 +58,4 @@ def test_the_secrets_are_those_of_the_parts(tmp_path: Path) -> None:
     installation = Installation(ServeOptions(data_dir=tmp_path, port=0, dashboard_port=0))
     token = LocalRay(tmp_path / "ray").token_path
     secrets = {tmp_path / secret for secret in SECRETS}
-    assert secrets == {token, installation.credentials_path}
+    assert secrets == {token, installation.credentials_path, tmp_path / ADMIN_KEY_FILE}
