@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse
 from api import errors
 from api.browsers import SameSite
 from api.limits import BodyLimit
-from api.routes import artifacts, estimates, health, jobs
+from api.routes import artifacts, estimates, health, jobs, webhooks
 from api.services import Services, open_services
 from service.settings import Settings
 
@@ -30,6 +30,7 @@ TAGS = [
     {"name": "jobs", "description": "Submit, follow and cancel compression jobs."},
     {"name": "estimates", "description": "What a job would make and take, without running it."},
     {"name": "results", "description": "The artifacts and the report of a job that succeeded."},
+    {"name": "webhooks", "description": "Messages to your servers about the jobs' events."},
     {"name": "health", "description": "For load balancers and operators."},
 ]
 
@@ -72,7 +73,7 @@ def create_app(
     app.add_middleware(BodyLimit)
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
     errors.install(app)
-    for routes in (jobs, estimates, artifacts, health):
+    for routes in (jobs, estimates, artifacts, webhooks, health):
         app.include_router(routes.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     _declare_problems(app)

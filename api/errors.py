@@ -1,6 +1,6 @@
 """From errors to RFC 9457 problem responses.
 
-service.errors      UserError 422, JobNotFound 404, JobConflict 409,
+service.errors      UserError 422, JobNotFound and the like 404, JobConflict and the like 409,
                         ObjectMissing, ArtifactCorrupt 410, InfrastructureError 503
 pydantic            422 with `param` naming the field; body that is not JSON 400 or 415
 starlette           unknown path 404, wrong method 405, body too large 413 or too slow 408
@@ -25,6 +25,7 @@ from api.schemas.problems import Problem, ProblemItem
 from service.domain.spec import field_path
 from service.errors import (
     ArtifactCorrupt,
+    DeliveryNotFound,
     EigenpressError,
     InfrastructureError,
     InvalidParameter,
@@ -32,6 +33,9 @@ from service.errors import (
     JobNotFound,
     ObjectMissing,
     UserError,
+    WebhookDisabled,
+    WebhookLimitReached,
+    WebhookNotFound,
 )
 from service.printable import printable, shortened
 
@@ -102,9 +106,9 @@ def status_of(error: type[EigenpressError]) -> HTTPStatus:
     """The HTTP status for an error of this class."""
     if issubclass(error, UserError):
         return HTTPStatus.UNPROCESSABLE_ENTITY
-    if issubclass(error, JobNotFound):
+    if issubclass(error, JobNotFound | WebhookNotFound | DeliveryNotFound):
         return HTTPStatus.NOT_FOUND
-    if issubclass(error, JobConflict):
+    if issubclass(error, JobConflict | WebhookDisabled | WebhookLimitReached):
         return HTTPStatus.CONFLICT
     if issubclass(error, ObjectMissing | ArtifactCorrupt):
         return HTTPStatus.GONE

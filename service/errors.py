@@ -16,10 +16,15 @@
     │   ├── TargetUnreachable
     │   ├── CodeExecutionForbidden
     │   ├── IdempotencyKeyReused
+    │   ├── WebhookUrlForbidden
     │   ├── QueueTimeExceeded
     │   └── RunTimeExceeded
     ├── JobNotFound
     ├── JobConflict                  the job's state does not allow what was asked
+    ├── WebhookNotFound
+    ├── DeliveryNotFound
+    ├── WebhookDisabled              it sends nothing until its user enables it
+    ├── WebhookLimitReached
     ├── AttemptStale                 a write by an attempt that is not the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
     ├── ArtifactMismatch             an artifact that is not the model that was compressed
@@ -40,6 +45,8 @@
         ├── SchemaMismatch           not retried: an administrator must upgrade
         ├── VersionMismatch          not retried: likewise
         ├── SpecificationUnknown     not retried: likewise
+        ├── EncryptionKeyMissing     not retried: an administrator must set it
+        ├── EncryptionKeyWrong       not retried: an administrator must add the key in use before
         ├── InsufficientResources    not retried
         ├── WorkerLost
         ├── DiskFull
@@ -201,6 +208,12 @@ class IdempotencyKeyReused(UserError):
     code = "idempotency_key_reused"
 
 
+class WebhookUrlForbidden(UserError):
+    """The server sends nothing to this URL."""
+
+    code = "webhook_url_forbidden"
+
+
 class QueueTimeExceeded(UserError):
     """The job waited longer than its limits.queue_seconds."""
 
@@ -223,6 +236,30 @@ class JobConflict(EigenpressError):
     """The job's state does not allow this."""
 
     code = "job_conflict"
+
+
+class WebhookNotFound(EigenpressError):
+    """There is no webhook with this id."""
+
+    code = "webhook_not_found"
+
+
+class DeliveryNotFound(EigenpressError):
+    """The webhook has no delivery with this id."""
+
+    code = "delivery_not_found"
+
+
+class WebhookDisabled(EigenpressError):
+    """The webhook is disabled: enable it first."""
+
+    code = "webhook_disabled"
+
+
+class WebhookLimitReached(EigenpressError):
+    """The tenant has as many webhooks as it may have: delete one first."""
+
+    code = "webhook_limit_reached"
 
 
 class AttemptStale(EigenpressError):
@@ -350,6 +387,20 @@ class SpecificationUnknown(InfrastructureError):
     """A newer version of Eigenpress wrote this specification: upgrade the process that reads it."""
 
     code = "specification_unknown"
+    retryable = False
+
+
+class EncryptionKeyMissing(InfrastructureError):
+    """This server keeps no secrets: an administrator must set EIGENPRESS_ENCRYPTION_KEY."""
+
+    code = "encryption_key_missing"
+    retryable = False
+
+
+class EncryptionKeyWrong(InfrastructureError):
+    """A stored secret was encrypted with a key that is not in EIGENPRESS_ENCRYPTION_KEY."""
+
+    code = "encryption_key_wrong"
     retryable = False
 
 

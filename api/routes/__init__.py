@@ -17,8 +17,8 @@ JobId = Annotated[
 
 _DESCRIPTIONS = {
     400: "The body is not JSON.",
-    404: "There is no such job.",
-    409: "The job's state does not allow this.",
+    404: "There is nothing with this id.",
+    409: "The state of the job or of the webhook does not allow this.",
     410: "The artifact has been removed from the bucket.",
     408: "The body took too long to arrive.",
     413: "The body is larger than 64 KiB.",

@@ -206,23 +206,23 @@ def _shown(job: jobs.Job, request: Request, services: Services) -> Job:
     return Job.of(job, root_path=root_path, dashboard_url=dashboard.rstrip("/"))
 
 
-def encode_cursor(job_id: str) -> str:
+def encode_cursor(id: str) -> str:  # noqa: A002
     """Opaque on purpose: its content may change."""
-    return base64.urlsafe_b64encode(job_id.encode()).decode()
+    return base64.urlsafe_b64encode(id.encode()).decode()
 
 
-def decode_cursor(cursor: str) -> str:
-    """The job id in the cursor.
+def decode_cursor(cursor: str, id_pattern: str = jobs.JOB_ID_PATTERN) -> str:
+    """The id in the cursor.
 
     :raises InvalidParameter: it is not a cursor that `encode_cursor` made
     """
     try:
-        job_id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
+        found = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, ValueError):
-        job_id = ""
-    if not re.fullmatch(jobs.JOB_ID_PATTERN, job_id):
+        found = ""
+    if not re.fullmatch(id_pattern, found):
         raise InvalidParameter(
-            "cursor: not a cursor of this server; take `next_cursor` from a page of jobs",
+            "cursor: not a cursor of this list; take `next_cursor` from a page of it",
             param="cursor",
         )
-    return job_id
+    return found

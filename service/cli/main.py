@@ -1,6 +1,6 @@
 """The command line, `eigenpress`: its commands and its error messages.
 
-The commands of `service.cli.submit` and `service.cli.jobs` talk to a server and need only the
+The commands of `service.cli.submit`, `service.cli.jobs` and `service.cli.webhooks` talk to a server and need only the
 light base of this package; those of `service.cli.server` run one. A user's mistake ends with a
 line that tells what to do; only a defect shows a traceback.
 
@@ -19,7 +19,7 @@ import typer
 from pydantic import ValidationError
 from rich.text import Text
 
-from service.cli import jobs, server
+from service.cli import jobs, server, webhooks
 from service.cli.submit import estimate, submit
 from service.client.client import ClientError
 from service.errors import EigenpressError
@@ -54,6 +54,7 @@ HERE: tuple[Callable[..., None], ...] = (
 )
 for command in JOBS:
     app.command(rich_help_panel="Jobs")(command)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Jobs")
 for command in HERE:
     app.command(rich_help_panel="On this machine")(command)
 

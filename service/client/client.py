@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import httpx
 
+from service.client.webhooks import Webhooks
 from service.domain.states import TERMINAL, JobState
 
 DEFAULT_URL = "http://127.0.0.1:8400"
@@ -146,6 +147,11 @@ class Client:
 
     def report(self, job_id: str) -> Json:
         return self._object("GET", _path(job_id, "report"))
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """The operations on webhooks."""
+        return Webhooks(self._object, self._request)
 
     def wait(
         self,

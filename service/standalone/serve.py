@@ -29,11 +29,12 @@ from rich.console import Console
 from rich.text import Text
 
 from service.cluster.ray_jobs import TOKEN_PATH_VARIABLE
+from service.encryption import new_key
 from service.errors import InfrastructureError
 from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
 from service.standalone.ports import LOOPBACK, choose_port
-from service.standalone.private_files import private_folder
+from service.standalone.private_files import private_folder, write_private
 from service.standalone.ray_head import LocalRay
 from service.standalone.s3_server import LocalS3
 from service.standalone.subprocesses import Child, log_tail
@@ -43,7 +44,9 @@ READY_SECONDS = 60.0
 POLL_SECONDS = 0.2
 DRAIN_SECONDS = 5
 """The time that requests in progress get to finish when the API stops."""
-SECRETS = ("ray/token", "s3/credentials.json")
+KEY_FILE = "encryption-key"
+"""Has the key of the secrets in the database, below the data folder."""
+SECRETS = ("ray/token", "s3/credentials.json", KEY_FILE)
 """The secret files below the data folder, which earlier versions may have left to others."""
 
 
@@ -142,6 +145,7 @@ class Installation:
                 "s3_public_endpoint_url": self._s3.endpoint_url,
                 "s3_access_key_id": SecretStr(self._s3.access_key_id),
                 "s3_secret_access_key": SecretStr(self._s3.secret_access_key),
+                "encryption_key": base.encryption_key or _own_key(data_dir / KEY_FILE),
                 "allowed_roots": tuple(dict.fromkeys(root.resolve() for root in roots)),
             }
         )
@@ -150,7 +154,8 @@ class Installation:
             num_cpus=options.num_cpus,
             num_gpus=options.num_gpus,
             dashboard_port=dashboard_port,
-            env=environment(self.settings),
+            # No driver or worker reads secrets in the database.
+            env=environment(self.settings.model_copy(update={"encryption_key": None})),
         )
         self._parts: list[Part] = []
 
@@ -216,6 +221,13 @@ def environment(settings: Settings) -> dict[str, str]:
         for name, value in settings
         if value is not None
     }
+
+
+def _own_key(path: Path) -> SecretStr:
+    """The key in this file, which is made if it is missing."""
+    if not path.exists():
+        write_private(path, new_key())
+    return SecretStr(path.read_text().strip())
 
 
 def ready_block(installation: Installation) -> Text:

@@ -271,7 +271,8 @@ class Claims:
         with self._database.writing() as connection:
             if job_row(connection, job_id, lock=True).deleted_at is None:
                 raise ValueError(f"job {job_id} has not been deleted")
-            for table in (tables.steps, tables.events, tables.artifacts, tables.reports):
+            of_jobs = (tables.deliveries, tables.steps, tables.events)
+            for table in (*of_jobs, tables.artifacts, tables.reports):
                 connection.execute(delete(table).where(table.c.job_id == job_id))
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
 

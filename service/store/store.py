@@ -18,8 +18,10 @@ from service.store import tables
 from service.store.attempts import Attempts
 from service.store.claims import Claims
 from service.store.database import Database
+from service.store.deliveries import Deliveries
 from service.store.records import Records
 from service.store.users import Users
+from service.store.webhooks import Webhooks
 
 
 class Store:
@@ -30,10 +32,15 @@ class Store:
         self.records = Records(self._database)
         self.claims = Claims(self._database)
         self.attempts = Attempts(self._database)
+        self.deliveries = Deliveries(self._database)
 
     def users(self, tenant: str) -> Users:
         """The jobs database as this tenant's users may see and change it."""
         return Users(self._database, tenant)
+
+    def webhooks(self, tenant: str) -> Webhooks:
+        """The webhooks of this tenant."""
+        return Webhooks(self._database, tenant)
 
     def migrate(self) -> None:
         """Create the database, or bring its schema up to date."""
