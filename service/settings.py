@@ -244,7 +244,7 @@ class Settings(BaseSettings):
     @field_validator("encryption_key")
     @classmethod
     def _of_keys(cls, value: SecretStr | None) -> SecretStr | None:
-        for key in value.get_secret_value().split(",") if value else ():
+        for key in value.get_secret_value().split(",") if value is not None else ():
             if not re.fullmatch(FERNET_KEY_PATTERN, key.strip()):
                 raise ValueError("each key should be 32 random bytes in URL-safe base64")
         return value

@@ -1,8 +1,8 @@
 """The command line, `eigenpress`: its commands and its error messages.
 
-The commands of `service.cli.submit`, `service.cli.jobs` and `service.cli.webhooks` talk to a server and need only the
-light base of this package; those of `service.cli.server` run one. A user's mistake ends with a
-line that tells what to do; only a defect shows a traceback.
+The commands of `service.cli.submit`, `service.cli.jobs` and `service.cli.webhooks` talk to a server
+and need only the light base of this package; those of `service.cli.server` run one. A user's
+mistake ends with a line that tells what to do; only a defect shows a traceback.
 
 The exit status is 0, 1 for a failure (also of the watched job) or 2 for a wrong command line.
 """

@@ -62,8 +62,8 @@ def list_webhooks(limit: Limit = 50, url: Url = DEFAULT_URL) -> None:
     _print(("WEBHOOK", "STATE", "RECEIVER", "EVENTS"), rows, page, "No webhooks.")
 
 
-@app.command()
-def test(webhook: WebhookId, url: Url = DEFAULT_URL) -> None:
+@app.command("test")
+def send_test(webhook: WebhookId, url: Url = DEFAULT_URL) -> None:
     """Send a test message. See `deliveries` for what came of it."""
     with Client(url) as client:
         console(sys.stdout).print(client.webhooks.test(webhook)["id"])

@@ -18,7 +18,7 @@ class Webhooks:
         self._remove = remove
 
     def create(self, url: str, events: Sequence[str] = (), description: str | None = None) -> Json:
-        """The webhook with its `secret`, which no later answer has. Without events: ends of jobs."""
+        """The webhook with its `secret`, which no later answer has. By default it sends ends."""
         body: Json = {"url": url, "description": description}
         if events:
             body["events"] = [str(event) for event in events]

@@ -14,7 +14,6 @@ import queue
 import random
 import threading
 import time
-from asyncio import FIRST_COMPLETED
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -13,9 +13,11 @@ from service.store.tables import metadata
 
 pytest.register_assert_rewrite("tests.unit.service.store.test_lost_answers")
 pytest.register_assert_rewrite("tests.unit.service.store.test_store")
+pytest.register_assert_rewrite("tests.unit.service.store.test_webhooks")
 
 from tests.unit.service.store.test_lost_answers import *  # noqa: E402, F403
 from tests.unit.service.store.test_store import *  # noqa: E402, F403
+from tests.unit.service.store.test_webhooks import *  # noqa: E402, F403
 
 
 @pytest.fixture(scope="module")
