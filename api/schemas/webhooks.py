@@ -26,8 +26,13 @@ Url = Annotated[
     ),
 ]
 Events = Annotated[
-    tuple[WebhookEvent, ...],
-    Field(min_length=1, max_length=len(WebhookEvent), description="The events that it sends."),
+    tuple[Annotated[WebhookEvent, Field(strict=False)], ...],
+    Field(
+        strict=False,
+        min_length=1,
+        max_length=len(WebhookEvent),
+        description="The events that it sends.",
+    ),
 ]
 Description = Annotated[
     str, Field(max_length=MAX_DESCRIPTION_CHARACTERS, description="For people.")
@@ -37,7 +42,7 @@ Description = Annotated[
 class NewWebhook(BaseModel):
     """A webhook to create."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     url: Url
     events: Events = ENDS
@@ -47,7 +52,7 @@ class NewWebhook(BaseModel):
 class WebhookChange(BaseModel):
     """What to change of a webhook; fields that are left out or null stay as they are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     url: Url | None = None
     events: Events | None = None

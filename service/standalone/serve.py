@@ -35,7 +35,7 @@ from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
 from service.standalone.ports import LOOPBACK, choose_port
 from service.standalone.private_files import private_folder, write_private
-from service.standalone.ray_head import LocalRay
+from service.standalone.ray_head import NOT_FOR_JOBS, LocalRay
 from service.standalone.s3_server import LocalS3
 from service.standalone.subprocesses import Child, log_tail
 from service.store.migrate import migrate
@@ -154,8 +154,7 @@ class Installation:
             num_cpus=options.num_cpus,
             num_gpus=options.num_gpus,
             dashboard_port=dashboard_port,
-            # No driver or worker reads secrets in the database.
-            env=environment(self.settings.model_copy(update={"encryption_key": None})),
+            env={k: v for k, v in environment(self.settings).items() if k not in NOT_FOR_JOBS},
         )
         self._parts: list[Part] = []
 
