@@ -27,6 +27,7 @@ from api.routes import (
     logs,
     sign_in,
     tenants,
+    webhooks,
 )
 from api.services import Services, open_services
 from api.versions import Versioned
@@ -47,6 +48,7 @@ TAGS = [
     {"name": "jobs", "description": "Submit, follow, change and cancel compression jobs."},
     {"name": "estimates", "description": "What a job would make and take, without running it."},
     {"name": "results", "description": "The artifacts and the report of a job that succeeded."},
+    {"name": "webhooks", "description": "Messages to your servers about the jobs' events."},
     {"name": "access", "description": "API keys, tenants and the audit log; for administrators."},
     {"name": "health", "description": "For load balancers and operators."},
 ]
@@ -55,6 +57,21 @@ TAGS = [
 SWITCH_SECONDS = 0.0005
 """How long a thread that checks a submission runs before one that answers gets its turn; an answer
 takes several turns."""
+
+
+ROUTES = (
+    jobs,
+    events,
+    logs,
+    estimates,
+    artifacts,
+    webhooks,
+    keys,
+    tenants,
+    audit,
+    sign_in,
+    health,
+)
 
 
 class State(TypedDict):
@@ -96,7 +113,7 @@ def create_app(
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
     app.add_middleware(Versioned)  # the outermost one
     errors.install(app)
-    for routes in (jobs, events, logs, estimates, artifacts, keys, tenants, audit, sign_in, health):
+    for routes in ROUTES:
         app.include_router(routes.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     _declare_problems(app)

@@ -1,6 +1,6 @@
 """From errors to RFC 9457 problem responses.
 
-service.errors      UserError 422, NotFound 404, JobConflict and TenantExists 409,
+service.errors      UserError 422, NotFound 404, Conflict 409,
                         KeyMissing and KeyInvalid 401, ScopeInsufficient 403,
                         TooManyRequests, TooManyFollowers and QuotaExceeded 429,
                         ObjectMissing, ArtifactCorrupt 410, InfrastructureError 503
@@ -28,17 +28,16 @@ from service.client.versions import VERSION, VERSION_HEADER
 from service.domain.spec import field_path
 from service.errors import (
     ArtifactCorrupt,
+    Conflict,
     EigenpressError,
     InfrastructureError,
     InvalidParameter,
-    JobConflict,
     KeyInvalid,
     KeyMissing,
     NotFound,
     ObjectMissing,
     QuotaExceeded,
     ScopeInsufficient,
-    TenantExists,
     TooManyFollowers,
     TooManyRequests,
     UserError,
@@ -119,7 +118,7 @@ def status_of(error: type[EigenpressError]) -> HTTPStatus:
         return HTTPStatus.FORBIDDEN
     if issubclass(error, NotFound):
         return HTTPStatus.NOT_FOUND
-    if issubclass(error, JobConflict | TenantExists):
+    if issubclass(error, Conflict):
         return HTTPStatus.CONFLICT
     if issubclass(error, TooManyRequests | TooManyFollowers | QuotaExceeded):
         return HTTPStatus.TOO_MANY_REQUESTS

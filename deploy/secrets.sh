@@ -23,6 +23,7 @@ umask 077
 mkdir -p "$folder"
 chmod 700 "$folder"
 random 24 | keep eigenpress_database_password
+head -c 32 /dev/urandom | base64 | tr -- '+/' '-_' | keep eigenpress_encryption_key
 random 10 | keep eigenpress_s3_access_key_id
 random 24 | keep eigenpress_s3_secret_access_key
 random 32 | keep ray_auth_token

@@ -16,6 +16,7 @@
     │   ├── TargetUnreachable
     │   ├── CodeExecutionForbidden
     │   ├── IdempotencyKeyReused
+    │   ├── WebhookUrlForbidden
     │   ├── QueueTimeExceeded
     │   └── RunTimeExceeded
     ├── KeyMissing                   the request has no key
@@ -29,10 +30,15 @@
     │   ├── LogNotFound              no such attempt of the job, or no such log of the attempt
     │   ├── ArtifactNotFound
     │   ├── FileNotFound             an artifact has no such file
+    │   ├── WebhookNotFound
+    │   ├── DeliveryNotFound
     │   ├── KeyNotFound
     │   └── TenantNotFound
-    ├── TenantExists
-    ├── JobConflict                  the job's state does not allow what was asked
+    ├── Conflict                     the state of something does not allow what was asked
+    │   ├── JobConflict
+    │   ├── WebhookDisabled          it sends nothing until its user enables it
+    │   ├── WebhookLimitReached
+    │   └── TenantExists
     ├── AttemptStale                 a write by an attempt that is not the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
     ├── ArtifactMismatch             an artifact that is not the model that was compressed
@@ -53,6 +59,8 @@
         ├── SchemaMismatch           not retried: an administrator must upgrade
         ├── VersionMismatch          not retried: likewise
         ├── SpecificationUnknown     not retried: likewise
+        ├── EncryptionKeyMissing     not retried: an administrator must set it
+        ├── EncryptionKeyWrong       not retried: an administrator must add the key in use before
         ├── InsufficientResources    not retried
         ├── WorkerLost
         ├── DiskFull
@@ -215,6 +223,12 @@ class IdempotencyKeyReused(UserError):
     code = "idempotency_key_reused"
 
 
+class WebhookUrlForbidden(UserError):
+    """The server sends nothing to this URL."""
+
+    code = "webhook_url_forbidden"
+
+
 class QueueTimeExceeded(UserError):
     """The job waited longer than its limits.queue_seconds."""
 
@@ -276,7 +290,13 @@ class TenantNotFound(NotFound):
     code = "tenant_not_found"
 
 
-class TenantExists(EigenpressError):
+class Conflict(EigenpressError):
+    """The state of things does not allow this."""
+
+    code = "conflict"
+
+
+class TenantExists(Conflict):
     """There is a tenant with this name already."""
 
     code = "tenant_exists"
@@ -313,10 +333,34 @@ class TooManyFollowers(EigenpressError):
     retryable = True
 
 
-class JobConflict(EigenpressError):
+class JobConflict(Conflict):
     """The job's state does not allow this."""
 
     code = "job_conflict"
+
+
+class WebhookNotFound(NotFound):
+    """There is no webhook with this id."""
+
+    code = "webhook_not_found"
+
+
+class DeliveryNotFound(NotFound):
+    """The webhook has no delivery with this id."""
+
+    code = "delivery_not_found"
+
+
+class WebhookDisabled(Conflict):
+    """The webhook is disabled: enable it first."""
+
+    code = "webhook_disabled"
+
+
+class WebhookLimitReached(Conflict):
+    """The tenant has as many webhooks as it may have: delete one first."""
+
+    code = "webhook_limit_reached"
 
 
 class AttemptStale(EigenpressError):
@@ -444,6 +488,20 @@ class SpecificationUnknown(InfrastructureError):
     """A newer version of Eigenpress wrote this specification: upgrade the process that reads it."""
 
     code = "specification_unknown"
+    retryable = False
+
+
+class EncryptionKeyMissing(InfrastructureError):
+    """This server keeps no secrets: an administrator must set EIGENPRESS_ENCRYPTION_KEY."""
+
+    code = "encryption_key_missing"
+    retryable = False
+
+
+class EncryptionKeyWrong(InfrastructureError):
+    """A stored secret was encrypted with a key that is not in EIGENPRESS_ENCRYPTION_KEY."""
+
+    code = "encryption_key_wrong"
     retryable = False
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import quote, urlsplit
@@ -43,6 +44,8 @@ DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
 ADMIN_KEY_PATTERN = r"ep_[A-Za-z0-9_]{32,256}"
 
 TEN_YEARS_SECONDS = 315_360_000
+
+FERNET_KEY_PATTERN = r"[A-Za-z0-9_-]{43}="
 
 
 class Settings(BaseSettings):
@@ -111,6 +114,20 @@ class Settings(BaseSettings):
         default=None, description="Folder of further lm-eval tasks; workers run code in it."
     )
     hub_endpoint: str = Field(default="https://huggingface.co")
+
+    encryption_key: SecretStr | None = Field(
+        default=None,
+        description="Keys for the secrets in the database, separated by commas: the first "
+        "encrypts, all decrypt; each is 32 bytes in URL-safe base64. Unset: no webhooks.",
+    )
+    webhook_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        default=(),
+        description="Networks (CIDR) of receivers of webhooks that are not public, separated by "
+        "commas, or a JSON list.",
+    )
+    webhook_allow_http: bool = Field(
+        default=False, description="Allow URLs of webhooks without TLS."
+    )
 
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -248,7 +265,21 @@ class Settings(BaseSettings):
                 raise ValueError(f"{variable} is no setting; did you mean {PREFIX}{similar[0]}?")
         return values
 
-    @field_validator("allowed_roots", "allowed_hosts", "allowed_s3_prefixes", mode="before")
+    @field_validator("encryption_key")
+    @classmethod
+    def _of_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        for key in value.get_secret_value().split(",") if value is not None else ():
+            if not re.fullmatch(FERNET_KEY_PATTERN, key.strip()):
+                raise ValueError("each key should be 32 random bytes in URL-safe base64")
+        return value
+
+    @field_validator(
+        "allowed_roots",
+        "allowed_hosts",
+        "allowed_s3_prefixes",
+        "webhook_allowed_networks",
+        mode="before",
+    )
     @classmethod
     def _listed(cls, value: Any, field: ValidationInfo) -> Any:
         if not isinstance(value, str):

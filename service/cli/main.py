@@ -1,8 +1,8 @@
 """The command line, `eigenpress`: its commands and its error messages.
 
-The commands of `service.cli.submit`, `jobs` and `results` talk to a server and need only the light
-base of this package; those of `service.cli.server` run one. A user's mistake ends with a
-line that tells what to do; only a defect shows a traceback.
+The commands of `service.cli.submit`, `jobs`, `results`, `access` and `webhooks` talk to a server
+and need only the light base of this package; those of `service.cli.server` run one. A user's
+mistake ends with a line that tells what to do; only a defect shows a traceback.
 
 The exit status is 0, 1 for a failure (also of the watched job), 2 for a wrong command line or 130
 after Ctrl-C.
@@ -20,7 +20,7 @@ import typer
 from pydantic import ValidationError
 from rich.text import Text
 
-from service.cli import access, jobs, results, server
+from service.cli import access, jobs, results, server, webhooks
 from service.cli.connection import console, note
 from service.cli.submit import estimate, submit
 from service.client.errors import ApiProblem, ApiUnreachable, ClientError
@@ -67,6 +67,7 @@ for command in JOBS:
         rich_help_panel="Jobs",
         context_settings=NEGATIVE if command is jobs.priority else None,
     )(command)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Jobs")
 app.add_typer(access.keys, name="keys", rich_help_panel="Access")
 app.add_typer(access.tenants, name="tenants", rich_help_panel="Access")
 for command in HERE:

@@ -249,3 +249,51 @@ class Usage(TypedDict):
     running_jobs: int
     queued_jobs: int
     stored_bytes: int
+
+
+class Webhook(TypedDict):
+    """A receiver of messages about the jobs' events."""
+
+    id: str
+    url: str
+    description: str | None
+    events: list[str]
+    created_at: str
+    enabled: bool
+    disabled: str | None
+    failing_since: str | None
+
+
+class WebhookWithSecret(Webhook):
+    """A webhook with its secret, which no later answer shows."""
+
+    secret: str
+
+
+class WebhookPage(TypedDict):
+    """Webhooks, newest first."""
+
+    webhooks: list[Webhook]
+    next_cursor: str | None
+
+
+class Delivery(TypedDict):
+    """A message to a webhook, and how far it has come."""
+
+    id: str
+    type: str
+    job_id: str | None
+    state: str
+    created_at: str
+    attempts: int
+    status_code: int | None
+    error: str | None
+    next_attempt_at: str | None
+    finished_at: str | None
+
+
+class DeliveryPage(TypedDict):
+    """Deliveries, newest first."""
+
+    deliveries: list[Delivery]
+    next_cursor: str | None

@@ -45,6 +45,7 @@ from service.signals import StopRequest, stop_on_signals
 from service.storage.s3 import ObjectStorage
 from service.store.claims import CLAIM_SECONDS
 from service.store.store import Store
+from service.webhooks.deliverer import delivering
 
 log = logging.getLogger(__name__)
 
@@ -293,7 +294,7 @@ def main() -> None:
         store.migrate()
         storage = ObjectStorage.from_settings(settings)
         cluster = RayCluster(settings.ray_address, settings.driver_command)
-        with cluster, stop_on_signals() as stop:
+        with cluster, stop_on_signals() as stop, delivering(store, settings):
             Dispatcher(store, cluster, storage, settings).run(stop)
     except EigenpressError as error:
         sys.exit(f"The dispatcher cannot start: {error}")

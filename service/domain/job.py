@@ -25,10 +25,14 @@ _RANDOM_BITS = 66  # 26 digits of 5 bits, less 64 bits of time
 
 
 def new_job_id() -> str:
+    return new_id("job")
+
+
+def new_id(kind: str) -> str:
     """An id that sorts by its time of creation (to the nanosecond) and cannot be guessed."""
     number = (time.time_ns() << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
     digits = (_ALPHABET[(number >> 5 * place) & 31] for place in reversed(range(_DIGITS)))
-    return "job-" + "".join(digits)
+    return f"{kind}-" + "".join(digits)
 
 
 class EventType(StrEnum):

@@ -68,6 +68,10 @@ BOUNDS = {
 }
 """What keeps Ray's memory from growing with every job; the environment may say otherwise."""
 
+NOT_FOR_JOBS = ("EIGENPRESS_ADMIN_KEY", "EIGENPRESS_ENCRYPTION_KEY")
+"""Variables that Ray does not inherit: no driver or worker needs the API or reads secrets in the
+database."""
+
 
 class LocalRay:
     """A Ray head with dashboard and Jobs API; a context manager.
@@ -226,9 +230,10 @@ class LocalRay:
         # The dashboard leaves temporary files behind: they go with the session's folder.
         session = str(self._session)
         own = {"PATH": path, "TMPDIR": session, _MARK: session}
+        inherited = {k: v for k, v in os.environ.items() if k not in NOT_FOR_JOBS}
         return {
             **BOUNDS,
-            **os.environ,
+            **inherited,
             **self._env,
             **_ENVIRONMENT,
             **self.token_environment(),

@@ -30,14 +30,15 @@ from rich.text import Text
 
 from service.client.credentials import ADDRESS_FILE, ADMIN_KEY_FILE
 from service.cluster.ray_jobs import TOKEN_PATH_VARIABLE
-from service.domain.keys import new_key
+from service.domain.keys import new_key as new_api_key
 from service.domain.sign_in import sign_in_code
+from service.encryption import new_key as new_encryption_key
 from service.errors import InfrastructureError
 from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
 from service.standalone.ports import LOOPBACK, choose_port
 from service.standalone.private_files import private_folder, write_private
-from service.standalone.ray_head import LocalRay
+from service.standalone.ray_head import NOT_FOR_JOBS, LocalRay
 from service.standalone.s3_server import LocalS3
 from service.standalone.subprocesses import Child, log_tail
 from service.store.migrate import migrate
@@ -46,7 +47,9 @@ READY_SECONDS = 60.0
 POLL_SECONDS = 0.2
 DRAIN_SECONDS = 5
 """The time that requests in progress get to finish when the API stops."""
-SECRETS = ("ray/token", "s3/credentials.json", ADMIN_KEY_FILE)
+ENCRYPTION_KEY_FILE = "encryption-key"
+"""Has the key of the secrets in the database, below the data folder."""
+SECRETS = ("ray/token", "s3/credentials.json", ADMIN_KEY_FILE, ENCRYPTION_KEY_FILE)
 """The secret files below the data folder, which earlier versions may have left to others."""
 
 
@@ -149,6 +152,7 @@ class Installation:
                 "s3_public_endpoint_url": self._s3.endpoint_url,
                 "s3_access_key_id": SecretStr(self._s3.access_key_id),
                 "s3_secret_access_key": SecretStr(self._s3.secret_access_key),
+                "encryption_key": base.encryption_key or _own_key(data_dir / ENCRYPTION_KEY_FILE),
                 "allowed_roots": tuple(dict.fromkeys(root.resolve() for root in roots)),
             }
         )
@@ -157,7 +161,7 @@ class Installation:
             num_cpus=options.num_cpus,
             num_gpus=options.num_gpus,
             dashboard_port=dashboard_port,
-            env=environment(self.settings),
+            env={k: v for k, v in environment(self.settings).items() if k not in NOT_FOR_JOBS},
         )
         self._parts: list[Part] = []
 
@@ -247,7 +251,7 @@ def _admin_key(data_dir: Path, chosen: SecretStr | None) -> str:
     if chosen is not None:
         write_private(path, f"{chosen.get_secret_value()}\n")
     elif not path.exists():
-        write_private(path, f"{new_key()}\n")
+        write_private(path, f"{new_api_key()}\n")
     return path.read_text().strip()
 
 
@@ -258,6 +262,13 @@ def environment(settings: Settings) -> dict[str, str]:
         for name, value in settings
         if value is not None
     }
+
+
+def _own_key(path: Path) -> SecretStr:
+    """The key in this file, which is made if it is missing."""
+    if not path.exists():
+        write_private(path, new_encryption_key())
+    return SecretStr(path.read_text().strip())
 
 
 def ready_block(installation: Installation) -> Text:

@@ -277,6 +277,7 @@ class Claims:
 
 
 _OF_ONE_JOB = (
+    tables.deliveries,
     tables.steps,
     tables.events,
     tables.artifacts,

@@ -19,11 +19,13 @@ from service.store.attempts import Attempts
 from service.store.audit import Audit
 from service.store.claims import Claims
 from service.store.database import Database
+from service.store.deliveries import Deliveries
 from service.store.keys import Keys
 from service.store.news import News
 from service.store.records import Records
 from service.store.tenants import Tenants
 from service.store.users import Users
+from service.store.webhooks import Webhooks
 
 
 class Store:
@@ -38,10 +40,15 @@ class Store:
         self.claims = Claims(self._database)
         self.attempts = Attempts(self._database)
         self.news = News(self._database)
+        self.deliveries = Deliveries(self._database)
 
     def users(self, tenant: str) -> Users:
         """The jobs database as this tenant's users may see and change it."""
         return Users(self._database, tenant)
+
+    def webhooks(self, tenant: str) -> Webhooks:
+        """The webhooks of this tenant."""
+        return Webhooks(self._database, tenant)
 
     def migrate(self) -> None:
         """Create the database, or bring its schema up to date."""

@@ -217,3 +217,44 @@ reports = Table(
     Column("job_id", ForeignKey(jobs.c.id), primary_key=True),
     Column("content", JSON, nullable=False),
 )
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(32), primary_key=True, comment="Sorts by time of creation."),
+    Column("tenant", String(64), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("description", AnyText),
+    Column("events", JSON, nullable=False, comment="The types that it sends."),
+    Column("secret", Text, nullable=False, comment="Encrypted."),
+    Column("old_secret", Text, comment="Encrypted; signs, too, for a while."),
+    Column("old_secret_until", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("disabled", String(16), comment="Why it sends nothing; null if it does."),
+    Column("failing_since", UtcDateTime, comment="First failure since the last success."),
+    Index(None, "tenant", "id"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(32), primary_key=True, comment="Sorts by time of creation."),
+    Column("webhook_id", ForeignKey(webhooks.c.id, ondelete="CASCADE"), nullable=False),
+    Column("job_id", ForeignKey(jobs.c.id), comment="Null of a test."),
+    Column("type", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column(
+        "due_at",
+        UtcDateTime,
+        comment="When it may be claimed: a claim puts it off for as long as its lease lasts.",
+    ),
+    Column("status_code", Integer, comment="Of the last attempt's answer."),
+    Column("error", AnyText, comment="Of the last attempt."),
+    Column("finished_at", UtcDateTime),
+    Index(None, "webhook_id", "id"),
+    Index(None, "webhook_id", "due_at"),
+    Index(None, "job_id"),
+    Index(None, "finished_at"),
+)

@@ -17,6 +17,7 @@ from service.domain.states import IN_FLIGHT, TERMINAL, JobState, Step, may_becom
 from service.errors import AttemptStale, Failure, JobConflict
 from service.store import tables
 from service.store.database import clock, clock_value
+from service.store.outbox import enqueue
 from service.store.rows import job_row
 
 
@@ -80,7 +81,7 @@ def append(
     message: str,
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Append an event to the job's history."""
+    """Append an event to the job's history, and queue it for the tenant's webhooks."""
     row = {
         "job_id": job_id,
         "attempt": attempt,
@@ -90,6 +91,7 @@ def append(
         "data": dict(data or {}),
     }
     connection.execute(insert(tables.events).values(row))
+    enqueue(connection, job_id, type)
 
 
 def set_progress(

@@ -16,12 +16,14 @@ pytest.register_assert_rewrite("tests.unit.service.store.test_listing")
 pytest.register_assert_rewrite("tests.unit.service.store.test_lost_answers")
 pytest.register_assert_rewrite("tests.unit.service.store.test_store")
 pytest.register_assert_rewrite("tests.unit.service.store.test_tenants")
+pytest.register_assert_rewrite("tests.unit.service.store.test_webhooks")
 
 from tests.unit.service.store.test_keys import *  # noqa: E402, F403
 from tests.unit.service.store.test_listing import *  # noqa: E402, F403
 from tests.unit.service.store.test_lost_answers import *  # noqa: E402, F403
 from tests.unit.service.store.test_store import *  # noqa: E402, F403
 from tests.unit.service.store.test_tenants import *  # noqa: E402, F403
+from tests.unit.service.store.test_webhooks import *  # noqa: E402, F403
 
 
 @pytest.fixture(scope="module")

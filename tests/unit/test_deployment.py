@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from api.errors import HTTP_CODES
 from api.limits import MAX_BODY_SECONDS
 from api.schemas.problems import Problem
+from service.encryption import Encryption
 from service.settings import CONFIG_VARIABLE, SECRETS_VARIABLE, Settings
 from service.standalone import s3_security
 from service.standalone.ray_head import BOUNDS
@@ -128,6 +130,7 @@ def test_nothing_secret_is_in_the_file_and_every_secret_is_made(tmp_path: Path) 
     assert all(first.values())
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     assert set(first) == set(read_compose_file({})["secrets"])
+    assert Encryption(SecretStr(first["eigenpress_encryption_key"]))
     subprocess.run([script, made], check=True)
     assert {path.name: path.read_text() for path in made.iterdir()} == first
     for service in SERVICES.values():

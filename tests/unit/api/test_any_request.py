@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
@@ -29,12 +30,14 @@ from service.domain.job import DEFAULT_TENANT, Artifact, FileEntry
 from service.domain.manifest import Manifest, manifest_key
 from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
+from service.encryption import new_key
 from service.errors import ModelInvalid, ObjectMissing
 from service.inputs.models import sources as model_sources
 from service.inputs.texts import sources as text_sources
 from service.settings import Settings
 from service.store.store import Store
 from tests.fixtures.jobs import at_once
+from tests.fixtures.webhooks import URL
 
 EXAMPLES = 25
 """Requests for each operation; all of them take about 15 seconds."""
@@ -47,6 +50,8 @@ CHECKS = [
     response_schema_conformance,
 ]
 WEIGHTS = FileEntry("model.safetensors", 1000, "ab" * 32)
+SPECIFYING = ("POST /v1/jobs", "POST /v1/estimates")
+"""The operations whose body is a job's specification."""
 FOUND = {"name": "keep-0.8", "path": WEIGHTS.path}
 REPORT = {"targets": [{"name": "keep-0.8", "perplexity": None}]}
 
@@ -120,10 +125,20 @@ class Jobs:
         return job_id
 
 
+def a_webhook(store: Store) -> dict[str, str]:
+    """The parameters of a path to a webhook that exists, and to its delivery."""
+    webhooks = store.webhooks(DEFAULT_TENANT)
+    for each in webhooks.list_webhooks(limit=100):
+        webhooks.delete(each.id)
+    made = webhooks.create(URL, "encrypted")
+    return {"webhook_id": made.id, "delivery_id": webhooks.test(made.id).id}
+
+
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Jobs may name a hub, which refuses every connection at once."""
-    return settings.model_copy(update={"hub_endpoint": "http://127.0.0.1:9"})
+    """Jobs may name a hub, which refuses every connection at once; webhooks may be made."""
+    key = SecretStr(new_key())
+    return settings.model_copy(update={"hub_endpoint": "http://127.0.0.1:9", "encryption_key": key})
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +168,7 @@ def check_answer(client: TestClient, case: Case[Any]) -> None:
 
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_no_request_breaks_the_api(
-    client: TestClient, jobs: Jobs, job_body: dict[str, Any], label: str
+    client: TestClient, jobs: Jobs, store: Store, job_body: dict[str, Any], label: str
 ) -> None:
     operation = OPERATIONS[label]
     cases = st.one_of(*(operation.as_strategy(mode) for mode in GenerationMode))
@@ -173,7 +188,9 @@ def test_no_request_breaks_the_api(
             case.path_parameters |= {
                 name: value for name, value in FOUND.items() if name in case.path_parameters
             }
-        if exists and isinstance(case.body, dict) and operation.method == "post":
+        if exists and "webhook_id" in case.path_parameters:
+            case.path_parameters |= a_webhook(store)
+        elif exists and isinstance(case.body, dict) and label in SPECIFYING:
             case.body |= {name: job_body[name] for name in ("model", "calibration")}
         check_answer(client, case)
         if operation.method != "get":

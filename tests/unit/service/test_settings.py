@@ -185,3 +185,22 @@ def test_the_cache_may_be_bounded_in_gigabytes(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("EIGENPRESS_CACHE_BYTES", "-1")
     with pytest.raises(ValidationError, match="cache_bytes"):
         Settings()
+
+
+@pytest.mark.parametrize("value", ["10.0.0.0/8,fd12::/32", '["10.0.0.0/8", "fd12::/32"]'])
+def test_networks_of_receivers(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EIGENPRESS_WEBHOOK_ALLOWED_NETWORKS", value)
+    settings = Settings()
+    assert [*map(str, settings.webhook_allowed_networks)] == ["10.0.0.0/8", "fd12::/32"]
+    monkeypatch.setenv(
+        "EIGENPRESS_WEBHOOK_ALLOWED_NETWORKS",
+        environment(settings)["EIGENPRESS_WEBHOOK_ALLOWED_NETWORKS"],
+    )
+    assert Settings() == settings
+
+
+@pytest.mark.parametrize("wrong", ["10.0.0.1/8", "internal", "10.0.0.0/33"])
+def test_a_wrong_network_is_refused(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EIGENPRESS_WEBHOOK_ALLOWED_NETWORKS", wrong)
+    with pytest.raises(ValidationError, match="webhook_allowed_networks"):
+        Settings()

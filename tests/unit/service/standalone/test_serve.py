@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import socket
+import stat
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 from rich.console import Console
 
+from service.encryption import Encryption, new_key
 from service.errors import InvalidParameter
 from service.settings import Settings
 from service.standalone.serve import Installation, ServeOptions, environment, ready_block, serve
@@ -98,3 +100,29 @@ def test_the_ready_block_says_where_everything_is(
     ):
         assert str(place) in text
     assert f"--url {installation.api_url}" in text
+
+
+def test_the_key_for_secrets_is_made_once_and_kept_from_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installation = Installation(options(tmp_path))
+    first = installation.settings
+    path = tmp_path / "data" / "encryption-key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert first.encryption_key == SecretStr(path.read_text())
+    assert Encryption(first.encryption_key)
+    assert Installation(options(tmp_path)).settings.encryption_key == first.encryption_key
+    assert "EIGENPRESS_ENCRYPTION_KEY" in environment(first)
+    monkeypatch.setenv("EIGENPRESS_ENCRYPTION_KEY", path.read_text())  # Ray would inherit it
+    of_jobs = installation._ray._environment()
+    assert of_jobs["EIGENPRESS_S3_SECRET_ACCESS_KEY"]
+    assert path.read_text() not in of_jobs.values()
+
+
+def test_a_key_of_the_environment_comes_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_key()
+    monkeypatch.setenv("EIGENPRESS_ENCRYPTION_KEY", key)
+    assert Installation(options(tmp_path)).settings.encryption_key == SecretStr(key)
+    assert not (tmp_path / "data" / "encryption-key").exists()

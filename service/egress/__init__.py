@@ -1,0 +1,1 @@
+"""Requests to addresses that users choose, kept away from everything that is not public."""

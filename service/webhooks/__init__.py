@@ -1,0 +1,1 @@
+"""Sends the messages of webhooks: signed, to allowed addresses, with retries."""
