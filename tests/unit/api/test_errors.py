@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 import service.errors
 from api.errors import param_of, status_of
 from service.domain.spec import UNION_FIELDS, JobSpec
-from service.errors import EigenpressError, InfrastructureError, NotFound, UserError
+from service.errors import Conflict, EigenpressError, InfrastructureError, NotFound, UserError
 from service.store.store import Store
 from service.store.users import Users
 
@@ -429,13 +429,11 @@ def _errors() -> list[type[EigenpressError]]:
 
 @pytest.mark.parametrize("kind", _errors())
 def test_each_error_has_its_status(kind: type[EigenpressError]) -> None:
-    families = {UserError: 422, InfrastructureError: 503, NotFound: 404}
+    families = {UserError: 422, InfrastructureError: 503, NotFound: 404, Conflict: 409}
     named = {
         "KeyMissing": 401,
         "KeyInvalid": 401,
         "ScopeInsufficient": 403,
-        "JobConflict": 409,
-        "TenantExists": 409,
         "ObjectMissing": 410,
         "ArtifactCorrupt": 410,
         "TooManyRequests": 429,
