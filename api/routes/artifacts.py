@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse
 
 from api.access import ReaderDep
 from api.routes import JobId, guarded, problems
+from api.schemas import examples
 from api.schemas.artifacts import Artifact, ArtifactFile, ArtifactList
 from api.services import Services, ServicesDep
 from service.domain import job as jobs
@@ -102,7 +103,11 @@ def artifact_file_head(
     return _redirect(job_id, name, path, services, caller.users, head=True)
 
 
-@router.get("/report", summary="Get a job's report")
+@router.get(
+    "/report",
+    summary="Get a job's report",
+    responses={200: {"content": {"application/json": {"example": examples.REPORT}}}},
+)
 def report(job_id: JobId, caller: ReaderDep) -> dict[str, Any]:
     """Sizes, perplexities, ranks and times: the same as `report.json` of every artifact."""
     _require_success(job_id, caller.users)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, get_args
@@ -10,11 +9,10 @@ from typing import Annotated, get_args
 from fastapi import Depends, Query
 from pydantic import AfterValidator, AwareDatetime
 
-from service.domain.labels import LABEL_NAME_PATTERN, MAX_LABELS, MAX_VALUE_CHARACTERS
+from service.domain.labels import MAX_LABELS, read_label
 from service.domain.spec import NAME_PATTERN, Method
 from service.domain.states import JobState
 from service.errors import InvalidParameter
-from service.printable import printable, shortened
 from service.store.listing import JobFilter
 
 MAX_LABEL_CHARACTERS = 200
@@ -71,21 +69,11 @@ def _labels(texts: Sequence[str]) -> Mapping[str, str]:
     """The labels that a job must have. Raises InvalidParameter."""
     labels: dict[str, str] = {}
     for number, text in enumerate(texts):
-        name, equals, value = text.partition("=")
-        if not equals or not re.fullmatch(LABEL_NAME_PATTERN, name):
-            raise _invalid(number, text, "is not NAME=VALUE with a name such as team")
-        if len(value) > MAX_VALUE_CHARACTERS or not value.isprintable():
-            raise _invalid(
-                number,
-                text,
-                f"needs a value of at most {MAX_VALUE_CHARACTERS} printable characters",
-            )
-        if labels.setdefault(name, value) != value:
-            raise _invalid(number, text, "asks for a second value of the same label")
+        try:
+            name, value = read_label(text)
+            if labels.setdefault(name, value) != value:
+                raise ValueError(f"'{name}' has two values; no job has both")
+        except ValueError as error:
+            param = f"label.{number}"
+            raise InvalidParameter(f"{param}: {error}", param=param) from error
     return labels
-
-
-def _invalid(number: int, text: str, why: str) -> InvalidParameter:
-    return InvalidParameter(
-        f"label.{number}: '{shortened(printable(text))}' {why}", param=f"label.{number}"
-    )

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
+from api.schemas import examples
 from api.schemas.schema import Schema
 
 
@@ -21,6 +22,8 @@ class ArtifactFile(Schema):
 class Artifact(Schema):
     """A compressed model in the bucket."""
 
+    model_config = examples.example(examples.ARTIFACT)
+
     name: str = Field(examples=["keep-0.8"])
     uri: str = Field(description="For users who have credentials for the bucket.")
     bytes: int = Field(description="Of all files together.")
@@ -30,5 +33,7 @@ class Artifact(Schema):
 
 class ArtifactList(Schema):
     """A job's artifacts, one per target, in the order of the targets."""
+
+    model_config = examples.example(examples.ARTIFACT_LIST)
 
     artifacts: list[Artifact]

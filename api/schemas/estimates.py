@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field
 
+from api.schemas import examples
 from api.schemas.problems import ProblemItem
 from api.schemas.schema import Schema
 from service.domain.costs.sizes import TargetSize
@@ -87,6 +88,8 @@ class Unknown(Schema):
 
 class Estimate(Schema):
     """What a job would make and take. Null is what is not known; `unknown` has the reasons."""
+
+    model_config = examples.example(examples.ESTIMATE)
 
     model: ModelEstimate | None
     tokens: int = Field(description="Of calibration.")

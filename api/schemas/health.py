@@ -6,11 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from api.schemas import examples
 from api.schemas.schema import Schema
 
 
 class Health(Schema):
     """The process answers."""
+
+    model_config = examples.example({"status": "ok"})
 
     status: Literal["ok"] = "ok"
 
@@ -24,6 +27,8 @@ class Check(Schema):
 
 class Readiness(Schema):
     """Whether every dependency of the server answers."""
+
+    model_config = examples.example(examples.READINESS)
 
     ready: bool
     database: Check

@@ -12,13 +12,14 @@ from typing import Any, Self
 
 from pydantic import Field
 
+from api.schemas import examples
 from api.schemas.schema import Schema
 from service.domain import job as jobs
 from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
 from service.errors import SpecificationUnknown
 
-JOB_ID_EXAMPLE = "job-01kah7m0q8v5n2c4x6z9b3d1fg"
+JOB_ID_EXAMPLE = examples.JOB_ID
 EVENT_EXAMPLE = jobs.Event(
     id=7,
     job_id=JOB_ID_EXAMPLE,
@@ -61,6 +62,8 @@ class Links(Schema):
 
 class Job(Schema):
     """A job: its specification, its state and its progress."""
+
+    model_config = examples.example(examples.JOB)
 
     id: str = Field(examples=[JOB_ID_EXAMPLE])
     name: str | None = None
@@ -125,6 +128,8 @@ def _shown_spec(job: jobs.Job) -> JobSpec | dict[str, Any]:
 class JobPage(Schema):
     """Jobs, newest first."""
 
+    model_config = examples.example(examples.JOB_PAGE)
+
     jobs: list[Job]
     next_cursor: str | None = Field(
         default=None, description="Pass as `cursor` for the next page; null on the last one."
@@ -144,6 +149,8 @@ class Event(Schema):
 
 class EventPage(Schema):
     """Events, oldest first."""
+
+    model_config = examples.example(examples.EVENT_PAGE)
 
     events: list[Event]
     next_after: int = Field(description="Pass as `after` to read later events.")

@@ -84,11 +84,12 @@ def job_view(job: Answer, now: datetime) -> RenderableType:
 def details(job: Answer, now: datetime) -> RenderableType:
     """All that people ask of one job."""
     spec = job["spec"]
+    labels = spec.get("labels") or {}
     rows = Table.grid(padding=(0, 2))
     for label, value in (
         ("job", job["id"]),
         ("name", job["name"]),
-        ("labels", ", ".join(f"{name}={value}" for name, value in _labels(spec).items())),
+        ("labels", ", ".join(f"{name}={value}" for name, value in labels.items())),
         ("state", job["state"]),
         ("attempt", str(job["attempt"] or "")),
         ("priority", str(spec.get("priority") or "")),
@@ -107,11 +108,6 @@ def details(job: Answer, now: datetime) -> RenderableType:
     if error := job["error"]:
         parts.append(Text(f"\n{error['detail']}", "red").append(f"\n{_code(error)}", "dim"))
     return Group(*parts)
-
-
-def _labels(spec: Answer) -> Answer:
-    labels: Answer = spec.get("labels") or {}
-    return labels
 
 
 def _place(source: Answer | None) -> str:

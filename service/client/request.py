@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from service.client.answers import Json
-from service.domain.labels import LABEL_NAME_PATTERN, MAX_VALUE_CHARACTERS
+from service.domain.labels import LABEL_NAME_PATTERN, read_label
 from service.domain.spec import COMMIT_PATTERN, NAME_PATTERN
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -80,16 +80,10 @@ def job_name(text: str) -> str:
 
 def label(text: str) -> tuple[str, str]:
     """``NAME=VALUE``: a label, such as ``team=ml``."""
-    name, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(LABEL_NAME_PATTERN, name):
-        raise ValueInvalid(
-            f"{text!r} is not NAME=VALUE, such as team=ml; a name has up to 63 of a-z 0-9 . _ / -"
-        )
-    if len(value) > MAX_VALUE_CHARACTERS or not value.isprintable():
-        raise ValueInvalid(
-            f"the value of {name!r} is not up to {MAX_VALUE_CHARACTERS} printable characters"
-        )
-    return name, value
+    try:
+        return read_label(text)
+    except ValueError as error:
+        raise ValueInvalid(str(error)) from error
 
 
 def label_change(text: str) -> tuple[str, str | None]:

@@ -6,6 +6,7 @@ may have any printable characters.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from service.errors import InvalidParameter
+from service.printable import printable, shortened
 
 MAX_LABELS = 16
 MAX_CHANGES = 2 * MAX_LABELS
@@ -45,6 +47,20 @@ Labels = Annotated[dict[LabelName, LabelValue], Field(max_length=MAX_LABELS), _a
 LabelChanges = Annotated[
     dict[LabelName, LabelValue | None], Field(max_length=MAX_CHANGES), _at_most(MAX_CHANGES)
 ]
+
+
+def read_label(text: str) -> tuple[str, str]:
+    """The name and the value in ``team=ml``. Raises ValueError with a message for users."""
+    shown = shortened(printable(text))
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(LABEL_NAME_PATTERN, name):
+        raise ValueError(
+            f"'{shown}' is not NAME=VALUE, such as team=ml; a name has up to 63 of a-z 0-9 . _ / -"
+        )
+    if len(value) > MAX_VALUE_CHARACTERS or not value.isprintable():
+        most = MAX_VALUE_CHARACTERS
+        raise ValueError(f"'{shown}' needs a value of at most {most} printable characters")
+    return name, value
 
 
 def merged(labels: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from fastapi.testclient import TestClient
 
@@ -88,6 +89,25 @@ def test_every_body_has_an_example(document: dict[str, Any]) -> None:
     for name, operation in _operations(document).items():
         content = operation.get("requestBody", {}).get("content", {})
         assert all(body.get("examples") for body in content.values()), name
+
+
+def test_answers_have_examples_that_are_as_the_document_says(document: dict[str, Any]) -> None:
+    seen = 0
+    for name, operation in _operations(document).items():
+        if not {"jobs", "results", "estimates", "health"} & set(operation["tags"]):
+            continue
+        for status, response in operation["responses"].items():
+            for body in response.get("content", {}).values():
+                kind = body["schema"].get("$ref", "").rpartition("/")[2]
+                described = document["components"]["schemas"].get(kind, body["schema"])
+                found = [body["example"]] if "example" in body else described.get("examples")
+                assert found, (name, status)
+                schema = {**described, "components": document["components"]}
+                for example in found:
+                    jsonschema.validate(example, schema)
+                    assert described.get("properties", example).keys() >= example.keys()
+                seen += 1
+    assert seen > 50
 
 
 def test_the_examples_of_changes_are_valid(document: dict[str, Any]) -> None:

@@ -134,6 +134,7 @@ def test_list_filters_by_state(client: TestClient, store: Store, job_body: dict[
         ("method", "magic"),
         ("name", "my model"),
         ("label", "team"),
+        ("label", ["team=ml", "team=web"]),
         ("label", "=ml"),
         ("label", "Team=ml"),
         ("label", "team=" + 64 * "x"),
@@ -149,7 +150,7 @@ def test_list_filters_by_state(client: TestClient, store: Store, job_body: dict[
         ("cursor", base64.urlsafe_b64encode(b"\xff" * 30).decode()),
     ],
 )
-def test_invalid_query(client: TestClient, param: str, value: str) -> None:
+def test_invalid_query(client: TestClient, param: str, value: str | list[str]) -> None:
     response = client.get("/v1/jobs", params={param: value})
     problem = response.json()
     assert (response.status_code, problem["code"]) == (422, "invalid_parameter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -37,6 +38,35 @@ def test_everything_has_its_help(eigenpress: Eigenpress, arguments: list[str]) -
 def test_the_help_lists_every_command(eigenpress: Eigenpress) -> None:
     eigenpress("--help")
     assert all(f"│ {command} " in eigenpress.out for command in COMMANDS)
+
+
+def test_the_help_tells_what_the_exit_status_means(eigenpress: Eigenpress) -> None:
+    eigenpress("--help")
+    told = " ".join(eigenpress.out.split())
+    assert "0 for success, 1 for a failure, 2 for a wrong command line and 130 after Ctrl-C" in told
+
+
+def test_every_command_with_a_result_has_it_as_json(eigenpress: Eigenpress) -> None:
+    for command in COMMANDS[: COMMANDS.index("serve")]:
+        assert eigenpress(command, "--help") == 0
+        assert "--json" in eigenpress.out, command
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete_commands(shell: str) -> None:
+    asked = {
+        "bash": {"COMP_WORDS": "eigenpress ca", "COMP_CWORD": "1"},
+        "zsh": {"_TYPER_COMPLETE_ARGS": "eigenpress ca"},
+        "fish": {
+            "_TYPER_COMPLETE_ARGS": "eigenpress ca",
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        },
+    }[shell]
+    environment = {**os.environ, **asked, "_EIGENPRESS_COMPLETE": f"complete_{shell}"}
+    command = [sys.executable, "-m", "service.cli.main"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert "cancel" in done.stdout, done.stderr
+    assert "submit" not in done.stdout
 
 
 def test_what_a_server_sends_is_shown_escaped(eigenpress: Eigenpress, api: Api) -> None:
