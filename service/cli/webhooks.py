@@ -13,6 +13,7 @@ from rich.text import Text
 from service.cli.jobs import Url, console
 from service.client.client import DEFAULT_URL, Client, Json
 from service.domain.webhook import ENDS, WebhookEvent
+from service.printable import printable
 
 app = typer.Typer(
     help="Have the server tell your own servers of jobs' events.", no_args_is_help=True
@@ -145,7 +146,8 @@ def _print(
     for column in columns:
         table.add_column(column, no_wrap=column not in ("ERROR", "EVENTS"))
     for row in rows:
-        table.add_row(*(Text(each) if isinstance(each, str) else each for each in row))
+        # Escaped here, where a column's width is measured.
+        table.add_row(*(Text(printable(each)) if isinstance(each, str) else each for each in row))
     if rows:
         console(sys.stdout).print(table)
     notes = console(sys.stderr)

@@ -33,7 +33,7 @@ JOB: dict[str, Any] = {
     "spec": {"targets": [{"keep": 0.8}]},
 }
 COMMANDS = [
-    "submit", "estimate", "jobs", "watch", "cancel", "retry", "delete", "download",
+    "submit", "estimate", "jobs", "watch", "cancel", "retry", "delete", "download", "webhooks",
     "serve", "api", "dispatcher", "migrate", "expand",
 ]  # fmt: skip
 
