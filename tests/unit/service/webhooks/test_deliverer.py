@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from sqlalchemy import update
 
 from service.domain.job import DEFAULT_TENANT
-from service.domain.webhook import Webhook, new_secret
+from service.domain.webhook import DELIVERY_RETENTION_SECONDS, Webhook, new_secret
 from service.egress.connections import resolver
 from service.encryption import Encryption, new_key
 from service.errors import DatabaseUnavailable
@@ -274,7 +274,7 @@ def test_old_deliveries_are_removed(job_store: Store, made: Deliverer) -> None:
         end_a_job(job_store)
         (message,) = claim_due(job_store, webhook.id)
         job_store.webhooks(DEFAULT_TENANT).change(webhook.id, enabled=False)
-        let_time_pass(job_store, deliverer.DELIVERY_RETENTION_SECONDS + 1)
+        let_time_pass(job_store, DELIVERY_RETENTION_SECONDS + 1)
         assert message
         with running(made):
             wait_until(lambda: not deliveries_of(job_store, webhook))
