@@ -15,6 +15,7 @@ from service.client import webhooks
 from service.client.answers import DeliveryPage, Webhook, WebhookPage
 from service.client.client import DEFAULT_URL
 from service.domain.webhook import ENDS, WebhookEvent
+from service.printable import printable
 
 app = typer.Typer(
     help="Have the server tell your own servers of jobs' events.", no_args_is_help=True
@@ -169,7 +170,8 @@ def _print(
     for column in columns:
         table.add_column(column, no_wrap=column not in ("ERROR", "EVENTS"))
     for row in rows:
-        table.add_row(*(Text(each) if isinstance(each, str) else each for each in row))
+        # Escaped here, where a column's width is measured.
+        table.add_row(*(Text(printable(each)) if isinstance(each, str) else each for each in row))
     if rows:
         console(sys.stdout).print(table)
     if not rows:

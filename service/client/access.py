@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import quote
 
-from service.client.answers import CreatedKey, Key, KeyPage, Tenant, TenantPage, Usage
-from service.client.operations import Call, as_object, sending
+from service.client.answers import (
+    AuditPage,
+    CreatedKey,
+    CurrentKey,
+    Key,
+    KeyPage,
+    Tenant,
+    TenantPage,
+    Usage,
+)
+from service.client.calls import Call, as_object, sending
 
 
 def create_key(
@@ -36,6 +45,11 @@ def revoke_key(key_id: str) -> Call[Key]:
     return Call("DELETE", f"/v1/keys/{_quoted(key_id)}", as_object)
 
 
+def current_key() -> Call[CurrentKey]:
+    """Whose key this is, and what it allows."""
+    return Call("GET", "/v1/keys/current", as_object)
+
+
 def create_tenant(name: str, settings: Mapping[str, Any]) -> Call[Tenant]:
     return sending("POST", "/v1/tenants", {"name": name, **settings})
 
@@ -55,6 +69,12 @@ def tenant_usage(name: str) -> Call[Usage]:
 def change_tenant(name: str, settings: Mapping[str, Any]) -> Call[Tenant]:
     """Replace all of its settings."""
     return sending("PUT", f"/v1/tenants/{_quoted(name)}", settings)
+
+
+def audit(limit: int, cursor: str | None = None, tenant: str | None = None) -> Call[AuditPage]:
+    """One page of the audit log, newest first."""
+    query = {"limit": limit, "cursor": cursor, "tenant": tenant}
+    return Call("GET", "/v1/audit", as_object, _given(query))
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

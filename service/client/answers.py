@@ -224,6 +224,33 @@ class KeyPage(TypedDict):
     next_cursor: str | None
 
 
+class CurrentKey(TypedDict):
+    """The key of the request."""
+
+    id: str
+    tenant: str
+    scope: str
+
+
+class AuditRecord(TypedDict):
+    """A change that a request has made."""
+
+    id: int
+    at: str
+    tenant: str
+    key_id: str
+    action: str
+    subject: str
+    address: str | None
+
+
+class AuditPage(TypedDict):
+    """Changes, newest first."""
+
+    records: list[AuditRecord]
+    next_cursor: str | None
+
+
 class Tenant(TypedDict):
     """A tenant, its limits and the places that its jobs may read."""
 

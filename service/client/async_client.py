@@ -12,9 +12,10 @@ import httpx
 
 from service.client import http, operations
 from service.client.answers import Artifact, Estimate, Event, Job, JobPage, Json
+from service.client.calls import Call
 from service.client.client import DEFAULT_URL
 from service.client.errors import ApiUnreachable, ClientError
-from service.client.operations import UNSET, Call
+from service.client.operations import UNSET
 from service.client.patience import Submitting, Watching, unwatched
 from service.client.versions import VERSION_HEADER
 from service.domain.states import TERMINAL, JobState

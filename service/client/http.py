@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import httpx
 
+from service.client.calls import Call, NotOurs, Reply
 from service.client.errors import ApiProblem, ApiUnreachable
-from service.client.operations import Call, NotOurs, Reply
 from service.client.versions import USER_AGENT
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")

@@ -6,11 +6,9 @@ for asyncio.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import quote
 
 from service.client.answers import (
@@ -23,38 +21,11 @@ from service.client.answers import (
     JobPage,
     Json,
 )
+from service.client.calls import Call, NotOurs, Reply, as_object, sending
 from service.domain.states import JobState
 
-Answer = TypeVar("Answer")
-
-JSON = {"Content-Type": "application/json"}
 UNSET: Any = object()
 """Stands for a field that a patch leaves as it is, where None takes it away."""
-
-
-class NotOurs(ValueError):
-    """The answer is not one that an Eigenpress server gives."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back from the server, unless it is a problem; `body` is None if it is no JSON."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: Any
-
-
-@dataclass(frozen=True)
-class Call(Generic[Answer]):
-    """A request, and the function that reads its answer, which may raise NotOurs."""
-
-    method: str
-    path: str
-    read: Callable[[Reply], Answer]
-    params: Mapping[str, Any] = field(default_factory=dict)
-    content: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def submit(spec: Mapping[str, Any], idempotency_key: str) -> Call[Job]:
@@ -135,14 +106,6 @@ def file_url(job_id: str, name: str, path: str, method: Literal["GET", "HEAD"]) 
     return Call(method, _path(job_id, "artifacts", name, "files", *path.split("/")), _location)
 
 
-def sending(
-    method: str, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
-) -> Call[Any]:
-    # httpx would fail on text without UTF-8; the server refuses it, and names the field.
-    content = json.dumps(dict(body))
-    return Call(method, path, as_object, content=content, headers={**(headers or {}), **JSON})
-
-
 def _path(job_id: str, *rest: str) -> str:
     return "/".join(["/v1/jobs", *_quoted([job_id, *rest])])
 
@@ -153,12 +116,6 @@ def _quoted(parts: Iterable[str]) -> Iterable[str]:
 
 def _time(time: datetime | None) -> str | None:
     return None if time is None else time.astimezone().isoformat()
-
-
-def as_object(reply: Reply) -> Any:
-    if not isinstance(reply.body, dict):
-        raise NotOurs
-    return reply.body
 
 
 def _location(reply: Reply) -> str:

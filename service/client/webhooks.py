@@ -13,7 +13,7 @@ from service.client.answers import (
     WebhookPage,
     WebhookWithSecret,
 )
-from service.client.operations import Call, as_object, sending
+from service.client.calls import Call, as_object, sending
 
 
 def create(

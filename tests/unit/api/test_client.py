@@ -15,10 +15,10 @@ import pytest
 
 from api.app import create_app
 from api.services import Services
-from service.client import answers, operations
+from service.client import access, answers, operations, webhooks
 from service.client.async_client import AsyncClient
+from service.client.calls import Call
 from service.client.client import ApiProblem, ApiUnreachable, Client
-from service.client.operations import Call
 from service.client.versions import USER_AGENT, VERSION
 from service.domain.job import DEFAULT_TENANT, Artifact, FileEntry
 from service.domain.manifest import Manifest, manifest_key
@@ -28,9 +28,9 @@ from service.settings import Settings
 from service.store.store import Store
 
 DOCUMENT = create_app(Settings()).openapi()
-TAGS = {"jobs", "results", "estimates"}
-ELSEWHERE = {"follow", "logs"}
-"""Operations whose clients have modules and tests of their own."""
+TAGS = {"jobs", "results", "estimates", "webhooks", "access"}
+ELSEWHERE = {"logs", "sign_in"}
+"""Operations of streams, with tests of their own, and of browsers."""
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 JOB = "job-1"
 
@@ -49,6 +49,25 @@ CALLS: dict[str, Call[Any]] = {
     "artifact_file": operations.file_url(JOB, "keep-0.8", "a/b", "GET"),
     "artifact_file_head": operations.file_url(JOB, "keep-0.8", "a/b", "HEAD"),
     "report": operations.report(JOB),
+    "create_webhook": webhooks.create("https://x.example", ["job.failed"], "CI"),
+    "list_webhooks": webhooks.webhooks(5, "c"),
+    "get_webhook": webhooks.webhook("whk-1"),
+    "change_webhook": webhooks.change("whk-1", enabled=False),
+    "delete_webhook": webhooks.delete("whk-1"),
+    "rotate_webhook": webhooks.rotate("whk-1"),
+    "test_webhook": webhooks.test("whk-1"),
+    "list_deliveries": webhooks.deliveries("whk-1", 5, "c"),
+    "redeliver": webhooks.redeliver("whk-1", "msg-1"),
+    "create_key": access.create_key("reader"),
+    "list_keys": access.keys(5, "c", "t"),
+    "current_key": access.current_key(),
+    "revoke_key": access.revoke_key("k"),
+    "create_tenant": access.create_tenant("t", {}),
+    "list_tenants": access.tenants(5, "c"),
+    "get_tenant": access.tenant("t"),
+    "tenant_usage": access.tenant_usage("t"),
+    "change_tenant": access.change_tenant("t", {}),
+    "list_audit": access.audit(5, "c", "t"),
 }
 """By the operation's id in the document: the call with all of its parameters."""
 

@@ -195,9 +195,9 @@ def test_deliveries_and_sending_again(client: TestClient, store: Store) -> None:
     ],
 )
 def test_unknown_webhooks(client: TestClient, method: str, rest: str) -> None:
-    body = {"json": {}} if method == "PATCH" else {}
+    body: dict[str, Any] = {"json": {}} if method == "PATCH" else {}
     gone = create(client)["id"]
     assert client.delete(f"/v1/webhooks/{gone}").status_code == 204
     for name in (UNKNOWN, gone, "%00", "%1b", "job-1"):
-        response = client.request(method, f"/v1/webhooks/{name}{rest}", **body)  # type: ignore[arg-type]
+        response = client.request(method, f"/v1/webhooks/{name}{rest}", **body)
         assert (response.status_code, response.json()["code"]) == (404, "webhook_not_found")

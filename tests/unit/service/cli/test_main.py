@@ -16,7 +16,7 @@ from tests.fixtures.command_line import JOB, JOB_ID, Api, Eigenpress
 
 COMMANDS = [
     "submit", "estimate", "jobs", "show", "watch", "label", "priority", "cancel", "retry", "delete",
-    "report", "download",
+    "report", "download", "webhooks", "keys", "tenants",
     "serve", "api", "dispatcher", "migrate", "expand",
 ]  # fmt: skip
 

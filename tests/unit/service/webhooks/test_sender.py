@@ -216,7 +216,10 @@ class TestOdd:
         ids=["mail", "long header", "zeros", "odd header"],
     )
     def test_a_receiver_that_does_not_speak_http(self, answer: bytes) -> None:
-        with receiving(answer=lambda handler: handler.wfile.write(answer) and None) as receiver:
+        def send_it(handler: BaseHTTPRequestHandler) -> None:
+            handler.wfile.write(answer)
+
+        with receiving(answer=send_it) as receiver:
             outcome = send(receiver.url)
         assert outcome.status_code is None
         assert "does not speak HTTP" in str(outcome.error)
