@@ -1,7 +1,7 @@
 """The command line, `eigenpress`: its commands and its error messages.
 
-The commands of `service.cli.submit` and `service.cli.jobs` talk to a server and need only the
-light base of this package; those of `service.cli.server` run one. A user's mistake ends with a
+The commands about jobs talk to a server and need only the light base of this package; those of
+`service.cli.server` run one. A user's mistake ends with a
 line that tells what to do; only a defect shows a traceback.
 
 The exit status is 0, 1 for a failure (also of the watched job) or 2 for a wrong command line.
@@ -20,6 +20,8 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from service.cli import jobs, server
+from service.cli.events import events
+from service.cli.logs import logs
 from service.cli.submit import estimate, submit
 from service.client.client import ClientError
 from service.errors import EigenpressError
@@ -40,6 +42,8 @@ JOBS: tuple[Callable[..., None], ...] = (
     estimate,
     jobs.jobs,
     jobs.watch,
+    events,
+    logs,
     jobs.cancel,
     jobs.retry,
     jobs.delete,

@@ -13,12 +13,15 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
 
+from service.client import following
 from service.domain.states import TERMINAL, JobState
 
 DEFAULT_URL = "http://127.0.0.1:8400"
@@ -27,6 +30,7 @@ REPEAT_SECONDS = 1.0
 """The pause before a submission is repeated."""
 
 Json = dict[str, Any]
+Result = TypeVar("Result")
 
 
 class ClientError(Exception):
@@ -140,6 +144,69 @@ class Client:
         query = {"after": after, "limit": limit}
         return self._list("events", "GET", _path(job_id, "events"), params=query)
 
+    def follow_events(
+        self, job_id: str, after: int = 0, *, patience_seconds: float = 60.0
+    ) -> Iterator[Json]:
+        """The job's events after the one with the id `after`, as they happen, each of them once.
+
+        Ends when the job has ended or was deleted. An interruption may last `patience_seconds`.
+        """
+        last_answer = time.monotonic()
+        while True:
+            headers = {"Accept": following.MEDIA_TYPE, "Last-Event-ID": str(after)}
+            try:
+                with self._stream(_path(job_id, "events"), headers) as lines:
+                    for frame in following.frames(lines):
+                        last_answer = time.monotonic()
+                        if frame.type == following.END:
+                            return
+                        event: Json = json.loads(frame.data)
+                        after = event["id"]
+                        yield event
+            except ClientError as error:
+                patient = time.monotonic() - last_answer < patience_seconds
+                if not (patient and _is_outage(error)):
+                    raise
+            time.sleep(REPEAT_SECONDS)
+
+    def logs(
+        self,
+        job_id: str,
+        attempt: int | None = None,
+        source: str = "driver",
+        after: int = 0,
+    ) -> Json:
+        """A part of the log of an attempt, by default the last one; `text` is the content."""
+        query: Json = {"source": source, "after": after}
+        if attempt is not None:
+            query["attempt"] = attempt
+        return self._object("GET", _path(job_id, "logs"), params=query)
+
+    def follow_logs(
+        self,
+        job_id: str,
+        attempt: int | None = None,
+        source: str = "driver",
+        *,
+        poll_seconds: float = 1.0,
+        patience_seconds: float = 60.0,
+    ) -> Iterator[Json]:
+        """The parts of the log of one attempt until it is complete; those between may be empty.
+
+        Without an `attempt`, it is the last one when there is one. An outage may last
+        `patience_seconds`.
+        """
+        after = 0
+        while True:
+            read = partial(self.logs, job_id, attempt, source, after)
+            page = _patiently(read, poll_seconds, patience_seconds)
+            yield page
+            if page["complete"]:
+                return
+            attempt, after = page["attempt"] or attempt, page["next_after"]
+            if not page["text"]:
+                time.sleep(poll_seconds)
+
     def artifacts(self, job_id: str) -> list[Json]:
         """The published artifacts and their files, each with a URL that expires."""
         return self._list("artifacts", "GET", _path(job_id, "artifacts"))
@@ -158,21 +225,13 @@ class Client:
         """Follow the job to its end, calling `on_update` at every look, and return it.
 
         An outage of the server, such as a restart, may last `patience_seconds`; only then is
-        `ApiUnreachable`, or a problem with status 502, 503 or 504, raised.
+        `ApiUnreachable`, or a problem with status 429, 502, 503 or 504, raised.
         """
-        last_answer = time.monotonic()
         while True:
-            try:
-                job = self.job(job_id)
-            except ClientError as error:
-                patient = time.monotonic() - last_answer < patience_seconds
-                if not (patient and _is_outage(error)):
-                    raise
-            else:
-                last_answer = time.monotonic()
-                on_update(job)
-                if job["state"] in TERMINAL:
-                    return job
+            job = _patiently(partial(self.job, job_id), poll_seconds, patience_seconds)
+            on_update(job)
+            if job["state"] in TERMINAL:
+                return job
             time.sleep(poll_seconds)
 
     def _object(self, method: str, path: str, **options: Any) -> Json:
@@ -188,13 +247,46 @@ class Client:
         return items
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
-        try:
+        with self._reached():
             response = self._http.request(method, path, **options)
+        return self._body(response)
+
+    @contextmanager
+    def _stream(self, path: str, headers: Mapping[str, str]) -> Iterator[Iterable[str]]:
+        """The lines of a stream of events; that of a job that has ended may be an end at once."""
+        usual = self._http.timeout
+        timeout = httpx.Timeout(
+            connect=usual.connect,
+            read=following.SILENT_SECONDS,
+            write=usual.write,
+            pool=usual.pool,
+        )
+        with (
+            self._reached(),
+            self._http.stream("GET", path, headers=headers, timeout=timeout) as response,
+        ):
+            media_type = response.headers.get("Content-Type", "").partition(";")[0]
+            if response.status_code == 204:
+                yield following.ENDED
+            elif response.is_success and media_type == following.MEDIA_TYPE:
+                yield response.iter_lines()
+            else:
+                response.read()
+                self._body(response)
+                raise self._not_ours(response.status_code)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
             raise ApiUnreachable(
                 f"no answer from {self.base_url}: {reason}", sent=not isinstance(error, _UNSENT)
             ) from error
+
+    def _body(self, response: httpx.Response) -> Any:
+        """The content of a success; None if there is none. Raises ApiProblem."""
         if response.status_code == 204:
             return None
         body = _json(response)
@@ -231,9 +323,24 @@ _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.Uns
 """Errors after which the server cannot have seen the request."""
 
 
+_TEMPORARY = frozenset({429, 502, 503, 504})
+
+
 def _is_outage(error: ClientError) -> bool:
-    """Whether it may be temporary: nothing answered, or the status is 502, 503 or 504."""
-    return isinstance(error, ApiUnreachable) or getattr(error, "status", None) in {502, 503, 504}
+    """Whether it may be temporary: nothing answered, or the status is one of `_TEMPORARY`."""
+    return isinstance(error, ApiUnreachable) or getattr(error, "status", None) in _TEMPORARY
+
+
+def _patiently(act: Callable[[], Result], pause_seconds: float, patience_seconds: float) -> Result:
+    """The result of a request that only reads; it is repeated during an outage."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return act()
+        except ClientError as error:
+            if not _is_outage(error) or time.monotonic() >= deadline:
+                raise
+        time.sleep(pause_seconds)
 
 
 def _may_have_worked(error: ClientError) -> bool:

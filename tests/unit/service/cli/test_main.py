@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from service.cli import main, server
+from service.client.client import Client
 
 JOB_ID = "job-01kah7m0q8v5n2c4x6z9b3d1fg"
 TIME = "2026-11-21T12:00:00Z"
@@ -33,7 +34,8 @@ JOB: dict[str, Any] = {
     "spec": {"targets": [{"keep": 0.8}]},
 }
 COMMANDS = [
-    "submit", "estimate", "jobs", "watch", "cancel", "retry", "delete", "download",
+    "submit", "estimate", "jobs", "watch", "events", "logs", "cancel", "retry", "delete",
+    "download",
     "serve", "api", "dispatcher", "migrate", "expand",
 ]  # fmt: skip
 
@@ -421,3 +423,68 @@ def test_a_client_without_the_server_s_packages_says_how_to_get_them(
     monkeypatch.setattr(server, "find_spec", lambda _name: None)
     assert eigenpress(command) == 1
     assert "pip install 'eigenpress[server]'" in eigenpress.err
+
+
+EVENTS: list[dict[str, Any]] = [
+    {"id": 1, "attempt": None, "at": TIME, "type": "job.queued", "message": "waits", "data": {}},
+    {"id": 2, "attempt": 1, "at": TIME, "type": "job.claimed", "message": "\x1b[2J", "data": {}},
+]
+LOG: dict[str, Any] = {
+    "attempt": 2,
+    "source": "driver",
+    "sources": ["driver"],
+    "start": 100,
+    "text": "\x1b[36mone\x1b[0m\n\x1b[2Jtwo\n",
+    "next_after": 123,
+    "complete": True,
+    "missing": None,
+}
+
+
+class TestEvents:
+    def test_are_lines(
+        self, eigenpress: Eigenpress, api: Api, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pages = iter([EVENTS, []])
+        monkeypatch.setattr(Client, "events", lambda *_: next(pages))
+        assert api.answers
+        assert eigenpress("events", JOB_ID) == 0
+        assert eigenpress.out.splitlines() == [
+            "2026-11-21T12:00:00Z              job.queued          waits",
+            r"2026-11-21T12:00:00Z  attempt 1   job.claimed         \x1b[2J",
+        ]
+
+    def test_are_followed_to_the_end(
+        self, eigenpress: Eigenpress, api: Api, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[tuple[Any, ...]] = []
+
+        def follow(_: Client, *given: Any) -> Iterator[Any]:
+            asked.append(given)
+            return iter(EVENTS)
+
+        monkeypatch.setattr(Client, "follow_events", follow)
+        assert api.answers
+        assert eigenpress("events", JOB_ID, "-f", "--json", "--after", "7") == 0
+        assert [json.loads(line) for line in eigenpress.out.splitlines()] == EVENTS
+        assert asked == [(JOB_ID, 7)]
+
+
+class TestLogs:
+    def test_are_printed_as_far_as_they_go(self, eigenpress: Eigenpress, api: Api) -> None:
+        api.answers[f"GET /v1/jobs/{JOB_ID}/logs"] = (200, LOG)
+        assert eigenpress("logs", JOB_ID) == 0
+        assert eigenpress.out == "one\n\\x1b[2Jtwo\n"
+        assert "100 bytes before this were not kept" in eigenpress.err
+
+    def test_say_what_is_missing(self, eigenpress: Eigenpress, api: Api) -> None:
+        lost = LOG | {"text": "", "start": 0, "missing": "Its machine is gone."}
+        api.answers[f"GET /v1/jobs/{JOB_ID}/logs"] = (200, lost)
+        assert eigenpress("logs", JOB_ID, "--source", "worker-0", "--attempt", "2") == 0
+        assert (eigenpress.out, eigenpress.err) == ("", "Its machine is gone.")
+
+    def test_of_a_job_that_waits_are_none(self, eigenpress: Eigenpress, api: Api) -> None:
+        none = LOG | {"attempt": 0, "text": "", "start": 0, "complete": False}
+        api.answers[f"GET /v1/jobs/{JOB_ID}/logs"] = (200, none)
+        assert eigenpress("logs", JOB_ID) == 0
+        assert eigenpress.err == "The job has had no attempt."
