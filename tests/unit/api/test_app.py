@@ -37,6 +37,7 @@ def test_the_routes(document: dict[str, Any]) -> None:
         "POST /v1/jobs/{job_id}/cancel",
         "POST /v1/jobs/{job_id}/retry",
         "GET /v1/jobs/{job_id}/events",
+        "GET /v1/jobs/{job_id}/logs",
         "GET /v1/jobs/{job_id}/artifacts",
         "GET /v1/jobs/{job_id}/report",
         "GET /healthz",
