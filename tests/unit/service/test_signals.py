@@ -74,7 +74,7 @@ def test_an_act_comes_before_the_handler_of_a_signal() -> None:
 
 def test_signals_are_left_alone_outside_the_main_thread() -> None:
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
-    inside = []
+    inside: list[object] = []
 
     def call() -> None:
         with calling_on_signals(lambda: None):
