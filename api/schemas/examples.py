@@ -141,6 +141,17 @@ READINESS: Json = {
 }
 
 
+LOG_PAGE: Json = {
+    "attempt": 1,
+    "source": "driver",
+    "sources": ["driver", "worker-0"],
+    "start": 0,
+    "text": "Begun\n",
+    "next_after": 6,
+    "complete": True,
+}
+
+
 def example(body: Json) -> ConfigDict:
     """The configuration of a model with this example."""
     return ConfigDict(json_schema_extra={"examples": [body]})

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from api.schemas import examples
 from api.schemas.schema import Schema
 
 
 class LogPage(Schema):
     """A part of the log of one process. Offsets count bytes from the log's beginning."""
+
+    model_config = examples.example(examples.LOG_PAGE)
 
     attempt: int = Field(description="0 before the first.", examples=[1])
     source: str = Field(examples=["driver"])

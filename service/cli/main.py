@@ -1,8 +1,8 @@
 """The command line, `eigenpress`: its commands and its error messages.
 
-The commands of `service.cli.submit`, `jobs`, `results`, `access` and `webhooks` talk to a server
-and need only the light base of this package; those of `service.cli.server` run one. A user's
-mistake ends with a line that tells what to do; only a defect shows a traceback.
+The commands about jobs, webhooks, keys and tenants talk to a server and need only the light base of
+this package; those of `service.cli.server` run one. A user's mistake ends with a line that tells
+what to do; only a defect shows a traceback.
 
 The exit status is 0, 1 for a failure (also of the watched job), 2 for a wrong command line or 130
 after Ctrl-C.
@@ -22,6 +22,8 @@ from rich.text import Text
 
 from service.cli import access, jobs, results, server, webhooks
 from service.cli.connection import console, note
+from service.cli.events import events
+from service.cli.logs import logs
 from service.cli.submit import estimate, submit
 from service.client.errors import ApiProblem, ApiUnreachable, ClientError
 from service.errors import EigenpressError
@@ -43,6 +45,8 @@ JOBS: tuple[Callable[..., None], ...] = (
     jobs.jobs,
     jobs.show,
     jobs.watch,
+    events,
+    logs,
     jobs.label_job,
     jobs.priority,
     jobs.cancel,

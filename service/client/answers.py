@@ -84,6 +84,19 @@ class EventPage(TypedDict):
     next_after: int
 
 
+class LogPage(TypedDict):
+    """A part of the log of one process. Offsets count bytes from the log's beginning."""
+
+    attempt: int
+    source: str
+    sources: list[str]
+    start: int
+    text: str
+    next_after: int
+    complete: bool
+    missing: str | None
+
+
 class ArtifactFile(TypedDict):
     """One file of an artifact, with a presigned URL."""
 

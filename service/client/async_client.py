@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 
 from service.client import http, operations
-from service.client.answers import Artifact, Estimate, Event, Job, JobPage, Json
+from service.client.answers import Artifact, Estimate, Event, Job, JobPage, Json, LogPage
 from service.client.calls import Call
 from service.client.client import DEFAULT_URL
 from service.client.errors import ApiUnreachable, ClientError
@@ -127,6 +127,16 @@ class AsyncClient:
 
     async def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[Event]:
         return await self.send(operations.events(job_id, after, limit))
+
+    async def logs(
+        self,
+        job_id: str,
+        attempt: int | None = None,
+        source: str = "driver",
+        after: int = 0,
+        limit: int | None = None,
+    ) -> LogPage:
+        return await self.send(operations.logs(job_id, attempt, source, after, limit))
 
     async def artifacts(self, job_id: str) -> list[Artifact]:
         return await self.send(operations.artifacts(job_id))

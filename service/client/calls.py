@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 Answer = TypeVar("Answer")
 
@@ -51,3 +52,10 @@ def as_object(reply: Reply) -> Any:
     if not isinstance(reply.body, dict):
         raise NotOurs
     return reply.body
+
+
+def job_path(job_id: str, *rest: str) -> str:
+    """The path of a job, or of what is below it."""
+    return "/".join(
+        ["/v1/jobs", *(quote(part, safe="", errors="replace") for part in (job_id, *rest))]
+    )

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 
 from service.client import http, operations
-from service.client.answers import Artifact, Estimate, Event, Job, JobPage, Json
+from service.client.answers import Artifact, Estimate, Event, Job, JobPage, Json, LogPage
 from service.client.calls import Call
 from service.client.errors import ApiProblem, ApiUnreachable, ClientError
 from service.client.http import open_http
@@ -70,6 +70,11 @@ class Client:
 
     def close(self) -> None:
         self._http.close()
+
+    @property
+    def connection(self) -> httpx.Client:
+        """What requests go through, for streams (`service.client.following`)."""
+        return self._http
 
     def send(self, call: Call[Answer]) -> Answer:
         """Make one request of `service.client.operations`."""
@@ -153,6 +158,17 @@ class Client:
         """The job's events after the one with the id `after`, oldest first."""
         return self.send(operations.events(job_id, after, limit))
 
+    def logs(
+        self,
+        job_id: str,
+        attempt: int | None = None,
+        source: str = "driver",
+        after: int = 0,
+        limit: int | None = None,
+    ) -> LogPage:
+        """A part of the log of an attempt, by default the last one; `text` is the content."""
+        return self.send(operations.logs(job_id, attempt, source, after, limit))
+
     def artifacts(self, job_id: str) -> list[Artifact]:
         """The published artifacts and their files, each with a URL that expires."""
         return self.send(operations.artifacts(job_id))
@@ -180,7 +196,7 @@ class Client:
         """Follow the job to its end, calling `on_update` at every look, and return it.
 
         An outage of the server, such as a restart, may last `patience_seconds`; only then is
-        `ApiUnreachable`, or a problem with status 502, 503 or 504, raised.
+        `ApiUnreachable`, or a problem with status 429, 502, 503 or 504, raised.
         """
         patience = Watching(patience_seconds, poll_seconds)
         while True:

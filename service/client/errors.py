@@ -34,9 +34,13 @@ class ApiUnreachable(ClientError):
         super().__init__(detail)
 
 
+TEMPORARY = frozenset({429, 502, 503, 504})
+"""Statuses of a server that may do later what it has refused."""
+
+
 def is_outage(error: ClientError) -> bool:
-    """Whether it may be temporary: nothing answered, or the status is 502, 503 or 504."""
-    return isinstance(error, ApiUnreachable) or getattr(error, "status", None) in {502, 503, 504}
+    """Whether it may be temporary: nothing answered, or the status is one of `TEMPORARY`."""
+    return isinstance(error, ApiUnreachable) or getattr(error, "status", None) in TEMPORARY
 
 
 def may_have_worked(error: ClientError) -> bool:

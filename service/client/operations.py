@@ -6,10 +6,9 @@ for asyncio.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Literal
-from urllib.parse import quote
 
 from service.client.answers import (
     Artifact,
@@ -20,8 +19,9 @@ from service.client.answers import (
     Job,
     JobPage,
     Json,
+    LogPage,
 )
-from service.client.calls import Call, NotOurs, Reply, as_object, sending
+from service.client.calls import Call, NotOurs, Reply, as_object, job_path, sending
 from service.domain.states import JobState
 
 UNSET: Any = object()
@@ -38,7 +38,7 @@ def estimate(spec: Mapping[str, Any]) -> Call[Estimate]:
 
 
 def job(job_id: str) -> Call[Job]:
-    return Call("GET", _path(job_id), as_object)
+    return Call("GET", job_path(job_id), as_object)
 
 
 def jobs(
@@ -68,50 +68,50 @@ def jobs(
 def change(job_id: str, priority: int | None, labels: Mapping[str, str | None] | None) -> Call[Job]:
     patch = {"priority": priority, "labels": labels}
     given = {name: value for name, value in patch.items() if value is not UNSET}
-    return sending("PATCH", _path(job_id), given)
+    return sending("PATCH", job_path(job_id), given)
 
 
 def cancel(job_id: str) -> Call[Job]:
-    return Call("POST", _path(job_id, "cancel"), as_object)
+    return Call("POST", job_path(job_id, "cancel"), as_object)
 
 
 def retry(job_id: str) -> Call[Job]:
-    return Call("POST", _path(job_id, "retry"), as_object)
+    return Call("POST", job_path(job_id, "retry"), as_object)
 
 
 def delete(job_id: str) -> Call[None]:
-    return Call("DELETE", _path(job_id), lambda _reply: None)
+    return Call("DELETE", job_path(job_id), lambda _reply: None)
 
 
 def events(job_id: str, after: int, limit: int) -> Call[list[Event]]:
     query = {"after": after, "limit": limit}
-    page: Call[EventPage] = Call("GET", _path(job_id, "events"), as_object, query)
+    page: Call[EventPage] = Call("GET", job_path(job_id, "events"), as_object, query)
     return _member(page, "events")
 
 
+def logs(
+    job_id: str, attempt: int | None, source: str, after: int, limit: int | None
+) -> Call[LogPage]:
+    query = {"attempt": attempt, "source": source, "after": after, "limit": limit}
+    given = {name: value for name, value in query.items() if value is not None}
+    return Call("GET", job_path(job_id, "logs"), as_object, given)
+
+
 def artifacts(job_id: str) -> Call[list[Artifact]]:
-    page: Call[ArtifactList] = Call("GET", _path(job_id, "artifacts"), as_object)
+    page: Call[ArtifactList] = Call("GET", job_path(job_id, "artifacts"), as_object)
     return _member(page, "artifacts")
 
 
 def artifact(job_id: str, name: str) -> Call[Artifact]:
-    return Call("GET", _path(job_id, "artifacts", name), as_object)
+    return Call("GET", job_path(job_id, "artifacts", name), as_object)
 
 
 def report(job_id: str) -> Call[Json]:
-    return Call("GET", _path(job_id, "report"), as_object)
+    return Call("GET", job_path(job_id, "report"), as_object)
 
 
 def file_url(job_id: str, name: str, path: str, method: Literal["GET", "HEAD"]) -> Call[str]:
-    return Call(method, _path(job_id, "artifacts", name, "files", *path.split("/")), _location)
-
-
-def _path(job_id: str, *rest: str) -> str:
-    return "/".join(["/v1/jobs", *_quoted([job_id, *rest])])
-
-
-def _quoted(parts: Iterable[str]) -> Iterable[str]:
-    return (quote(part, safe="", errors="replace") for part in parts)
+    return Call(method, job_path(job_id, "artifacts", name, "files", *path.split("/")), _location)
 
 
 def _time(time: datetime | None) -> str | None:

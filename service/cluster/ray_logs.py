@@ -33,11 +33,25 @@ def ray_logs(http: httpx.Client, submission: str) -> dict[str, LogReader]:
     A worker's log is its standard error output. Ray repeats both outputs of all workers in the
     driver's log, but leaves out lines that several of them print.
     """
-    found: dict[str, LogReader] = {"driver": partial(_read, http, submission_id=submission)}
+    found: dict[str, LogReader] = {"driver": partial(_read_driver, http, submission)}
     for actor in _actors(http, submission):
         if name := WORKER_NAME.search(str(actor.get("name"))):
             found[name[1]] = partial(_read, http, actor_id=actor["actor_id"], suffix="err")
     return found
+
+
+def _read_driver(http: httpx.Client, submission: str) -> Generator[bytes, None, None]:
+    try:
+        response = http.get(f"/api/jobs/{submission}", timeout=TIMEOUT)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise LogNotFound("Ray does not know the attempt.")
+        response.raise_for_status()
+        node_id = response.json().get("driver_node_id")
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
+        raise ClusterUnavailable(f"Ray does not describe the driver: {_named(error)}") from error
+    if not node_id:
+        raise LogNotFound("The driver has not begun.")
+    yield from _read(http, node_id=node_id, filename=f"job-driver-{submission}.log")
 
 
 def _actors(http: httpx.Client, namespace: str) -> list[dict[str, Any]]:

@@ -77,9 +77,13 @@ class AttemptLogs:
         if not self._readers.acquire(blocking=False):
             raise ClusterUnavailable(f"{MAX_READERS} requests read logs from Ray already.")
         try:
-            return self._ray_page(job.id, attempt, source, after, limit, ended=ended)
+            page = self._ray_page(job.id, attempt, source, after, limit, ended=ended)
         finally:
             self._readers.release()
+        if page.missing and (kept := read_index(self._storage, job.id, attempt)) is not None:
+            # A dispatcher has kept it, and had Ray forget it, since the first look.
+            return self._kept_page(kept, job.id, attempt, source, after, limit)
+        return page
 
     def keep(self, job_id: str, attempt: int) -> None:
         """Keep the ends of the logs of an attempt that has ended; a repeated call changes nothing.

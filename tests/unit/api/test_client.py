@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from api.app import create_app
+from api.feed import Feed
 from api.services import Services
 from service.client import access, answers, operations, webhooks
 from service.client.async_client import AsyncClient
@@ -29,8 +30,8 @@ from service.store.store import Store
 
 DOCUMENT = create_app(Settings()).openapi()
 TAGS = {"jobs", "results", "estimates", "webhooks", "access"}
-ELSEWHERE = {"logs", "sign_in"}
-"""Operations of streams, with tests of their own, and of browsers."""
+ELSEWHERE = {"sign_in"}
+"""Operations of browsers alone."""
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 JOB = "job-1"
 
@@ -44,6 +45,7 @@ CALLS: dict[str, Call[Any]] = {
     "retry": operations.retry(JOB),
     "delete": operations.delete(JOB),
     "events": operations.events(JOB, 1, 2),
+    "logs": operations.logs(JOB, 1, "driver", 2, 99),
     "artifacts": operations.artifacts(JOB),
     "artifact": operations.artifact(JOB, "keep-0.8"),
     "artifact_file": operations.file_url(JOB, "keep-0.8", "a/b", "GET"),
@@ -98,7 +100,9 @@ def test_each_request_is_the_documents(name: str) -> None:
     pattern = re.sub(r"\\\{path\\\}", ".+", re.escape(path))
     assert re.fullmatch(re.sub(r"\\\{\w+\\\}", "[^/]+", pattern), call.path)
     assert set(call.params) == names(operation, "query")
-    assert {each for each in call.headers if each != "Content-Type"} == names(operation, "header")
+    # Last-Event-ID is for streams: see test_following.
+    headers = names(operation, "header") - {"Last-Event-ID"}
+    assert {each for each in call.headers if each != "Content-Type"} == headers
     assert (call.content is not None) is ("requestBody" in operation)
 
 
@@ -133,7 +137,8 @@ class Application(httpx.AsyncBaseTransport, httpx.BaseTransport):
         app = create_app(services.settings)
 
         async def with_services(scope: Any, receive: Any, send: Any) -> None:
-            await app(scope | {"state": {"services": services}}, receive, send)
+            state = {"services": services, "feed": Feed(services.store.news.after)}
+            await app(scope | {"state": state}, receive, send)
 
         self._asgi = httpx.ASGITransport(with_services)
         self.requests: list[httpx.Request] = []

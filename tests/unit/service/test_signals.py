@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.signals import STOP_SIGNALS, stop_on_signals
+from service.signals import STOP_SIGNALS, calling_on_signals, stop_on_signals
 
 
 @pytest.fixture
@@ -55,3 +55,32 @@ def test_nohup_is_respected() -> None:
             assert not stop.wait(0)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_no_nohup")
+def test_an_act_comes_before_the_handler_of_a_signal() -> None:
+    seen: list[object] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        with calling_on_signals(lambda: seen.append("act")):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert seen == ["act", signal.SIGTERM, signal.SIGTERM]
+        with calling_on_signals(lambda: seen.append("act")):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL  # it ends the process
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_signals_are_left_alone_outside_the_main_thread() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    inside: list[object] = []
+
+    def call() -> None:
+        with calling_on_signals(lambda: None):
+            inside.extend(signal.getsignal(number) for number in STOP_SIGNALS)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert inside == before

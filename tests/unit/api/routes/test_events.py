@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from starlette.types import Message
 
+from api import event_stream
 from api import feed as feed_module
-from api.event_stream import wants_stream
+from api.event_stream import EventStream, wants_stream
+from api.feed import Feed
 from service.domain.job import DEFAULT_TENANT
 from service.store.store import Store
 from tests.fixtures.jobs import small_spec
@@ -163,3 +167,31 @@ def test_the_document_names_both_answers(client: TestClient) -> None:
     assert content["text/event-stream"]["schema"] == {"type": "string"}
     assert content["text/event-stream"]["example"].startswith("event: ")
     assert {"204", "404", "422", "429", "503"} <= answers.keys()
+
+
+def test_a_client_that_takes_nothing_is_dropped(
+    store: Store, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "SEND_SECONDS", 0.01)
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if len(sent) > 1:
+            await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def answer() -> None:
+        async with asyncio.timeout(20), Feed(store.news.after) as feed:
+            frames = feed.follow(store.users(DEFAULT_TENANT).events, job_id, 0)
+            stream = EventStream(frames, feed, DEFAULT_TENANT)
+            await stream({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+            assert not feed._open
+            assert not feed._jobs
+            assert [frame async for frame in frames] == []
+
+    asyncio.run(answer())
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]

@@ -28,12 +28,16 @@ def listed(*_: object) -> httpx.Response:
     return httpx.Response(200, json={"data": {"result": {"result": ACTORS}}})
 
 
+def described(*_: object) -> httpx.Response:
+    return httpx.Response(200, json={"driver_node_id": "n1"})
+
+
 def sending(response: httpx.Response | Exception) -> dict[str, LogReader]:
     """The logs of a cluster that answers this when one is read."""
 
     def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/api/v0/actors":
-            return listed()
+        if request.url.path != "/api/v0/logs/file":
+            return listed() if "actors" in request.url.path else described()
         if isinstance(response, Exception):
             raise response
         return response
@@ -45,6 +49,8 @@ def test_driver_and_workers_are_asked_for_by_their_names() -> None:
     asked: list[dict[str, str]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == f"/api/jobs/{NAME}":
+            return described()
         asked.append(dict(request.url.params))
         return listed() if "actors" in request.url.path else httpx.Response(200, text="printed")
 
@@ -56,7 +62,7 @@ def test_driver_and_workers_are_asked_for_by_their_names() -> None:
     assert b"".join(found["worker-11"]()) == b"printed"
     whole = {"lines": "-1", "timeout": asked[1]["timeout"]}
     assert asked[1:] == [
-        whole | {"submission_id": NAME},
+        whole | {"node_id": "n1", "filename": f"job-driver-{NAME}.log"},
         whole | {"actor_id": "a1", "suffix": "err"},
     ]
 
@@ -88,5 +94,27 @@ def test_a_dashboard_that_does_not_send_is_unavailable(
     ],
 )
 def test_a_dashboard_that_lists_no_actors_is_unavailable(answer: httpx.Response) -> None:
-    with pytest.raises(ClusterUnavailable, match=r"does not list its actors: \w"):
+    with pytest.raises(ClusterUnavailable, match=r"does not list its actors: .+"):
         logs(lambda _: answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (httpx.Response(404, text="no such job"), "does not know the attempt"),
+        (httpx.Response(200, json={"driver_node_id": None}), "has not begun"),
+    ],
+)
+def test_a_driver_without_a_machine_has_no_log(answer: httpx.Response, reason: str) -> None:
+    found = logs(lambda request: listed() if "actors" in request.url.path else answer)
+    with pytest.raises(LogNotFound, match=reason):
+        list(found["driver"]())
+
+
+@pytest.mark.parametrize("answer", [httpx.Response(500), httpx.Response(200, text="<html>")])
+def test_a_dashboard_that_does_not_describe_the_driver_is_unavailable(
+    answer: httpx.Response,
+) -> None:
+    found = logs(lambda request: listed() if "actors" in request.url.path else answer)
+    with pytest.raises(ClusterUnavailable, match=r"does not describe the driver: .+"):
+        list(found["driver"]())

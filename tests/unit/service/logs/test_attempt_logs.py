@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from service.cluster.ray_jobs import Unknown
+from service.cluster.ray_jobs import AttemptStatus, Unknown
 from service.cluster.ray_logs import LogReader
 from service.domain.job import DEFAULT_TENANT, Job
 from service.errors import ClusterUnavailable, LogNotFound, StorageUnavailable
@@ -196,6 +196,29 @@ def test_an_attempt_that_ray_does_not_know_any_more_is_lost_and_says_so(
             assert (page.text, page.complete, page.missing) == ("", True, LOST)
             assert page.sources == ()
         logs.keep(attempt.id, 1)
+
+
+def test_a_log_that_is_kept_between_two_looks_is_not_lost(
+    logs: AttemptLogs,
+    attempt: Attempt,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempt.print("printed\n")
+    attempt.end()
+    job = attempt.job
+    status = cluster.status
+
+    def kept_meanwhile(job_id: str, number: int) -> AttemptStatus:
+        monkeypatch.setattr(cluster, "status", status)
+        AttemptLogs(cluster, bucket, Mask(())).keep(job_id, number)
+        cluster.restart()
+        return status(job_id, number)
+
+    monkeypatch.setattr(cluster, "status", kept_meanwhile)
+    page = logs.page(job, 1, "driver", 0, 1000)
+    assert (page.text, page.missing) == (f"printed\n{CODE}", None)
 
 
 def test_a_log_that_was_lost_with_its_machine_leaves_the_others(
