@@ -264,12 +264,11 @@ class Feed:
                 await asyncio.sleep(LOOK_SECONDS)
 
     def _hand_out(self, news: NewEvents, asked: Mapping[str, _Job]) -> None:
+        # Followers who came after all others had left belong to another `_Job`.
         frames: dict[str, list[tuple[int, bytes]]] = {}
         for event in news.events:
             frames.setdefault(event.job_id, []).append((event.id, event_frame(event)))
         for job_id, job in asked.items():
-            if self._jobs.get(job_id) is not job:
-                continue  # the look was from the cursor of followers who have left
             if new := frames.get(job_id):
                 job.after = new[-1][0]
                 for follower in job.followers:

@@ -14,6 +14,7 @@ from api import feed as feed_module
 from api.feed import Feed
 from api.frames import HEARTBEAT
 from service.domain.job import DEFAULT_TENANT, Event
+from service.domain.states import JobState
 from service.errors import DatabaseUnavailable, FollowersFull, StorageUnavailable, TooManyFollowers
 from service.store.news import NewEvents
 from service.store.store import Store
@@ -391,5 +392,69 @@ def test_followers_are_bounded_per_tenant_and_in_all(
             with feed.counted("two"), pytest.raises(FollowersFull):
                 feed.check_room("three")
         feed.check_room("one")
+
+    run(follow())
+
+
+def test_what_others_were_offered_while_a_follower_joined_is_read_by_it(job_store: Store) -> None:
+    async def follow() -> None:
+        job, users = Running(job_store), job_store.users(DEFAULT_TENANT)
+        async with Feed(job_store.news.after) as feed:
+            first = await Stream(feed, job_store, job.id).read(until=job.events[-1])
+            reading = asyncio.create_task(first.read())
+            while not feed._jobs:
+                await asyncio.sleep(0.005)
+            stale = users.events(job.id)
+            job.record()
+            while first.ids != job.events:
+                await asyncio.sleep(0.005)
+            answers = [stale]
+
+            def history(job_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
+                return answers.pop() if answers else users.events(job_id, after=after, limit=limit)
+
+            second = Stream(feed, job_store, job.id)
+            second.frames = feed.follow(history, job.id, 0)
+            await second.read(until=job.events[-1])
+            job.fail()
+            await asyncio.gather(reading, second.read())
+            assert second.ids == first.ids == job.events
+
+    run(follow())
+
+
+def test_a_job_has_not_ended_for_a_look_that_did_not_see_all(job_store: Store) -> None:
+    async def follow() -> None:
+        job = Running(job_store)
+        partial = NewEvents([], {job.id: JobState.FAILED}, complete=False)
+        looks = [partial]
+
+        def look(cursors: Mapping[str, int], *, limit: int = 1000) -> NewEvents:
+            return looks.pop() if looks else job_store.news.after(cursors, limit=limit)
+
+        async with Feed(look) as feed:
+            stream = Stream(feed, job_store, job.id)
+            reading = asyncio.create_task(stream.read())
+            while looks:
+                await asyncio.sleep(0.005)
+            job.record()
+            job.fail()
+            await reading
+            assert stream.ids == job.events
+
+    run(follow())
+
+
+def test_a_look_for_followers_who_have_left_is_not_for_those_who_came(job_store: Store) -> None:
+    async def follow() -> None:
+        job = Running(job_store)
+        feed = Feed(job_store.news.after)
+        with feed._joined(job.id, 5) as gone:
+            asked = dict(feed._jobs)
+        with feed._joined(job.id, 1) as come:
+            feed._hand_out(job_store.news.after({job.id: 0}), asked)
+            assert feed._jobs[job.id].after == 1
+            assert not gone.take()
+            assert not come.take()
 
     run(follow())
