@@ -431,6 +431,8 @@ def _errors() -> list[type[EigenpressError]]:
 def test_each_error_has_its_status(kind: type[EigenpressError]) -> None:
     families = {UserError: 422, InfrastructureError: 503}
     gone = {"ObjectMissing": 410, "ArtifactCorrupt": 410}
-    named = {"JobNotFound": 404, "JobConflict": 409} | gone
+    missing = {"JobNotFound": 404, "WebhookNotFound": 404, "DeliveryNotFound": 404}
+    conflicts = {"JobConflict": 409, "WebhookDisabled": 409, "WebhookLimitReached": 409}
+    named = missing | conflicts | gone
     family = next((status for base, status in families.items() if issubclass(kind, base)), 500)
     assert status_of(kind) == named.get(kind.__name__, family)
