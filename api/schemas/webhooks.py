@@ -73,7 +73,7 @@ class Webhook(Schema):
     enabled: bool
     disabled: DisabledReason | None = Field(
         description="Why it sends nothing: its `user` disabled it, the receiver answered 410 "
-        "(`gone`), or nothing has been delivered for days (`failing`)."
+        "(`gone`), or all attempts of three days have failed (`failing`)."
     )
     failing_since: datetime | None = Field(
         description="The first failure since the last message that was delivered."

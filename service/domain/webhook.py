@@ -64,7 +64,7 @@ class DisabledReason(StrEnum):
     GONE = "gone"
     """The receiver answered 410, by which it asks for no more messages."""
     FAILING = "failing"
-    """A message was given up, and no other has been delivered for days."""
+    """All attempts of three days have failed."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ SCHEDULE_SECONDS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 JITTER = 0.2
 """By how much of itself a pause may be longer, so that receivers are not hit all at once."""
 
-DISABLED_AFTER_SECONDS = 2 * 86_400.0
-"""A webhook that has delivered nothing for so long is disabled when it gives a message up."""
+DISABLED_AFTER_SECONDS = 3 * 86_400.0
+"""A webhook whose attempts have all failed for so long is disabled: about a whole schedule."""
 
 OLD_SECRET_SECONDS = 86_400.0
 """How long messages are also signed with the secret before the last one."""

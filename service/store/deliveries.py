@@ -117,7 +117,7 @@ class Deliveries:
                 .returning(deliveries.c.id)
             ).one_or_none()
             if recorded is not None:
-                _note(connection, webhook, outcome, now, given_up=pause is None)
+                _note(connection, webhook, outcome, now)
 
     def delete_old(self, seconds: float, *, limit: int = 1000) -> int:
         """Delete at most `limit` deliveries that ended at least `seconds` ago; return how many."""
@@ -143,9 +143,7 @@ def _claimed(webhook: Row[Any], now: datetime, lease_seconds: float) -> dict[str
     }
 
 
-def _note(
-    connection: Connection, webhook: Row[Any], outcome: Outcome, now: datetime, *, given_up: bool
-) -> None:
+def _note(connection: Connection, webhook: Row[Any], outcome: Outcome, now: datetime) -> None:
     """Record on the webhook's side whether it fails; disable one that receives nothing."""
     mine = update(webhooks).where(webhooks.c.id == webhook.id)
     if outcome.error is None:
@@ -156,7 +154,7 @@ def _note(
     connection.execute(mine.values(failing_since=since))
     if outcome.status_code == GONE:
         disable(connection, webhook.id, DisabledReason.GONE)
-    elif given_up and now - since >= timedelta(seconds=DISABLED_AFTER_SECONDS):
+    elif now - since >= timedelta(seconds=DISABLED_AFTER_SECONDS):
         disable(connection, webhook.id, DisabledReason.FAILING)
 
 

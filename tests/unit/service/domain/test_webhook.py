@@ -12,6 +12,7 @@ import pytest
 from service.domain.job import EventType, Job
 from service.domain.states import JobState
 from service.domain.webhook import (
+    DISABLED_AFTER_SECONDS,
     JITTER,
     MAX_DETAIL_CHARACTERS,
     SCHEDULE_SECONDS,
@@ -69,6 +70,8 @@ def test_the_schedule_is_the_standards() -> None:
     pauses = [pause_seconds(attempts, 0.0) for attempts in range(1, 12)]
     assert pauses == [5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400, None, None]
     assert timedelta(days=3) < timedelta(seconds=sum(SCHEDULE_SECONDS)) < timedelta(days=3.2)
+    # The last attempt of a single message disables its webhook.
+    assert sum(SCHEDULE_SECONDS[:-1]) < DISABLED_AFTER_SECONDS < sum(SCHEDULE_SECONDS)
 
 
 @pytest.mark.parametrize("attempts", range(1, 10))
