@@ -54,10 +54,7 @@ def load_vllm(folder: str) -> Generate:
 
 
 def load_transformers(folder: str, *, multiply_out: bool = False) -> Generate:
-    """The same in transformers; `multiply_out` makes plain layers of integers, as docs/serving.md.
-
-    Else they are multiplied out too, but stay wrapped.
-    """
+    """The same in transformers; `multiply_out` turns integers into plain layers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -86,7 +83,7 @@ def load_transformers(folder: str, *, multiply_out: bool = False) -> Generate:
     return generate
 
 
-ENGINES = {
+ENGINES: dict[str, Callable[[str], Generate]] = {
     "vllm": load_vllm,
     "transformers": load_transformers,
     "transformers, multiplied out": partial(load_transformers, multiply_out=True),

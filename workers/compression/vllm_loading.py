@@ -30,22 +30,45 @@ def is_served_by_vllm() -> bool:
 
 def prepare_for_vllm(base: Any, parents: Iterable[str]) -> None:
     """Let vLLM join the dense layers of these modules, and load products for them."""
-    for parent in map(base.get_submodule, parents):
+    given = []
+    for path in parents:
+        parent = base.get_submodule(path)
         dense = {name: each for name, each in parent.named_children() if type(each) is nn.Linear}
-        if any(layer.bias is not None for layer in dense.values()):
-            for name, layer in dense.items():
-                setattr(parent, name, nn.Linear(layer.in_features, layer.out_features))
-    base.load_weights = partial(load_products, base)
+        without = [name for name, layer in dense.items() if layer.bias is None]
+        if len(without) == len(dense):
+            continue
+        for name in without:  # the bias becomes zero
+            setattr(parent, name, nn.Linear(dense[name].in_features, dense[name].out_features))
+            given.append(f"{path}.")
+    base.load_weights = partial(load_products, base, tuple(given))
 
 
-def load_products(base: Any, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-    """Load the base model's weights as vLLM does; returns their names. vLLM calls this."""
-    biases = {name: each for name, each in base.named_parameters() if name.endswith(".bias")}
-    for bias in biases.values():  # the checkpoint lacks those that the model got above
-        nn.init.zeros_(bias)
+def load_products(
+    base: Any, given: tuple[str, ...], weights: Iterable[tuple[str, Tensor]]
+) -> set[str]:
+    """Load the base model's weights as vLLM does; returns their names. vLLM calls this.
+
+    `given` are the prefixes of modules in which layers have got biases. Raises ValueError if vLLM
+    would leave out a bias.
+    """
+    for name, parameter in base.named_parameters():
+        if name.startswith(given) and name.endswith(".bias"):
+            nn.init.zeros_(parameter)
+    found = []
+
+    def noted() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in products(weights):
+            found.append(name)
+            yield name, tensor
+
     loader = sys.modules["vllm.model_executor.models.utils"].AutoWeightsLoader(base)
-    loaded: set[str] = loader.load_weights(products(weights))
-    return loaded | biases.keys()
+    loaded: set[str] = loader.load_weights(noted())
+    if lost := [name for name in found if name.endswith(".bias") and name not in loaded]:
+        raise ValueError(
+            f"vLLM has no place for '{lost[0]}': serve what `eigenpress expand` makes of the model"
+        )
+    biases = (name for name, _ in base.named_parameters() if name.endswith(".bias"))
+    return loaded.union(name for name in biases if name.startswith(given))
 
 
 def products(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
