@@ -65,7 +65,7 @@ _WINDOWS = {
 }
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_HEADS, tie_word_embeddings=False),
-    "wide-llama": LlamaConfig(**_HEADS | {"intermediate_size": 8192}),
+    "wide-llama": LlamaConfig(**_HEADS | {"intermediate_size": 20000}),
     "qwen3": Qwen3Config(**_HEADS, tie_word_embeddings=True),
     "gemma3": Gemma3TextConfig(**_HEADS, **_WINDOWS),
     "mistral": MistralConfig(**_HEADS, sliding_window=8),

@@ -134,7 +134,8 @@ def compress(base: Any, layers: dict[str, Any]) -> None:
         parent, _, child = path.rpartition(".")
         low_rank = parents.setdefault(parent, [])
         dense, rank, bias = base.get_submodule(path), shape["rank"], shape["bias"]
-        if serving and rank and is_faster_dense(dense.in_features, dense.out_features, rank):
+        sides = dense.in_features, dense.out_features
+        if serving and rank and is_faster_dense(*sides, rank, joined=True):
             rank = None
         if rank is not None:
             low_rank.append(child)

@@ -16,10 +16,14 @@ SMALL_WEIGHT = 1 << 21
 """Parameters of the largest dense weight that is kept beside its factors: 4 MiB in 16 bits."""
 
 
-def is_faster_dense(in_features: int, out_features: int, rank: int) -> bool:
-    """Whether a layer of this rank is small, and takes less time as one product than as two."""
+def is_faster_dense(in_features: int, out_features: int, rank: int, joined: bool = False) -> bool:
+    """Whether a layer of this rank is small, and takes less time as one product than as two.
+
+    `joined` is whether the engine joins dense layers, so that low rank takes another product.
+    """
     saved = (in_features - rank) * (out_features - rank)
-    return saved < SECOND_PRODUCT and in_features * out_features <= SMALL_WEIGHT
+    more = SECOND_PRODUCT * (1 + joined)
+    return saved < more and in_features * out_features <= SMALL_WEIGHT
 
 
 @torch.no_grad()

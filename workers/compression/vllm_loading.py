@@ -87,7 +87,7 @@ def products(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tenso
         if len(found) < len(factors):
             continue
         basis, rest, order = (found[each] for each in factors)
-        if is_faster_dense(basis.shape[1], len(order), len(basis)):
+        if is_faster_dense(basis.shape[1], len(order), len(basis), joined=True):
             weight = multiplied_out(basis, rest, order)
             if shard is not None:
                 weight.shard_id = shard  # type: ignore[attr-defined]

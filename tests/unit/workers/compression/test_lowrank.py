@@ -200,6 +200,8 @@ def test_only_small_layers_that_save_little_are_multiplied_out() -> None:
     little = side - int(SECOND_PRODUCT**0.5)  # the largest rank that saves enough
     assert is_faster_dense(side, side, little + 1)
     assert not is_faster_dense(side, side, little - 1)
+    assert is_faster_dense(side, side, little - 1, joined=True)
+    assert not is_faster_dense(side, side, side - int((2 * SECOND_PRODUCT) ** 0.5), joined=True)
     assert is_faster_dense(side, SMALL_WEIGHT // side, 1000)
     assert not is_faster_dense(side, SMALL_WEIGHT // side + 1, 1000)
     assert products(LowRankLinear(side, side, little + 1, bias=False).eval()) == 1

@@ -48,7 +48,7 @@ def test_parts_of_a_joined_layer_are_kept_apart() -> None:
 
 
 def test_the_factors_of_large_layers_are_loaded_as_they_are() -> None:
-    large = {f"a.{name}": each for name, each in factors(1024, 1024, 8).items()}
+    large = {f"a.{name}": each for name, each in factors(2048, 2048, 8).items()}
     found = dict(products(large.items()))
     assert found.keys() == large.keys()
     assert all(found[name] is each for name, each in large.items())
