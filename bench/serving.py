@@ -47,6 +47,8 @@ INTERPRETERS = {
     "vllm": ROOT / ".venv-serving" / "bin" / "python",
 }
 DENSE = "dense"
+MULTIPLIED_OUT = "multiplied out"
+"""Integers that became plain layers after loading; see docs/serving.md."""
 SHORT = 16
 """Tokens of the prompt before decoding."""
 KEEPS = (0.8, 0.6)
@@ -73,7 +75,8 @@ class Served:
     """A model in an engine. Raises RuntimeError if the engine cannot load it."""
 
     def __init__(self, engine: str, folder: Path, log: Path) -> None:
-        command: list[str | Path] = [INTERPRETERS[engine], "-I", PROGRAM, engine, folder.resolve()]
+        interpreter = INTERPRETERS[engine.partition(",")[0]]
+        command: list[str | Path] = [interpreter, "-I", PROGRAM, engine, folder.resolve()]
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True
@@ -191,15 +194,24 @@ def serving(
     """Every model that the engine can load, loaded; what it cannot load is printed."""
     with ExitStack() as stack:
         models = {}
-        for name, folder in folders.items():
+        for name, folder, way in ways(engine, folders):
             try:
-                model = Served(engine, folder, scratch / f"{engine}-{name}.log")
+                model = Served(way, folder, scratch / f"{engine}-{name}.log")
             except RuntimeError as error:
                 console.print(f"{engine} does not load {name}: {error}", markup=False)
                 continue
             stack.callback(model.stop)
             models[name] = model
         yield models
+
+
+def ways(engine: str, folders: Mapping[str, Path]) -> Iterator[tuple[str, Path, str]]:
+    """Each model's name, folder and engine; transformers runs integers in a second way, too."""
+    for name, folder in folders.items():
+        yield name, folder, engine
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        if engine == "transformers" and "quantization_config" in config:
+            yield f"{name}, {MULTIPLIED_OUT}", folder, f"{engine}, {MULTIPLIED_OUT}"
 
 
 HEADINGS = ("decoding", "prefill")

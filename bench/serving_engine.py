@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 os.environ |= {  # before vLLM reads it
@@ -52,8 +53,8 @@ def load_vllm(folder: str) -> Generate:
     return generate
 
 
-def load_transformers(folder: str) -> Generate:
-    """The same in transformers."""
+def load_transformers(folder: str, *, multiply_out: bool = False) -> Generate:
+    """The same in transformers; `multiply_out` turns integers into plain layers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -61,6 +62,10 @@ def load_transformers(folder: str) -> Generate:
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype=torch.bfloat16
     ).to(device)
+    if multiply_out:
+        from compressed_tensors.compressors import decompress_module
+
+        model.apply(partial(decompress_module, leave_decompressed=False))
 
     @torch.inference_mode()
     def generate(prompt: list[int], count: int) -> None:
@@ -78,7 +83,11 @@ def load_transformers(folder: str) -> Generate:
     return generate
 
 
-ENGINES = {"vllm": load_vllm, "transformers": load_transformers}
+ENGINES: dict[str, Callable[[str], Generate]] = {
+    "vllm": load_vllm,
+    "transformers": load_transformers,
+    "transformers, multiplied out": partial(load_transformers, multiply_out=True),
+}
 
 
 def main() -> None:

@@ -65,6 +65,7 @@ _WINDOWS = {
 }
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_HEADS, tie_word_embeddings=False),
+    "wide-llama": LlamaConfig(**_HEADS | {"intermediate_size": 20000}),
     "qwen3": Qwen3Config(**_HEADS, tie_word_embeddings=True),
     "gemma3": Gemma3TextConfig(**_HEADS, **_WINDOWS),
     "mistral": MistralConfig(**_HEADS, sliding_window=8),
@@ -82,7 +83,8 @@ RANDOM_TEXTS = torch.randint(
     258, (CANDIDATES, PROMPT_LENGTH), generator=torch.Generator().manual_seed(3)
 )
 RANKS = (37, None, None, 21, None)
-"""Of the layers, in turn: no two blocks have the same ranks, and most layers stay dense."""
+"""Of the layers, in turn: no two blocks have the same ranks, and most layers stay dense. vLLM
+multiplies all of low rank out but those of an MLP that is wide."""
 
 
 def low_rank_artifact(folder: Path, name: str, *, bias: bool) -> Path:

@@ -17,7 +17,6 @@ stops, instead of loading the base architecture with random weights for the miss
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -25,10 +24,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from workers.compression.candidates import SECOND_PRODUCT
 from workers.compression.interpolation import Interpolation
-from workers.compression.lowrank import LowRankLinear
+from workers.compression.lowrank import (
+    SMALL_WEIGHT,
+    LowRankLinear,
+    is_faster_dense,
+    multiplied_out,
+)
 from workers.compression.rounding.grid import RoundedWeight
 from workers.compression.unfuse import UNFUSING
+from workers.compression.vllm_loading import (
+    is_served_by_vllm,
+    load_products,
+    prepare_for_vllm,
+    products,
+)
 
 FORMAT = 1
 CONFIG_KEY = "eigenpress"
@@ -37,6 +48,10 @@ WEIGHTS_KEY = "transformers_weights"
 WEIGHTS_REFUSAL = "load this model with trust_remote_code=True"
 """transformers refuses this as the name of a weights file, and shows it in the error."""
 
+LAYERS = (is_faster_dense, multiplied_out, LowRankLinear)
+SERVING = (is_served_by_vllm, prepare_for_vllm, load_products, products)
+"""What the modelling file holds of other modules."""
+
 _MODELING_TEMPLATE = '''"""A {base.architecture} compressed by Eigenpress.
 
 Load it with ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``,
@@ -44,13 +59,16 @@ or serve it with ``vllm serve folder --trust-remote-code --model-impl transforme
 """
 
 import sys
-from functools import cache
+from collections.abc import Iterable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import {base.config}, {base.architecture}, {base.model}
 
+SECOND_PRODUCT = {second_product}
+SMALL_WEIGHT = {small_weight}
 
 {code}
 
@@ -109,22 +127,24 @@ def variant(parent: type, replaced: tuple[str, ...]) -> type:
 
 def compress(base: Any, layers: dict[str, Any]) -> None:
     """Put the modules that replace these layers into the base model of a causal language model."""
-    vllm = sys.modules.get("vllm.distributed.parallel_state")
-    if (
-        vllm
-        and vllm.model_parallel_is_initialized()
-        and vllm.get_tensor_model_parallel_world_size() > 1
-    ):
-        raise ValueError("low-rank layers cannot be split: leave tensor_parallel_size at 1")
+    serving = is_served_by_vllm()
     parents: dict[str, list[str]] = {}
     for name, shape in layers.items():
         path = name.removeprefix(f"{base.base_model_prefix}.")
-        base.set_submodule(path, replacement(base.get_submodule(path), **shape))
         parent, _, child = path.rpartition(".")
-        parents.setdefault(parent, []).append(child)
+        low_rank = parents.setdefault(parent, [])
+        dense, rank, bias = base.get_submodule(path), shape["rank"], shape["bias"]
+        sides = dense.in_features, dense.out_features
+        if serving and rank and is_faster_dense(*sides, rank, joined=True):
+            rank = None
+        if rank is not None:
+            low_rank.append(child)
+        base.set_submodule(path, replacement(dense, rank, bias))
     for path, children in parents.items():
         module = base.get_submodule(path)
         module.__class__ = variant(module.__class__, tuple(sorted(children)))
+    if serving:
+        prepare_for_vllm(base, parents)
 
 
 def tensors(name: str, layer: Interpolation) -> Iterator[tuple[str, Tensor]]:
@@ -141,12 +161,14 @@ def modeling_source(base: BaseClasses, *, unfused: bool) -> str:
 
     `unfused` is true if the checkpoint holds the tensors of the unfused model.
     """
-    code = (*(UNFUSING if unfused else ()), LowRankLinear, replacement, variant, compress)
+    code = (*(UNFUSING if unfused else ()), *LAYERS, replacement, variant, *SERVING, compress)
     return _MODELING_TEMPLATE.format(
         base=base,
         weights_key=WEIGHTS_KEY,
         weights_refusal=WEIGHTS_REFUSAL,
         key=CONFIG_KEY,
+        second_product=SECOND_PRODUCT,
+        small_weight=SMALL_WEIGHT,
         prepare="        unfuse(self)\n" if unfused else "",
         code="\n\n".join(map(inspect.getsource, code)),
     )
