@@ -2,12 +2,15 @@
 
 What config.json describes may take any time and memory to build, so each inspection has a process
 of its own. It is forked from one that has imported torch and transformers once; this first takes
-some seconds. Where they are not installed, as beside an API alone, the workers look first.
+some seconds. What it says of the same bytes is kept, so the next job on a model is accepted in
+milliseconds. Where they are not installed, as beside an API alone, the workers look first.
 """
 
 from __future__ import annotations
 
 import atexit
+import hashlib
+import json
 import logging
 import os
 import secrets
@@ -15,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cache
 from importlib.util import find_spec
 from multiprocessing import Pipe
@@ -46,6 +50,11 @@ PATIENCE_SECONDS = 60
 
 END_SECONDS = 2
 
+MAX_KNOWN = 1000
+"""How many answers are kept: a hash and an error each."""
+IRRELEVANT = frozenset({"name", "labels", "priority", "limits"})
+"""Fields of a specification that say nothing of its model."""
+
 MAX_TENSORS = 20_000
 """The names of more are left to the workers; these take 2 seconds."""
 
@@ -60,7 +69,8 @@ def inspect_model(config: bytes, shapes: Mapping[str, Sequence[int]], spec: JobS
     """
     known = shapes if len(shapes) <= MAX_TENSORS else None
     what = f"{CONFIG_NAME} describes a model"
-    _run("inspect", what, {CONFIG_NAME: config}, known, spec)
+    asked = json.dumps(known), spec.model_dump_json(exclude=set(IRRELEVANT))
+    _run("inspect", what, asked, {CONFIG_NAME: config}, known, spec)
 
 
 def inspect_tokenizer(config: bytes, files: Mapping[str, bytes]) -> None:
@@ -69,12 +79,26 @@ def inspect_tokenizer(config: bytes, files: Mapping[str, bytes]) -> None:
     `config` is the model's config.json, `files` are the tokenizer's. Raises the errors of
     `workers.actors.inspection.inspect_tokenizer`, and ModelInvalid if it exceeds the bounds.
     """
-    _run("inspect_tokenizer", "the tokenizer is one", {CONFIG_NAME: config, **files})
+    _run("inspect_tokenizer", "the tokenizer is one", (), {CONFIG_NAME: config, **files})
 
 
-def _run(function: str, what: str, files: Mapping[str, bytes], *arguments: object) -> None:
-    """Have a function called with a folder of these files, and raise what it raises."""
+def _run(
+    function: str,
+    what: str,
+    asked: Sequence[str],
+    files: Mapping[str, bytes],
+    *arguments: object,
+) -> None:
+    """Have a function called with a folder of these files, and raise what it raises.
+
+    `asked` says what the answer depends on beside the files.
+    """
     if not available():
+        return
+    digest = _digest(function, asked, files)
+    if digest in _KNOWN:
+        if (known := _KNOWN[digest]) is not None:
+            raise copy(known)  # an error keeps the traceback of where it was raised
         return
     with tempfile.TemporaryDirectory() as name:
         for file, content in files.items():
@@ -82,8 +106,12 @@ def _run(function: str, what: str, files: Mapping[str, bytes], *arguments: objec
         answer = _INSPECTOR.ask(
             (function, (Path(name), *arguments), GIVE_UP_SECONDS, MAX_SECONDS, MAX_MEMORY_BYTES)
         )
+    if answer is None or isinstance(answer, UserError):
+        if len(_KNOWN) >= MAX_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[digest] = answer
     if isinstance(answer, UserError):
-        raise answer
+        raise copy(answer)
     if isinstance(answer, str):
         raise ModelInvalid(
             f"{what} that takes too much {answer} to build (the bounds are {MAX_SECONDS} seconds "
@@ -92,6 +120,15 @@ def _run(function: str, what: str, files: Mapping[str, bytes], *arguments: objec
         )
     if answer is not None:
         log.error("A model could not be inspected: %s", answer)  # the workers will see it
+
+
+def _digest(function: str, asked: Sequence[str], files: Mapping[str, bytes]) -> str:
+    hashed = hashlib.sha256()
+    contents = (part for file in sorted(files) for part in (file.encode(), files[file]))
+    for part in (function.encode(), *(each.encode() for each in asked), *contents):
+        hashed.update(b"%d:" % len(part))
+        hashed.update(part)
+    return hashed.hexdigest()
 
 
 @cache
@@ -160,4 +197,7 @@ def _environment() -> dict[str, str]:
 
 
 _INSPECTOR = _Inspector()
+_KNOWN: dict[str, UserError | None] = {}
+"""By what was asked: None, or what is wrong with the model. Answers beyond the bounds are not kept;
+they may be another time's."""
 atexit.register(_INSPECTOR.close)

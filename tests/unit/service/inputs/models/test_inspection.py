@@ -37,6 +37,7 @@ def shapes_of(config: Any) -> dict[str, list[int]]:
 
 
 SHAPES = shapes_of(tiny_llama_config())
+LACKING = {name: shape for name, shape in SHAPES.items() if "q_proj" not in name}
 
 
 @pytest.fixture
@@ -256,3 +257,62 @@ def test_a_broken_process_refuses_nothing_and_is_started_again(
 def test_the_process_sees_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EIGENPRESS_S3_SECRET_ACCESS_KEY", "secret")
     assert "secret" not in inspection._environment().values()
+
+
+class TestKnownAnswers:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The functions that the process is asked to call."""
+        asked: list[str] = []
+        ask = inspection._INSPECTOR.ask
+
+        def noted(request: tuple[Any, ...]) -> Any:
+            asked.append(request[0])
+            return ask(request)
+
+        monkeypatch.setattr(inspection, "_KNOWN", {})
+        monkeypatch.setattr(inspection._INSPECTOR, "ask", noted)
+        return asked
+
+    def test_of_the_same_model_are_kept(self, spec: JobSpec, asked: list[str]) -> None:
+        config = json.dumps(LLAMA).encode()
+        for priority in range(3):
+            inspect_model(config, SHAPES, spec.model_copy(update={"priority": priority}))
+        assert asked == ["inspect"]
+        longer = spec.calibration.model_copy(update={"sequence_length": 65})
+        inspect_model(config, SHAPES, spec.model_copy(update={"calibration": longer}))
+        inspect_model(json.dumps(LLAMA | {"note": 1}).encode(), SHAPES, spec)
+        assert refusal(spec, LACKING)
+        assert len(asked) == 4
+
+    def test_are_errors_of_their_own(self, spec: JobSpec, asked: list[str]) -> None:
+        def refused() -> ModelInvalid:
+            with pytest.raises(ModelInvalid) as caught:
+                inspect_model(json.dumps(LLAMA).encode(), LACKING, spec)
+            return caught.value
+
+        first, second = refused(), refused()
+        assert asked == ["inspect"]
+        assert (first.detail, first.param) == (second.detail, second.param)
+        assert first is not second
+
+    def test_beyond_the_bounds_are_not_kept(
+        self, spec: JobSpec, asked: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def exceeded(request: tuple[Any, ...]) -> str:
+            asked.append(request[0])
+            return "time"
+
+        monkeypatch.setattr(inspection._INSPECTOR, "ask", exceeded)
+        for _ in range(2):
+            assert "too much time" in refusal(spec)
+        assert len(asked) == 2
+
+    def test_are_bounded(
+        self, spec: JobSpec, asked: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(inspection, "MAX_KNOWN", 2)
+        monkeypatch.setattr(inspection._INSPECTOR, "ask", lambda request: asked.append(request[0]))
+        for number in range(5):
+            inspect_model(json.dumps(LLAMA | {"note": number}).encode(), SHAPES, spec)
+            assert len(inspection._KNOWN) <= 2
