@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from service.cli.connection import AsJson, Url, connect, console, note, print_json
 from service.client import access
@@ -97,13 +99,20 @@ def list_keys(
     if as_json:
         print_json(found)
         return
-    table = _table("id", "tenant", "scope", "name", "state", "last used")
-    for key in found:
-        used = _day(key["last_used_at"]) or "never"
-        table.add_row(
-            key["id"], key["tenant"], key["scope"], key["name"] or "", _key_state(key), used
-        )
-    console(sys.stdout).print(table)
+    _print_table(
+        ("id", "tenant", "scope", "name", "state", "last used"),
+        [
+            (
+                key["id"],
+                key["tenant"],
+                key["scope"],
+                key["name"] or "",
+                _key_state(key),
+                _day(key["last_used_at"]) or "never",
+            )
+            for key in found
+        ],
+    )
 
 
 @keys.command("revoke")
@@ -207,18 +216,20 @@ def _print_tenants(found: list[Tenant], *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    table = _table("name", "running", "queued", "stored", "folders", "places in S3")
+    rows = []
     for tenant in found:
         stored = tenant["max_stored_bytes"]
-        table.add_row(
-            tenant["name"],
-            _limit(tenant["max_running_jobs"]),
-            _limit(tenant["max_queued_jobs"]),
-            _limit(None if stored is None else f"{stored / 10**9:g} GB"),
-            _places(tenant["allowed_roots"]),
-            _places(tenant["allowed_s3_prefixes"]),
+        rows.append(
+            (
+                tenant["name"],
+                _limit(tenant["max_running_jobs"]),
+                _limit(tenant["max_queued_jobs"]),
+                _limit(None if stored is None else f"{stored / 10**9:g} GB"),
+                _places(tenant["allowed_roots"]),
+                _places(tenant["allowed_s3_prefixes"]),
+            )
         )
-    console(sys.stdout).print(table)
+    _print_table(("name", "running", "queued", "stored", "folders", "places in S3"), rows)
 
 
 def _limit(value: object) -> str:
@@ -229,11 +240,13 @@ def _places(places: list[str] | None) -> str:
     return "-" if places is None else ", ".join(places) or "none"
 
 
-def _table(*columns: str) -> Table:
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column)
-    return table
+    for row in rows:
+        table.add_row(*map(Text, row))  # brackets in a name are no markup
+    console(sys.stdout).print(table)
 
 
 def _key_state(key: Key) -> str:

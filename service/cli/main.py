@@ -120,12 +120,20 @@ def _where(error: Exception) -> str:
     return ", ".join(part for part in parts if part)
 
 
+NEXT_STEPS = {
+    "job_not_found": "List the jobs: eigenpress jobs",
+    "key_missing": "Set EIGENPRESS_KEY. An administrator makes keys: eigenpress keys create",
+    "key_invalid": "Set EIGENPRESS_KEY to another key. Keys are made by: eigenpress keys create",
+    "scope_insufficient": "An administrator makes keys: eigenpress keys create --scope ...",
+}
+"""What to type after a problem with this code."""
+
+
 def _next_step(error: Exception) -> str:
     """What to type after this error; empty where its message says so, or nothing helps."""
     if isinstance(error, ApiUnreachable):
         return "Start a server here: eigenpress serve; or name another: --url, EIGENPRESS_URL"
-    code = error.code if isinstance(error, ApiProblem) else None
-    return {"job_not_found": "List the jobs: eigenpress jobs"}.get(code or "", "")
+    return NEXT_STEPS.get(error.code, "") if isinstance(error, ApiProblem) else ""
 
 
 def _fail(message: str, where: str = "", status: int = 1, *, next_step: str = "") -> NoReturn:
