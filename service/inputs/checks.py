@@ -8,6 +8,8 @@ and no other request. A submission ends with the first refusal; an estimate list
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +39,10 @@ CHECK_THREADS = 32
 """How many submissions and estimates are checked at a time. A thread whose check timed out stays
 busy until S3's own timeouts end it."""
 
+BUCKET_FRESH_SECONDS = 1.0
+"""So long the bucket counts as answering once it has answered: it takes as long as all else that is
+looked at for a model that is known."""
+
 Result = TypeVar("Result")
 
 BUCKET = "the server's bucket"
@@ -58,6 +64,7 @@ class SubmissionChecks:
         self._settings = settings
         self._storage = storage
         self._executor = ThreadPoolExecutor(CHECK_THREADS, "submission-check")
+        self._bucket_answered = -math.inf
 
     def __enter__(self) -> Self:
         return self
@@ -69,6 +76,12 @@ class SubmissionChecks:
         """Have a thread of the checks read something."""
         return self._executor.submit(read)
 
+    def check_bucket(self) -> None:
+        """Raise unless the server's bucket answers, or has answered a moment ago."""
+        if time.monotonic() - self._bucket_answered > BUCKET_FRESH_SECONDS:
+            self._storage.check()
+            self._bucket_answered = time.monotonic()
+
     def close(self) -> None:
         """Start no further check; do not wait for those that run."""
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -79,7 +92,7 @@ class SubmissionChecks:
         Nothing is written. Raises what the checks raise, and SubmissionCheckTimeout, which names
         the check that was running when the time ran out.
         """
-        await self._finish(_Run(spec, users, self._settings, self._storage))
+        await self._finish(_Run(spec, users, self._settings, self.check_bucket))
 
     async def find(self, spec: JobSpec, users: Users) -> Findings:
         """Every reason for which these users' job would be refused, and what its model's files say.
@@ -87,7 +100,7 @@ class SubmissionChecks:
         A check that takes too long is such a reason, SubmissionCheckTimeout.
         """
         refusals: list[EigenpressError] = []
-        run = _Run(spec, users, self._settings, self._storage, refusals.append)
+        run = _Run(spec, users, self._settings, self.check_bucket, refusals.append)
         try:
             await self._finish(run)
         except SubmissionCheckTimeout as error:
@@ -116,12 +129,12 @@ class _Run:
         spec: JobSpec,
         users: Users,
         settings: Settings,
-        storage: ObjectStorage,
+        check_bucket: Callable[[], None],
         refused: Callable[[EigenpressError], None] | None = None,
     ) -> None:
         self.headers: Headers | None = None
         self._spec, self._users = spec, users
-        self._settings, self._storage = settings, storage
+        self._settings, self._check_bucket = settings, check_bucket
         self._refused = refused
         self._seconds = settings.submission_check_seconds
         self._under_way: str | None = None
@@ -153,7 +166,7 @@ class _Run:
             yield param, partial(check_data, text, settings, param)
         for param, task in _problems(spec):
             yield f"{param}.data", partial(check_problems, task, settings, param)
-        yield BUCKET, self._storage.check
+        yield BUCKET, self._check_bucket
 
     def _read_headers(self) -> None:
         self.headers = check_model(self._spec.model, self._settings)

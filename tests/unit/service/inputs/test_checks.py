@@ -16,6 +16,7 @@ from service.domain.tenant import EVERY_PLACE, Places
 from service.errors import (
     CodeExecutionForbidden,
     DataInvalid,
+    StorageUnavailable,
     SubmissionCheckTimeout,
     UnsupportedLayer,
 )
@@ -252,3 +253,25 @@ def test_what_takes_too_long_is_a_refusal_of_an_estimate(
     found = find(spec, hurried(allowing), bucket)
     assert [error.code for error in found.refusals] == ["submission_check_timeout"]
     assert found.headers is not None
+
+
+def test_a_bucket_that_has_just_answered_is_not_asked_again(
+    spec: JobSpec, allowing: Settings, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[None] = []
+
+    def check() -> None:
+        asked.append(None)
+        if len(asked) == 1:
+            raise StorageUnavailable("away")
+
+    bucket.check = check
+    with SubmissionChecks(allowing, cast(ObjectStorage, bucket)) as checked:
+        with pytest.raises(StorageUnavailable):
+            asyncio.run(checked.run(spec, USERS))
+        for _ in range(3):  # a failure is no answer, so the second one asks
+            asyncio.run(checked.run(spec, USERS))
+        assert len(asked) == 2
+        monkeypatch.setattr(checks, "BUCKET_FRESH_SECONDS", 0.0)
+        asyncio.run(checked.run(spec, USERS))
+        assert len(asked) == 3
