@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse
 from api import errors
 from api.browsers import SameSite
 from api.limits import BodyLimit
-from api.routes import artifacts, estimates, health, jobs
+from api.routes import artifacts, datasets, estimates, health, jobs
 from api.services import Services, open_services
 from service.settings import Settings
 
@@ -30,6 +30,7 @@ TAGS = [
     {"name": "jobs", "description": "Submit, follow and cancel compression jobs."},
     {"name": "estimates", "description": "What a job would make and take, without running it."},
     {"name": "results", "description": "The artifacts and the report of a job that succeeded."},
+    {"name": "datasets", "description": "Texts that are uploaded once, for any number of jobs."},
     {"name": "health", "description": "For load balancers and operators."},
 ]
 
@@ -69,10 +70,10 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,  # what generated clients call it
         lifespan=lifespan,
     )
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, streamed=datasets.STREAMED)
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
     errors.install(app)
-    for routes in (jobs, estimates, artifacts, health):
+    for routes in (jobs, estimates, artifacts, datasets, health):
         app.include_router(routes.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     _declare_problems(app)

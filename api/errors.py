@@ -1,6 +1,6 @@
 """From errors to RFC 9457 problem responses.
 
-service.errors      UserError 422, JobNotFound 404, JobConflict 409,
+service.errors      UserError 422, JobNotFound 404, JobConflict 409, DatasetTooLarge 413,
                         ObjectMissing, ArtifactCorrupt 410, InfrastructureError 503
 pydantic            422 with `param` naming the field; body that is not JSON 400 or 415
 starlette           unknown path 404, wrong method 405, body too large 413 or too slow 408
@@ -25,12 +25,16 @@ from api.schemas.problems import Problem, ProblemItem
 from service.domain.spec import field_path
 from service.errors import (
     ArtifactCorrupt,
+    DatasetInUse,
+    DatasetNotFound,
+    DatasetTooLarge,
     EigenpressError,
     InfrastructureError,
     InvalidParameter,
     JobConflict,
     JobNotFound,
     ObjectMissing,
+    UploadAbandoned,
     UserError,
 )
 from service.printable import printable, shortened
@@ -102,9 +106,11 @@ def status_of(error: type[EigenpressError]) -> HTTPStatus:
     """The HTTP status for an error of this class."""
     if issubclass(error, UserError):
         return HTTPStatus.UNPROCESSABLE_ENTITY
-    if issubclass(error, JobNotFound):
+    if issubclass(error, JobNotFound | DatasetNotFound):
         return HTTPStatus.NOT_FOUND
-    if issubclass(error, JobConflict):
+    if issubclass(error, DatasetTooLarge):
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    if issubclass(error, JobConflict | DatasetInUse | UploadAbandoned):
         return HTTPStatus.CONFLICT
     if issubclass(error, ObjectMissing | ArtifactCorrupt):
         return HTTPStatus.GONE

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.cluster.ray_jobs import RayCluster
+from service.datasets.receiver import Receiver
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
 from service.settings import Settings
@@ -27,6 +28,7 @@ class Services:
     cluster: RayCluster
     checks: SubmissionChecks
     estimates: Estimates
+    receiver: Receiver
 
 
 @contextmanager
@@ -37,10 +39,11 @@ def open_services(settings: Settings) -> Iterator[Services]:
         closing(Store(settings.database)) as store,
         RayCluster(settings.ray_address, settings.driver_command) as cluster,
         SubmissionChecks(settings, storage) as checks,
+        Receiver(settings, store, storage) as receiver,
     ):
         store.migrate()
         estimates = Estimates(settings, store, cluster, checks)
-        yield Services(settings, store, storage, cluster, checks, estimates)
+        yield Services(settings, store, storage, cluster, checks, estimates, receiver)
 
 
 async def _services(request: Request) -> Services:

@@ -19,7 +19,11 @@
     │   ├── QueueTimeExceeded
     │   └── RunTimeExceeded
     ├── JobNotFound
+    ├── DatasetNotFound
     ├── JobConflict                  the job's state does not allow what was asked
+    ├── DatasetInUse                 a job that waits or runs names it
+    ├── DatasetTooLarge
+    ├── UploadAbandoned              a write by an upload that was taken for dead
     ├── AttemptStale                 a write by an attempt that is not the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
     ├── ArtifactMismatch             an artifact that is not the model that was compressed
@@ -34,6 +38,7 @@
         ├── BucketMissing            not retried: an administrator must create it
         ├── StorageCredentialsInvalid  not retried: an administrator must correct them
         ├── SubmissionCheckTimeout
+        ├── UploadsBusy
         ├── ClusterUnavailable
         ├── SubmissionRefused        not retried: the cluster answers, but refuses to run the driver
         ├── DatabaseUnavailable
@@ -219,6 +224,30 @@ class JobNotFound(EigenpressError):
     code = "job_not_found"
 
 
+class DatasetNotFound(EigenpressError):
+    """There is no dataset with this id."""
+
+    code = "dataset_not_found"
+
+
+class DatasetInUse(EigenpressError):
+    """A job that waits or runs names the dataset."""
+
+    code = "dataset_in_use"
+
+
+class DatasetTooLarge(EigenpressError):
+    """The dataset is larger than this server accepts."""
+
+    code = "dataset_too_large"
+
+
+class UploadAbandoned(EigenpressError):
+    """The upload was taken for dead, and what it had sent was removed: upload the file again."""
+
+    code = "upload_abandoned"
+
+
 class JobConflict(EigenpressError):
     """The job's state does not allow this."""
 
@@ -311,6 +340,12 @@ class SubmissionCheckTimeout(InfrastructureError):
     """The checks of the submission took too long; no job was made. Submit it again later."""
 
     code = "submission_check_timeout"
+
+
+class UploadsBusy(InfrastructureError):
+    """This server receives as many uploads as it can at a time; try again later."""
+
+    code = "uploads_busy"
 
 
 class ClusterUnavailable(InfrastructureError):

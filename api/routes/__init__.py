@@ -17,17 +17,20 @@ JobId = Annotated[
 
 _DESCRIPTIONS = {
     400: "The body is not JSON.",
-    404: "There is no such job.",
-    409: "The job's state does not allow this.",
+    404: "There is no such {thing}.",
+    409: "The {thing}'s state does not allow this.",
     410: "The artifact has been removed from the bucket.",
     408: "The body took too long to arrive.",
-    413: "The body is larger than 64 KiB.",
-    415: "The body's Content-Type is not application/json.",
+    413: "The body is larger than this server accepts.",
+    415: "The body is not sent as this route needs it: most need application/json.",
     422: "A parameter or an input is at fault; `param` names it.",
     503: "The database or the bucket is unavailable; `Retry-After` if it may recover.",
 }
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problem responses of a route, for the OpenAPI document."""
-    return {status: {"model": Problem, "description": _DESCRIPTIONS[status]} for status in statuses}
+def problems(*statuses: int, thing: str = "job") -> dict[int | str, dict[str, Any]]:
+    """The problem responses of a route about a job, or about another thing, for OpenAPI."""
+    return {
+        status: {"model": Problem, "description": _DESCRIPTIONS[status].format(thing=thing)}
+        for status in statuses
+    }

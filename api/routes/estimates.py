@@ -28,4 +28,5 @@ async def estimate(
     configuration and the headers of its weights, no weight. A body that is no job is refused as
     there (422); what else is wrong with it is in `problems`.
     """
-    return Estimate.of(await services.estimates.of(spec, caller.users))
+    datasets = services.store.datasets(caller.tenant)
+    return Estimate.of(await services.estimates.of(spec, caller.users, datasets))

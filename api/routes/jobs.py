@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
@@ -18,7 +20,6 @@ from service.domain import job as jobs
 from service.domain.spec import JobSpec
 from service.domain.states import JobState
 from service.errors import InvalidParameter
-from service.inputs.checks import SubmissionChecks
 from service.store.users import Users
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(422, 503))
@@ -98,7 +99,9 @@ async def submit(
     With an `Idempotency-Key` a request can be repeated when its answer was lost: the same key
     and body give the same job, with status 200 and the header `Idempotent-Replayed: true`.
     """
-    job, new = await _submitted(spec, idempotency_key, services.checks, caller.users)
+    datasets = services.store.datasets(caller.tenant)
+    check = partial(services.checks.run, spec, datasets)
+    job, new = await _submitted(spec, idempotency_key, check, caller.users)
     shown = _shown(job, request, services)
     response.headers["Location"] = shown.links.self
     if not new:
@@ -108,17 +111,17 @@ async def submit(
 
 
 async def _submitted(
-    spec: JobSpec, key: str | None, checks: SubmissionChecks, users: Users
+    spec: JobSpec, key: str | None, check: Callable[[], Awaitable[None]], users: Users
 ) -> tuple[jobs.Job, bool]:
     """The job, and whether this request created it."""
     if key is None:
-        await checks.run(spec)
+        await check()
         return await run_in_threadpool(users.create, spec), True
     # An accepted job stays accepted, even if its inputs have been removed since.
     earlier = await run_in_threadpool(users.find_once, spec, key)
     if earlier is not None:
         return earlier, False
-    await checks.run(spec)
+    await check()
     return await run_in_threadpool(users.create_once, spec, key)
 
 
@@ -211,8 +214,8 @@ def encode_cursor(job_id: str) -> str:
     return base64.urlsafe_b64encode(job_id.encode()).decode()
 
 
-def decode_cursor(cursor: str) -> str:
-    """The job id in the cursor.
+def decode_cursor(cursor: str, pattern: str = jobs.JOB_ID_PATTERN) -> str:
+    """The id in the cursor, which is a job's or has another pattern.
 
     :raises InvalidParameter: it is not a cursor that `encode_cursor` made
     """
@@ -220,9 +223,9 @@ def decode_cursor(cursor: str) -> str:
         job_id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, ValueError):
         job_id = ""
-    if not re.fullmatch(jobs.JOB_ID_PATTERN, job_id):
+    if not re.fullmatch(pattern, job_id):
         raise InvalidParameter(
-            "cursor: not a cursor of this server; take `next_cursor` from a page of jobs",
+            "cursor: not a cursor of this server; take `next_cursor` from the page before",
             param="cursor",
         )
     return job_id

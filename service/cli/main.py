@@ -19,7 +19,7 @@ import typer
 from pydantic import ValidationError
 from rich.text import Text
 
-from service.cli import jobs, server
+from service.cli import datasets, jobs, server
 from service.cli.submit import estimate, submit
 from service.client.client import ClientError
 from service.errors import EigenpressError
@@ -54,6 +54,7 @@ HERE: tuple[Callable[..., None], ...] = (
 )
 for command in JOBS:
     app.command(rich_help_panel="Jobs")(command)
+app.add_typer(datasets.app, rich_help_panel="Jobs")
 for command in HERE:
     app.command(rich_help_panel="On this machine")(command)
 

@@ -11,10 +11,12 @@ server cannot be reached.
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -23,6 +25,9 @@ from service.domain.states import TERMINAL, JobState
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+UPLOAD_SECONDS = 300.0
+"""How long an upload waits for the server; at the end that checks and stores what is left."""
+PIECE_BYTES = 2**18
 REPEAT_SECONDS = 1.0
 """The pause before a submission is repeated."""
 
@@ -147,6 +152,46 @@ class Client:
     def report(self, job_id: str) -> Json:
         return self._object("GET", _path(job_id, "report"))
 
+    def upload_dataset(
+        self,
+        file: Path,
+        kind: str,
+        *,
+        name: str | None = None,
+        text_field: str | None = None,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> Json:
+        """Upload a file of the format `kind`: ``text``, ``jsonl`` or ``parquet``.
+
+        Calls `on_progress` with the bytes sent so far and those in all.
+        """
+        query = {"format": kind, "name": name, "text_field": text_field}
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            return self._object(
+                "POST",
+                "/v1/datasets",
+                params={key: value for key, value in query.items() if value is not None},
+                content=_pieces(stream, size, on_progress),
+                headers={
+                    "Content-Type": "application/octet-stream",
+                    "Content-Length": str(size),
+                },
+                timeout=UPLOAD_SECONDS,
+            )
+
+    def datasets(self, limit: int = 20, cursor: str | None = None) -> Json:
+        """One page, newest first: ``{"datasets": [...], "next_cursor": ... or None}``."""
+        query: Json = {"limit": limit} | ({"cursor": cursor} if cursor else {})
+        return self._object("GET", "/v1/datasets", params=query)
+
+    def dataset(self, dataset_id: str) -> Json:
+        return self._object("GET", _dataset_path(dataset_id))
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Delete a dataset, unless a job that waits or runs uses it."""
+        self._request("DELETE", _dataset_path(dataset_id))
+
     def wait(
         self,
         job_id: str,
@@ -218,6 +263,21 @@ def open_http(timeout: float, **options: Any) -> httpx.Client:
 
 def _path(job_id: str, *rest: str) -> str:
     return "/".join(["/v1/jobs", quote(job_id, safe="", errors="replace"), *rest])
+
+
+def _dataset_path(dataset_id: str) -> str:
+    return f"/v1/datasets/{quote(dataset_id, safe='', errors='replace')}"
+
+
+def _pieces(
+    stream: IO[bytes], size: int, on_progress: Callable[[int, int], None]
+) -> Iterator[bytes]:
+    """The first `size` bytes of a file, which may grow meanwhile."""
+    done = 0
+    while piece := stream.read(min(PIECE_BYTES, size - done)):
+        yield piece
+        done += len(piece)
+        on_progress(done, size)
 
 
 def _json(response: httpx.Response) -> Any:

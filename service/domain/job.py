@@ -25,10 +25,15 @@ _RANDOM_BITS = 66  # 26 digits of 5 bits, less 64 bits of time
 
 
 def new_job_id() -> str:
+    """A job's id, as from `new_id`."""
+    return new_id("job")
+
+
+def new_id(kind: str) -> str:
     """An id that sorts by its time of creation (to the nanosecond) and cannot be guessed."""
     number = (time.time_ns() << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
     digits = (_ALPHABET[(number >> 5 * place) & 31] for place in reversed(range(_DIGITS)))
-    return "job-" + "".join(digits)
+    return f"{kind}-{''.join(digits)}"
 
 
 class EventType(StrEnum):
@@ -111,6 +116,14 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class JobWarning:
+    """What an attempt did otherwise than its user may expect: an event that the job shows, too."""
+
+    type: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Job:
     """A job as it stood when it was read."""
 
@@ -142,6 +155,8 @@ class Job:
     """When the current attempt's lease expires."""
     lapsed: bool = False
     """Whether the lease had expired, by the database's clock, when the job was read."""
+    warnings: tuple[JobWarning, ...] = ()
+    """Of that attempt."""
 
     @cached_property
     def spec(self) -> JobSpec:

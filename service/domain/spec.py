@@ -46,6 +46,7 @@ HELD_OUT = "held-out"
 MAX_LIMIT_SECONDS = 30 * 86_400
 
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
+DATASET_ID_PATTERN = r"^ds-[0-9a-z]{26}$"
 ACCELERATOR_TYPE_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 """The value of a label of Ray; its operators `!` and `in(…)` are not for jobs."""
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
@@ -152,8 +153,15 @@ class HubData(HubModel):
     text_field: str = Field(default="text", min_length=1, max_length=200)
 
 
+class DatasetData(Body):
+    """A dataset that was uploaded to this service."""
+
+    source: Literal["dataset"]
+    id: str = Field(pattern=DATASET_ID_PATTERN, examples=["ds-01kah7m0q8v5n2c4x6z9b3d1fg"])
+
+
 ModelSource = Annotated[LocalPath | S3Prefix | HubModel, Field(discriminator="source")]
-DataSource = Annotated[LocalData | S3Data | HubData, Field(discriminator="source")]
+DataSource = Annotated[LocalData | S3Data | HubData | DatasetData, Field(discriminator="source")]
 
 Method = Literal["impact-kron", "impact", "afm", "svd-llm", "asvd", "fwsvd", "svd"]
 AllocationKind = Literal["global", "uniform"]

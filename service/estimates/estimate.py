@@ -38,6 +38,7 @@ from service.inputs.checks import Findings, SubmissionChecks
 from service.inputs.models import inspection
 from service.inputs.models.files import ModelHeaders
 from service.settings import Settings
+from service.store.datasets import Datasets
 from service.store.store import Store
 from service.store.users import Users
 
@@ -111,9 +112,9 @@ class Estimates:
         self._checks = checks
         self._history = History(settings, store, checks)
 
-    async def of(self, spec: JobSpec, users: Users) -> Estimate:
-        """What is known of a job of these users. Raises DatabaseUnavailable."""
-        findings = await self._checks.find(spec)
+    async def of(self, spec: JobSpec, users: Users, datasets: Datasets) -> Estimate:
+        """What is known of a job of these users and datasets. Raises DatabaseUnavailable."""
+        findings = await self._checks.find(spec, datasets)
         return await asyncio.to_thread(self._estimated, spec, findings, users)
 
     def _estimated(self, spec: JobSpec, findings: Findings, users: Users) -> Estimate:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self, TypeVar
 
-from service.domain.spec import DataSource, JobSpec, MultipleChoice, PassAt1
+from service.domain.datasets import sources_of
+from service.domain.spec import DatasetData, EvaluationTask, JobSpec, MultipleChoice, PassAt1
 from service.errors import CodeExecutionForbidden, EigenpressError, SubmissionCheckTimeout
 from service.inputs.models.files import ModelHeaders
 from service.inputs.models.inspection import inspect_model, inspect_tokenizer
@@ -22,6 +23,7 @@ from service.inputs.models.sources import Headers, check_model
 from service.inputs.texts.sources import check_data, check_problems
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
+from service.store.datasets import Datasets
 
 CHECK_THREADS = 32
 """How many submissions and estimates are checked at a time. A thread whose check timed out stays
@@ -62,21 +64,21 @@ class SubmissionChecks:
         """Start no further check; do not wait for those that run."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def run(self, spec: JobSpec) -> None:
+    async def run(self, spec: JobSpec, datasets: Datasets) -> None:
         """Raise unless everything that the job names is there, allowed and readable.
 
-        Nothing is written. Raises what the checks raise, and SubmissionCheckTimeout, which names
-        the check that was running when the time ran out.
+        `datasets` are those that it may use. Nothing is written. Raises what the checks raise, and
+        SubmissionCheckTimeout, which names the check that was running when the time ran out.
         """
-        await self._finish(_Run(spec, self._settings, self._storage))
+        await self._finish(_Run(spec, datasets, self._settings, self._storage))
 
-    async def find(self, spec: JobSpec) -> Findings:
+    async def find(self, spec: JobSpec, datasets: Datasets) -> Findings:
         """Every reason for which the job would be refused, and what its model's files say.
 
         A check that takes too long is such a reason, SubmissionCheckTimeout.
         """
         refusals: list[EigenpressError] = []
-        run = _Run(spec, self._settings, self._storage, refusals.append)
+        run = _Run(spec, datasets, self._settings, self._storage, refusals.append)
         try:
             await self._finish(run)
         except SubmissionCheckTimeout as error:
@@ -103,6 +105,7 @@ class _Run:
     def __init__(
         self,
         spec: JobSpec,
+        datasets: Datasets,
         settings: Settings,
         storage: ObjectStorage,
         refused: Callable[[EigenpressError], None] | None = None,
@@ -112,7 +115,7 @@ class _Run:
         self._checks: list[tuple[str, Callable[[], None]]] = [
             ("model", self._read_headers),
             ("model", self._inspect),
-            *_checks(spec, settings, storage),
+            *_checks(spec, datasets, settings, storage),
         ]
         self._refused = refused
         self._seconds = settings.submission_check_seconds
@@ -157,16 +160,19 @@ class _Run:
 
 
 def _checks(
-    spec: JobSpec, settings: Settings, storage: ObjectStorage
+    spec: JobSpec, datasets: Datasets, settings: Settings, storage: ObjectStorage
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Each check beside the model's, with the name of the field or bucket that it checks."""
     yield "evaluation.tasks", partial(check_allowed, spec, settings)
-    for param, source in _texts(spec):
-        yield param, partial(check_data, source, settings, param)
-    for number, task in enumerate(spec.evaluation.tasks):
-        if isinstance(task, MultipleChoice | PassAt1):
-            param = f"evaluation.tasks.{number}"
-            yield f"{param}.data", partial(check_problems, task, settings, param)
+    tasks = {f"evaluation.tasks.{n}.data": task for n, task in enumerate(spec.evaluation.tasks)}
+    for param, source in sources_of(spec):
+        task = tasks.get(param)
+        if isinstance(source, DatasetData):
+            yield param, partial(_check_dataset, source, datasets, task, settings, param)
+        elif isinstance(task, MultipleChoice | PassAt1):
+            yield param, partial(check_problems, task, settings, param.removesuffix(".data"))
+        else:
+            yield param, partial(check_data, source, settings, param)
     yield BUCKET, storage.check
 
 
@@ -177,11 +183,17 @@ def inspect_headers(headers: ModelHeaders, spec: JobSpec) -> None:
         inspect_tokenizer(headers.config, headers.tokenizer)
 
 
-def _texts(spec: JobSpec) -> Iterator[tuple[str, DataSource]]:
-    """Every text that the job names, and the field that names it."""
-    yield "calibration.data", spec.calibration.data
-    for number, dataset in enumerate(spec.evaluation.datasets):
-        yield f"evaluation.datasets.{number}.data", dataset.data
+def _check_dataset(
+    source: DatasetData,
+    datasets: Datasets,
+    task: EvaluationTask | None,
+    settings: Settings,
+    param: str,
+) -> None:
+    """Raise unless the job may use the dataset; its upload has checked its text, all of it."""
+    datasets.require(source.id, f"{param}.id")
+    if isinstance(task, MultipleChoice | PassAt1):
+        check_problems(task, settings, param.removesuffix(".data"))
 
 
 def check_allowed(spec: JobSpec, settings: Settings) -> None:

@@ -271,10 +271,19 @@ class Claims:
         with self._database.writing() as connection:
             if job_row(connection, job_id, lock=True).deleted_at is None:
                 raise ValueError(f"job {job_id} has not been deleted")
-            for table in (tables.steps, tables.events, tables.artifacts, tables.reports):
+            for table in _OF_A_JOB:
                 connection.execute(delete(table).where(table.c.job_id == job_id))
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
 
+
+_OF_A_JOB = (
+    tables.steps,
+    tables.events,
+    tables.artifacts,
+    tables.reports,
+    tables.job_datasets,
+)
+"""The tables whose rows go with their job."""
 
 _LIMITS: dict[JobState, tuple[str, type[UserError]]] = {
     JobState.QUEUED: ("limits.queue_seconds", QueueTimeExceeded),

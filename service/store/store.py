@@ -18,6 +18,7 @@ from service.store import tables
 from service.store.attempts import Attempts
 from service.store.claims import Claims
 from service.store.database import Database
+from service.store.datasets import Datasets, StoredDatasets
 from service.store.records import Records
 from service.store.users import Users
 
@@ -30,10 +31,15 @@ class Store:
         self.records = Records(self._database)
         self.claims = Claims(self._database)
         self.attempts = Attempts(self._database)
+        self.stored_datasets = StoredDatasets(self._database)
 
     def users(self, tenant: str) -> Users:
         """The jobs database as this tenant's users may see and change it."""
         return Users(self._database, tenant)
+
+    def datasets(self, tenant: str) -> Datasets:
+        """The datasets of this tenant, as its users may see and change them."""
+        return Datasets(self._database, tenant)
 
     def migrate(self) -> None:
         """Create the database, or bring its schema up to date."""

@@ -7,12 +7,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, insert, select
 
+from service.domain.datasets import datasets_of
 from service.domain.job import EventType, Job, new_job_id
 from service.domain.spec import JobSpec, read_stored_limits
 from service.domain.states import TERMINAL, JobState
 from service.errors import IdempotencyKeyReused, JobConflict
 from service.store import tables
 from service.store.database import Database, clock, insert_if_absent
+from service.store.datasets import hold_again, hold_datasets
 from service.store.records import Records
 from service.store.rows import read_job
 from service.store.transitions import (
@@ -33,7 +35,10 @@ class Users(Records):
         self._tenant: str = tenant
 
     def create(self, spec: JobSpec) -> Job:
-        """Accept a job; it is durable once this returns."""
+        """Accept a job; it is durable once this returns.
+
+        Raises DataNotFound for a dataset that the tenant does not have, as all that create jobs do.
+        """
         with self._database.writing() as connection:
             return self._create(connection, spec, new_job_id())
 
@@ -80,6 +85,7 @@ class Users(Records):
         }
         insert_if_absent(connection, tables.tenants, {"name": self._tenant, "served_at": now})
         connection.execute(insert(jobs).values(row))
+        hold_datasets(connection, self._tenant, job_id, datasets_of(spec))
         append(connection, job_id, None, EventType.QUEUED, "The job waits for a dispatcher.")
         return read_job(connection, job_id)
 
@@ -118,8 +124,8 @@ class Users(Records):
         """Queue a failed job again, with as many attempts as a new one.
 
         The next attempt resumes from the job's checkpoints. A repeated call changes nothing.
-        Raises JobConflict unless the job has failed, and SpecificationUnknown if its limits cannot
-        be read.
+        Raises JobConflict unless the job has failed, DataNotFound if a dataset that it names has
+        been deleted, and SpecificationUnknown if its limits cannot be read.
         """
         with self._database.writing() as connection:
             row = self._visible(connection, job_id, lock=True)
@@ -129,6 +135,7 @@ class Users(Records):
             if row.state != JobState.FAILED:
                 raise JobConflict(f"Job {job_id} is {row.state}; only a failed one can be retried.")
             limits = read_stored_limits(row.id, row.spec)
+            hold_again(connection, row.tenant, job_id)
             transition(
                 connection,
                 row,

@@ -39,7 +39,9 @@ def estimated(installation: LocalInstallation, body: Any) -> dict[str, Any]:
         SubmissionChecks(settings, ObjectStorage.from_settings(settings)) as checks,
     ):
         found = asyncio.run(
-            Estimates(settings, store, cluster, checks).of(body, store.users(DEFAULT_TENANT))
+            Estimates(settings, store, cluster, checks).of(
+                body, store.users(DEFAULT_TENANT), store.datasets(DEFAULT_TENANT)
+            )
         )
     return Estimate.of(found).model_dump(mode="json")
 

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from api.app import create_app
 from api.services import Services
 from service.cluster.ray_jobs import RayCluster
+from service.datasets.receiver import Receiver
 from service.domain.placement import Machine
 from service.errors import ObjectMissing
 from service.estimates.estimate import Estimates
@@ -105,9 +106,12 @@ def services(
     cluster: OfflineCluster,
     without_inspection: None,  # noqa: ARG001
 ) -> Iterator[Services]:
-    with SubmissionChecks(settings, storage) as checks:
+    with (
+        SubmissionChecks(settings, storage) as checks,
+        Receiver(settings, store, storage) as receiver,
+    ):
         estimates = Estimates(settings, store, cluster, checks)
-        yield Services(settings, store, storage, cluster, checks, estimates)
+        yield Services(settings, store, storage, cluster, checks, estimates, receiver)
 
 
 @pytest.fixture

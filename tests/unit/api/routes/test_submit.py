@@ -19,6 +19,7 @@ from api.services import Services
 from service.domain.spec import JobSpec
 from service.inputs import checks
 from service.inputs.checks import SubmissionChecks
+from service.store.datasets import Datasets
 from service.store.store import Store
 
 SLOW_SUBMITS = 40
@@ -156,9 +157,9 @@ def test_slow_submissions_hold_up_nothing_else(
     submitted, listed = Semaphore(0), Event()
     run = SubmissionChecks.run
 
-    async def noticed(self: SubmissionChecks, spec: JobSpec) -> None:
+    async def noticed(self: SubmissionChecks, spec: JobSpec, datasets: Datasets) -> None:
         submitted.release()
-        await run(self, spec)
+        await run(self, spec, datasets)
 
     monkeypatch.setattr(SubmissionChecks, "run", noticed)
     monkeypatch.setattr(checks, "check_data", lambda *_: listed.wait())

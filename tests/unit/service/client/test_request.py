@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.client.request import ValueInvalid, evaluation_dataset, job_body, source
-from service.domain.spec import HubModel, JobSpec, LocalPath, S3Prefix
+from service.domain.spec import HubModel, JobSpec, LocalData, LocalPath, S3Prefix
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -84,6 +84,7 @@ def test_everything_that_can_be_typed_reaches_the_job() -> None:
         "keep-0.6-of-model",
         "increase-0.1",
     ]
+    assert isinstance(spec.calibration.data, LocalData)
     assert spec.calibration.data.pattern == "*.py"
     assert spec.calibration.batch_size == 2
     assert spec.evaluation.datasets[0].name == "prose"

@@ -54,6 +54,10 @@ def allowing(allowed_root: Path) -> Settings:
     return Settings(allowed_roots=(allowed_root,), allow_code_execution=True)
 
 
+NO_DATASETS: Any = None
+"""Who names no dataset needs no database of them."""
+
+
 @pytest.fixture
 def bucket() -> Bucket:
     return Bucket()
@@ -69,7 +73,7 @@ def answers() -> Iterator[Event]:
 
 def run(spec: JobSpec, settings: Settings, bucket: Bucket) -> None:
     with SubmissionChecks(settings, cast(ObjectStorage, bucket)) as checks:
-        asyncio.run(checks.run(spec))
+        asyncio.run(checks.run(spec, NO_DATASETS))
 
 
 def hurried(settings: Settings) -> Settings:
@@ -133,7 +137,7 @@ def test_a_slow_model_is_named_and_nothing_else_is_looked_at_any_more(
     monkeypatch.setattr(checks, "check_data", lambda *_: seen.append("data"))
     slow = SubmissionChecks(hurried(allowing), cast(ObjectStorage, bucket))
     with pytest.raises(SubmissionCheckTimeout) as caught:
-        asyncio.run(slow.run(spec))
+        asyncio.run(slow.run(spec, NO_DATASETS))
     assert caught.value.param == "model"
     answers.set()
     slow._executor.shutdown()  # waits for the thread
@@ -166,7 +170,7 @@ def test_where_every_thread_is_busy_the_submission_is_told_so_and_never_checked(
     slow = SubmissionChecks(hurried(allowing), cast(ObjectStorage, bucket))
 
     async def submit() -> list[BaseException | None]:
-        submissions = (slow.run(spec) for _ in range(CHECK_THREADS + 1))
+        submissions = (slow.run(spec, NO_DATASETS) for _ in range(CHECK_THREADS + 1))
         return await asyncio.gather(*submissions, return_exceptions=True)
 
     *_, last = asyncio.run(submit())
@@ -201,7 +205,7 @@ def test_code_is_refused_elsewhere_and_the_setting_named(
 
 def find(spec: JobSpec, settings: Settings, bucket: Bucket) -> Findings:
     with SubmissionChecks(settings, cast(ObjectStorage, bucket)) as checks:
-        return asyncio.run(checks.find(spec))
+        return asyncio.run(checks.find(spec, NO_DATASETS))
 
 
 def test_an_estimate_hears_of_every_refusal_and_gets_the_headers(
