@@ -73,7 +73,7 @@ def job_view(job: Json, now: datetime) -> RenderableType:
     reached = {step["step"]: step for step in job["steps"]}
     for name in Step:
         rows.add_row(*_step_row(name, reached.get(name), now))
-    return Group(_heading(job, now), rows, *map(_warning, job["warnings"]))
+    return Group(_heading(job, now), rows, *map(_warning, _warnings(job)))
 
 
 def outcome(job: Json) -> Text:
@@ -84,6 +84,10 @@ def outcome(job: Json) -> Text:
     if error := job.get("error"):
         text.append(f"\n{error['detail']}").append(f"\n{_code(error)}", "dim")
     return text
+
+
+def _warnings(job: Json) -> list[Json]:
+    return job.get("warnings", [])  # an older server has none
 
 
 def _warning(warning: Json) -> Text:
@@ -153,7 +157,7 @@ class _Lines:
             if error := job["last_error"]:
                 ended = job["attempt"] - (job["state"] != JobState.QUEUED)
                 self._say(f"attempt {ended} failed: {error['detail']} ({_code(error)})")
-        for warning in job["warnings"]:
+        for warning in _warnings(job):
             self._say(f"attempt {job['attempt']}: warning: {warning['message']}")
         for step in job["steps"]:
             self._say(f"attempt {job['attempt']}: {step['step']} began")

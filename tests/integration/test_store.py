@@ -11,9 +11,11 @@ from sqlalchemy import Engine, create_engine, delete
 from service.store.store import Store
 from service.store.tables import metadata
 
+pytest.register_assert_rewrite("tests.unit.service.store.test_datasets")
 pytest.register_assert_rewrite("tests.unit.service.store.test_lost_answers")
 pytest.register_assert_rewrite("tests.unit.service.store.test_store")
 
+from tests.unit.service.store.test_datasets import *  # noqa: E402, F403
 from tests.unit.service.store.test_lost_answers import *  # noqa: E402, F403
 from tests.unit.service.store.test_store import *  # noqa: E402, F403
 

@@ -16,12 +16,12 @@ from api.services import Services
 from service.cluster.ray_jobs import RayCluster
 from service.datasets.receiver import Receiver
 from service.domain.placement import Machine
-from service.errors import ObjectMissing
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
 from service.store.store import Store
+from tests.fixtures.storage import MemoryStorage
 
 S3: dict[str, Any] = {
     "s3_endpoint_url": "http://s3.test:8333",
@@ -30,22 +30,16 @@ S3: dict[str, Any] = {
 }
 
 
-class OfflineStorage(ObjectStorage):
-    """A bucket in memory, as far as the API reads one; URLs are signed as in the real class."""
+class OfflineStorage(MemoryStorage):
+    """A bucket in memory; URLs are signed as in the real class."""
 
-    def empty(self) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.trouble: Exception | None = None
+    def __init__(self, settings: Settings, bucket: str) -> None:
+        ObjectStorage.__init__(self, settings, bucket)
+        self.empty()
 
     def check(self) -> None:
         if self.trouble:
             raise self.trouble
-
-    def get_bytes(self, key: str) -> bytes:
-        self.check()
-        if key not in self.objects:
-            raise ObjectMissing
-        return self.objects[key]
 
 
 class OfflineCluster(RayCluster):
