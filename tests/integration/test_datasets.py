@@ -6,9 +6,10 @@ import gzip
 import json
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import uvicorn
 from pyarrow import parquet
 
 from api.app import create_app
+from service.cli import main
 from service.cluster.ray_jobs import RayCluster
 from service.datasets import uploads
 from service.datasets.removal import remove_dataset
@@ -247,6 +249,38 @@ def test_a_dataset_that_is_gone(
     with pytest.raises(DataNotFound, match=made.id) as caught:
         fetch_data(DatasetData(source="dataset", id=made.id), s3_settings, PARAM)
     assert caught.value.param == f"{PARAM}.id"
+
+
+def test_the_command_line(
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("EIGENPRESS_URL", url.removesuffix("/v1/datasets"))
+    file = tmp_path / "rows.jsonl.gz"
+    file.write_bytes(gzip.compress(ROWS))
+
+    def run(*arguments: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["eigenpress", "datasets", *arguments])
+        with suppress(SystemExit):
+            main.main()
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    made, said = run("upload", str(file), "--name", "first")
+    assert "2 documents, 1 rows without text." in said
+    assert f"eigenpress submit --data dataset:{made.strip()}" in said
+    listed, _ = run("list")
+    size = str(file.stat().st_size)
+    assert listed.split("\n")[1].split()[:6] == [made.strip(), "first", "jsonl", size, "B", "2"]
+    assert run("delete", made.strip())[0] == f"{made.strip()} deleted\n"
+    assert "No datasets. Upload one" in run("list")[1]
+    assert "dataset_not_found" in run("delete", made.strip())[1]
+    assert "data_invalid" in run("upload", str(file), "--format", "parquet")[1]
+    assert "'rows.csv'" not in run("upload", str(tmp_path / "rows.csv"))[0]
+    (tmp_path / "rows.csv").touch()
+    assert "say what it is" in " ".join(run("upload", str(tmp_path / "rows.csv"))[1].split())
 
 
 def rows_of(field: str, texts: list[object]) -> bytes:

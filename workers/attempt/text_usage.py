@@ -11,7 +11,8 @@ from workers.attempt.progress import Progress
 from workers.text.texts import Texts, Usage
 
 MAX_NAMES_IN_EVENT = 20
-SKIPPED, SHORT = "texts.skipped", "texts.short"
+SKIPPED = "texts.skipped"
+SHORT = "texts.short"
 
 
 @dataclass(frozen=True)

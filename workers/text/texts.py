@@ -83,7 +83,7 @@ class _Reader:
         )
         self.skipped_files += skipped.files
         if isinstance(data, DatasetData) and data.id not in self.tokens_of_datasets:
-            self.tokens_of_datasets[data.id] = _count_tokens(documents, self._tokenizer)
+            self.tokens_of_datasets[data.id] = count_tokens(documents, self._tokenizer)
         return documents, _counted({EMPTY: skipped.empty_rows, NOT_TEXT: len(skipped.files)})
 
 
@@ -223,7 +223,7 @@ def _counted(reasons: Mapping[str, int]) -> dict[str, int]:
     return {reason: count for reason, count in reasons.items() if count}
 
 
-def _count_tokens(documents: list[Document], tokenizer: Tokenizer) -> int:
+def count_tokens(documents: list[Document], tokenizer: Tokenizer) -> int:
     """The tokens of the documents; beyond `COUNTED_BYTES`, as many to a byte as in these."""
     counted = tokens = 0
     sizes = [len(document.text.encode()) for document in documents]
