@@ -87,7 +87,7 @@ def outcome(job: Json) -> Text:
 
 
 def _warnings(job: Json) -> list[Json]:
-    return job.get("warnings", [])  # an older server has none
+    return list(job.get("warnings", ()))  # an older server has none
 
 
 def _warning(warning: Json) -> Text:

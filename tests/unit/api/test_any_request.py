@@ -35,6 +35,7 @@ from service.inputs.texts import sources as text_sources
 from service.settings import Settings
 from service.store.store import Store
 from tests.fixtures.jobs import at_once
+from tests.unit.service.store.test_datasets import uploaded
 
 EXAMPLES = 25
 """Requests for each operation; all of them take about 15 seconds."""
@@ -151,7 +152,7 @@ def check_answer(client: TestClient, case: Case[Any]) -> None:
 
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_no_request_breaks_the_api(
-    client: TestClient, jobs: Jobs, job_body: dict[str, Any], label: str
+    client: TestClient, jobs: Jobs, store: Store, job_body: dict[str, Any], label: str
 ) -> None:
     operation = OPERATIONS[label]
     cases = st.one_of(*(operation.as_strategy(mode) for mode in GenerationMode))
@@ -168,6 +169,8 @@ def test_no_request_breaks_the_api(
     def check(case: Case[Any], state: JobState, exists: bool) -> None:
         if exists and "job_id" in case.path_parameters:
             case.path_parameters["job_id"] = jobs.id_of(state)
+        if exists and "dataset_id" in case.path_parameters:
+            case.path_parameters["dataset_id"] = uploaded(store).id
         if exists and isinstance(case.body, dict):
             case.body |= {name: job_body[name] for name in ("model", "calibration")}
         check_answer(client, case)

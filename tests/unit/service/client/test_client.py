@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -49,6 +50,37 @@ def test_submit_posts_the_specification_and_returns_the_job() -> None:
     assert client.submit({"method": "impact"}) == {"id": "job-1"}
     assert (requests[0].method, str(requests[0].url)) == ("POST", "http://server/v1/jobs")
     assert json.loads(requests[0].content) == {"method": "impact"}
+
+
+def test_an_upload_sends_the_file_as_it_is_and_says_how_far_it_is(tmp_path: Path) -> None:
+    client, requests = answering(httpx.Response(201, json={"id": "ds-1"}))
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"x" * 600_000)
+    progress: list[tuple[int, int]] = []
+    made = client.upload_dataset(
+        file, "jsonl", text_field="body", on_progress=lambda *each: progress.append(each)
+    )
+    assert made == {"id": "ds-1"}
+    assert str(requests[0].url) == "http://server/v1/datasets?format=jsonl&text_field=body"
+    assert requests[0].read() == file.read_bytes()
+    assert requests[0].headers["content-length"] == "600000"
+    assert "transfer-encoding" not in requests[0].headers
+    assert [done for done, _ in progress] == [262_144, 524_288, 600_000]
+    assert {total for _, total in progress} == {600_000}
+
+
+def test_datasets_are_listed_read_and_deleted() -> None:
+    page: dict[str, Any] = {"datasets": [], "next_cursor": None}
+    answers = (httpx.Response(200, json=page), httpx.Response(200, json={"id": "ds-1"}))
+    client, requests = answering(*answers, httpx.Response(204))
+    assert client.datasets(5, "next") == page
+    assert client.dataset("ds-1") == {"id": "ds-1"}
+    client.delete_dataset("ds-1/..")
+    assert [f"{each.method} {each.url.raw_path.decode()}" for each in requests] == [
+        "GET /v1/datasets?limit=5&cursor=next",
+        "GET /v1/datasets/ds-1",
+        "DELETE /v1/datasets/ds-1%2F..",
+    ]
 
 
 class TestLostSubmissions:

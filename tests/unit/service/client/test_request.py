@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.client.request import ValueInvalid, evaluation_dataset, job_body, source
-from service.domain.spec import HubModel, JobSpec, LocalData, LocalPath, S3Prefix
+from service.domain.spec import DatasetData, HubModel, JobSpec, LocalData, LocalPath, S3Prefix
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -24,6 +24,7 @@ def test_a_path_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_a_bucket_and_the_hub_are_recognised() -> None:
     assert S3Prefix(**source("s3://models/llama")).uri == "s3://models/llama"
+    assert DatasetData(**source("dataset:ds-" + "0" * 26)).source == "dataset"
     hub = HubModel(**source(f"hub:org/name@{COMMIT}"))
     assert (hub.id, hub.revision) == ("org/name", COMMIT)
 

@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from service.datasets import receiver, uploads
 from service.datasets.receiver import Receiver
+from service.datasets.removal import remove_dataset
 from service.datasets.uploads import Upload, Wanted
 from service.domain.datasets import Dataset, Format
 from service.domain.job import DEFAULT_TENANT
@@ -205,7 +206,7 @@ def test_what_cannot_be_removed_is_left_to_the_cleaner(
     (left,) = job_store.stored_datasets.to_remove(limit=9)
     assert [key.split("/")[1] for key in bucket.uploads] == [left]
     bucket.trouble = None
-    uploads.remove_dataset(left, job_store.stored_datasets, bucket)
+    remove_dataset(left, job_store.stored_datasets, bucket)
     assert nothing_is_left(job_store, bucket)
 
 
