@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     upload_stall_seconds: float = Field(
         default=60.0,
         gt=0,
-        le=3600,
+        le=600,
         description="In which the next 256 KiB of an upload, or its end, must arrive.",
     )
 

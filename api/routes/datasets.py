@@ -15,7 +15,7 @@ from api.schemas.datasets import DATASET_ID_EXAMPLE, Dataset, DatasetPage
 from api.services import ServicesDep
 from service.datasets.uploads import Wanted, too_large
 from service.domain.datasets import Format
-from service.domain.spec import DATASET_ID_PATTERN, NAME_PATTERN
+from service.domain.spec import DATASET_ID_PATTERN, NAME_PATTERN, TEXT_FIELD
 
 router = APIRouter(
     prefix="/v1/datasets", tags=["datasets"], responses=problems(422, 503, thing="dataset")
@@ -70,7 +70,7 @@ async def upload_dataset(
             description="The field of JSONL, or the column of Parquet, that holds the text of a "
             "row, or the messages of a chat.",
         ),
-    ] = "text",
+    ] = TEXT_FIELD,
 ) -> Dataset:
     """The file is the body: `curl --data-binary @FILE`. It is stored and checked as it arrives.
 

@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli import rendering
+from service.cli.defaults import with_default
 from service.cli.estimates import size_text
 from service.cli.jobs import Url, console
 from service.client.client import DEFAULT_URL, Client, Json
 from service.domain.datasets import Format
+from service.domain.spec import LocalData
 from service.printable import printable
 
 FORMATS: dict[str, Format] = {
@@ -54,8 +56,12 @@ def upload(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The field of JSONL, or the column of Parquet, that holds the text, or the "
-            r"messages of a chat. \[default: text]",
+            help=with_default(
+                "The field of JSONL, or the column of Parquet, that holds the text, or the "
+                "messages of a chat.",
+                LocalData,
+                "text_field",
+            ),
         ),
     ] = None,
     url: Url = DEFAULT_URL,

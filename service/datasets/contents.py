@@ -32,7 +32,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
 BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-TEXT_FIELD = "text_field"
+TEXT_FIELD_PARAM = "text_field"
 
 
 class Check(Protocol):
@@ -114,7 +114,7 @@ class JsonLinesCheck:
         if not line.strip():
             return
         where = f"line {self._rows}"
-        text = text_of(parse_row(line, where, None), where, self._text_field, TEXT_FIELD)
+        text = text_of(parse_row(line, where, None), where, self._text_field, TEXT_FIELD_PARAM)
         if isinstance(text, Chat) or text.strip():
             self.documents += 1
         else:

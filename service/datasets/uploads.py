@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from service.datasets.contents import (
     GZIP_MAGIC,
-    TEXT_FIELD,
+    TEXT_FIELD_PARAM,
     Check,
     Gunzip,
     JsonLinesCheck,
@@ -157,7 +157,7 @@ class Upload:
             with file.open("wb") as copy:
                 copy_checked(parts.file, parts.size, read, copy)
             try:
-                return check_parquet(file, self._wanted.text_field, TEXT_FIELD)
+                return check_parquet(file, self._wanted.text_field, TEXT_FIELD_PARAM)
             except READING_ERRORS as error:
                 raise DataInvalid(f"The file cannot be read: {error}.") from error
 

@@ -53,6 +53,9 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 REPOSITORY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$"
 
+TEXT_FIELD = "text"
+"""The field of rows that holds their text, unless a user names another."""
+
 UNION_FIELDS = frozenset({"model", "data", "targets", "tasks"})
 """Fields of one type or another; pydantic puts that type's tag into an error's location, after
 the field or, in an array, after its index."""
@@ -136,21 +139,21 @@ class LocalData(LocalPath):
     """
 
     pattern: Pattern = "**/*"
-    text_field: str = Field(default="text", min_length=1, max_length=200)
+    text_field: str = Field(default=TEXT_FIELD, min_length=1, max_length=200)
 
 
 class S3Data(S3Prefix):
     """Text files below an S3 prefix."""
 
     pattern: Pattern = "**/*"
-    text_field: str = Field(default="text", min_length=1, max_length=200)
+    text_field: str = Field(default=TEXT_FIELD, min_length=1, max_length=200)
 
 
 class HubData(HubModel):
     """Text, JSONL or Parquet files of a hub dataset, pinned to a commit."""
 
     pattern: Pattern = "**/*"
-    text_field: str = Field(default="text", min_length=1, max_length=200)
+    text_field: str = Field(default=TEXT_FIELD, min_length=1, max_length=200)
 
 
 class DatasetData(Body):

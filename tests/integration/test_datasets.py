@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow as arrow
 import pytest
 import uvicorn
 from pyarrow import parquet
+from sqlalchemy import text as sql
 
 from api.app import create_app
 from service.cli import main
@@ -28,9 +30,9 @@ from service.datasets.removal import remove_dataset
 from service.datasets.uploads import Upload, Wanted
 from service.dispatch.dispatcher import Dispatcher
 from service.domain.datasets import Dataset, Format
-from service.domain.job import DEFAULT_TENANT
+from service.domain.job import DEFAULT_TENANT, new_job_id
 from service.domain.spec import DatasetData
-from service.errors import DataInvalid, DataNotFound
+from service.errors import DataInvalid, DataNotFound, DatasetInUse
 from service.inputs.texts.sources import fetch_data
 from service.settings import Settings
 from service.standalone.ports import LOOPBACK
@@ -38,6 +40,7 @@ from service.storage.s3 import ObjectStorage
 from service.store.store import Store
 from tests.fixtures.in_process import LocalInstallation
 from tests.fixtures.waiting import wait_until
+from tests.unit.service.store.test_datasets import uploaded, using
 
 ROWS = b'{"text": "One."}\n{"text": ""}\n{"text": "Two."}\n'
 QUERY = {"format": "jsonl"}
@@ -362,3 +365,23 @@ def test_a_task_reads_a_dataset(local_installation: LocalInstallation) -> None:
     report = local_installation.store.records.report(job.id)
     assert report is not None
     assert report["evaluation"]["dense"]["tasks"]["which"]["problems"] == 1
+
+
+def test_a_deletion_waits_for_the_job_that_is_being_created(postgres_url: str) -> None:
+    with closing(Store(postgres_url)) as shared:
+        shared.migrate()
+        made = uploaded(shared)
+        spec = using(calibration=made.id)
+        with ThreadPoolExecutor(1) as pool, shared._database.writing() as connection:
+            shared.users(DEFAULT_TENANT)._create(connection, spec, new_job_id())
+            deletion = pool.submit(shared.datasets(DEFAULT_TENANT).delete, made.id)
+            wait_until(lambda: is_waiting_for_a_lock(shared))
+            connection.commit()
+            with pytest.raises(DatasetInUse):
+                deletion.result()
+
+
+def is_waiting_for_a_lock(store: Store) -> bool:
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with store._database.reading() as connection:
+        return bool(connection.execute(sql(waiting)).scalar_one())
