@@ -39,6 +39,10 @@ def test_the_routes(document: dict[str, Any]) -> None:
         "GET /v1/jobs/{job_id}/events",
         "GET /v1/jobs/{job_id}/artifacts",
         "GET /v1/jobs/{job_id}/report",
+        "POST /v1/datasets",
+        "GET /v1/datasets",
+        "GET /v1/datasets/{dataset_id}",
+        "DELETE /v1/datasets/{dataset_id}",
         "GET /healthz",
         "GET /readyz",
     }

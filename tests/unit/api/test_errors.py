@@ -431,6 +431,7 @@ def _errors() -> list[type[EigenpressError]]:
 def test_each_error_has_its_status(kind: type[EigenpressError]) -> None:
     families = {UserError: 422, InfrastructureError: 503}
     gone = {"ObjectMissing": 410, "ArtifactCorrupt": 410}
-    named = {"JobNotFound": 404, "JobConflict": 409} | gone
+    datasets = {"DatasetNotFound": 404, "DatasetInUse": 409, "DatasetTooLarge": 413}
+    named = {"JobNotFound": 404, "JobConflict": 409, "UploadAbandoned": 409} | gone | datasets
     family = next((status for base, status in families.items() if issubclass(kind, base)), 500)
     assert status_of(kind) == named.get(kind.__name__, family)
