@@ -20,6 +20,7 @@ from api.limits import BodyLimit
 from api.routes import (
     artifacts,
     audit,
+    datasets,
     estimates,
     events,
     health,
@@ -49,6 +50,7 @@ TAGS = [
     {"name": "jobs", "description": "Submit, follow, change and cancel compression jobs."},
     {"name": "estimates", "description": "What a job would make and take, without running it."},
     {"name": "results", "description": "The artifacts and the report of a job that succeeded."},
+    {"name": "datasets", "description": "Texts that are uploaded once, for any number of jobs."},
     {"name": "webhooks", "description": "Messages to your servers about the jobs' events."},
     {"name": "access", "description": "API keys, tenants and the audit log; for administrators."},
     {"name": "health", "description": "For load balancers and operators."},
@@ -66,6 +68,7 @@ ROUTES = (
     logs,
     estimates,
     artifacts,
+    datasets,
     webhooks,
     keys,
     tenants,
@@ -113,7 +116,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.add_middleware(AuditLog)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, streamed=datasets.STREAMED)
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
     app.add_middleware(Versioned)  # the outermost one
     errors.install(app)

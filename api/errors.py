@@ -1,6 +1,6 @@
 """From errors to RFC 9457 problem responses.
 
-service.errors      UserError 422, NotFound 404, Conflict 409,
+service.errors      UserError 422, NotFound 404, Conflict 409, DatasetTooLarge 413,
                         KeyMissing and KeyInvalid 401, ScopeInsufficient 403,
                         TooManyRequests, TooManyFollowers and QuotaExceeded 429,
                         ObjectMissing, ArtifactCorrupt 410, InfrastructureError 503
@@ -29,6 +29,7 @@ from service.domain.spec import field_path
 from service.errors import (
     ArtifactCorrupt,
     Conflict,
+    DatasetTooLarge,
     EigenpressError,
     InfrastructureError,
     InvalidParameter,
@@ -118,6 +119,8 @@ def status_of(error: type[EigenpressError]) -> HTTPStatus:
         return HTTPStatus.FORBIDDEN
     if issubclass(error, NotFound):
         return HTTPStatus.NOT_FOUND
+    if issubclass(error, DatasetTooLarge):
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     if issubclass(error, Conflict):
         return HTTPStatus.CONFLICT
     if issubclass(error, TooManyRequests | TooManyFollowers | QuotaExceeded):

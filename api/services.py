@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from api.rates import Rates
 from service.cluster.ray_jobs import RayCluster
+from service.datasets.receiver import Receiver
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
 from service.logs.attempt_logs import AttemptLogs
@@ -32,6 +33,7 @@ class Services:
     estimates: Estimates
     rates: Rates
     logs: AttemptLogs
+    receiver: Receiver
 
 
 @contextmanager
@@ -42,12 +44,13 @@ def open_services(settings: Settings) -> Iterator[Services]:
         closing(Store(settings.database)) as store,
         RayCluster(settings.ray_address, settings.driver_command) as cluster,
         SubmissionChecks(settings, storage) as checks,
+        Receiver(settings, store, storage) as receiver,
     ):
         store.migrate()
         rates = Rates(settings.requests_per_minute)
         estimates = Estimates(settings, store, cluster, checks)
         logs = AttemptLogs(cluster, storage, Mask.of(settings))
-        yield Services(settings, store, storage, cluster, checks, estimates, rates, logs)
+        yield Services(settings, store, storage, cluster, checks, estimates, rates, logs, receiver)
 
 
 async def _services(request: Request) -> Services:

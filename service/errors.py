@@ -30,15 +30,19 @@
     │   ├── LogNotFound              no such attempt of the job, or no such log of the attempt
     │   ├── ArtifactNotFound
     │   ├── FileNotFound             an artifact has no such file
+    │   ├── DatasetNotFound
     │   ├── WebhookNotFound
     │   ├── DeliveryNotFound
     │   ├── KeyNotFound
     │   └── TenantNotFound
     ├── Conflict                     the state of something does not allow what was asked
     │   ├── JobConflict
+    │   ├── DatasetInUse             a job that waits or runs names it
+    │   ├── UploadAbandoned          a write by an upload that was taken for dead
     │   ├── WebhookDisabled          it sends nothing until its user enables it
     │   ├── WebhookLimitReached
     │   └── TenantExists
+    ├── DatasetTooLarge
     ├── AttemptStale                 a write by an attempt that is not the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
     ├── ArtifactMismatch             an artifact that is not the model that was compressed
@@ -53,6 +57,7 @@
         ├── BucketMissing            not retried: an administrator must create it
         ├── StorageCredentialsInvalid  not retried: an administrator must correct them
         ├── SubmissionCheckTimeout
+        ├── UploadsBusy
         ├── ClusterUnavailable
         ├── SubmissionRefused        not retried: the cluster answers, but refuses to run the driver
         ├── DatabaseUnavailable
@@ -326,11 +331,35 @@ class LogNotFound(NotFound):
     code = "log_not_found"
 
 
+class DatasetNotFound(NotFound):
+    """There is no dataset with this id."""
+
+    code = "dataset_not_found"
+
+
 class TooManyFollowers(EigenpressError):
     """Your tenant follows as many streams of events as it may at a time: close some of them."""
 
     code = "too_many_followers"
     retryable = True
+
+
+class DatasetInUse(Conflict):
+    """A job that waits or runs names the dataset."""
+
+    code = "dataset_in_use"
+
+
+class DatasetTooLarge(EigenpressError):
+    """The dataset is larger than this server accepts."""
+
+    code = "dataset_too_large"
+
+
+class UploadAbandoned(Conflict):
+    """The upload was taken for dead, and what it had sent was removed: upload the file again."""
+
+    code = "upload_abandoned"
 
 
 class JobConflict(Conflict):
@@ -449,6 +478,12 @@ class SubmissionCheckTimeout(InfrastructureError):
     """The checks of the submission took too long; no job was made. Submit it again later."""
 
     code = "submission_check_timeout"
+
+
+class UploadsBusy(InfrastructureError):
+    """This server receives as many uploads as it can at a time; try again later."""
+
+    code = "uploads_busy"
 
 
 class ClusterUnavailable(InfrastructureError):

@@ -128,6 +128,18 @@ class Settings(BaseSettings):
     webhook_allow_http: bool = Field(
         default=False, description="Allow URLs of webhooks without TLS."
     )
+    max_dataset_bytes: ByteSize = Field(
+        default=ByteSize(4 * 2**30),
+        ge=1,
+        le=64 * 2**30,
+        description="Of an uploaded dataset, as it is stored.",
+    )
+    upload_stall_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=600,
+        description="In which the next 256 KiB of an upload, or its end, must arrive.",
+    )
 
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

@@ -50,6 +50,13 @@ class JobError(Schema):
     param: str | None = Field(default=None, description="The field of the request at fault.")
 
 
+class JobWarning(Schema):
+    """What the current attempt did otherwise than expected; its events have the details."""
+
+    type: str = Field(description="Of the event.", examples=["texts.short"])
+    message: str
+
+
 class Links(Schema):
     """Paths on this server, and the URL of the attempt in Ray's dashboard."""
 
@@ -85,6 +92,7 @@ class Job(Schema):
     last_error: JobError | None = Field(
         default=None, description="Until the job ends: why its previous attempt failed."
     )
+    warnings: list[JobWarning] = Field(description="Of the current attempt.")
     links: Links
 
     @classmethod
@@ -104,6 +112,7 @@ class Job(Schema):
             available_at=job.available_at,
             error=JobError.model_validate(job.failure) if job.failure else None,
             last_error=JobError.model_validate(job.last_failure) if job.last_failure else None,
+            warnings=[JobWarning.model_validate(warning) for warning in job.warnings],
             links=Links(
                 self=here,
                 events=f"{here}/events",

@@ -44,6 +44,7 @@ from service.domain.spec import (
 SIZE, TEXT = "What to make", "Text"  # panels of the help
 DTYPES = ", ".join(get_args(Dtype))
 PLACE = "A path, s3://bucket/prefix or hub:org/name@revision."
+TEXT_PLACE = f"{PLACE[:-1]}, or dataset:ID for one that was uploaded."
 
 Value = TypeVar("Value")
 
@@ -161,7 +162,7 @@ def job(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="PLACE", help=f"The text to calibrate on. {PLACE}", rich_help_panel=TEXT
+            metavar="PLACE", help=f"The text to calibrate on. {TEXT_PLACE}", rich_help_panel=TEXT
         ),
     ] = None,
     pattern: Annotated[

@@ -20,7 +20,7 @@ import typer
 from pydantic import ValidationError
 from rich.text import Text
 
-from service.cli import access, jobs, results, server, webhooks
+from service.cli import access, datasets, jobs, results, server, webhooks
 from service.cli.connection import console, note
 from service.cli.events import events
 from service.cli.logs import logs
@@ -71,6 +71,7 @@ for command in JOBS:
         rich_help_panel="Jobs",
         context_settings=NEGATIVE if command is jobs.priority else None,
     )(command)
+app.add_typer(datasets.app, name="datasets", rich_help_panel="Jobs")
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Jobs")
 app.add_typer(access.keys, name="keys", rich_help_panel="Access")
 app.add_typer(access.tenants, name="tenants", rich_help_panel="Access")

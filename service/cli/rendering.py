@@ -20,7 +20,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from service.client.answers import Job
+from service.client.answers import Job, JobWarning
 from service.client.client import Client
 from service.domain.states import TERMINAL, JobState, Step
 from service.printable import printable
@@ -78,7 +78,7 @@ def job_view(job: Answer, now: datetime) -> RenderableType:
     reached = {step["step"]: step for step in job["steps"]}
     for name in Step:
         rows.add_row(*_step_row(name, reached.get(name), now))
-    return Group(_heading(job, now), rows)
+    return Group(_heading(job, now), rows, *map(_warning, _warnings(job)))
 
 
 def details(job: Answer, now: datetime) -> RenderableType:
@@ -127,6 +127,14 @@ def outcome(job: Answer) -> Text:
     if error := job.get("error"):
         text.append(f"\n{error['detail']}").append(f"\n{_code(error)}", "dim")
     return text
+
+
+def _warnings(job: Answer) -> list[JobWarning]:
+    return list(job.get("warnings", ()))  # an older server has none
+
+
+def _warning(warning: JobWarning) -> Text:
+    return Text("Warning: ", "yellow").append(warning["message"], "not bold")
 
 
 def jobs_table(jobs: Sequence[Answer], now: datetime) -> Table:
@@ -192,6 +200,8 @@ class _Lines:
             if error := job["last_error"]:
                 ended = job["attempt"] - (job["state"] != JobState.QUEUED)
                 self._say(f"attempt {ended} failed: {error['detail']} ({_code(error)})")
+        for warning in _warnings(job):
+            self._say(f"attempt {job['attempt']}: warning: {warning['message']}")
         for step in job["steps"]:
             self._say(f"attempt {job['attempt']}: {step['step']} began")
             if step["finished_at"]:

@@ -41,6 +41,13 @@ class Links(TypedDict):
     ray_dashboard: str | None
 
 
+class JobWarning(TypedDict):
+    """What the current attempt did otherwise than expected."""
+
+    type: str
+    message: str
+
+
 class Job(TypedDict):
     """A job: its specification, its state and its progress."""
 
@@ -56,6 +63,7 @@ class Job(TypedDict):
     available_at: str | None
     error: JobError | None
     last_error: JobError | None
+    warnings: list[JobWarning]
     links: Links
 
 
@@ -336,4 +344,26 @@ class DeliveryPage(TypedDict):
     """Deliveries, newest first."""
 
     deliveries: list[Delivery]
+    next_cursor: str | None
+
+
+class Dataset(TypedDict):
+    """A text that was uploaded and checked."""
+
+    id: str
+    name: str | None
+    format: str
+    text_field: str
+    bytes: int
+    documents: int
+    empty_rows: int | None
+    tokens: int | None
+    sha256: str
+    created_at: str
+
+
+class DatasetPage(TypedDict):
+    """Datasets, newest first."""
+
+    datasets: list[Dataset]
     next_cursor: str | None

@@ -31,6 +31,8 @@ class ValueInvalid(ValueError):
 def source(text: str, commit_of: CommitOf | None = None) -> Json:
     """Where a model or a text is: a path, ``s3://bucket/prefix`` or ``hub:org/name@commit``.
 
+    A text may also be ``dataset:ID``, one that was uploaded.
+
     Without a commit, or with a branch or a tag in its place, `commit_of` finds the commit.
 
     >>> source("hub:org/model@" + 40 * "0")["id"]
@@ -38,6 +40,8 @@ def source(text: str, commit_of: CommitOf | None = None) -> Json:
     """
     if text.startswith("s3://"):
         return {"source": "s3", "uri": text}
+    if text.startswith("dataset:"):
+        return {"source": "dataset", "id": text.removeprefix("dataset:")}
     if text.startswith("hub:"):
         repository, _, revision = text.removeprefix("hub:").partition("@")
         if not re.fullmatch(COMMIT_PATTERN, revision):

@@ -24,10 +24,12 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from service.cluster.diagnosis import explain
 from service.cluster.ray_jobs import Active, AttemptStatus, Cluster, RayCluster, submission_id
+from service.datasets.removal import remove_dataset
 from service.dispatch.cleanup import Cleaner
 from service.dispatch.keyed_executor import KeyedExecutor
 from service.dispatch.lease_watch import LeaseWatch, LoggedErrors, Pause
@@ -78,6 +80,7 @@ class Dispatcher:
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._store = store
         self._cluster = cluster
+        self._storage = storage
         self._cleaner = Cleaner(store, cluster, storage, settings)
         self._settings = settings
         self._attending = KeyedExecutor(ATTENDING_THREADS)
@@ -240,10 +243,13 @@ class Dispatcher:
         """Whether the job's lease expired while its driver could have renewed it."""
         return self._watch.may_judge() and job.lapsed
 
-    # Ended jobs.
+    # Ended jobs and deleted datasets.
 
     def _clean_up(self) -> None:
-        """Clean up after ended jobs, and delete those whose retention time is over."""
+        """Remove deleted datasets; clean up after ended jobs, and delete the old ones."""
+        for dataset_id in self._store.stored_datasets.to_remove(limit=CLEANED_PER_PASS):
+            remove = partial(remove_dataset, dataset_id, self._store.stored_datasets, self._storage)
+            self._cleaning.start(dataset_id, self._try, dataset_id, remove)
         due = self._cleaner.due(limit=CLEANED_PER_PASS)
         for job in due:
             self._start(self._cleaning, job, self._cleaner.clean)

@@ -25,6 +25,7 @@ _RANDOM_BITS = 66  # 26 digits of 5 bits, less 64 bits of time
 
 
 def new_job_id() -> str:
+    """A job's id, as from `new_id`."""
     return new_id("job")
 
 
@@ -118,6 +119,14 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class JobWarning:
+    """What an attempt did otherwise than its user may expect: an event that the job shows, too."""
+
+    type: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Job:
     """A job as it stood when it was read."""
 
@@ -149,6 +158,8 @@ class Job:
     """When the current attempt's lease expires."""
     lapsed: bool = False
     """Whether the lease had expired, by the database's clock, when the job was read."""
+    warnings: tuple[JobWarning, ...] = ()
+    """Of that attempt."""
 
     @cached_property
     def spec(self) -> JobSpec:

@@ -48,11 +48,15 @@ MAX_LIMIT_SECONDS = 30 * 86_400
 MAX_PRIORITY = 100
 
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
+DATASET_ID_PATTERN = r"^ds-[0-9a-z]{26}$"
 ACCELERATOR_TYPE_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 """The value of a label of Ray; its operators `!` and `in(…)` are not for jobs."""
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 REPOSITORY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$"
+
+TEXT_FIELD = "text"
+"""The field of rows that holds their text, unless a user names another."""
 
 UNION_FIELDS = frozenset({"model", "data", "targets", "tasks"})
 """Fields of one type or another; pydantic puts that type's tag into an error's location, after
@@ -140,25 +144,32 @@ class LocalData(LocalPath):
     """
 
     pattern: Pattern = "**/*"
-    text_field: str = Field(default="text", min_length=1, max_length=200)
+    text_field: str = Field(default=TEXT_FIELD, min_length=1, max_length=200)
 
 
 class S3Data(S3Prefix):
     """Text files below an S3 prefix."""
 
     pattern: Pattern = "**/*"
-    text_field: str = Field(default="text", min_length=1, max_length=200)
+    text_field: str = Field(default=TEXT_FIELD, min_length=1, max_length=200)
 
 
 class HubData(HubModel):
     """Text, JSONL or Parquet files of a hub dataset, pinned to a commit."""
 
     pattern: Pattern = "**/*"
-    text_field: str = Field(default="text", min_length=1, max_length=200)
+    text_field: str = Field(default=TEXT_FIELD, min_length=1, max_length=200)
+
+
+class DatasetData(Body):
+    """A dataset that was uploaded to this service."""
+
+    source: Literal["dataset"]
+    id: str = Field(pattern=DATASET_ID_PATTERN, examples=["ds-01kah7m0q8v5n2c4x6z9b3d1fg"])
 
 
 ModelSource = Annotated[LocalPath | S3Prefix | HubModel, Field(discriminator="source")]
-DataSource = Annotated[LocalData | S3Data | HubData, Field(discriminator="source")]
+DataSource = Annotated[LocalData | S3Data | HubData | DatasetData, Field(discriminator="source")]
 
 Method = Literal["impact-kron", "impact", "afm", "svd-llm", "asvd", "fwsvd", "svd"]
 AllocationKind = Literal["global", "uniform"]

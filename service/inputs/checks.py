@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self, TypeVar
 
+from service.domain.datasets import sources_of
 from service.domain.spec import (
+    DatasetData,
     DataSource,
+    EvaluationTask,
     JobSpec,
-    ModelSource,
     MultipleChoice,
     PassAt1,
     S3Prefix,
@@ -89,8 +91,8 @@ class SubmissionChecks:
     async def run(self, spec: JobSpec, users: Users) -> None:
         """Raise unless everything that these users' job names is there, allowed and readable.
 
-        Nothing is written. Raises what the checks raise, and SubmissionCheckTimeout, which names
-        the check that was running when the time ran out.
+        `datasets` are those that it may use. Nothing is written. Raises what the checks raise, and
+        SubmissionCheckTimeout, which names the check that was running when the time ran out.
         """
         await self._finish(_Run(spec, users, self._settings, self.check_bucket))
 
@@ -156,17 +158,25 @@ class _Run:
     def _checks(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Each check, with the name of the field or bucket that it checks."""
         spec, settings = self._spec, self._settings
-        for param, source in _sources(spec):
+        for param, source in ((MODEL, spec.model), *sources_of(spec)):
             if isinstance(source, S3Prefix):
                 yield param, partial(refuse_others, source.uri, settings, self._users, param)
         yield MODEL, self._read_headers
         yield MODEL, self._inspect
         yield "evaluation.tasks", partial(check_allowed, spec, settings)
-        for param, text in _texts(spec):
-            yield param, partial(check_data, text, settings, param)
-        for param, task in _problems(spec):
-            yield f"{param}.data", partial(check_problems, task, settings, param)
+        tasks = {f"evaluation.tasks.{n}.data": task for n, task in enumerate(spec.evaluation.tasks)}
+        for param, source in sources_of(spec):
+            yield param, partial(self._check_text, source, tasks.get(param), param)
         yield BUCKET, self._check_bucket
+
+    def _check_text(self, source: DataSource, task: EvaluationTask | None, param: str) -> None:
+        """Raise unless the job may use the text or the problems, and they can be read."""
+        if isinstance(source, DatasetData):
+            self._users.datasets.require(source.id, f"{param}.id")
+        if isinstance(task, MultipleChoice | PassAt1):
+            check_problems(task, self._settings, param.removesuffix(".data"))
+        elif not isinstance(source, DatasetData):  # whose upload has checked all of its text
+            check_data(source, self._settings, param)
 
     def _read_headers(self) -> None:
         self.headers = check_model(self._spec.model, self._settings)
@@ -197,28 +207,6 @@ def inspect_headers(headers: ModelHeaders, spec: JobSpec) -> None:
     inspect_model(headers.config, headers.shapes, spec)
     if headers.tokenizer is not None:
         inspect_tokenizer(headers.config, headers.tokenizer)
-
-
-def _texts(spec: JobSpec) -> Iterator[tuple[str, DataSource]]:
-    """Every text that the job names, and the field that names it."""
-    yield "calibration.data", spec.calibration.data
-    for number, dataset in enumerate(spec.evaluation.datasets):
-        yield f"evaluation.datasets.{number}.data", dataset.data
-
-
-def _problems(spec: JobSpec) -> Iterator[tuple[str, MultipleChoice | PassAt1]]:
-    """Every task that has problems of its own, and the field that names it."""
-    for number, task in enumerate(spec.evaluation.tasks):
-        if isinstance(task, MultipleChoice | PassAt1):
-            yield f"evaluation.tasks.{number}", task
-
-
-def _sources(spec: JobSpec) -> Iterator[tuple[str, ModelSource | DataSource]]:
-    """Everything that the job reads, and the field that names it."""
-    yield MODEL, spec.model
-    yield from _texts(spec)
-    for param, task in _problems(spec):
-        yield f"{param}.data", task.data
 
 
 def check_allowed(spec: JobSpec, settings: Settings) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.domain.datasets import DATASETS_PREFIX
 from service.errors import (
     BucketMissing,
     InvalidParameter,
@@ -24,9 +25,9 @@ from service.store.users import Users
 
 SCHEME = "s3://"
 MAX_LISTED_OBJECTS = 100_000
-OWN_PREFIX = "jobs/"
-"""Where the service keeps checkpoints and artifacts in its own bucket; see
-`service.domain.manifest`."""
+OWN_PREFIXES = ("jobs/", DATASETS_PREFIX)
+"""Where the service keeps checkpoints, artifacts and datasets in its own bucket; see
+`service.domain.manifest` and `service.domain.datasets`."""
 ARTIFACT = re.compile(r"jobs/[^/]+/artifacts/[^/]+/[^/]")
 
 
@@ -131,11 +132,11 @@ def _refuse_forbidden(bucket: str, key: str, settings: Settings, param: str) -> 
             f"The key '{key}' has a name that is empty, '.' or '..'.", param=param
         )
     below = f"{place}/" if place else ""
-    own = below.startswith(OWN_PREFIX) or not below
+    own = below.startswith(OWN_PREFIXES) or not below
     if bucket == settings.s3_bucket and own and not ARTIFACT.match(below):
         raise PathNotAllowed(
-            f"{SCHEME}{bucket}/{key} holds everyone's jobs. Name a prefix of your own outside "
-            f"{OWN_PREFIX}, or a folder of one artifact.",
+            f"{SCHEME}{bucket}/{key} holds everyone's jobs and datasets. Name a prefix of your "
+            f"own outside {' and '.join(OWN_PREFIXES)}, a folder of one artifact, or a dataset.",
             param=param,
         )
     allowed = settings.allowed_s3_prefixes

@@ -137,6 +137,36 @@ class ObjectStorage:
 
         self._retry(upload, key)
 
+    def begin_upload(self, key: str) -> str:
+        """Begin an object that is sent in parts; returns the id of the upload."""
+        return self._retry(
+            lambda: str(
+                self._client.create_multipart_upload(Bucket=self.bucket, Key=key)["UploadId"]
+            )
+        )
+
+    def put_part(self, key: str, upload_id: str, number: int, data: bytes) -> str:
+        """Send part `number`, counted from 1; returns its etag."""
+        where = {"Bucket": self.bucket, "Key": key, "UploadId": upload_id, "PartNumber": number}
+        return self._retry(lambda: _etag(self._client.upload_part(**where, Body=data)))
+
+    def finish_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
+        """Make the object of its parts, in this order. It appears whole or not at all."""
+        parts = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(etags, start=1)]
+        where = {"Bucket": self.bucket, "Key": key}
+
+        def finish() -> None:
+            try:
+                self._client.complete_multipart_upload(
+                    **where, UploadId=upload_id, MultipartUpload={"Parts": parts}
+                )
+            except ClientError as error:
+                if _code(error) != "NoSuchUpload":
+                    raise
+                self._client.head_object(**where)  # there if an earlier try did it
+
+        self._retry(finish, key)
+
     def put_bytes(
         self, key: str, data: bytes, *, only_if_absent: bool = False, replacing: str | None = None
     ) -> bool:
@@ -261,6 +291,11 @@ class ObjectStorage:
         for page in self._pages(self._client.list_objects_v2, prefix, "ContinuationToken"):
             for entry in page.get("Contents", ()):
                 yield StoredObject(entry["Key"], entry["Size"], _etag(entry))
+
+    def find(self, key: str) -> StoredObject:
+        """The object with this key. Raises `ObjectMissing`."""
+        answer = self._retry(lambda: self._client.head_object(Bucket=self.bucket, Key=key), key)
+        return StoredObject(key, answer["ContentLength"], _etag(answer))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete these objects; those already gone are no error."""

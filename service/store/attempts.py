@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, update
 
-from service.domain.job import Artifact, EventType
+from service.domain.job import Artifact, EventType, JobWarning
 from service.domain.retry_policy import Fail, Retry, RetryPolicy, decide
 from service.domain.states import JobState, Step
 from service.errors import (
@@ -16,6 +16,7 @@ from service.errors import (
     AttemptStale,
     Failure,
 )
+from service.printable import printable
 from service.store import rows, tables
 from service.store.database import Database, clock, insert_if_absent
 from service.store.rows import job_row
@@ -69,11 +70,20 @@ class Attempts:
         type: str,  # noqa: A002  (the column's name)
         message: str,
         data: Mapping[str, Any] | None = None,
+        *,
+        is_warning: bool = False,
     ) -> None:
-        """Append an event that the attempt reports. Raises AttemptStale."""
+        """Append an event that the attempt reports. Raises AttemptStale.
+
+        A warning also stands among the job's `warnings` until its next attempt begins.
+        """
         with self._database.writing() as connection:
-            fence(connection, job_id, attempt)
+            row = fence(connection, job_id, attempt)
             append(connection, job_id, attempt, type, message, data)
+            if is_warning:
+                warning = asdict(JobWarning(type, printable(message)))
+                mine = update(jobs).where(jobs.c.id == job_id)
+                connection.execute(mine.values(warnings=[*(row.warnings or ()), warning]))
 
     def published(self, job_id: str, attempt: int, position: int, artifact: Artifact) -> None:
         """Record a published artifact of the target at `position`. Raises AttemptStale.

@@ -283,6 +283,7 @@ _OF_ONE_JOB = (
     tables.artifacts,
     tables.reports,
     tables.job_labels,
+    tables.job_datasets,
 )
 """The tables whose rows go with their job."""
 

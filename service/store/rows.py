@@ -8,7 +8,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, func, select
 
-from service.domain.job import Artifact, Event, EventType, FileEntry, Job, JobHead, StepProgress
+from service.domain.job import (
+    Artifact,
+    Event,
+    EventType,
+    FileEntry,
+    Job,
+    JobHead,
+    JobWarning,
+    StepProgress,
+)
 from service.domain.states import TERMINAL, JobState, Step
 from service.errors import Failure, JobNotFound
 from service.printable import shortened
@@ -119,4 +128,5 @@ def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime | None) -> 
         available_at=row.available_at,
         lease_until=row.lease_until,
         lapsed=_lapsed(row, now),
+        warnings=tuple(JobWarning(**warning) for warning in row.warnings or ()),
     )

@@ -19,6 +19,7 @@ from service.store.attempts import Attempts
 from service.store.audit import Audit
 from service.store.claims import Claims
 from service.store.database import Database
+from service.store.datasets import Datasets, StoredDatasets
 from service.store.deliveries import Deliveries
 from service.store.keys import Keys
 from service.store.news import News
@@ -41,6 +42,7 @@ class Store:
         self.attempts = Attempts(self._database)
         self.news = News(self._database)
         self.deliveries = Deliveries(self._database)
+        self.stored_datasets = StoredDatasets(self._database)
 
     def users(self, tenant: str) -> Users:
         """The jobs database as this tenant's users may see and change it."""
@@ -49,6 +51,10 @@ class Store:
     def webhooks(self, tenant: str) -> Webhooks:
         """The webhooks of this tenant."""
         return Webhooks(self._database, tenant)
+
+    def datasets(self, tenant: str) -> Datasets:
+        """The datasets of this tenant, as its users may see and change them."""
+        return Datasets(self._database, tenant)
 
     def migrate(self) -> None:
         """Create the database, or bring its schema up to date."""

@@ -99,6 +99,7 @@ jobs = Table(
     Column("deleted_at", UtcDateTime, comment="When a user or the retention deleted it."),
     Column("name", String(64), comment="The specification's, to filter by, as is the method."),
     Column("method", String(64)),
+    Column("warnings", JSON(none_as_null=True), comment="[{type, message}] of its attempt."),
     Index(None, "state", "id"),
     Index(None, "state", "tenant", "rank", "id"),
     Index(None, "clean_after"),
@@ -209,6 +210,36 @@ artifacts = Table(
     Column("prefix", Text, nullable=False),
     Column("files", JSON, nullable=False, comment="[{path, size, sha256}]"),
     Column("bytes", BigInteger, nullable=False, server_default="0", comment="Of its files."),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", String(32), primary_key=True, comment="Sorts by time of creation."),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(64)),
+    Column("format", String(16), nullable=False),
+    Column("text_field", AnyText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("lease_until", UtcDateTime, comment="When its upload is dead; null once complete."),
+    Column("deleted_at", UtcDateTime, comment="When it was deleted, or its upload given up."),
+    Column("bytes", BigInteger, comment="Null until the upload is complete, as those that follow."),
+    Column("documents", BigInteger),
+    Column("empty_rows", BigInteger, comment="Null also where nobody has counted them."),
+    Column("sha256", String(64)),
+    Column("tokens", BigInteger, comment="Null until a job has counted them."),
+    Index(None, "tenant", "id"),
+    Index(None, "lease_until"),
+    Index(None, "deleted_at"),
+)
+
+job_datasets = Table(
+    "job_datasets",
+    metadata,
+    Column("job_id", ForeignKey(jobs.c.id), primary_key=True),
+    Column("param", String(64), primary_key=True, comment="The field that names the dataset."),
+    Column("dataset_id", String(32), nullable=False, comment="It may be gone after the job."),
+    Index(None, "dataset_id"),
 )
 
 reports = Table(

@@ -87,14 +87,10 @@ def ensure_tenant(connection: Connection, name: str) -> None:
 
 
 def refuse_beyond_limits(connection: Connection, name: str) -> None:
-    """Raise QuotaExceeded if the tenant may not submit another job.
-
-    Locks the tenant's row if it has a limit, so that jobs submitted at once are counted.
-    """
-    row = connection.execute(select(tenants).where(tenants.c.name == name)).one_or_none()
-    if row is None or row.max_queued_jobs is row.max_stored_bytes is None:
+    """Raise QuotaExceeded if the tenant may not submit another job."""
+    row = _locked_limits(connection, name)
+    if row is None:
         return
-    connection.execute(select(tenants).where(tenants.c.name == name).with_for_update())
     if (most := row.max_queued_jobs) is not None:
         queued = connection.execute(
             select(func.count())
@@ -106,11 +102,28 @@ def refuse_beyond_limits(connection: Connection, name: str) -> None:
                 f"{queued} jobs of the tenant are queued, and it may have {most}. Submit the job "
                 "again when one has begun, or cancel one."
             )
-    refuse_bytes(connection, row)
+    _refuse_bytes(connection, row, 0)
 
 
-def refuse_bytes(connection: Connection, row: Row[Any], more: int = 0) -> None:
-    """Raise QuotaExceeded if the bytes of the tenant of this row, and `more`, reach its limit."""
+def refuse_bytes(connection: Connection, name: str, more: int = 0) -> None:
+    """Raise QuotaExceeded if the tenant's bytes have reached its limit, or exceed it with `more`."""
+    row = _locked_limits(connection, name)
+    if row is not None:
+        _refuse_bytes(connection, row, more)
+
+
+def _locked_limits(connection: Connection, name: str) -> Row[Any] | None:
+    """The tenant's row, if it has limits of what is submitted: locked, so that what is submitted
+    at once is counted.
+    """
+    query = select(tenants).where(tenants.c.name == name)
+    row = connection.execute(query).one_or_none()
+    if row is None or row.max_queued_jobs is row.max_stored_bytes is None:
+        return None
+    return connection.execute(query.with_for_update()).one()
+
+
+def _refuse_bytes(connection: Connection, row: Row[Any], more: int) -> None:
     if row.max_stored_bytes is None:
         return
     taken = stored_bytes(connection, row.name)
@@ -122,14 +135,17 @@ def refuse_bytes(connection: Connection, row: Row[Any], more: int = 0) -> None:
 
 
 def stored_bytes(connection: Connection, name: str) -> int:
-    """What the tenant's artifacts take in the bucket."""
-    artifacts = tables.artifacts
-    query = (
+    """What the tenant's artifacts and datasets take in the bucket."""
+    artifacts, datasets = tables.artifacts, tables.datasets
+    of_artifacts = (
         select(func.coalesce(func.sum(artifacts.c.bytes), 0))
         .join(jobs, jobs.c.id == artifacts.c.job_id)
         .where(jobs.c.tenant == name, jobs.c.deleted_at.is_(None))
     )
-    return int(connection.execute(query).scalar_one())
+    of_datasets = select(func.coalesce(func.sum(datasets.c.bytes), 0)).where(
+        datasets.c.tenant == name, datasets.c.deleted_at.is_(None)
+    )
+    return sum(int(connection.execute(each).scalar_one()) for each in (of_artifacts, of_datasets))
 
 
 def _row(connection: Connection, name: str) -> Row[Any]:

@@ -179,7 +179,7 @@ def after(start: datetime, seconds: float | None) -> datetime | None:
 def _implied(row: Row[Any], target: JobState, now: datetime) -> dict[str, Any]:
     """The values of a job's columns that follow from its new state."""
     if target is JobState.RUNNING:
-        return {"started_at": now, "submitted_at": None, "available_at": None}
+        return {"started_at": now, "submitted_at": None, "available_at": None, "warnings": None}
     if target is JobState.CANCELLING:
         return {}
     ended: dict[str, Any] = {"lease_until": None, "deadline": None}

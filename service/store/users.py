@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, insert, select, update
 
+from service.domain.datasets import datasets_of
 from service.domain.job import EventType, Job, new_job_id
 from service.domain.labels import merged
 from service.domain.patch import JobPatch
@@ -18,6 +19,7 @@ from service.domain.tenant import Places
 from service.errors import IdempotencyKeyReused, JobConflict
 from service.store import tables
 from service.store.database import Database, clock, insert_if_absent
+from service.store.datasets import Datasets, hold_again, hold_datasets
 from service.store.listing import index_labels
 from service.store.records import Records
 from service.store.rows import read_job
@@ -39,13 +41,21 @@ class Users(Records):
         super().__init__(database, tenant)
         self._tenant: str = tenant
 
+    @property
+    def datasets(self) -> Datasets:
+        """The tenant's datasets."""
+        return Datasets(self._database, self._tenant)
+
     def places(self) -> Places:
         """What the tenant's jobs may read, within what the installation allows."""
         with self._database.reading() as connection:
             return places_of(connection, self._tenant)
 
     def create(self, spec: JobSpec) -> Job:
-        """Accept a job; it is durable once this returns."""
+        """Accept a job; it is durable once this returns.
+
+        Raises DataNotFound for a dataset that the tenant does not have, as all that create jobs do.
+        """
         with self._database.writing() as connection:
             return self._create(connection, spec, new_job_id())
 
@@ -97,6 +107,7 @@ class Users(Records):
         connection.execute(insert(jobs).values(row))
         if spec.labels:
             index_labels(connection, job_id, self._tenant, spec.labels)
+        hold_datasets(connection, self._tenant, job_id, datasets_of(spec))
         append(connection, job_id, None, EventType.QUEUED, "The job waits for a dispatcher.")
         return read_job(connection, job_id)
 
@@ -164,8 +175,8 @@ class Users(Records):
         """Queue a failed job again, with as many attempts as a new one.
 
         The next attempt resumes from the job's checkpoints. A repeated call changes nothing.
-        Raises JobConflict unless the job has failed, and SpecificationUnknown if its limits cannot
-        be read.
+        Raises JobConflict unless the job has failed, DataNotFound if a dataset that it names has
+        been deleted, and SpecificationUnknown if its limits cannot be read.
         """
         with self._database.writing() as connection:
             row = self._visible(connection, job_id, lock=True)
@@ -175,6 +186,7 @@ class Users(Records):
             if row.state != JobState.FAILED:
                 raise JobConflict(f"Job {job_id} is {row.state}; only a failed one can be retried.")
             limits = read_stored_limits(row.id, row.spec)
+            hold_again(connection, row.tenant, job_id)
             transition(
                 connection,
                 row,

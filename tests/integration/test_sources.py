@@ -407,7 +407,7 @@ class TestLocalData:
         for path in (text_folder, text_folder / "text.txt"):
             source = LocalData(source="local", path=str(path))
             check_data(source, settings, PARAM)
-            assert fetch_data(source, settings, PARAM) == path
+            assert fetch_data(source, settings, PARAM).root == path
 
     def test_faults(self, settings: Settings, text_folder: Path, tmp_path: Path) -> None:
         def fault(
@@ -437,16 +437,16 @@ class TestS3Data:
         check_data(source, settings, PARAM)
         folder = fetch_data(source, settings, PARAM)
         assert fetch_data(source, settings, PARAM) == folder
-        documents = list(read_documents(folder, source.pattern, source.text_field, PARAM))
+        documents = list(read_documents(folder.root, folder.pattern, folder.text_field, PARAM))
         assert [(d.id, d.text) for d in documents] == [("a.txt", "a"), ("deep/b.jsonl.gz:1", "b")]
 
     def test_a_pattern_selects_among_the_objects(self, settings: Settings, uri: str) -> None:
         source = S3Data(source="s3", uri=uri, pattern="*.txt")
-        assert contents(fetch_data(source, settings, PARAM)) == {"a.txt": b"a"}
+        assert contents(fetch_data(source, settings, PARAM).root) == {"a.txt": b"a"}
 
     def test_one_object_becomes_a_file(self, settings: Settings, uri: str) -> None:
         source = S3Data(source="s3", uri=f"{uri}/a.txt", pattern="*.md")
-        path = fetch_data(source, settings, PARAM)
+        path = fetch_data(source, settings, PARAM).root
         assert (path.name, path.read_bytes()) == ("a.txt", b"a")
 
     def test_faults(self, settings: Settings, uri: str) -> None:
@@ -579,9 +579,9 @@ class TestHubData:
         self, settings: Settings, hub: HubServer, files: dict[str, bytes]
     ) -> None:
         check_data(self.SOURCE, settings, PARAM)
-        folder = fetch_data(self.SOURCE, settings, PARAM)
+        folder = fetch_data(self.SOURCE, settings, PARAM).root
         assert contents(folder) == {"data/a.txt": files["data/a.txt"]}
-        assert fetch_data(self.SOURCE, settings, PARAM) == folder
+        assert fetch_data(self.SOURCE, settings, PARAM).root == folder
         assert hub.requests == ["data/a.txt"]
 
     def test_faults(

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, create_engine, delete
 from service.store.store import Store
 from service.store.tables import metadata
 
+pytest.register_assert_rewrite("tests.unit.service.store.test_datasets")
 pytest.register_assert_rewrite("tests.unit.service.store.test_keys")
 pytest.register_assert_rewrite("tests.unit.service.store.test_listing")
 pytest.register_assert_rewrite("tests.unit.service.store.test_lost_answers")
@@ -18,6 +19,7 @@ pytest.register_assert_rewrite("tests.unit.service.store.test_store")
 pytest.register_assert_rewrite("tests.unit.service.store.test_tenants")
 pytest.register_assert_rewrite("tests.unit.service.store.test_webhooks")
 
+from tests.unit.service.store.test_datasets import *  # noqa: E402, F403
 from tests.unit.service.store.test_keys import *  # noqa: E402, F403
 from tests.unit.service.store.test_listing import *  # noqa: E402, F403
 from tests.unit.service.store.test_lost_answers import *  # noqa: E402, F403

@@ -42,6 +42,7 @@ from workers.attempt.resume import Resumption, resume
 from workers.attempt.schedule import Call, drive
 from workers.attempt.sweeping import Sweeping
 from workers.attempt.targets import MAX_PROBES, Choices
+from workers.attempt.text_usage import MAX_NAMES_IN_EVENT, note_texts
 from workers.compression.candidates import Forms, LayerCandidates
 from workers.compression.shapes import InputGroup
 from workers.evaluation.problems import Exercise
@@ -51,7 +52,6 @@ from workers.resumption.journal import CALIBRATION_LOSS, forms_key
 from workers.text.texts import Texts
 
 WAITING = "workers.waiting"
-MAX_NAMES_IN_EVENT = 20
 CLEANING_SECONDS = 10
 
 
@@ -195,12 +195,7 @@ class Attempt:
             self._note_unused(summaries[0])
             exercises: list[Exercise] = ray.get(self.workers[0].exercises.remote())
             texts: Texts = ray.get(texts_reference)
-            if texts.skipped_files:
-                self.progress.note(
-                    "texts.skipped",
-                    f"{len(texts.skipped_files)} files are not text and were skipped.",
-                    {"files": texts.skipped_files[:MAX_NAMES_IN_EVENT]},
-                )
+            note_texts(texts, self.progress, self.job.tenant)
             fingerprint = take_fingerprint(
                 model=ray.get(digest_reference),
                 texts=texts,

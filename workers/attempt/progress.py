@@ -52,11 +52,20 @@ class Progress:
         self.seconds[step.value] = round(time.perf_counter() - start, 3)
         meter.finish()
 
-    def note(self, type_: str, message: str, data: Mapping[str, object]) -> None:
-        """Append an event to the job's history."""
+    def note(
+        self, type_: str, message: str, data: Mapping[str, object], *, is_warning: bool = False
+    ) -> None:
+        """Append an event to the job's history, and a warning to what the job shows."""
         self._retry(
-            lambda: self._store.attempts.record(self._job_id, self.attempt, type_, message, data)
+            lambda: self._store.attempts.record(
+                self._job_id, self.attempt, type_, message, data, is_warning=is_warning
+            )
         )
+
+    def count_tokens(self, tenant: str, dataset_id: str, tokens: int) -> None:
+        """Record how many tokens a dataset has."""
+        datasets = self._store.datasets(tenant)
+        self._retry(lambda: datasets.count_tokens(dataset_id, tokens))
 
     def last_noted(self, type_: str) -> Mapping[str, Any] | None:
         """The data of the last event of that type, by this or an earlier attempt."""

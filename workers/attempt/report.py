@@ -17,6 +17,7 @@ from service.domain.spec import JOINING, Target
 from workers.actors.replies import ModelSummary
 from workers.artifact.size import CheckpointSize
 from workers.attempt.probes import Probe
+from workers.attempt.text_usage import text_warnings
 from workers.compression.candidates import (
     BYTES_OF_16_BITS,
     Forms,
@@ -111,6 +112,8 @@ def job_report(
             "loss": calibration_loss,
             "idle_shares": [round(share, 4) for share in idle_shares],
         },
+        "texts": [asdict(usage) for usage in texts.usage],
+        "warnings": [warning.message for warning in text_warnings(texts)],
         "evaluation": {"dense": dense and _measured(dense, None, documents)},
         "targets": [
             _target(result, model, options, spec.method, dense, documents) for result in results

@@ -99,11 +99,11 @@ def read_exercises(
 
 def _records(task: MultipleChoice | PassAt1, settings: Settings, param: str) -> Iterator[Record]:
     data = f"{param}.data"
-    root = fetch_data(task.data, settings, data)
-    records = read_records(root, task.data.pattern, problem_fields(task, param), data)
+    text = fetch_data(task.data, settings, data)
+    records = read_records(text.root, text.pattern, problem_fields(task, param), data)
     wanted = list(islice(records, task.limit or MAX_PROBLEMS + 1))
     if not wanted:
-        raise DataInvalid(f"There is no problem in {root}.", param=data)
+        raise DataInvalid(f"There is no problem in {text.root}.", param=data)
     if len(wanted) > MAX_PROBLEMS:
         raise DataInvalid(
             f"There are more than {MAX_PROBLEMS} problems; set a limit.", param=f"{param}.limit"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from service.errors import CalibrationTooShort
@@ -52,7 +53,7 @@ def split_documents(
 
 
 def calibration_sequences(
-    documents: Sequence[Document], tokenizer: Tokenizer, *, length: int, count: int, seed: int
+    documents: Iterable[Document], tokenizer: Tokenizer, *, length: int, count: int, seed: int
 ) -> list[list[int]]:
     """`count` sequences of exactly `length` tokens.
 
@@ -82,7 +83,7 @@ def calibration_sequences(
 
 
 def evaluation_sequences(
-    documents: Sequence[Document], tokenizer: Tokenizer, *, length: int, count: int, seed: int
+    documents: Iterable[Document], tokenizer: Tokenizer, *, length: int, count: int, seed: int
 ) -> list[list[int]]:
     """At most `count` sequences of at most `length` tokens, each from a single document."""
     prefix = sequence_prefix(tokenizer)
@@ -90,7 +91,7 @@ def evaluation_sequences(
         prefix + tokens for tokens in _windows(documents, tokenizer, length - len(prefix), seed)
     )
     long_enough = (tokens for tokens in drawn if len(tokens) >= MIN_SEQUENCE_TOKENS)
-    return [tokens for tokens, _ in zip(long_enough, range(count), strict=False)]
+    return list(islice(long_enough, count))
 
 
 def in_batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
@@ -128,7 +129,7 @@ def sequence_prefix(tokenizer: Tokenizer) -> list[int]:
 
 
 def _windows(
-    documents: Sequence[Document], tokenizer: Tokenizer, window: int, seed: int
+    documents: Iterable[Document], tokenizer: Tokenizer, window: int, seed: int
 ) -> Iterator[list[int]]:
     """Windows of `window` tokens, one from each document in turn, in several rounds.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
-from service.domain.spec import HELD_OUT, Calibration, DataSource, JobSpec
+from service.domain.spec import HELD_OUT, Calibration, DatasetData, DataSource, JobSpec
 from service.errors import CalibrationTooShort, DataInvalid, ModelInvalid
-from service.inputs.texts.documents import Document, read_documents
+from service.inputs.texts.documents import Document, Skipped, read_documents
 from service.inputs.texts.sources import fetch_data
 from service.settings import Settings
+from workers.text.chats import chat_renderer
 from workers.text.sequences import (
     MIN_SEQUENCE_TOKENS,
     Tokenizer,
@@ -18,6 +19,13 @@ from workers.text.sequences import (
     evaluation_sequences,
     split_documents,
 )
+
+COUNTED_BYTES = 4 * 2**20
+"""Of a dataset's text: the tokens of more are estimated by these."""
+
+EMPTY, NOT_TEXT = "rows without text", "files that are not text"
+REPEATED, MEASURED = "repeated documents", "documents of an evaluation dataset"
+"""Why something of a text is not used."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,19 @@ class EvaluationText:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What a job uses of a text."""
+
+    text: str  # "calibration", or the name of an evaluation's
+    documents: int  # that it may use
+    drawn_from: int  # of these, the documents that sequences were drawn from
+    sequences: int
+    asked: int  # sequences
+    tokens: int
+    skipped: Mapping[str, int]  # how much was left out, by the reason
+
+
+@dataclass(frozen=True)
 class Texts:
     """All text of a job as tokens. Calibration and evaluation share no document."""
 
@@ -37,6 +58,33 @@ class Texts:
     calibration: list[list[int]]
     evaluation: list[EvaluationText]
     skipped_files: list[str]
+    usage: Sequence[Usage] = ()  # of the calibration's text first, then of the evaluation's
+    tokens_of_datasets: Mapping[str, int] = field(default_factory=dict)  # by their ids
+
+
+class _Reader:
+    """Reads one text after another, and keeps account of them."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
+        self.skipped_files: list[str] = []
+        self.tokens_of_datasets: dict[str, int] = {}
+        self._tokenizer = tokenizer
+        self._settings = settings
+
+    def read(self, data: DataSource, param: str) -> tuple[list[Document], dict[str, int]]:
+        """The documents, and how much was left out by the reason."""
+        text, skipped = fetch_data(data, self._settings, param), Skipped()
+        of_field = f"{param}.id" if isinstance(data, DatasetData) else f"{param}.text_field"
+        render = chat_renderer(self._tokenizer, of_field)
+        documents = list(
+            read_documents(
+                text.root, text.pattern, text.text_field, param, render=render, skipped=skipped
+            )
+        )
+        self.skipped_files += skipped.files
+        if isinstance(data, DatasetData) and data.id not in self.tokens_of_datasets:
+            self.tokens_of_datasets[data.id] = count_tokens(documents, self._tokenizer)
+        return documents, _counted({EMPTY: skipped.empty_rows, NOT_TEXT: len(skipped.files)})
 
 
 def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts:
@@ -47,35 +95,35 @@ def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts
     `service.inputs.texts.documents.read_documents` and `workers.text.sequences`, and DataInvalid
     for a dataset without two consecutive tokens.
     """
-    skipped: list[str] = []
-
-    def documents(data: DataSource, param: str) -> list[Document]:
-        root = fetch_data(data, settings, param)
-
-        def skip(path: str, _reason: str) -> None:
-            skipped.append(path)
-
-        return list(read_documents(root, data.pattern, data.text_field, param, skip))
-
-    everything = documents(spec.calibration.data, "calibration.data")
-    datasets = {
-        dataset.name: documents(dataset.data, f"evaluation.datasets.{number}.data")
-        for number, dataset in enumerate(spec.evaluation.datasets)
-        if spec.evaluation.enabled
-    }
-    ours, held_out = _split(everything, datasets.values(), spec.calibration)
+    reader = _Reader(tokenizer, settings)
+    everything, left_out = reader.read(spec.calibration.data, "calibration.data")
+    skipped: dict[str, Mapping[str, int]] = {}
+    datasets: dict[str, list[Document]] = {}
+    for number, dataset in enumerate(spec.evaluation.datasets if spec.evaluation.enabled else ()):
+        param = f"evaluation.datasets.{number}.data"
+        datasets[dataset.name], skipped[dataset.name] = reader.read(dataset.data, param)
+    others = _without(everything, datasets.values())
+    ours, held_out = split_documents(
+        others, spec.calibration.held_out_fraction, spec.calibration.seed
+    )
+    left_out |= _counted(
+        {
+            MEASURED: len(everything) - len(others),
+            REPEATED: len(others) - len({document.text for document in others}),
+        }
+    )
     if spec.evaluation.enabled:
         datasets = {HELD_OUT: held_out} | datasets
-    sequences = calibration_sequences(
-        ours,
-        tokenizer,
-        length=spec.calibration.sequence_length,
-        count=spec.calibration.sequences,
-        seed=spec.calibration.seed,
-    )
-    cut = _evaluation_cutter(spec, tokenizer)
+    calibration, used = _calibration(ours, tokenizer, spec.calibration, left_out)
+    cut = _evaluation_cutter(spec, tokenizer, skipped)
+    evaluation = [cut(name, texts) for name, texts in datasets.items()]
     return Texts(
-        len(ours), sequences, [cut(name, texts) for name, texts in datasets.items()], skipped
+        len(ours),
+        calibration,
+        [text for text, _ in evaluation],
+        reader.skipped_files,
+        [used, *(usage for _, usage in evaluation)],
+        reader.tokens_of_datasets,
     )
 
 
@@ -96,10 +144,8 @@ def check_token_id(token_id: int, tokenizer: Tokenizer, vocabulary_size: int) ->
         )
 
 
-def _split(
-    everything: list[Document], datasets: Iterable[list[Document]], calibration: Calibration
-) -> tuple[list[Document], list[Document]]:
-    """Calibration and held-out documents, without those of the datasets."""
+def _without(everything: list[Document], datasets: Iterable[list[Document]]) -> list[Document]:
+    """The documents that are in none of the datasets. Raises CalibrationTooShort if none is."""
     in_datasets = {document.text for texts in datasets for document in texts}
     others = [document for document in everything if document.text not in in_datasets]
     if not others:
@@ -107,20 +153,34 @@ def _split(
             "every document of the calibration text is also in an evaluation dataset",
             param="calibration.data",
         )
-    return split_documents(others, calibration.held_out_fraction, calibration.seed)
+    return others
+
+
+def _calibration(
+    documents: list[Document],
+    tokenizer: Tokenizer,
+    asked: Calibration,
+    skipped: Mapping[str, int],
+) -> tuple[list[list[int]], Usage]:
+    drawn = _Drawn(documents)
+    sequences = calibration_sequences(
+        drawn, tokenizer, length=asked.sequence_length, count=asked.sequences, seed=asked.seed
+    )
+    return sequences, _usage("calibration", drawn, sequences, asked.sequences, skipped)
 
 
 def _evaluation_cutter(
-    spec: JobSpec, tokenizer: Tokenizer
-) -> Callable[[str, list[Document]], EvaluationText]:
+    spec: JobSpec, tokenizer: Tokenizer, skipped: Mapping[str, Mapping[str, int]]
+) -> Callable[[str, list[Document]], tuple[EvaluationText, Usage]]:
     counts = {dataset.name: dataset.sequences for dataset in spec.evaluation.datasets}
 
-    def cut(name: str, documents: list[Document]) -> EvaluationText:
+    def cut(name: str, documents: list[Document]) -> tuple[EvaluationText, Usage]:
+        drawn, count = _Drawn(documents), counts.get(name) or spec.evaluation.sequences
         sequences = evaluation_sequences(
-            documents,
+            drawn,
             tokenizer,
             length=spec.calibration.sequence_length,
-            count=counts.get(name) or spec.evaluation.sequences,
+            count=count,
             seed=spec.calibration.seed,
         )
         if not sequences:
@@ -128,6 +188,48 @@ def _evaluation_cutter(
                 f"no document of '{name}' has the {MIN_SEQUENCE_TOKENS} tokens to measure on",
                 param="calibration.data" if name == HELD_OUT else "evaluation.datasets",
             )
-        return EvaluationText(name, len(documents), sequences)
+        usage = _usage(name, drawn, sequences, count, skipped.get(name, {}))
+        return EvaluationText(name, len(documents), sequences), usage
 
     return cut
+
+
+class _Drawn:
+    """Documents that count how many of them were taken, the first time that they are read."""
+
+    def __init__(self, documents: list[Document]) -> None:
+        self.documents = documents
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[Document]:
+        for document in self.documents:
+            self.taken += 1
+            yield document
+
+
+def _usage(
+    text: str,
+    drawn: _Drawn,
+    sequences: list[list[int]],
+    asked: int,
+    skipped: Mapping[str, int],
+) -> Usage:
+    tokens = sum(map(len, sequences))
+    documents = len(drawn.documents)
+    return Usage(text, documents, drawn.taken, len(sequences), asked, tokens, skipped)
+
+
+def _counted(reasons: Mapping[str, int]) -> dict[str, int]:
+    return {reason: count for reason, count in reasons.items() if count}
+
+
+def count_tokens(documents: list[Document], tokenizer: Tokenizer) -> int:
+    """The tokens of the documents; beyond `COUNTED_BYTES`, as many to a byte as in these."""
+    counted = tokens = 0
+    sizes = [len(document.text.encode()) for document in documents]
+    for document, size in zip(documents, sizes, strict=True):
+        if counted and counted + size > COUNTED_BYTES:
+            break
+        encoded = tokenizer(document.text, add_special_tokens=False, verbose=False)
+        counted, tokens = counted + size, tokens + len(encoded["input_ids"])
+    return round(tokens * sum(sizes) / counted) if counted else 0

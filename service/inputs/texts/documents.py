@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from service.errors import DataInvalid, DataNotFound, PathNotAllowed
 from service.inputs.glob import has_wildcard, selected_files
 from service.inputs.opening import open_path
+from service.inputs.texts.rows import Chat
 from service.inputs.texts.text_files import READING_ERRORS, FileReader, NotText, record_size
 
 MAX_DOCUMENTS = 10_000_000
@@ -40,6 +41,18 @@ class Document:
 
     id: str
     text: str
+
+
+Render = Callable[[Chat, str], str]
+"""Makes a text of the chat of a row, given where the row stands. It may raise DataInvalid."""
+
+
+@dataclass
+class Skipped:
+    """What reading leaves out."""
+
+    files: dict[str, str] = field(default_factory=dict)  # the reasons by the paths
+    empty_rows: int = 0  # and files without text
 
 
 @dataclass(frozen=True)
@@ -90,35 +103,31 @@ def read_documents(
     pattern: str,
     text_field: str,
     param: str,
-    on_skip: Callable[[str, str], None] | None = None,
+    *,
+    render: Render | None = None,
+    skipped: Skipped | None = None,
 ) -> Iterator[Document]:
     """Every document of one file, or of the files below a folder in the order of their paths.
 
-    `root` is a resolved path. Calls `on_skip` with the path of each skipped file and the reason.
-    Raises `DataNotFound` if the pattern selects nothing, `PathNotAllowed` if it names a link that
-    leads out of `root`, and `DataInvalid` for text that cannot be read, exceeds a bound or is
-    missing.
+    `root` is a resolved path. `render` makes a text of each chat; without it, chats are refused.
+    What is left out is counted in `skipped`. Raises `DataNotFound` if the pattern selects nothing,
+    `PathNotAllowed` if it names a link that leads out of `root`, and `DataInvalid` for text that
+    cannot be read, exceeds a bound or is missing.
     """
     selection = _select(root, pattern, param)
-    skipped: list[str] = []
-
-    def skip(path: str, reason: str) -> None:
-        skipped.append(path)
-        if on_skip:
-            on_skip(path, reason)
-
+    skipped = Skipped() if skipped is None else skipped
     with FileReader(param) as reader:
-        yield from _documents(reader, selection, text_field, param, skip)
-    if skipped:
-        count = len(selection.paths)
-        _log.warning("%d of %d files skipped, '%s' first", len(skipped), count, skipped[0])
+        yield from _documents(reader, selection, text_field, param, render, skipped)
+    if skipped.files:
+        count, first = len(selection.paths), next(iter(skipped.files))
+        _log.warning("%d of %d files skipped, '%s' first", len(skipped.files), count, first)
 
 
 def check_documents(root: Path, pattern: str, text_field: str, param: str) -> None:
     """Raise what `read_documents` would, if the beginnings of the first files show it."""
     selection = _select(root, pattern, param, CHECKED_FILES)
     with FileReader(param, only_checks=True) as reader:
-        for _ in _documents(reader, selection, text_field, param, lambda *_: None):
+        for _ in _documents(reader, selection, text_field, param, _unrendered, Skipped()):
             pass
 
 
@@ -161,39 +170,56 @@ def _documents(
     selection: _Selection,
     text_field: str,
     param: str,
-    on_skip: Callable[[str, str], None],
+    render: Render | None,
+    skipped: Skipped,
 ) -> Iterator[Document]:
-    skipped: list[str] = []
     found = False
     rows = size = 0
     for path in selection.paths:
         try:
             with _opened(selection.root, path, param) as file:
-                for row, text in reader.texts(file, path, text_field):
+                for row, found_text in reader.texts(file, path, text_field):
+                    where = path if row is None else f"{path}:{row}"
+                    text = _rendered(found_text, where, render, param)
                     rows, size = rows + 1, size + len(text.encode())
                     _check_bounds(rows, size, param)
                     if text.strip():
                         found = True
-                        yield Document(path if row is None else f"{path}:{row}", text)
+                        yield Document(where, text)
+                    else:
+                        skipped.empty_rows += 1
         except (NotText, PathNotAllowed) as reason:
             if not selection.is_tolerant:
                 raise _refusal(reason, path, param) from reason
-            skipped.append(f"'{path}' was skipped: {str(reason).rstrip('.')}.")
-            on_skip(path, str(reason))
+            skipped.files[path] = str(reason).rstrip(".")
         except READING_ERRORS as error:
             raise _unreadable(path, error, param) from error
     if not found and selection.is_all and reader.saw_all:
         raise _no_text(selection, skipped, param)
 
 
-def _no_text(selection: _Selection, skipped: list[str], param: str) -> DataInvalid:
+def _rendered(text: str | Chat, where: str, render: Render | None, param: str) -> str:
+    if isinstance(text, str):
+        return text
+    if render is None:
+        raise DataInvalid(f"'{where}' is a chat, which only jobs read.", param=param)
+    return render(text, where)
+
+
+def _unrendered(_chat: Chat, _where: str) -> str:
+    """A text in a chat's place, where only its form is checked."""
+    return "a chat"
+
+
+def _no_text(selection: _Selection, skipped: Skipped, param: str) -> DataInvalid:
     first, *others = selection.paths
     where = (
         f"the {len(others) + 1} files that '{selection.pattern}' selects"
         if others
         else f"'{first}'"
     )
-    why = "".join(f" {reason}" for reason in skipped[:1])
+    reasons = islice(skipped.files.items(), 1)
+    why = "".join(f" '{path}' was skipped: {reason}." for path, reason in reasons)
     return DataInvalid(f"There is no text in {where}.{why}", param=param)
 
 

@@ -1,8 +1,9 @@
-"""Where texts and problems come from: local paths, S3 and the hub.
+"""Where texts and problems come from: local paths, S3, the hub and uploaded datasets.
 
 Each is checked when a job is submitted, by the beginnings of the first files, and fetched on every
 node that needs it: a local text is read in place, another is downloaded once per machine and
-contents. A submission does not look at texts on the hub; their problems show when the job runs.
+contents. A dataset was checked as it was uploaded. A submission does not look at texts on the hub;
+their problems show when the job runs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from service.domain.spec import (
+    DatasetData,
     DataSource,
     HubData,
     LocalData,
@@ -32,6 +34,7 @@ from service.inputs.glob import selected_files, selects
 from service.inputs.hub import HubRepository
 from service.inputs.local import allowed_path
 from service.inputs.s3 import S3Listing, list_source, missing_as
+from service.inputs.texts.datasets import FetchedText, beginning_of_dataset, fetch_dataset
 from service.inputs.texts.documents import CHECKED_FILES, check_documents, check_records
 from service.inputs.texts.text_files import copy_checked
 from service.settings import Settings
@@ -46,9 +49,9 @@ def check_data(source: DataSource, settings: Settings, param: str) -> None:
     Raises `PathNotAllowed`, `DataNotFound`, `DataInvalid`, and for S3 the storage's errors, about
     fields of `param`. Does not contact the hub.
     """
-    with _beginnings(source, settings, param) as root:
-        if root:
-            check_documents(root, source.pattern, source.text_field, param)
+    with _beginnings(source, settings, param) as text:
+        if text:
+            check_documents(text.root, text.pattern, text.text_field, param)
 
 
 def check_problems(task: MultipleChoice | PassAt1, settings: Settings, param: str) -> None:
@@ -57,9 +60,9 @@ def check_problems(task: MultipleChoice | PassAt1, settings: Settings, param: st
     `param` is the field of the request that holds the task. Raises the errors of `check_data`.
     """
     data = f"{param}.data"
-    with _beginnings(task.data, settings, data) as root:
-        if root:
-            check_records(root, task.data.pattern, problem_fields(task, param), data)
+    with _beginnings(task.data, settings, data) as text:
+        if text:
+            check_records(text.root, text.pattern, problem_fields(task, param), data)
 
 
 def problem_fields(task: MultipleChoice | PassAt1, param: str) -> dict[str, str]:
@@ -73,19 +76,23 @@ def problem_fields(task: MultipleChoice | PassAt1, param: str) -> dict[str, str]
     }
 
 
-def fetch_data(source: DataSource, settings: Settings, param: str) -> Path:
-    """The text's folder, or its one file, on this machine.
+def fetch_data(source: DataSource, settings: Settings, param: str) -> FetchedText:
+    """The text on this machine.
 
     Retries for `settings.retry_timeout_seconds` while S3 is unavailable. Raises what `check_data`
-    raises, and `HubUnavailable`.
+    raises, `DataNotFound` for a dataset that is gone, and `HubUnavailable`.
     """
     match source:
         case LocalData():
-            return _local_data(source, settings, param)
+            root = _local_data(source, settings, param)
         case S3Data():
-            return _fetch_s3_data(source, settings, param)
+            root = _fetch_s3_data(source, settings, param)
         case HubData():
-            return _fetch_hub_data(source, settings, param)
+            root = _fetch_hub_data(source, settings, param)
+        case DatasetData():
+            with missing_as(DataNotFound, f"{param}.id"):
+                return fetch_dataset(source.id, settings)
+    return FetchedText(root, source.pattern, source.text_field)
 
 
 def _local_data(source: LocalData, settings: Settings, param: str) -> Path:
@@ -114,15 +121,20 @@ def _list_s3_data(
 
 
 @contextmanager
-def _beginnings(source: DataSource, settings: Settings, param: str) -> Iterator[Path | None]:
-    """The text's folder, or its one file, of which the beginnings can be read; None on the hub."""
+def _beginnings(source: DataSource, settings: Settings, param: str) -> Iterator[FetchedText | None]:
+    """The text, of whose first files the beginnings can be read; None on the hub."""
     match source:
         case LocalData():
-            yield _local_data(source, settings, param)
+            root = _local_data(source, settings, param)
+            yield FetchedText(root, source.pattern, source.text_field)
         case S3Data():
             listing = _list_s3_data(source, settings, param)
             with TemporaryDirectory() as folder, missing_as(DataNotFound, f"{param}.uri"):
-                yield _copy_beginnings(listing, Path(folder).resolve(), param)
+                root = _copy_beginnings(listing, Path(folder).resolve(), param)
+                yield FetchedText(root, source.pattern, source.text_field)
+        case DatasetData():
+            with TemporaryDirectory() as folder, missing_as(DataNotFound, f"{param}.id"):
+                yield beginning_of_dataset(source.id, settings, Path(folder).resolve())
         case HubData():
             yield None
 

@@ -12,23 +12,40 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
 from service.errors import DataInvalid
-from service.inputs.texts.parquet_files import Column, ParquetReader, ParquetUnreadable, copy_footer
+from service.inputs.texts.parquet_files import (
+    Column,
+    Footer,
+    ParquetReader,
+    ParquetUnreadable,
+    copy_footer,
+)
+from service.inputs.texts.rows import (
+    MAX_DOCUMENT_BYTES,
+    MESSAGE,
+    OTHER_MESSAGE,
+    Chat,
+    check_fields,
+    half_a_character,
+    is_other_chat,
+    not_text,
+    not_utf8,
+    parse_row,
+    text_field_in,
+    text_of,
+    too_large,
+)
 
-MAX_DOCUMENT_BYTES = 64 * 2**20
 MAX_EXPANSION = 256
 MIN_EXPANDED_BYTES = 64 * 2**20
 """A compressed file may expand to this size, or to `MAX_EXPANSION` times its own. Prose shrinks to
 a third, and what repeats itself to a hundredth."""
 CHECKED_BYTES = 256 * 2**10
-MAX_NAMES_SHOWN = 20
-MAX_SHOWN_CHARACTERS = 80
-"""Of the names of a row's fields."""
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 PARQUET_SUFFIX = ".parquet"
@@ -42,13 +59,6 @@ UNREAD = {
     ".jsonl.gz",
 }
 """Data that is not read, by its suffixes, and why. As prose it would be the wrong text."""
-
-MESSAGES = (frozenset({"role", "content"}), frozenset({"from", "value"}))
-"""The fields of a chat's messages, in either of the usual forms."""
-CHAT_HINT = (
-    " Chats are not read: render each to one text with the model's chat template, and save the "
-    "texts in a field of their own."
-)
 
 READING_ERRORS = (OSError, EOFError, zlib.error, ParquetUnreadable)
 """What a damaged file may raise while it is read."""
@@ -77,14 +87,20 @@ class FileReader:
     def __exit__(self, *_: object) -> None:
         self._parquet.close()
 
-    def texts(self, file: Path, path: str, text_field: str) -> Iterator[tuple[int | None, str]]:
-        """The texts of the rows, numbered from 1, or the text of the whole file, without number."""
+    def texts(
+        self, file: Path, path: str, text_field: str
+    ) -> Iterator[tuple[int | None, str | Chat]]:
+        """The texts and chats of the rows, numbered from 1, or the text of the whole file."""
         if not path.lower().endswith(RECORD_SUFFIXES):
             yield None, self._plain(file, path)
             return
-        params = {text_field: f"{self._param}.text_field"}
-        for row, record in self._rows(file, path, params, are_texts=True):
-            yield row, self._checked(record[text_field], f"{path}:{row}", text_field)
+        if path.lower().endswith(PARQUET_SUFFIX):
+            rows = self._parquet_texts(file, path, text_field)
+        else:
+            rows = self._json_rows(file, path)
+        param = f"{self._param}.text_field"
+        for row, record in rows:
+            yield row, text_of(record, f"{path}:{row}", text_field, param)
 
     def records(
         self, file: Path, path: str, params: Mapping[str, str]
@@ -93,7 +109,9 @@ class FileReader:
         if not path.lower().endswith(RECORD_SUFFIXES):
             _refuse_data(path)
             raise NotText(f"it is none of {', '.join(RECORD_SUFFIXES)}")
-        return self._rows(file, path, params)
+        if path.lower().endswith(PARQUET_SUFFIX):
+            return self._parquet_records(file, path, params)
+        return self._json_records(file, path, params)
 
     def _plain(self, file: Path, path: str) -> str:
         _refuse_data(path)
@@ -103,28 +121,24 @@ class FileReader:
         is_whole = file.stat().st_size <= bound
         text = _decoded(data, is_whole)
         if not (is_whole or self._only_checks):
-            raise _too_large(path, self._param)
+            raise too_large(path, MAX_DOCUMENT_BYTES, self._param)
         self.saw_all &= is_whole
         return text
 
-    def _rows(
-        self, file: Path, path: str, params: Mapping[str, str], *, are_texts: bool = False
-    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        if path.lower().endswith(PARQUET_SUFFIX):
-            return self._parquet_rows(file, path, params, are_texts=are_texts)
-        return self._json_rows(file, path, params)
-
-    def _json_rows(
+    def _json_records(
         self, file: Path, path: str, params: Mapping[str, str]
     ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        for row, record in self._json_rows(file, path):
+            check_fields(f"{path}:{row}", params, record, is_other_chat)
+            yield row, {name: record[name] for name in params}
+
+    def _json_rows(self, file: Path, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         for row, line in enumerate(self._lines(file, path), start=1):
             where = f"{path}:{row}"
             if len(line) > MAX_DOCUMENT_BYTES:
-                raise _too_large(where, self._param)
+                raise too_large(where, MAX_DOCUMENT_BYTES, self._param)
             if line.strip():
-                record = _parse_json(line, where, self._param)
-                _check_fields(where, params, record, _is_chat)
-                yield row, {name: record[name] for name in params}
+                yield row, parse_row(line, where, self._param)
 
     def _lines(self, file: Path, path: str) -> Iterator[bytes]:
         is_compressed = path.lower().endswith(".gz")
@@ -144,40 +158,45 @@ class FileReader:
         self.saw_all &= is_whole
         return io.BytesIO(data if is_whole else data[: data.rfind(b"\n") + 1])
 
-    def _parquet_rows(
-        self, file: Path, path: str, params: Mapping[str, str], *, are_texts: bool
+    def _parquet_texts(
+        self, file: Path, path: str, text_field: str
     ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        columns = None if self._only_checks else list(params)
-        bound = _largest_expansion(file.stat().st_size)
-        footer, rows = self._parquet.open(file, columns, bound)
-        _check_fields(path, params, footer.columns, _has_chats)
-        for name in params:
-            column = footer.columns[name]
-            if are_texts and not column.is_text:
-                raise self._not_text(name, path, column.type, _has_chats(column))
+        param = f"{self._param}.text_field"
+        name = _text_column(self._footer(file), path, text_field, param)
+        return self._parquet_rows(file, [name])
+
+    def _parquet_records(
+        self, file: Path, path: str, params: Mapping[str, str]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        check_fields(path, params, self._footer(file).columns, _has_other_chats)
+        return self._parquet_rows(file, list(params))
+
+    def _footer(self, file: Path) -> Footer:
+        footer = _footer(self._parquet, file)
         self.saw_all &= not (self._only_checks and footer.rows)
+        return footer
+
+    def _parquet_rows(
+        self, file: Path, columns: Sequence[str]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        if self._only_checks:
+            return
+        _, rows = self._parquet.open(file, columns, _largest_expansion(file.stat().st_size))
         yield from enumerate(rows, start=1)
 
-    def _checked(self, value: object, where: str, text_field: str) -> str:
-        """The value as text; a null is an empty one."""
-        if value is None:
-            return ""
-        if not isinstance(value, str):
-            raise self._not_text(text_field, where, type(value).__name__, _is_chat(value))
-        try:
-            size = len(value.encode())
-        except UnicodeEncodeError as error:
-            raise _half_a_character(where, error, self._param) from error
-        if size > MAX_DOCUMENT_BYTES:
-            raise _too_large(where, self._param)
-        return value
 
-    def _not_text(self, text_field: str, where: str, kind: str, is_chat: bool) -> DataInvalid:
-        hint = CHAT_HINT if is_chat else ""
-        return DataInvalid(
-            f"'{text_field}' of '{where}' is {kind}, not text.{hint}",
-            param=f"{self._param}.text_field",
-        )
+def check_parquet(file: Path, text_field: str, param: str) -> int:
+    """The number of rows of a Parquet file, whose footer says that each has a text.
+
+    `param` is the field of the request that names `text_field`. Raises DataInvalid and
+    READING_ERRORS.
+    """
+    with ParquetReader() as reader:
+        footer = _footer(reader, file)
+    _text_column(footer, file.name, text_field, param)
+    if not footer.rows:
+        raise DataInvalid(f"There is no text in '{file.name}'.")
+    return footer.rows
 
 
 def copy_checked(path: str, size: int, read: Callable[[int, int], bytes], copy: IO[bytes]) -> None:
@@ -197,23 +216,12 @@ def record_size(fields: Mapping[str, Any], where: str, param: str) -> int:
     try:
         size = len(json.dumps(fields, ensure_ascii=False, default=str).encode())
     except UnicodeEncodeError as error:
-        raise _half_a_character(where, error, param) from error
+        raise half_a_character(where, error, param) from error
     except RecursionError as error:
         raise DataInvalid(f"'{where}' is nested too deeply.", param=param) from error
     if size > MAX_DOCUMENT_BYTES:
-        raise _too_large(where, param)
+        raise too_large(where, MAX_DOCUMENT_BYTES, param)
     return size
-
-
-def _too_large(where: str, param: str) -> DataInvalid:
-    return DataInvalid(
-        f"'{where}' is larger than {MAX_DOCUMENT_BYTES} bytes; cut it into several documents.",
-        param=param,
-    )
-
-
-def _half_a_character(where: str, error: UnicodeEncodeError, param: str) -> DataInvalid:
-    return DataInvalid(f"'{where}' contains half a character: {error}", param=param)
 
 
 def _refuse_data(path: str) -> None:
@@ -230,13 +238,8 @@ def _decoded(data: bytes, is_whole: bool) -> str:
     try:  # incrementally, because the bound may have cut a character in two
         text = codecs.getincrementaldecoder("utf-8")().decode(data, final=is_whole)
     except UnicodeDecodeError as error:
-        raise NotText(_not_utf8(data, error)) from error
+        raise NotText(not_utf8(data, error)) from error
     return text.removeprefix("\ufeff")
-
-
-def _not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
-    byte = f"byte 0x{data[error.start]:02x} at position {error.start}"
-    return f"it is not UTF-8 ({byte}); if it is text, convert it to UTF-8"
 
 
 def _read_lines(stream: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
@@ -273,47 +276,26 @@ def _expanded(data: bytes, is_whole: bool) -> tuple[bytes, bool]:
     return expanded[:CHECKED_BYTES], is_whole and len(expanded) <= CHECKED_BYTES
 
 
-def _parse_json(line: bytes, where: str, param: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataInvalid(f"'{where}': {_not_utf8(line, error)}.", param=param) from error
-    except (ValueError, RecursionError) as error:
-        raise DataInvalid(
-            f"'{where}' is not JSON: {error}. Each line must be a JSON object.", param=param
-        ) from error
-    if not isinstance(record, dict):
-        raise DataInvalid(f"'{where}' is not a JSON object, as each line must be.", param=param)
-    return record
+def _footer(reader: ParquetReader, file: Path) -> Footer:
+    footer, no_rows = reader.open(file, None, _largest_expansion(file.stat().st_size))
+    deque(no_rows, maxlen=0)  # before another file can be opened
+    return footer
 
 
-def _is_chat(value: object) -> bool:
-    first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, dict) and _is_message(first)
-
-
-def _is_message(fields: Collection[str]) -> bool:
-    return any(names <= set(fields) for names in MESSAGES)
+def _text_column(footer: Footer, path: str, text_field: str, param: str) -> str:
+    """The column that holds the texts, or the chats. Raises DataInvalid about `param`."""
+    columns = footer.columns
+    name = text_field_in(columns, text_field, _has_chats)
+    check_fields(path, {name: param}, columns, _has_other_chats)
+    column = columns[name]
+    if not (column.is_text or _has_chats(column)):
+        raise not_text(name, path, column.type, _has_other_chats(column), param)
+    return name
 
 
 def _has_chats(column: Column) -> bool:
-    return _is_message(column.item_fields)
+    return set(column.item_fields) >= MESSAGE
 
 
-def _check_fields(
-    where: str,
-    params: Mapping[str, str],
-    fields: Mapping[str, Any],
-    is_chat: Callable[[Any], bool],
-) -> None:
-    """Raise unless the row or file at `where` has all fields that the request names."""
-    for wanted, param in params.items():
-        if wanted not in fields:
-            shown = (name[:MAX_SHOWN_CHARACTERS] for name in islice(fields, MAX_NAMES_SHOWN))
-            names = ", ".join(f"'{name}'" for name in shown)
-            hint = f" Name the right one in {param}." if param.endswith("_field") else ""
-            raise DataInvalid(
-                f"'{where}' has no field '{wanted}'; it has: {names or 'none'}."
-                f"{CHAT_HINT if any(map(is_chat, fields.values())) else hint}",
-                param=param,
-            )
+def _has_other_chats(column: Column) -> bool:
+    return set(column.item_fields) >= OTHER_MESSAGE

@@ -18,8 +18,8 @@ from api.app import create_app
 from api.rates import Rates
 from api.services import Services
 from service.cluster.ray_jobs import AttemptStatus, RayCluster, Unknown
+from service.datasets.receiver import Receiver
 from service.domain.placement import Machine
-from service.errors import ObjectMissing
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
 from service.logs.attempt_logs import AttemptLogs
@@ -28,6 +28,7 @@ from service.settings import Settings
 from service.standalone.ports import LOOPBACK, choose_port
 from service.storage.s3 import ObjectStorage
 from service.store.store import Store
+from tests.fixtures.storage import MemoryStorage
 from tests.fixtures.waiting import wait_until
 
 S3: dict[str, Any] = {
@@ -37,22 +38,16 @@ S3: dict[str, Any] = {
 }
 
 
-class OfflineStorage(ObjectStorage):
-    """A bucket in memory, as far as the API reads one; URLs are signed as in the real class."""
+class OfflineStorage(MemoryStorage):
+    """A bucket in memory; URLs are signed as in the real class."""
 
-    def empty(self) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.trouble: Exception | None = None
+    def __init__(self, settings: Settings, bucket: str) -> None:
+        ObjectStorage.__init__(self, settings, bucket)
+        self.empty()
 
     def check(self) -> None:
         if self.trouble:
             raise self.trouble
-
-    def get_bytes(self, key: str) -> bytes:
-        self.check()
-        if key not in self.objects:
-            raise ObjectMissing
-        return self.objects[key]
 
 
 class OfflineCluster(RayCluster):
@@ -117,11 +112,14 @@ def services(
     cluster: OfflineCluster,
     without_inspection: None,  # noqa: ARG001
 ) -> Iterator[Services]:
-    with SubmissionChecks(settings, storage) as checks:
+    with (
+        SubmissionChecks(settings, storage) as checks,
+        Receiver(settings, store, storage) as receiver,
+    ):
         estimates = Estimates(settings, store, cluster, checks)
         rates = Rates(settings.requests_per_minute)
         logs = AttemptLogs(cluster, storage, Mask.of(settings))
-        yield Services(settings, store, storage, cluster, checks, estimates, rates, logs)
+        yield Services(settings, store, storage, cluster, checks, estimates, rates, logs, receiver)
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from service.settings import Settings
 from service.store.store import Store
 from tests.fixtures.jobs import at_once
 from tests.fixtures.webhooks import URL
+from tests.unit.service.store.test_datasets import uploaded
 
 EXAMPLES = 25
 """Requests for each operation; all of them take about 15 seconds."""
@@ -188,6 +189,8 @@ def test_no_request_breaks_the_api(
             case.path_parameters |= {
                 name: value for name, value in FOUND.items() if name in case.path_parameters
             }
+        if exists and "dataset_id" in case.path_parameters:
+            case.path_parameters["dataset_id"] = uploaded(store).id
         if exists and "webhook_id" in case.path_parameters:
             case.path_parameters |= a_webhook(store)
         elif exists and isinstance(case.body, dict) and label in SPECIFYING:

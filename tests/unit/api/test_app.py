@@ -66,6 +66,10 @@ def test_the_routes(document: dict[str, Any]) -> None:
         "GET /v1/tenants/{tenant}/usage",
         "GET /v1/audit",
         "GET /sign-in",
+        "POST /v1/datasets",
+        "GET /v1/datasets",
+        "GET /v1/datasets/{dataset_id}",
+        "DELETE /v1/datasets/{dataset_id}",
         "GET /healthz",
         "GET /readyz",
     }

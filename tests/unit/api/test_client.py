@@ -16,7 +16,7 @@ import pytest
 from api.app import create_app
 from api.feed import Feed
 from api.services import Services
-from service.client import access, answers, operations, webhooks
+from service.client import access, answers, datasets, operations, webhooks
 from service.client.async_client import AsyncClient
 from service.client.calls import Call
 from service.client.client import ApiProblem, ApiUnreachable, Client
@@ -29,9 +29,9 @@ from service.settings import Settings
 from service.store.store import Store
 
 DOCUMENT = create_app(Settings()).openapi()
-TAGS = {"jobs", "results", "estimates", "webhooks", "access"}
-ELSEWHERE = {"sign_in"}
-"""Operations of browsers alone."""
+TAGS = {"jobs", "results", "estimates", "datasets", "webhooks", "access"}
+ELSEWHERE = {"sign_in", "upload_dataset"}
+"""One of browsers alone, and one whose body is a file: see test_datasets."""
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 JOB = "job-1"
 
@@ -51,6 +51,9 @@ CALLS: dict[str, Call[Any]] = {
     "artifact_file": operations.file_url(JOB, "keep-0.8", "a/b", "GET"),
     "artifact_file_head": operations.file_url(JOB, "keep-0.8", "a/b", "HEAD"),
     "report": operations.report(JOB),
+    "list_datasets": datasets.datasets(5, "c"),
+    "get_dataset": datasets.dataset("ds-1"),
+    "delete_dataset": datasets.delete("ds-1"),
     "create_webhook": webhooks.create("https://x.example", ["job.failed"], "CI"),
     "list_webhooks": webhooks.webhooks(5, "c"),
     "get_webhook": webhooks.webhook("whk-1"),

@@ -436,6 +436,7 @@ def test_each_error_has_its_status(kind: type[EigenpressError]) -> None:
         "ScopeInsufficient": 403,
         "ObjectMissing": 410,
         "ArtifactCorrupt": 410,
+        "DatasetTooLarge": 413,
         "TooManyRequests": 429,
         "TooManyFollowers": 429,
         "QuotaExceeded": 429,

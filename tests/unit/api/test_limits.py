@@ -44,7 +44,9 @@ def test_an_odd_length_header_does_not_confuse(client: TestClient, length: bytes
     assert response.json()["code"] == "malformed_json"
 
 
-def _answer(client: TestClient, path: str, first: bytes) -> list[dict[str, Any]]:
+def answer_to_endless_body(
+    client: TestClient, path: str, first: bytes, query: bytes = b""
+) -> list[dict[str, Any]]:
     """What the application sends to a client whose body begins with `first` and never ends."""
     sent: list[dict[str, Any]] = []
     waiting = iter([{"type": "http.request", "body": first, "more_body": True}])
@@ -63,7 +65,7 @@ def _answer(client: TestClient, path: str, first: bytes) -> list[dict[str, Any]]
         "method": "POST",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query,
         "headers": [(b"content-type", b"application/json")],
         "state": dict(client.app_state),
     }
@@ -73,7 +75,7 @@ def _answer(client: TestClient, path: str, first: bytes) -> list[dict[str, Any]]
 
 def test_a_body_that_does_not_end(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_BODY_SECONDS", 0)
-    start, body = _answer(client, "/v1/jobs", b"{")
+    start, body = answer_to_endless_body(client, "/v1/jobs", b"{")
     problem = json.loads(body["body"])
     assert (start["status"], problem["code"], problem["instance"]) == (
         408,
@@ -84,5 +86,5 @@ def test_a_body_that_does_not_end(client: TestClient, monkeypatch: pytest.Monkey
 
 
 def test_a_route_without_a_body_does_not_wait_for_one(client: TestClient) -> None:
-    start, *_ = _answer(client, "/v1/jobs/job-unknown/cancel", b"{")
+    start, *_ = answer_to_endless_body(client, "/v1/jobs/job-unknown/cancel", b"{")
     assert start["status"] == 404

@@ -54,7 +54,9 @@ def test_every_event_is_explained() -> None:
     explained = {name for cell in cells for name in re.findall(r"`(\w+\.\w+)`", cell)}
     files = [file for folder in ("service", "workers") for file in (ROOT / folder).rglob("*.py")]
     sources = "\n".join(file.read_text() for file in files)
-    noted = re.findall(r"(?:progress\.note\(\s*|(?:PLACED|WAITING) = )\"([\w.]+)\"", sources)
+    noted = re.findall(
+        r"(?:progress\.note\(\s*|(?:PLACED|WAITING|SKIPPED|SHORT) = )\"([\w.]+)\"", sources
+    )
     assert len(noted) >= 5
     assert {*EventType, *noted} == explained
 

@@ -16,7 +16,7 @@ from tests.fixtures.command_line import JOB, JOB_ID, Api, Eigenpress
 
 COMMANDS = [
     "submit", "estimate", "jobs", "show", "watch", "events", "logs", "label", "priority", "cancel",
-    "retry", "delete", "report", "download", "webhooks", "keys", "tenants",
+    "retry", "delete", "report", "download", "datasets", "webhooks", "keys", "tenants",
     "serve", "api", "dispatcher", "migrate", "expand",
 ]  # fmt: skip
 
@@ -47,6 +47,7 @@ def test_the_help_tells_what_the_exit_status_means(eigenpress: Eigenpress) -> No
 
 
 GROUPS = {
+    "datasets": ("upload", "list"),
     "webhooks": ("create", "list", "test", "deliveries", "redeliver", "enable", "rotate"),
     "keys": ("create", "list", "revoke"),
     "tenants": ("create", "change", "list", "usage"),

@@ -185,6 +185,15 @@ def test_in_a_log_a_job_is_a_line_for_each_change() -> None:
     ]
 
 
+def test_warnings_are_said_once() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    warned = job(warnings=[{"type": "texts.short", "message": "Only 5 of 64 sequences."}])
+    follow(scripted(warned, warned, job("cancelled", finished_at=stamp(0))), JOB, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("attempt 1: warning: Only 5 of 64 sequences.") == 1
+    assert "Warning: Only 5 of 64 sequences." in shown(job_view(warned, NOW))
+
+
 def test_at_a_terminal_a_job_is_bars_and_ends_with_its_outcome() -> None:
     output = io.StringIO()
     console = Console(file=output, width=120, force_terminal=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.client.request import ValueInvalid, evaluation_dataset, job_body, source
-from service.domain.spec import HubModel, JobSpec, LocalPath, S3Prefix
+from service.domain.spec import DatasetData, HubModel, JobSpec, LocalData, LocalPath, S3Prefix
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -24,6 +24,7 @@ def test_a_path_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_a_bucket_and_the_hub_are_recognised() -> None:
     assert S3Prefix(**source("s3://models/llama")).uri == "s3://models/llama"
+    assert DatasetData(**source("dataset:ds-" + "0" * 26)).source == "dataset"
     hub = HubModel(**source(f"hub:org/name@{COMMIT}"))
     assert (hub.id, hub.revision) == ("org/name", COMMIT)
 
@@ -84,6 +85,7 @@ def test_everything_that_can_be_typed_reaches_the_job() -> None:
         "keep-0.6-of-model",
         "increase-0.1",
     ]
+    assert isinstance(spec.calibration.data, LocalData)
     assert spec.calibration.data.pattern == "*.py"
     assert spec.calibration.batch_size == 2
     assert spec.evaluation.datasets[0].name == "prose"

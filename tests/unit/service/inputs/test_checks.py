@@ -67,6 +67,9 @@ def allowing(allowed_root: Path) -> Settings:
     return Settings(allowed_roots=(allowed_root,), allow_code_execution=True)
 
 
+"""Who names no dataset needs no database of them."""
+
+
 @pytest.fixture
 def bucket() -> Bucket:
     return Bucket()

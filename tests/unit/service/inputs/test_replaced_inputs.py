@@ -299,7 +299,7 @@ def test_the_whole_text_after_it_was_fetched(
     def read_replaced(path: Path, target: Path) -> None:
         source = LocalData(source="local", path=str(path))
         check_data(source, settings, PARAM)
-        root = fetch_data(source, settings, PARAM)
+        root = fetch_data(source, settings, PARAM).root
         replace(path, target)
         documents(root, pattern)
 

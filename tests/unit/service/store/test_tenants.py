@@ -9,6 +9,7 @@ import pytest
 from service.domain.job import Artifact, FileEntry
 from service.domain.tenant import EVERY_PLACE, Limits, Places, Usage
 from service.errors import JobNotFound, QuotaExceeded, TenantExists, TenantNotFound
+from service.store.datasets import Contents
 from service.store.store import Store
 from tests.fixtures.jobs import small_spec
 
@@ -92,6 +93,26 @@ def test_artifacts_count_until_their_job_is_deleted(job_store: Store) -> None:
     job_store.attempts.succeed(job.id, 1, {})
     job_store.users("a").delete(job.id)
     assert job_store.tenants.usage("a") == Usage(0, 0, 0)
+    job_store.users("a").create(small_spec())
+
+
+def test_datasets_count_and_are_refused_beyond_the_limit(job_store: Store) -> None:
+    job_store.tenants.create("a", Limits(max_stored_bytes=1000), EVERY_PLACE)
+    datasets = job_store.datasets("a")
+    first, second, third = (datasets.begin(None, "text", "text", 60) for _ in range(3))
+    datasets.complete(first, Contents(600, 1, 0, "0" * 64))
+    with pytest.raises(QuotaExceeded, match="take 600 bytes"):
+        datasets.complete(second, Contents(401, 1, 0, "0" * 64))
+    datasets.complete(third, Contents(400, 1, 0, "0" * 64))
+    assert job_store.tenants.usage("a") == Usage(0, 0, 1000)
+    for refused in (
+        lambda: datasets.begin(None, "text", "text", 60),
+        lambda: job_store.users("a").create(small_spec()),
+    ):
+        with pytest.raises(QuotaExceeded, match="take 1000 bytes"):
+            refused()
+    datasets.delete(first)
+    assert job_store.tenants.usage("a") == Usage(0, 0, 400)
     job_store.users("a").create(small_spec())
 
 

@@ -25,7 +25,7 @@ from workers.evaluation.estimates import Estimate
 from workers.evaluation.losses import SequenceLoss, TextLoss
 from workers.evaluation.scores import Scores
 from workers.proof.result import Proof
-from workers.text.texts import EvaluationText, Texts
+from workers.text.texts import EvaluationText, Texts, Usage
 
 LAYERS = (LinearLayer("block.up", 8, 4, False), LinearLayer("block.down", 4, 8, True))
 LINEAR = 32 + 36
@@ -65,6 +65,7 @@ TEXTS = Texts(
     [[1] * 64] * 8,
     [EvaluationText(HELD_OUT, 5, [[1] * 64] * 3), EvaluationText("wiki", 7, [[1] * 64])],
     ["picture.png"],
+    [Usage("calibration", 40, 8, 8, 8, 512, {"rows without text": 2})],
 )
 
 
@@ -403,6 +404,9 @@ def test_the_report_says_what_was_done(job: Job) -> None:
         "loss": 2.5,
         "idle_shares": [0.25, 0.0],
     }
+    assert report["texts"][0]["text"] == "calibration"
+    assert report["texts"][0]["skipped"] == {"rows without text": 2}
+    assert report["warnings"] == ["1 files are not text and were skipped."]
     assert [layer["name"] for layer in report["left_dense"]] == ["head"]
     assert report["seconds"] == {"resolve": 1.5}
 

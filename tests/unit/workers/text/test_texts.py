@@ -10,9 +10,11 @@ import pytest
 
 from service.domain.spec import HELD_OUT, JobSpec
 from service.errors import CalibrationTooShort, DataInvalid, DataNotFound, ModelInvalid
+from service.inputs.texts.documents import Document
 from service.settings import Settings
 from tests.fixtures.models import byte_tokenizer
-from workers.text.texts import Texts, check_token_ids, read_texts
+from workers.text import texts as texts_module
+from workers.text.texts import Texts, Usage, check_token_ids, count_tokens, read_texts
 
 TOKENIZER = byte_tokenizer(adds_bos=True)
 BOS = TOKENIZER.bos_token_id
@@ -136,6 +138,43 @@ def test_skipped_files_are_named(tmp_path: Path) -> None:
     write_rows(folder / "a.jsonl", rows("a"))
     (folder / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
     assert read(tmp_path, folder).skipped_files == ["picture.png"]
+
+
+def test_what_is_used_and_left_out_is_counted(tmp_path: Path) -> None:
+    ours, theirs = rows("a"), rows("w", 3)
+    texts = read(
+        tmp_path,
+        write_rows(tmp_path / "a.jsonl", [*ours, "", " ", ours[0], theirs[0]]),
+        wiki=write_rows(tmp_path / "w.jsonl", [*theirs, ""]),
+    )
+    calibration, held_out, wiki = texts.usage
+    skipped = {
+        "rows without text": 2,
+        "documents of an evaluation dataset": 1,
+        "repeated documents": 1,
+    }
+    assert calibration == Usage("calibration", 30, 16, 16, 16, 16 * 32, skipped)
+    assert held_out == Usage(HELD_OUT, 10, 6, 6, 6, 6 * 32, {})
+    assert wiki == Usage("wiki", 3, 3, 3, 6, 3 * 32, {"rows without text": 1})
+
+
+def test_tokens_beyond_those_counted_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [Document(str(number), "x" * size) for number, size in enumerate((10, 20, 70))]
+    assert count_tokens(documents, TOKENIZER) == 100
+    monkeypatch.setattr(texts_module, "COUNTED_BYTES", 30)
+    assert count_tokens([*documents, Document("3", "é" * 50)], TOKENIZER) == 200
+    assert count_tokens([], TOKENIZER) == 0
+
+
+def test_chats_are_calibrated_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = byte_tokenizer(adds_bos=True)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    monkeypatch.setitem(globals(), "TOKENIZER", tokenizer)
+    file = tmp_path / "a.jsonl"
+    chats = [{"messages": [{"role": "user", "content": text}]} for text in rows("a")]
+    file.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    plain = write_rows(tmp_path / "plain.jsonl", rows("a"))
+    assert decoded(read(tmp_path, file).calibration) == decoded(read(tmp_path, plain).calibration)
 
 
 def test_the_same_files_and_seed_give_the_same_texts(tmp_path: Path) -> None:

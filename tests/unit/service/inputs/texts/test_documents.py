@@ -13,17 +13,20 @@ import pytest
 from pyarrow import parquet
 
 import service.inputs.texts.documents
+import service.inputs.texts.rows
 import service.inputs.texts.text_files
 from service.errors import DataInvalid, DataNotFound, PathNotAllowed, UserError
 from service.inputs.texts.documents import (
     CHECKED_FILES,
     Document,
     Record,
+    Skipped,
     check_documents,
     check_records,
     read_documents,
     read_records,
 )
+from service.inputs.texts.rows import Chat
 from service.inputs.texts.text_files import CHECKED_BYTES
 
 PARAM = "calibration.data"
@@ -176,12 +179,12 @@ SHOWN_AT_SUBMISSION = {
         "'late.JSONL:3' has no field 'text'; it has: 'body'.",
     ),
     "chat.ndjson": (
-        b'{"messages": [{"role": "user", "content": "Hello"}]}\n',
-        "it has: 'messages'. Chats are not read: render each",
+        b'{"messages": [{"from": "human", "value": "Hello"}]}\n',
+        "it has: 'messages'. A chat is a list of objects with 'role' and 'content': rename 'from'",
     ),
     "sharegpt.jsonl": (
         b'{"text": [{"from": "human", "value": "Hello"}]}\n',
-        "'text' of 'sharegpt.jsonl:1' is list, not text. Chats are not read: render each",
+        "'text' of 'sharegpt.jsonl:1' is list, not text. A chat is a list of objects with 'role'",
     ),
     "plain.jsonl.gz": (ROWS, "'plain.jsonl.gz' cannot be read: Not a gzipped file"),
     "cut.jsonl.gz": (gzip.compress(ROWS)[:-9], "'cut.jsonl.gz' cannot be read: Compressed file"),
@@ -213,9 +216,9 @@ def test_what_the_beginning_shows_is_refused_at_submission_in_the_same_words(
         (arrow.binary(), b"x", "is binary, not text."),
         (arrow.list_(arrow.string()), ["x"], "is list<element: string>, not text."),
         (
-            arrow.list_(arrow.struct({"role": arrow.string(), "content": arrow.string()})),
-            [{"role": "user", "content": "x"}],
-            "not text. Chats are not read",
+            arrow.list_(arrow.struct({"from": arrow.string(), "value": arrow.string()})),
+            [{"from": "human", "value": "x"}],
+            "not text. A chat is a list of objects with 'role' and 'content'",
         ),
     ],
     ids=["binary", "list", "chat"],
@@ -292,6 +295,57 @@ def test_long_names_of_fields_are_cut(tmp_path: Path) -> None:
     assert len(refused(DataInvalid, tmp_path).detail) < 300
 
 
+def rendered(chat: Chat, where: str) -> str:
+    return f"{where} " + " ".join(f"{each['role']}: {each['content']}" for each in chat.messages)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("text_field", ["messages", "text"])
+def test_chats_are_rendered(tmp_path: Path, name: str, text_field: str) -> None:
+    hello = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    WRITERS[name](tmp_path / name, [{"messages": hello}, {"messages": []}, {"messages": hello[:1]}])
+    check_documents(tmp_path, EVERYTHING, text_field, PARAM)
+    skipped = Skipped()
+    documents = read_documents(
+        tmp_path, EVERYTHING, text_field, PARAM, render=rendered, skipped=skipped
+    )
+    assert [document.text for document in documents] == [
+        f"{name}:1 user: Hello assistant: Hi",
+        f"{name}:3 user: Hello",
+    ]
+    assert skipped == Skipped(empty_rows=1)
+
+
+def test_a_text_comes_before_a_chat(tmp_path: Path) -> None:
+    row = {"text": "x", "messages": [{"role": "user", "content": "Hello"}]}
+    write_jsonl(tmp_path / "a.jsonl", [row])
+    assert [document.text for document in read(tmp_path)] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ("Hello", None),
+        ({"role": "user", "content": "x"}, "'messages' of 'a.jsonl:1' is dict, not text."),
+        (["Hello"], "message 1 of 'messages' in 'a.jsonl:1' is str, not an object with 'role'"),
+        ([{"role": "user"}], "'content' of message 1 of 'messages' in 'a.jsonl:1' is missing."),
+        ([{"role": "", "content": "x"}], "'role' of message 1 of 'messages' in 'a.jsonl:1' is em"),
+        ([{"role": "user", "content": ["x"]}], "is list, not text."),
+        ([{"role": "user", "content": "x"}, {"from": "gpt", "value": "y"}], "is missing. A chat"),
+        ([{"role": "user", "content": "\ud800"}], "contains half a character"),
+    ],
+    ids=["text", "object", "texts", "missing", "empty", "parts", "mixed", "half"],
+)
+def test_malformed_messages(tmp_path: Path, messages: object, said: str | None) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    if said is None:
+        assert [document.text for document in read(tmp_path, text_field="messages")] == [messages]
+    else:
+        error = refused(DataInvalid, tmp_path, EVERYTHING, "messages")
+        assert said in error.detail
+        assert error.param == f"{PARAM}.text_field"
+
+
 BINARY = {
     "not-utf8": b"\x89PNG\r\n\x1a\n\xff\xfe",
     "zeros": b"\x00\x01\x02",
@@ -305,12 +359,10 @@ def test_a_wildcard_skips_what_is_no_text_and_says_so(
 ) -> None:
     (tmp_path / name).write_bytes(BINARY[name])
     (tmp_path / "text").write_text("x")
-    skipped: list[tuple[str, str]] = []
-    documents = read_documents(
-        tmp_path, EVERYTHING, "text", PARAM, lambda path, reason: skipped.append((path, reason))
-    )
+    skipped = Skipped()
+    documents = read_documents(tmp_path, EVERYTHING, "text", PARAM, skipped=skipped)
     assert [document.id for document in documents] == ["text"]
-    assert [path for path, _ in skipped] == [name]
+    assert [*skipped.files] == [name]
     assert "1 of 2 files skipped" in caplog.text
 
 
@@ -370,6 +422,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
 @pytest.fixture
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service.inputs.texts.text_files, "MAX_DOCUMENT_BYTES", 64)
+    monkeypatch.setattr(service.inputs.texts.rows, "MAX_DOCUMENT_BYTES", 64)
     monkeypatch.setattr(service.inputs.texts.documents, "MAX_DOCUMENTS", 5)
     monkeypatch.setattr(service.inputs.texts.documents, "MAX_TEXT_BYTES", 100)
 

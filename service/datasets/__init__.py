@@ -1,0 +1,1 @@
+"""Datasets that users upload: received, checked as they arrive, kept in the bucket, removed."""
