@@ -42,6 +42,7 @@ JOB: Json = {
     "available_at": None,
     "error": None,
     "last_error": None,
+    "warnings": [],
     "links": {
         "self": f"/v1/jobs/{JOB_ID}",
         "events": f"/v1/jobs/{JOB_ID}/events",

@@ -106,7 +106,7 @@ def refuse_beyond_limits(connection: Connection, name: str) -> None:
 
 
 def refuse_bytes(connection: Connection, name: str, more: int = 0) -> None:
-    """Raise QuotaExceeded if the tenant's bytes have reached its limit, or exceed it with `more`."""
+    """Raise QuotaExceeded if the tenant has as many bytes as it may, or would with `more`."""
     row = _locked_limits(connection, name)
     if row is not None:
         _refuse_bytes(connection, row, more)

@@ -25,9 +25,12 @@ from service.domain.principal import Scope
 from service.domain.sign_in import sign_in_code
 from service.domain.spec import JobSpec
 from service.domain.tenant import Limits, Places
+from service.encryption import new_key
 from service.store import keys as store_keys
 from service.store.database import clock
 from service.store.store import Store
+from tests.fixtures.webhooks import URL
+from tests.unit.service.store.test_datasets import uploaded
 
 ADMIN_KEY = "ep_" + 40 * "a"
 OTHER = "other"
@@ -37,7 +40,11 @@ NO_RULES = Dependant()
 @pytest.fixture
 def guarded(services: Services) -> Services:
     settings = services.settings.model_copy(
-        update={"require_keys": True, "admin_key": SecretStr(ADMIN_KEY)}
+        update={
+            "require_keys": True,
+            "admin_key": SecretStr(ADMIN_KEY),
+            "encryption_key": SecretStr(new_key()),
+        }
     )
     return replace(services, settings=settings)
 
@@ -61,6 +68,13 @@ def bearer(text: str) -> dict[str, str]:
 
 def key(store: Store, scope: Scope, tenant: str = DEFAULT_TENANT, **options: Any) -> str:
     return store.keys.create(tenant, scope, **options)[1]
+
+
+def a_webhook(store: Store) -> dict[str, str]:
+    """The parameters of a path to a webhook of the other tenant, and to its delivery."""
+    webhooks = store.webhooks(OTHER)
+    made = webhooks.create(URL, "encrypted")
+    return {"webhook_id": made.id, "delivery_id": webhooks.test(made.id).id}
 
 
 def routes(client: TestClient) -> list[tuple[str, str, RouteContext]]:
@@ -155,27 +169,36 @@ def test_a_key_that_is_too_weak_is_refused_before_anything_else(
 
 
 @pytest.mark.usefixtures("tenants")
-def test_another_tenants_job_is_as_one_that_does_not_exist(
+def test_what_is_another_tenants_is_as_what_does_not_exist(
     client: TestClient, store: Store, job_spec: JobSpec
 ) -> None:
-    theirs = store.users(OTHER).create(job_spec)
-    absent = theirs.id[:-4] + "0000"
+    theirs = {
+        "job_id": store.users(OTHER).create(job_spec).id,
+        "dataset_id": uploaded(store, OTHER).id,
+        **a_webhook(store),
+    }
     text = key(store, Scope.SUBMITTER)
-    compared = 0
+    compared = set()
     for method, path, _ in routes(client):
-        if "{job_id}" not in path:
+        named = theirs.keys() & set(re.findall(r"{(\w+)", path))
+        if not named:
             continue
-        answers = [
-            request(client, method, path, {"job_id": job_id}, text)
-            for job_id in (theirs.id, absent)
-        ]
-        shown = [answer.text.replace(theirs.id, "ID").replace(absent, "ID") for answer in answers]
-        assert shown[0] == shown[1], path
-        assert answers[0].status_code in (404, 422), path
-        compared += 1
-    assert compared > 5
-    assert client.get("/v1/jobs", headers=bearer(text)).json()["jobs"] == []
-    assert store.records.get(theirs.id) == theirs
+        answers = []
+        for change in (str, lambda id_: f"{id_[:-4]}0000"):
+            ids = {name: change(theirs[name]) for name in named}
+            answer = request(client, method, path, ids, text)
+            shown = answer.text
+            for name, value in ids.items():
+                shown = shown.replace(value, name)
+            answers.append((answer.status_code, shown))
+        assert answers[0] == answers[1], path
+        assert answers[0][0] in (404, 422), path
+        compared |= named
+    assert compared == theirs.keys()
+    for path in ("jobs", "datasets", "webhooks"):
+        assert client.get(f"/v1/{path}", headers=bearer(text)).json()[path] == []
+    job_id = theirs["job_id"]
+    assert store.records.get(job_id) == store.users(OTHER).get(job_id)
 
 
 @pytest.mark.usefixtures("tenants")
