@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +111,16 @@ def downloads(server: Server, done: Job, tmp_path_factory: pytest.TempPathFactor
     assert done["state"] == "succeeded", done
     folder = tmp_path_factory.mktemp("downloads")
     for name in NAMES:
-        run_cli("download", done["id"], name, str(folder / name), "--url", server.url)
+        run_cli(server.key, server.url, "download", done["id"], name, str(folder / name))
     return folder
 
 
-def run_cli(*arguments: str) -> str:
+def run_cli(key: str, url: str, *arguments: str, status: int = 0) -> str:
     command = [sys.executable, "-m", "service.cli.main", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    env = os.environ | {"EIGENPRESS_KEY": key, "EIGENPRESS_URL": url}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + (done.stderr if status else "")
 
 
 def test_a_job_runs_through_its_steps(client: Client, done: Job) -> None:
@@ -193,7 +196,7 @@ def test_an_expanded_artifact_is_a_plain_llama_that_computes_the_same(
     downloads: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "dense"
-    run_cli("expand", str(downloads / "keep-0.6"), str(folder))
+    run_cli("", "", "expand", str(downloads / "keep-0.6"), str(folder))
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     compressed = AutoModelForCausalLM.from_pretrained(
         downloads / "keep-0.6", trust_remote_code=True
@@ -248,7 +251,7 @@ def test_a_running_job_can_be_cancelled(client: Client, inputs: Path) -> None:
     assert finished(client, job_id)["state"] == "cancelled"
 
 
-def test_nothing_of_a_failed_or_cancelled_job_is_left(
+def test_nothing_of_a_failed_or_cancelled_job_is_left_but_its_logs(
     data_dir: Path, client: Client, done: Job
 ) -> None:
     (artifact, *_) = client.artifacts(done["id"])
@@ -263,8 +266,97 @@ def test_nothing_of_a_failed_or_cancelled_job_is_left(
     )
 
     def jobs_in_the_bucket() -> set[str]:
-        return {found.key.split("/")[1] for found in storage.list_objects("jobs/")}
+        keys = [found.key.split("/") for found in storage.list_objects("jobs/")]
+        return {job_id for _, job_id, kind, *_ in keys if kind != "logs"}
 
     succeeded = {job["id"] for job in client.jobs(states=[JobState.SUCCEEDED])["jobs"]}
     wait_until(lambda: jobs_in_the_bucket() == succeeded)
     assert list((data_dir / "scratch").iterdir()) == []
+
+
+def test_a_tenant_whose_users_share_no_disk_with_the_server(
+    server: Server, inputs: Path, tmp_path: Path
+) -> None:
+    """From a key to a deletion, with the command line and curl, as docs/api.md says."""
+    admin = partial(run_cli, server.key, server.url)
+    admin("tenants", "create", "team-a", "--max-queued", "5")
+    key = admin("keys", "create", "--scope", "submitter", "--tenant", "team-a").strip()
+    user = partial(run_cli, key, server.url)
+    reader = admin("keys", "create", "--scope", "reader", "--tenant", "team-a").strip()
+
+    rows = [{"text": f"def power_{n}(x):\n    return x ** {n}\n" * 20} for n in range(60)]
+    laptop = tmp_path / "laptop.jsonl"
+    laptop.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": ""}]))
+    dataset = user("datasets", "upload", str(laptop), "--name", "powers").strip()
+    (listed,) = json.loads(user("datasets", "list", "--json"))["datasets"]
+    assert (listed["id"], listed["documents"], listed["empty_rows"]) == (dataset, 60, 1)
+
+    job_body = tmp_path / "job.yaml"
+    job_body.write_text(
+        f"model: {{source: local, path: {inputs / 'llama'}}}\n"
+        f"calibration: {{data: {{source: dataset, id: {dataset}}}, sequences: 16, "
+        "sequence_length: 32}\n"
+        "targets: [{keep: 0.8}]\n"
+        "evaluation: {sequences: 8}\n"
+        "workers: 1\n"
+    )
+    estimated = json.loads(user("estimate", "-f", str(job_body), "--json"))
+    assert estimated["problems"] == []
+    job = user("submit", "-f", str(job_body), "--label", "team=a").strip()
+    assert "scope_insufficient" in run_cli(reader, server.url, "cancel", job, status=1)
+    assert "dataset_in_use" in user("datasets", "delete", dataset, status=1)
+    followed = [json.loads(line) for line in user("events", job, "-f", "--json").splitlines()]
+    types = [event["type"] for event in followed]
+    assert (types[0], types[-1]) == ("job.queued", "job.succeeded")
+    assert "texts.used" in types
+    assert f"Running entrypoint for job {job}" in user("logs", job)
+    assert json.loads(user("show", job, "--json"))["state"] == "succeeded"
+
+    # To another tenant, the administrator's own, there is nothing.
+    assert "job_not_found" in admin("show", job, status=1)
+    assert dataset not in admin("datasets", "list")
+
+    with_key = ["curl", "--silent", "--show-error", "--fail", "-H", f"Authorization: Bearer {key}"]
+    file = f"{server.url}/v1/jobs/{job}/artifacts/keep-0.8/files/config.json"
+    curled = subprocess.run([*with_key, "--location", file], capture_output=True, check=True).stdout
+    user("download", job, "keep-0.8", str(tmp_path / "artifact"))
+    assert (tmp_path / "artifact" / "config.json").read_bytes() == curled
+
+    user("delete", job)
+    user("datasets", "delete", dataset)
+    assert json.loads(user("jobs", "--json"))["jobs"] == []
+    usage = json.loads(admin("tenants", "usage", "team-a", "--json"))
+    assert usage == {"running_jobs": 0, "queued_jobs": 0, "stored_bytes": 0}
+    audited = subprocess.run(
+        [*with_key[:-1], f"Authorization: Bearer {server.key}", f"{server.url}/v1/audit"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    changes = [
+        each["action"] for each in json.loads(audited)["records"] if each["tenant"] == "team-a"
+    ]
+    assert changes == ["delete_dataset", "delete", "submit", "upload_dataset"]
+
+
+def test_no_secret_is_in_what_the_service_writes(server: Server, data_dir: Path) -> None:
+    """After all of the above: the logs, the database, Ray's session, and the bucket's objects."""
+    s3_keys = json.loads((data_dir / "s3" / "credentials.json").read_text())
+    secrets = {
+        "admin key": server.key,
+        "sign-in code": server.sign_in_url.partition("code=")[2],
+        "Ray token": server.token_path.read_text().strip(),
+        "S3 key": s3_keys["secret_access_key"],
+        "encryption key": (data_dir / "encryption-key").read_text().strip(),
+    }
+    of_secrets = {"admin-key", "encryption-key", "token", "credentials.json", "serve.log"}
+    session = Path((data_dir / "ray" / "session").read_text())
+    files = [path for folder in (data_dir, session) for path in folder.rglob("*")]
+    searched = [path for path in files if path.is_file() and path.name not in of_secrets]
+    assert len(searched) > 50
+    found = [
+        (name, path)
+        for path in searched
+        for name, secret in secrets.items()
+        if secret.encode() in path.read_bytes()
+    ]
+    assert found == []

@@ -41,7 +41,11 @@ def test_the_setting_takes_what_fernet_takes() -> None:
         assert Settings(encryption_key=SecretStr(key)).encryption_key == SecretStr(key)
 
 
-@pytest.mark.parametrize("wrong", ["", "password", f"{new_key()},", new_key()[:-1], "+" * 43 + "="])
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "password", f"{new_key()},", new_key()[:-1], "+" * 43 + "="],
+    ids=["empty", "password", "comma", "short", "alphabet"],
+)
 def test_a_wrong_key_is_explained_and_not_repeated(wrong: str) -> None:
     with pytest.raises(ValidationError, match="32 random bytes in URL-safe base64") as caught:
         Settings(encryption_key=SecretStr(wrong))

@@ -165,7 +165,9 @@ def test_a_text_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "larger than 10 bytes" in refused(TextCheck(), b"x" * 11).detail
 
 
-@pytest.mark.parametrize("data", [b"PAR2", gzip.compress(b"PAR1"), b""])
+@pytest.mark.parametrize(
+    "data", [b"PAR2", gzip.compress(b"PAR1"), b""], ids=["another", "gzip", "empty"]
+)
 def test_what_is_no_parquet(data: bytes) -> None:
     refused(ParquetStart(), data)
 
