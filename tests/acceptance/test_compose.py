@@ -82,7 +82,8 @@ def test_it_is_ready_and_its_ray_is_guarded(composition: Composition, http: http
     dashboard = f"http://{composition.address('ray-head')}:8265"
     answer = httpx.get(f"{dashboard}/api/jobs/", trust_env=False, timeout=30)
     assert answer.status_code == 401
-    assert httpx.get(f"{http.base_url}v1/jobs", trust_env=False, timeout=30).status_code == 401
+    jobs = http.base_url.join("/v1/jobs")
+    assert httpx.get(jobs, trust_env=False, timeout=30).status_code == 401
 
 
 def test_seaweedfs_answers_strangers_on_the_s3_port_alone(composition: Composition) -> None:
