@@ -135,6 +135,7 @@ class Api:
         self._port = choose_port(0, "")
         self._log = folder / "api.log"
         self._env = os.environ | {
+            "EIGENPRESS_REQUIRE_KEYS": "false",
             "EIGENPRESS_DATABASE_URL": database_url,
             "EIGENPRESS_DATA_DIR": str(folder / "data"),
             "EIGENPRESS_S3_ENDPOINT_URL": f"http://{LOOPBACK}:9",  # nothing asks for it
