@@ -21,7 +21,7 @@ from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBea
 from api.services import Services, ServicesDep
 from service.domain.job import DEFAULT_TENANT
 from service.domain.principal import Principal, Scope
-from service.errors import KeyInvalid, KeyMissing, ScopeInsufficient
+from service.errors import EigenpressError, KeyInvalid, KeyMissing, ScopeInsufficient
 from service.store.users import Users
 
 PUBLIC = frozenset(
@@ -85,6 +85,21 @@ def needs(scope: Scope) -> Callable[..., Caller]:
     return caller
 
 
+def has_key(
+    request: Request,
+    services: ServicesDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    cookie: Annotated[str | None, Depends(_cookie)],
+) -> bool:
+    """Whether the request has a valid key, for a public route that tells its owner more."""
+    try:
+        _principal(bearer.credentials if bearer else cookie, request, services)
+    except EigenpressError:  # too many requests, or no database that knows keys, too
+        return False
+    return True
+
+
+HasKeyDep = Annotated[bool, Depends(has_key)]
 ReaderDep = Annotated[Caller, Depends(needs(Scope.READER))]
 SubmitterDep = Annotated[Caller, Depends(needs(Scope.SUBMITTER))]
 AdminDep = Annotated[Caller, Depends(needs(Scope.ADMIN))]

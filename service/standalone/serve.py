@@ -212,7 +212,10 @@ class Installation:
     def wait_until_ready(self, stop: StopRequest) -> None:
         """Wait until the API is ready or a stop is requested."""
         deadline = time.monotonic() + READY_SECONDS
-        with httpx.Client(base_url=self.api_url, trust_env=False, timeout=10) as http:
+        headers = {"Authorization": f"Bearer {self._admin_key}"}
+        with httpx.Client(
+            base_url=self.api_url, headers=headers, trust_env=False, timeout=10
+        ) as http:
             while (missing := _missing(http)) and not stop.wait(POLL_SECONDS):
                 self.check()
                 if time.monotonic() > deadline:

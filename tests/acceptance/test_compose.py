@@ -23,6 +23,8 @@ from tests.fixtures.strangers import (
 )
 from tests.fixtures.waiting import wait_until
 
+CLIENT = "127.0.0.77"
+"""An address of this machine that no service has."""
 JOB_SECONDS = 240.0
 
 
@@ -84,6 +86,15 @@ def test_it_is_ready_and_its_ray_is_guarded(composition: Composition, http: http
     assert answer.status_code == 401
     jobs = http.base_url.join("/v1/jobs")
     assert httpx.get(jobs, trust_env=False, timeout=30).status_code == 401
+
+
+def test_the_audit_log_knows_the_client_behind_the_proxy(http: httpx.Client) -> None:
+    headers = {"Authorization": http.headers["Authorization"], "X-Forwarded-For": "203.0.113.9"}
+    transport = httpx.HTTPTransport(local_address=CLIENT)
+    with httpx.Client(transport=transport, headers=headers, base_url=http.base_url) as client:
+        client.post("/v1/tenants", json={"name": "audited"}).raise_for_status()
+    record, *_ = http.get("/v1/audit").raise_for_status().json()["records"]
+    assert (record["action"], record["address"]) == ("create_tenant", CLIENT)
 
 
 def test_seaweedfs_answers_strangers_on_the_s3_port_alone(composition: Composition) -> None:

@@ -26,6 +26,7 @@ from service.domain.sign_in import sign_in_code
 from service.domain.spec import JobSpec
 from service.domain.tenant import Limits, Places
 from service.encryption import new_key
+from service.errors import StorageUnavailable
 from service.store import keys as store_keys
 from service.store.database import clock
 from service.store.store import Store
@@ -212,6 +213,16 @@ def test_an_idempotency_key_of_another_tenant_is_another_key(
         assert response.status_code == 201
         ids.add(response.json()["id"])
     assert len(ids) == 2
+
+
+def test_only_a_key_learns_why_a_dependency_does_not_answer(
+    client: TestClient, storage: Any
+) -> None:
+    storage.trouble = StorageUnavailable("s3.internal:8333 refuses the key of eigenpress")
+    stranger = client.get("/readyz", headers=bearer("ep_guess")).json()
+    assert stranger["storage"] == {"ok": False, "detail": None}
+    owner = client.get("/readyz", headers=bearer(ADMIN_KEY)).json()
+    assert "s3.internal" in owner["storage"]["detail"]
 
 
 class TestKeys:
