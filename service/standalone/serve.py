@@ -131,7 +131,10 @@ class Installation:
         base = Settings()
         data_dir = data_folder(options)
         port = base.api_port if options.port is None else options.port
-        self._admin_key = _admin_key(data_dir, base.admin_key)
+        if base.admin_key is not None:  # the owner's clients find it in the file
+            write_private(data_dir / ADMIN_KEY_FILE, base.admin_key.get_secret_value())
+        self._admin_key = _kept_key(data_dir / ADMIN_KEY_FILE, new_api_key)
+        encryption_key = _kept_key(data_dir / ENCRYPTION_KEY_FILE, new_encryption_key)
         self._s3 = LocalS3(
             data_dir / "s3", port=choose_port(options.s3_port, "--s3-port"), bucket=base.s3_bucket
         )
@@ -152,7 +155,7 @@ class Installation:
                 "s3_public_endpoint_url": self._s3.endpoint_url,
                 "s3_access_key_id": SecretStr(self._s3.access_key_id),
                 "s3_secret_access_key": SecretStr(self._s3.secret_access_key),
-                "encryption_key": base.encryption_key or _own_key(data_dir / ENCRYPTION_KEY_FILE),
+                "encryption_key": base.encryption_key or SecretStr(encryption_key),
                 "allowed_roots": tuple(dict.fromkeys(root.resolve() for root in roots)),
             }
         )
@@ -248,13 +251,10 @@ class Installation:
         self._parts.append(Part(name, child.is_running, log))
 
 
-def _admin_key(data_dir: Path, chosen: SecretStr | None) -> str:
-    """The key of the folder's owner: the one in the settings, else one made at the first start."""
-    path = data_dir / ADMIN_KEY_FILE
-    if chosen is not None:
-        write_private(path, f"{chosen.get_secret_value()}\n")
-    elif not path.exists():
-        write_private(path, f"{new_api_key()}\n")
+def _kept_key(path: Path, make: Callable[[], str]) -> str:
+    """The key in this file, which is made if it is missing."""
+    if not path.exists():
+        write_private(path, f"{make()}\n")
     return path.read_text().strip()
 
 
@@ -265,13 +265,6 @@ def environment(settings: Settings) -> dict[str, str]:
         for name, value in settings
         if value is not None
     }
-
-
-def _own_key(path: Path) -> SecretStr:
-    """The key in this file, which is made if it is missing."""
-    if not path.exists():
-        write_private(path, new_encryption_key())
-    return SecretStr(path.read_text().strip())
 
 
 def ready_block(installation: Installation) -> Text:
