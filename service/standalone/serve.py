@@ -134,7 +134,9 @@ class Installation:
         if base.admin_key is not None:  # the owner's clients find it in the file
             write_private(data_dir / ADMIN_KEY_FILE, base.admin_key.get_secret_value())
         self._admin_key = _kept_key(data_dir / ADMIN_KEY_FILE, new_api_key)
-        encryption_key = _kept_key(data_dir / ENCRYPTION_KEY_FILE, new_encryption_key)
+        encryption_key = base.encryption_key or SecretStr(
+            _kept_key(data_dir / ENCRYPTION_KEY_FILE, new_encryption_key)
+        )
         self._s3 = LocalS3(
             data_dir / "s3", port=choose_port(options.s3_port, "--s3-port"), bucket=base.s3_bucket
         )
@@ -155,7 +157,7 @@ class Installation:
                 "s3_public_endpoint_url": self._s3.endpoint_url,
                 "s3_access_key_id": SecretStr(self._s3.access_key_id),
                 "s3_secret_access_key": SecretStr(self._s3.secret_access_key),
-                "encryption_key": base.encryption_key or SecretStr(encryption_key),
+                "encryption_key": encryption_key,
                 "allowed_roots": tuple(dict.fromkeys(root.resolve() for root in roots)),
             }
         )
