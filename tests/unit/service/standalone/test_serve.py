@@ -109,16 +109,15 @@ def test_the_key_for_secrets_is_made_once_and_kept_from_jobs(
     first = installation.settings
     path = tmp_path / "data" / "encryption-key"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert first.encryption_key == SecretStr(path.read_text().strip())
+    key = path.read_text().strip()
+    assert first.encryption_key == SecretStr(key)
     assert Encryption(first.encryption_key)
     assert Installation(options(tmp_path)).settings.encryption_key == first.encryption_key
     assert "EIGENPRESS_ENCRYPTION_KEY" in environment(first)
-    monkeypatch.setenv(
-        "EIGENPRESS_ENCRYPTION_KEY", path.read_text().strip()
-    )  # Ray would inherit it
+    monkeypatch.setenv("EIGENPRESS_ENCRYPTION_KEY", key)  # Ray would inherit it
     of_jobs = installation._ray._environment()
     assert of_jobs["EIGENPRESS_S3_SECRET_ACCESS_KEY"]
-    assert path.read_text().strip() not in of_jobs.values()
+    assert key not in of_jobs.values()
 
 
 def test_a_key_of_the_environment_comes_before_the_file(
