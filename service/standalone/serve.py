@@ -29,7 +29,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.text import Text
 
-from service.client.credentials import ADDRESS_FILE, ADMIN_KEY_FILE
+from service.client.credentials import ADDRESS_FILE, ADMIN_KEY_FILE, held
 from service.cluster.ray_jobs import TOKEN_PATH_VARIABLE
 from service.domain.keys import new_key as new_api_key
 from service.domain.sign_in import sign_in_code
@@ -209,6 +209,7 @@ class Installation:
         """Start the API, which gets the admin key; `running` stops it."""
         port, drain = str(self.settings.api_port), str(DRAIN_SECONDS)
         where = ("--host", LOOPBACK, "--port", port, "--timeout-graceful-shutdown", drain)
+        alone = "--no-proxy-headers"  # else any client could say from where it comes
         self._api = self._start_child(
             running,
             "API",
@@ -216,6 +217,7 @@ class Installation:
             "--factory",
             "api.app:create_app",
             *where,
+            alone,
             EIGENPRESS_ADMIN_KEY=self._admin_key,
         )
 
@@ -237,7 +239,8 @@ class Installation:
         address = self.settings.data_dir / ADDRESS_FILE
         write_private(address, f"{self.api_url}\n")
         try:
-            yield
+            with held(address):
+                yield
         finally:
             address.unlink(missing_ok=True)
 

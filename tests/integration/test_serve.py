@@ -24,7 +24,7 @@ import pytest
 
 from service.client.answers import Job
 from service.client.client import Client
-from service.client.credentials import ADDRESS_FILE, ADMIN_KEY_FILE
+from service.client.credentials import ADDRESS_FILE, ADMIN_KEY_FILE, key_of_server
 from service.errors import InfrastructureError
 from service.signals import StopRequest
 from service.standalone.ports import choose_port
@@ -208,6 +208,11 @@ def assert_asks_for_its_key(server: Server, family: set[psutil.Process]) -> None
     with httpx.Client(trust_env=False, timeout=30) as browser:
         assert browser.get(link).status_code == 303
         assert browser.get(jobs).status_code == 200
+    headers = {"Authorization": f"Bearer {server.key}", "X-Forwarded-For": "192.0.2.1"}
+    with httpx.Client(base_url=server.url, headers=headers, trust_env=False, timeout=30) as http:
+        assert http.post("/v1/tenants", json={"name": "team-a"}).status_code == 201
+        (record,) = http.get("/v1/audit").json()["records"]
+    assert record["address"] == "127.0.0.1"  # no client says from where it comes
     log = (server.data_dir / "logs" / "api.log").read_text()
     assert "GET /sign-in HTTP" in log
     assert link.partition("code=")[2] not in log
@@ -243,9 +248,12 @@ def test_killed_it_takes_all_with_it_and_the_next_one_finishes_the_job(
     wait_until(lambda: not any(map(is_running, family)), STOP_SECONDS)
 
     port = server.url.rpartition(":")[2]
+    assert (server.data_dir / ADDRESS_FILE).exists()
+    assert key_of_server(server.url, server.data_dir) is None
     process = start(short_path, server.output, "--port", port)
     second = replace(server, process=process)
     wait_until_ready(second)
+    assert key_of_server(server.url, server.data_dir) == server.key
     with Client(server.url, key=server.key) as client:
         wait_until(lambda: client.job(job)["state"] in ("succeeded", "failed"), JOB_SECONDS)
         ended = client.job(job)

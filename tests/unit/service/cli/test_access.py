@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.client.credentials import ADDRESS_FILE, ADMIN_KEY_FILE
+from service.client.credentials import ADDRESS_FILE, ADMIN_KEY_FILE, held
 from tests.fixtures.command_line import TIME, Api, Eigenpress
 
 KEY: dict[str, Any] = {
@@ -118,10 +118,12 @@ class TestTheKeyOfRequests:
         (tmp_path / ADMIN_KEY_FILE).write_text("ep_admin\n")
         assert eigenpress("jobs") == 0  # no server of this folder runs
         port = api.server_address[1]
-        (tmp_path / ADDRESS_FILE).write_text(f"http://127.0.0.1:{port + 1}\n")
-        assert eigenpress("jobs") == 0  # another one does
-        (tmp_path / ADDRESS_FILE).write_text(f"http://127.0.0.1:{port}\n")
-        assert eigenpress("jobs") == 0
+        address = tmp_path / ADDRESS_FILE
+        address.write_text(f"http://127.0.0.1:{port + 1}\n")
+        with held(address):
+            assert eigenpress("jobs") == 0  # another one does
+            address.write_text(f"http://127.0.0.1:{port}\n")
+            assert eigenpress("jobs") == 0
         assert api.keys == [None, None, "Bearer ep_admin"]
 
     def test_is_asked_for(self, api: Api, eigenpress: Eigenpress) -> None:
