@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -112,7 +113,7 @@ def _principal(text: str | None, request: Request, services: Services) -> Princi
     try:
         principal = authenticate(text, services)
     except (KeyMissing, KeyInvalid):
-        services.rates.count(f"address:{client_address(request)}")
+        count_stranger(request, services)
         raise
     services.rates.count(f"key:{principal.key_id}")
     return principal
@@ -130,9 +131,17 @@ def authenticate(text: str | None, services: Services) -> Principal:
     return services.store.keys.authenticate(text)
 
 
-def client_address(request: Request) -> str | None:
-    """The client's address as the server sees it."""
-    return None if request.client is None else request.client.host
+def count_stranger(request: Request, services: Services) -> None:
+    """Count a request without a valid key, by its client's address as the server sees it.
+
+    An IPv6 client has all addresses of its /64 network, which count as one. Raises TooManyRequests.
+    """
+    address = "" if request.client is None else request.client.host
+    with suppress(ValueError):  # the name that a test gives, or none
+        found = ip_address(address)
+        if isinstance(found, IPv6Address) and found.ipv4_mapped is None:
+            address = str(IPv6Network((int(found), 64), strict=False))
+    services.rates.count(f"address:{address}")
 
 
 def _refuse_beyond_loopback(request: Request) -> None:

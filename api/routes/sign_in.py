@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse
 
-from api.access import COOKIE, client_address
+from api.access import COOKIE, count_stranger
 from api.routes import problems
 from api.services import ServicesDep
 from service.domain.sign_in import sign_in_code
@@ -55,7 +55,7 @@ def sign_in(
     if key is None or not hmac.compare_digest(
         sign_in_code(key).encode(), code.encode(errors="replace")
     ):
-        services.rates.count(f"address:{client_address(request)}")
+        count_stranger(request, services)
         raise KeyInvalid("The link is not valid any more; take the one that the server prints.")
     root: str = request.scope.get("root_path", "")
     response = RedirectResponse(f"{root}/", status_code=303)

@@ -402,6 +402,20 @@ class TestRates:
             assert [guess.status_code for guess in guesses] == [401, 401, 429]
             assert client.get("/v1/jobs", headers=bearer(ADMIN_KEY)).status_code == 200
 
+    def test_an_ipv6_network_counts_as_one_address(self, guarded: Services) -> None:
+        strict = replace(guarded, rates=Rates(2))
+        app = create_app(guarded.settings, lambda _: nullcontext(strict))
+
+        def guess(address: str) -> int:
+            with TestClient(app, client=(address, 1)) as client:
+                return client.get("/v1/jobs", headers=bearer("ep_1")).status_code
+
+        network = ["2001:db8::1", "2001:db8::2", "2001:db8:0:0:ffff::3"]
+        assert [guess(address) for address in network] == [401, 401, 429]
+        assert guess("2001:db8:0:1::1") == 401
+        mapped = ["::ffff:192.0.2.1", "::ffff:192.0.2.2", "::ffff:192.0.2.3"]
+        assert [guess(address) for address in mapped] == [401, 401, 401]
+
 
 class TestBrowser:
     def test_the_link_signs_in(self, client: TestClient) -> None:
