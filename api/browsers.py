@@ -47,9 +47,17 @@ class SameSite:
             )
         if origin is None or scope["method"] in READING:
             return None
-        if urlsplit(origin).netloc in (host, headers.get("x-forwarded-host")):
+        if _place(origin) in (host, headers.get("x-forwarded-host", host)):
             return None
         return "origin_forbidden", "A web page of another site may not change anything here."
+
+
+def _place(origin: str) -> str | None:
+    """The host and port in an Origin header; None if it is no origin."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _name(host: str) -> str | None:

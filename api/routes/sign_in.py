@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -16,6 +17,8 @@ from service.domain.sign_in import sign_in_code
 from service.errors import KeyInvalid
 
 PATH = "/sign-in"
+_QUERY = re.compile(rf"^(\S*{PATH}/?)\?.*")
+"""The path of a request to sign in, below any prefix and with a slash too many, and its query."""
 
 
 class WithoutCode(logging.Filter):
@@ -24,7 +27,7 @@ class WithoutCode(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
             record.args = tuple(
-                PATH if str(each).startswith(f"{PATH}?") else each for each in record.args
+                _QUERY.sub(r"\1", each) if isinstance(each, str) else each for each in record.args
             )
         return True
 

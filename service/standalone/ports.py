@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
-from service.errors import InvalidParameter
+import psutil
+
+from service.errors import InfrastructureError, InvalidParameter
 
 LOOPBACK = "127.0.0.1"
+
+CONNECT_SECONDS = 5.0
 
 _FREE = range(20_000, 32_000)
 """The range from which free ports are chosen.
@@ -33,6 +39,31 @@ def choose_port(wanted: int, option: str) -> int:
     port = wanted or _free_port(option)
     _chosen.add(port)
     return port
+
+
+def answers(port: int, ours: Callable[[], Iterable[psutil.Process]]) -> bool:
+    """Whether one of our processes listens on the port; False if nobody does.
+
+    To be asked before a secret goes there: any user of the machine may have taken the port since it
+    was chosen. Raises `InfrastructureError` then.
+    """
+    try:
+        socket.create_connection((LOOPBACK, port), timeout=CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    if any(_listens(process, port) for process in ours()):
+        return True
+    raise InfrastructureError(
+        f"Another process answers at port {port}. Stop it, or choose another port."
+    )
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    with suppress(psutil.Error):
+        for each in process.net_connections("tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr.port == port:
+                return True
+    return False
 
 
 def _free_port(option: str) -> int:

@@ -32,7 +32,7 @@ from service.cluster.ray_jobs import (
 )
 from service.die_with_parent import tied
 from service.errors import ClusterUnavailable
-from service.standalone.ports import LOOPBACK, choose_port
+from service.standalone.ports import LOOPBACK, answers, choose_port
 from service.standalone.private_files import write_private
 from service.standalone.subprocesses import is_running
 
@@ -137,8 +137,9 @@ class LocalRay:
     def start(self) -> None:
         """Start Ray and wait until it takes jobs.
 
-        Raises InvalidParameter if the dashboard's port is taken, and ClusterUnavailable, with the
-        end of Ray's log, if Ray ends or takes too long; nothing is left running then.
+        Raises InvalidParameter if the dashboard's port is taken, InfrastructureError if another
+        process takes it meanwhile, and ClusterUnavailable, with the end of Ray's log, if Ray ends
+        or takes too long; nothing is left running then.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         # Also checks that no other Ray is there, which would answer in place of ours.
@@ -247,7 +248,11 @@ class LocalRay:
         with httpx.Client(
             base_url=self.dashboard_url, headers=headers, trust_env=False, timeout=5.0
         ) as client:
-            while not _takes_jobs(client, session):
+            ours = False
+            while not (ours and _takes_jobs(client)):
+                ours = ours or answers(
+                    self._dashboard_port, lambda: _members(str(session), process.pid)
+                )
                 if process.poll() is not None:
                     raise ClusterUnavailable(f"Ray ended while starting.\n{self._log_tail()}")
                 if time.monotonic() > deadline:
@@ -261,23 +266,13 @@ class LocalRay:
         return "\n".join(lines[-_LOG_LINES:])
 
 
-def _takes_jobs(client: httpx.Client, session: Path) -> bool:
-    """Whether the Ray of this session does.
-
-    Raises ClusterUnavailable if another Ray has taken the port since it was chosen.
-    """
+def _takes_jobs(client: httpx.Client) -> bool:
+    """Whether the Ray behind the dashboard does."""
     try:
-        version = client.get("/api/version")
-        if not version.is_success:
-            return False
-        if version.json()["session_name"] != (_temp_dir(session) / "session_latest").resolve().name:
-            raise ClusterUnavailable(
-                f"Another Ray answers at {client.base_url}: choose another port."
-            )
         # The dashboard answers seconds before the head has started its raylet, which runs the jobs.
         nodes = client.get("/api/v0/nodes")
         return client.get("/api/jobs/").is_success and b"ALIVE" in nodes.content
-    except (httpx.TransportError, ValueError, KeyError):
+    except httpx.TransportError:
         return False
 
 

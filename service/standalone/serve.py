@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 from rich.console import Console
@@ -36,7 +37,7 @@ from service.encryption import new_key as new_encryption_key
 from service.errors import InfrastructureError
 from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
-from service.standalone.ports import LOOPBACK, choose_port
+from service.standalone.ports import LOOPBACK, answers, choose_port
 from service.standalone.private_files import private_folder, write_private
 from service.standalone.ray_head import NOT_FOR_JOBS, LocalRay
 from service.standalone.s3_server import LocalS3
@@ -202,9 +203,13 @@ class Installation:
         yield "Starting the dispatcher"
         self._start_child(running, "dispatcher", "service.dispatch.dispatcher")
         yield "Starting the API"
+        self.start_api(running)
+
+    def start_api(self, running: ExitStack) -> None:
+        """Start the API, which gets the admin key; `running` stops it."""
         port, drain = str(self.settings.api_port), str(DRAIN_SECONDS)
         where = ("--host", LOOPBACK, "--port", port, "--timeout-graceful-shutdown", drain)
-        self._start_child(
+        self._api = self._start_child(
             running,
             "API",
             "uvicorn",
@@ -221,7 +226,7 @@ class Installation:
         with httpx.Client(
             base_url=self.api_url, headers=headers, trust_env=False, timeout=10
         ) as http:
-            while (missing := _missing(http)) and not stop.wait(POLL_SECONDS):
+            while (missing := self._missing(http)) and not stop.wait(POLL_SECONDS):
                 self.check()
                 if time.monotonic() > deadline:
                     raise InfrastructureError(f"The API is not ready: {missing}")
@@ -236,6 +241,19 @@ class Installation:
         finally:
             address.unlink(missing_ok=True)
 
+    def _missing(self, http: httpx.Client) -> str:
+        """The API's description of what is missing; empty when it is ready.
+
+        Raises `InfrastructureError` if another process answers at its port.
+        """
+        if not answers(self.settings.api_port, lambda: [psutil.Process(self._api.pid)]):
+            return "it does not listen yet"
+        try:
+            response = http.get("/readyz")
+        except httpx.TransportError as error:
+            return str(error)
+        return "" if response.is_success else response.text
+
     def check(self) -> None:
         """Raise `InfrastructureError`, with the end of its log, if a part has died."""
         for part in self._parts:
@@ -245,12 +263,13 @@ class Installation:
 
     def _start_child(
         self, running: ExitStack, name: str, module: str, *arguments: str, **secrets: str
-    ) -> None:
+    ) -> Child:
         log = self.settings.data_dir / "logs" / f"{name.lower()}.log"
         command = (sys.executable, "-m", module, *arguments)
         env = environment(self.settings) | self._ray.token_environment() | secrets
         child = running.enter_context(Child(command, env, log))
         self._parts.append(Part(name, child.is_running, log))
+        return child
 
 
 def _kept_key(path: Path, make: Callable[[], str]) -> str:
@@ -292,15 +311,6 @@ def ready_block(installation: Installation) -> Text:
     command = f"eigenpress submit {address}--model FOLDER --data FOLDER --keep 0.8 --watch"
     text.append(f"\nSubmit a job from another terminal:\n\n  {command}\n", "default not bold")
     return text.append("\nCtrl-C stops everything.", "default not bold")
-
-
-def _missing(http: httpx.Client) -> str:
-    """The API's description of what is missing; empty when it is ready."""
-    try:
-        response = http.get("/readyz")
-    except httpx.TransportError as error:
-        return str(error)
-    return "" if response.is_success else response.text
 
 
 def _as_text(value: object) -> str:

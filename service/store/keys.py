@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hmac
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, or_, select, update
+from sqlalchemy import Row, insert, or_, select, update
 
-from service.domain.keys import ApiKey, key_id, key_sha256, new_key
+from service.domain.keys import KEY_ID_PATTERN, ApiKey, key_id, key_sha256, new_key
 from service.domain.principal import Principal, Scope
 from service.errors import KeyInvalid, KeyNotFound
+from service.printable import shortened
 from service.store import tables
 from service.store.database import Database, clock
 from service.store.tenants import require_tenant
@@ -92,20 +94,22 @@ class Keys:
 
     def revoke(self, id_: str) -> ApiKey:
         """Revoke the key at once; a repeated call changes nothing. Raises KeyNotFound."""
+        if not re.fullmatch(KEY_ID_PATTERN, id_):  # PostgreSQL refuses NULs in a query
+            raise _not_found(id_)
         with self._database.writing() as connection:
             connection.execute(
                 update(keys)
                 .where(keys.c.id == id_, keys.c.revoked_at.is_(None))
                 .values(revoked_at=clock(connection))
             )
-            return _found(connection, id_)
+            row = connection.execute(select(keys).where(keys.c.id == id_)).one_or_none()
+            if row is None:
+                raise _not_found(id_)
+            return _key(row)
 
 
-def _found(connection: Connection, id_: str) -> ApiKey:
-    row = connection.execute(select(keys).where(keys.c.id == id_)).one_or_none()
-    if row is None:
-        raise KeyNotFound(f"There is no key {id_}.")
-    return _key(row)
+def _not_found(id_: str) -> KeyNotFound:
+    return KeyNotFound(f"There is no key {shortened(id_)}.")
 
 
 def _key(row: Row[Any]) -> ApiKey:

@@ -99,8 +99,8 @@ def refuse_beyond_limits(connection: Connection, name: str) -> None:
         ).scalar_one()
         if queued >= most:
             raise QuotaExceeded(
-                f"{queued} jobs of the tenant are queued, and it may have {most}. Submit the job "
-                "again when one has begun, or cancel one."
+                f"{queued} jobs of the tenant are queued, and it may have {most}. Try again "
+                "when one has begun, or cancel one."
             )
     _refuse_bytes(connection, row, 0)
 

@@ -175,8 +175,9 @@ class Users(Records):
         """Queue a failed job again, with as many attempts as a new one.
 
         The next attempt resumes from the job's checkpoints. A repeated call changes nothing.
-        Raises JobConflict unless the job has failed, DataNotFound if a dataset that it names has
-        been deleted, and SpecificationUnknown if its limits cannot be read.
+        Raises JobConflict unless the job has failed, QuotaExceeded if the tenant may not submit
+        another one, DataNotFound if a dataset that it names has been deleted, and
+        SpecificationUnknown if its limits cannot be read.
         """
         with self._database.writing() as connection:
             row = self._visible(connection, job_id, lock=True)
@@ -186,6 +187,7 @@ class Users(Records):
             if row.state != JobState.FAILED:
                 raise JobConflict(f"Job {job_id} is {row.state}; only a failed one can be retried.")
             limits = read_stored_limits(row.id, row.spec)
+            refuse_beyond_limits(connection, self._tenant)
             hold_again(connection, row.tenant, job_id)
             transition(
                 connection,

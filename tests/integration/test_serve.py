@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,12 @@ import pytest
 from service.client.answers import Job
 from service.client.client import Client
 from service.client.credentials import ADDRESS_FILE, ADMIN_KEY_FILE
+from service.errors import InfrastructureError
+from service.signals import StopRequest
 from service.standalone.ports import choose_port
+from service.standalone.serve import Installation, ServeOptions
 from service.standalone.subprocesses import is_running
+from tests.fixtures.listener import listening
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until
 
@@ -253,6 +258,20 @@ def test_killed_it_takes_all_with_it_and_the_next_one_finishes_the_job(
 def calibrates(job: Job) -> bool:
     assert job["error"] is None, job["error"]
     return any(step["step"] == "calibrate" and step["done"] for step in job["steps"])
+
+
+def test_the_key_goes_to_no_other_process_that_has_taken_the_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    installation = Installation(ServeOptions(data_dir=tmp_path / "data", port=0))
+    with listening() as other, ExitStack() as running:
+        settings = installation.settings.model_copy(update={"api_port": other.port})
+        monkeypatch.setattr(installation, "settings", settings)
+        installation.start_api(running)
+        with pytest.raises(InfrastructureError, match=f"at port {other.port}"):
+            installation.wait_until_ready(StopRequest())
+    assert other.seen == []
 
 
 def test_a_stop_while_it_starts_leaves_nothing_behind(short_path: Path) -> None:

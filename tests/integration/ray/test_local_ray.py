@@ -19,11 +19,12 @@ import pytest
 
 from service.cluster.ray_jobs import RayCluster, authorization
 from service.domain.job import new_job_id
-from service.errors import ClusterUnavailable, InvalidParameter
+from service.errors import ClusterUnavailable, InfrastructureError, InvalidParameter
 from service.standalone import ray_head as local_ray_module
 from service.standalone.ports import choose_port
 from service.standalone.ray_head import BOUNDS, LocalRay
 from service.standalone.subprocesses import is_running
+from tests.fixtures.listener import listening
 from tests.fixtures.waiting import wait_until
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -246,10 +247,22 @@ def test_another_ray_that_takes_the_port_meanwhile_is_not_taken_for_ours(
     taken = int(ray.dashboard_url.rpartition(":")[2])
     monkeypatch.setattr(local_ray_module, "choose_port", lambda port, _: port or choose_port(0, ""))
     second = LocalRay(tmp_path, num_cpus=1, dashboard_port=taken)
-    with pytest.raises(ClusterUnavailable, match="Another Ray answers"):
+    with pytest.raises(InfrastructureError, match=f"at port {taken}"):
         second.start()
     assert not second.is_running()
     assert ray.is_running()
+
+
+def test_the_token_goes_to_no_other_process_that_has_taken_the_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_ray_module, "choose_port", lambda port, _: port or choose_port(0, ""))
+    with listening() as other:
+        ray = LocalRay(tmp_path, num_cpus=1, dashboard_port=other.port)
+        with pytest.raises(InfrastructureError, match=f"at port {other.port}"):
+            ray.start()
+    assert not ray.is_running()
+    assert other.seen == []
 
 
 def test_a_ray_that_does_not_start_says_why(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -417,6 +418,15 @@ class TestBrowser:
         answer = client.get("/sign-in", params={"code": "guess"}, follow_redirects=False)
         assert (answer.status_code, answer.json()["code"]) == (401, "key_invalid")
         assert "Set-Cookie" not in answer.headers
+
+    @pytest.mark.parametrize("path", ["/sign-in", "/sign-in/", "/press/sign-in", "//sign-in"])
+    def test_the_code_stays_out_of_the_access_log(
+        self, caplog: pytest.LogCaptureFixture, path: str
+    ) -> None:
+        arguments = ("127.0.0.1:5", "GET", f"{path}?code=secret", "1.1", 303)
+        with caplog.at_level(logging.INFO, "uvicorn.access"):
+            logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', *arguments)
+        assert caplog.messages == [f'127.0.0.1:5 - "GET {path} HTTP/1.1" 303']
 
     def test_another_sites_page_changes_nothing_with_the_cookie(
         self, client: TestClient, job_body: dict[str, Any], store: Store

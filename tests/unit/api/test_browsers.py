@@ -46,7 +46,9 @@ def test_without_a_list_any_host_is_served(client: TestClient) -> None:
     assert client.get("/healthz", headers={"Host": "any.example"}).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://testserver.evil", "x"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://testserver.evil", "x", "http://[", "//[x]"]
+)
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "/v1/jobs"), ("POST", "/v1/jobs/job-1/cancel"), ("DELETE", "/v1/jobs/job-1")],

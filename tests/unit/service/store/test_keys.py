@@ -70,8 +70,13 @@ def test_a_revoked_key_keeps_the_time_of_its_first_revocation(
     assert job_store.keys.revoke(made.id) == first
     with pytest.raises(KeyInvalid):
         job_store.keys.authenticate(text)
-    with pytest.raises(KeyNotFound):
-        job_store.keys.revoke("none")
+
+
+@pytest.mark.parametrize("id_", ["none", "abcdefghijkl", "\0", "\ud800", "x" * 9999])
+def test_an_unknown_key_is_not_revoked(job_store: Store, id_: str) -> None:
+    with pytest.raises(KeyNotFound) as caught:
+        job_store.keys.revoke(id_)
+    assert len(str(caught.value)) < 200
 
 
 def test_the_last_use_is_noted_once_a_minute(

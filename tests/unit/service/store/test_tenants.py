@@ -6,15 +6,31 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.domain.job import Artifact, FileEntry
+from service.domain.job import Artifact, FileEntry, Job
+from service.domain.retry_policy import RetryPolicy
+from service.domain.states import JobState
 from service.domain.tenant import EVERY_PLACE, Limits, Places, Usage
-from service.errors import JobNotFound, QuotaExceeded, TenantExists, TenantNotFound
+from service.errors import (
+    JobNotFound,
+    ModelInvalid,
+    QuotaExceeded,
+    TenantExists,
+    TenantNotFound,
+)
 from service.store.datasets import Contents
 from service.store.store import Store
 from tests.fixtures.jobs import small_spec
 
 METHODS = ["get", "events", "artifacts", "report", "cancel", "retry", "delete"]
 FILES = (FileEntry("a", 700, "0" * 64), FileEntry("b", 300, "0" * 64))
+
+
+def fail(store: Store, job: Job) -> Job:
+    """The job after its only attempt has failed."""
+    assert store.claims.claim() is not None
+    failure = ModelInvalid("The model is no model.").failure()
+    store.attempts.fail(job.id, 1, failure, RetryPolicy(1, 0, 0))
+    return store.records.get(job.id)
 
 
 def test_a_tenant_reads_back(job_store: Store) -> None:
@@ -57,6 +73,35 @@ def test_queued_jobs_are_bounded_and_those_of_others_do_not_count(job_store: Sto
     with pytest.raises(QuotaExceeded):
         job_store.users("a").create_once(small_spec(), "key")
     assert job_store.users("b").create_once(small_spec(), "key") == (job, False)
+
+
+def test_a_retry_is_refused_beyond_the_limits_as_a_new_job_is(job_store: Store) -> None:
+    users = job_store.users("a")
+    failed = [fail(job_store, users.create(small_spec())) for _ in range(2)]
+    job_store.tenants.change("a", Limits(max_queued_jobs=1), EVERY_PLACE)
+    retried = users.retry(failed[0].id)
+    with pytest.raises(QuotaExceeded, match="1 jobs of the tenant are queued"):
+        users.retry(failed[1].id)
+    assert users.retry(failed[0].id) == retried  # it waits already
+    assert users.get(failed[1].id) == failed[1]
+    users.cancel(retried.id)
+    assert users.retry(failed[1].id).state == JobState.QUEUED
+
+
+def test_retries_at_once_are_all_counted(job_store: Store) -> None:
+    users = job_store.users("a")
+    failed = [fail(job_store, users.create(small_spec())) for _ in range(8)]
+    job_store.tenants.change("a", Limits(max_queued_jobs=3), EVERY_PLACE)
+
+    def retry(job: Job) -> bool:
+        try:
+            users.retry(job.id)
+        except QuotaExceeded:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(retry, failed)) == 3
 
 
 def test_jobs_that_are_submitted_at_once_are_all_counted(job_store: Store) -> None:
