@@ -49,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_SECONDS = 10
-MAY_RECOVER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 MAX_LISTED_ERRORS = 20
 MAX_PATH_CHARACTERS = 500
 QUOTE = "'"
@@ -151,7 +150,8 @@ def _headers(error: EigenpressError, status: HTTPStatus) -> dict[str, str]:
         return {"Retry-After": str(error.retry_after_seconds)}
     if status == HTTPStatus.UNAUTHORIZED:
         return {"WWW-Authenticate": "Bearer"}
-    if status in MAY_RECOVER and error.retryable:
+    recovers = status == HTTPStatus.SERVICE_UNAVAILABLE and error.retryable
+    if recovers or isinstance(error, TooManyFollowers):
         return {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return {}
 

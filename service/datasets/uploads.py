@@ -39,6 +39,8 @@ PART_BYTES = 8 * 2**20
 """S3 takes 10,000 parts, each but the last of 5 MiB or more."""
 LEASE_SECONDS = 900.0
 RENEWAL_SECONDS = 60.0
+RENEWAL_BYTES = 64 * 2**20
+"""A renewal also asks whether the tenant may have more: an upload outgrows its limit by no more."""
 
 SUFFIXES: dict[Format, str] = {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}
 
@@ -57,8 +59,8 @@ class Wanted:
 class Upload:
     """One upload. Threads may call it, one after the other.
 
-    `write` and `finish` raise DataInvalid, DatasetTooLarge, UploadAbandoned and the errors of the
-    storage and the database. After any of them, and if no more comes, call `abort`.
+    `write` and `finish` raise DataInvalid, DatasetTooLarge, QuotaExceeded, UploadAbandoned and the
+    errors of the storage and the database. After any of them, and if no more comes, call `abort`.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Upload:
             wanted.name, wanted.format, wanted.text_field, LEASE_SECONDS
         )
         self._renewed = time.monotonic()
+        self._renewed_at_bytes = 0
 
     def write(self, data: bytes) -> None:
         """Check and store the next bytes of the file."""
@@ -86,8 +89,11 @@ class Upload:
                 if parts.size + len(piece) > self._max_bytes:
                     raise too_large(self._max_bytes)
                 parts.write(piece)
-            if time.monotonic() - self._renewed >= RENEWAL_SECONDS:
-                self._renew()
+            if (
+                time.monotonic() - self._renewed >= RENEWAL_SECONDS
+                or parts.size - self._renewed_at_bytes >= RENEWAL_BYTES
+            ):
+                self._renew(parts.size)
 
     def finish(self) -> Dataset:
         """Check that the file may end here, and make the dataset visible."""
@@ -97,7 +103,7 @@ class Upload:
             if self._gunzip is not None:
                 self._gunzip.finish()
             self._check.finish()
-            self._renew()
+            self._renew(self._parts.size)
             self._parts.finish()
             counts: tuple[int, int | None] = self._check.documents, self._check.empty_rows
             if self._wanted.format == "parquet":
@@ -145,9 +151,10 @@ class Upload:
         if not is_text:
             yield data
 
-    def _renew(self) -> None:
-        self._datasets.renew(self._id, LEASE_SECONDS)
+    def _renew(self, received: int) -> None:
+        self._datasets.renew(self._id, received, LEASE_SECONDS)
         self._renewed = time.monotonic()
+        self._renewed_at_bytes = received
 
     def _parquet_rows(self, parts: _Parts) -> int:
         """The rows of the stored file, of which the footer is read."""

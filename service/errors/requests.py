@@ -100,7 +100,6 @@ class TooManyFollowers(EigenpressError):
     """Your tenant follows as many streams of events as it may at a time: close some of them."""
 
     code = "too_many_followers"
-    retryable = True
 
 
 class DatasetInUse(Conflict):

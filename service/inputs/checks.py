@@ -91,8 +91,8 @@ class SubmissionChecks:
     async def run(self, spec: JobSpec, users: Users) -> None:
         """Raise unless everything that these users' job names is there, allowed and readable.
 
-        `datasets` are those that it may use. Nothing is written. Raises what the checks raise, and
-        SubmissionCheckTimeout, which names the check that was running when the time ran out.
+        Nothing is written. Raises what the checks raise, and SubmissionCheckTimeout, which names
+        the check that was running when the time ran out.
         """
         await self._finish(_Run(spec, users, self._settings, self.check_bucket))
 

@@ -97,17 +97,21 @@ class Datasets:
             connection.execute(insert(datasets).values(row))
         return dataset_id
 
-    def renew(self, dataset_id: str, lease_seconds: float) -> None:
-        """Renew the lease of an upload. Raises UploadAbandoned once a cleaner has given it up."""
+    def renew(self, dataset_id: str, received: int, lease_seconds: float) -> None:
+        """Renew the lease of an upload that has so many bytes by now.
+
+        Raises UploadAbandoned once a cleaner has given it up, and QuotaExceeded if the tenant
+        would have more bytes than it may have.
+        """
         with self._database.writing() as connection:
+            refuse_bytes(connection, self._tenant, received)
             until = clock(connection) + timedelta(seconds=lease_seconds)
             self._update_upload(connection, dataset_id, {"lease_until": until})
 
     def complete(self, dataset_id: str, contents: Contents) -> Dataset:
         """Make an uploaded dataset visible.
 
-        Raises UploadAbandoned as `renew` does, and QuotaExceeded if the tenant then had more bytes
-        than it may have.
+        Raises what `renew` does.
         """
         values = {
             "lease_until": None,

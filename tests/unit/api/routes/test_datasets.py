@@ -18,6 +18,7 @@ from api.services import Services
 from service.datasets.receiver import Receiver
 from service.domain.job import DEFAULT_TENANT
 from service.domain.states import JobState
+from service.domain.tenant import Limits, Places
 from service.store.store import Store
 from tests.unit.api.test_limits import answer_to_endless_body
 from tests.unit.service.store.test_datasets import uploaded
@@ -123,6 +124,18 @@ def test_too_large(services: Services, storage: Any, declared: bool) -> None:
         assert problem(response) == (413, "dataset_too_large", None)
         assert client.get("/v1/datasets").json()["datasets"] == []
     assert (storage.objects, storage.uploads) == ({}, {})
+
+
+def test_a_tenant_at_its_limit_uploads_nothing_more(
+    client: TestClient, store: Store, storage: Any
+) -> None:
+    store.tenants.create(DEFAULT_TENANT, Limits(max_stored_bytes=len(ROWS)), Places())
+    assert problem(upload(client, ROWS + ROWS)) == (429, "quota_exceeded", None)
+    assert (storage.objects, storage.uploads) == ({}, {})
+    assert upload(client).status_code == 201
+    kept = dict(storage.objects)
+    assert problem(upload(client)) == (429, "quota_exceeded", None)
+    assert (storage.objects, storage.uploads) == (kept, {})
 
 
 def test_pages(client: TestClient, store: Store) -> None:

@@ -20,10 +20,12 @@ from service.datasets.removal import remove_dataset
 from service.datasets.uploads import Upload, Wanted
 from service.domain.datasets import Dataset, Format
 from service.domain.job import DEFAULT_TENANT
+from service.domain.tenant import Limits, Places
 from service.errors import (
     DataInvalid,
     DatasetTooLarge,
     EigenpressError,
+    QuotaExceeded,
     StorageUnavailable,
     UploadAbandoned,
     UploadsBusy,
@@ -223,6 +225,30 @@ def test_an_upload_renews_its_lease_and_stops_without_it(
         started.finish()
     started.abort()
     assert nothing_is_left(job_store, bucket)
+
+
+def test_an_upload_stops_as_it_outgrows_its_tenant(
+    job_store: Store, bucket: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "RENEWAL_BYTES", len(ROWS))
+    job_store.tenants.create(DEFAULT_TENANT, Limits(max_stored_bytes=2 * len(ROWS)), Places())
+    started = start(job_store, bucket, "jsonl")
+    started.write(ROWS)
+    started.write(ROWS)
+    with pytest.raises(QuotaExceeded):
+        started.write(ROWS)
+    started.abort()
+    assert nothing_is_left(job_store, bucket)
+
+
+def test_an_upload_beyond_the_limit_of_its_tenant_ends_refused(
+    job_store: Store, bucket: MemoryStorage
+) -> None:
+    job_store.tenants.create(DEFAULT_TENANT, Limits(max_stored_bytes=len(ROWS)), Places())
+    with pytest.raises(QuotaExceeded):
+        upload(job_store, bucket, "jsonl", ROWS, ROWS)
+    assert nothing_is_left(job_store, bucket)
+    upload(job_store, bucket, "jsonl", ROWS)
 
 
 async def body(*pieces: bytes, error: BaseException | None = None) -> AsyncIterator[bytes]:

@@ -43,9 +43,13 @@ def read(uri: str, **settings: Any) -> None:
         "s3://ours/jobs/job-1/artifacts/keep-0.8/",
         "s3://ours/jobs/job-1/checkpoints/0123/artifacts/keep-0.8/x",
         "s3://ours/jobs/job-1/checkpoints/",
+        "s3://ours/datasets",
+        "s3://ours/datasets/",
+        "s3://ours/datasets/ds-1",
+        "s3://ours/datasets/ds-1/data.jsonl",
     ],
 )
-def test_other_jobs_are_not_read(uri: str) -> None:
+def test_what_is_everyones_is_not_read(uri: str) -> None:
     with pytest.raises(PathNotAllowed, match="everyone's jobs") as refused:
         read(uri)
     assert refused.value.param == "model.uri"
@@ -58,10 +62,11 @@ def test_other_jobs_are_not_read(uri: str) -> None:
     [
         "s3://ours/models/llama",
         "s3://ours/jobs-of-mine/",
+        "s3://ours/datasets-of-mine/",
         "s3://ours/jobs/job-1/artifacts/keep-0.8/1-9f3ac0de/",
     ],
 )
-def test_what_lies_beside_the_jobs_is_read_and_so_is_an_artifact(uri: str) -> None:
+def test_what_lies_beside_is_read_and_so_is_an_artifact(uri: str) -> None:
     with pytest.raises(Reached):
         read(uri)
 

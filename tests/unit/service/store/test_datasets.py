@@ -201,10 +201,10 @@ def test_a_dead_upload_is_removed_and_can_write_no_more(job_store: Store) -> Non
     datasets, stored = job_store.datasets(DEFAULT_TENANT), job_store.stored_datasets
     live, dead = (datasets.begin(None, "text", "text", 60) for _ in range(2))
     expire(job_store)
-    datasets.renew(live, 60)
+    datasets.renew(live, 0, 60)
     assert stored.to_remove(limit=9) == [dead]
     with pytest.raises(UploadAbandoned):
-        datasets.renew(dead, 60)
+        datasets.renew(dead, 0, 60)
     with pytest.raises(UploadAbandoned):
         datasets.complete(dead, CONTENTS)
     assert stored.to_remove(limit=9) == [dead]

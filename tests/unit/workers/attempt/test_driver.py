@@ -14,6 +14,7 @@ from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH
 from service.domain.job import DEFAULT_TENANT, EventType, Job, new_job_id
 from service.domain.spec import JobSpec
 from service.domain.states import JobState
+from service.domain.tenant import Limits, Places
 from service.errors import (
     Failure,
     JobNotFound,
@@ -48,13 +49,19 @@ def attempt(
     store.close()
 
 
-def run_as(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
-    def run_attempt(job: Job, _progress: object, settings: Settings) -> Any:
+def run_as(monkeypatch: pytest.MonkeyPatch, run: Any) -> list[Places]:
+    """Let `run` take the place of an attempt; returns the places that it may read."""
+
+    def run_attempt(job: Job, _progress: object, settings: Settings, places: Places) -> Any:
         scratch = settings.scratch_dir / f"{job.id}-{job.attempt}"
         scratch.mkdir(parents=True)
+        given.append(places)
         return run(job)
 
+    given: list[Places] = []
+
     monkeypatch.setattr(driver, "run_attempt", run_attempt)
+    return given
 
 
 def raising(error: Exception) -> Any:
@@ -73,6 +80,17 @@ def test_an_outcome_ends_the_job_as_succeeded(
     assert store.records.get(job.id).state is JobState.SUCCEEDED
     assert store.records.report(job.id) == {"format": 1}
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_an_attempt_reads_the_places_of_its_tenant(
+    attempt: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = attempt
+    places = Places(("/data/team-a",), ("s3://team-a/",))
+    store.tenants.change(job.tenant, Limits(), places)
+    given = run_as(monkeypatch, lambda _: {})
+    assert main(job.id, 1) == 0
+    assert given == [places]
 
 
 def test_an_error_ends_the_job_with_its_failure(
