@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,14 @@ def start_driver(ray: LocalRay, folder: Path, code: str) -> str:
 
 def test_it_listens_on_loopback_only(ray: LocalRay, tmp_path: Path) -> None:
     start_driver(ray, tmp_path, REPORTING)
-    listening = {
-        (connection.laddr.ip, connection.laddr.port)
-        for process in psutil.Process().children(recursive=True)
-        if is_running(process)
-        for connection in process.net_connections(kind="inet")
-        if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
-    }
+    listening = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # some live for a moment
+            listening |= {
+                (connection.laddr.ip, connection.laddr.port)
+                for connection in process.net_connections(kind="inet")
+                if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
+            }
     assert ("127.0.0.1", int(ray.dashboard_url.rpartition(":")[2])) in listening
     assert {ip for ip, _ in listening} <= LOOPBACK
 
