@@ -147,7 +147,9 @@ def limited_spec(**limits: int) -> JobSpec:
 
 
 def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno == level]
+    """What the service has logged; threads of earlier tests may still log through libraries."""
+    ours = (record for record in caplog.records if record.name.startswith("service."))
+    return [record.getMessage() for record in ours if record.levelno == level]
 
 
 class TestSubmission:
