@@ -4,7 +4,7 @@
     def list_jobs(caller: ReaderDep) -> JobPage: ...
 
 Every route has such a parameter or stands in `PUBLIC`; a test walks the routes. A key comes in
-``Authorization: Bearer``, or from a browser in the cookie that `api.routes.sign_in` sets.
+``Authorization: Bearer``, or from a browser in the cookie that `api.pages.sign_in` sets.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from service.store.users import Users
 
 PUBLIC = frozenset(
     {
-        "/",
+        "/assets/{name:path}",
         "/docs",
         "/docs/oauth2-redirect",
         "/healthz",
         "/openapi.json",
         "/readyz",
         "/sign-in",
+        "/sign-out",
         "/static-offline-docs",
     }
 )
-"""The paths that need no key. FastAPI's own pages hold no data of any tenant."""
+"""The paths that need no key. They hold no data of any tenant."""
 
 COOKIE = "eigenpress_key"
 

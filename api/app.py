@@ -10,13 +10,16 @@ from typing import Any, TypedDict
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.responses import RedirectResponse
 
 from api import errors
 from api.audit import AuditLog
 from api.browsers import SameSite
 from api.feed import Feed
 from api.limits import BodyLimit
+from api.pages import assets as page_assets
+from api.pages import job as job_page
+from api.pages import jobs as jobs_page
+from api.pages import sign_in
 from api.routes import (
     artifacts,
     audit,
@@ -27,7 +30,6 @@ from api.routes import (
     jobs,
     keys,
     logs,
-    sign_in,
     tenants,
     webhooks,
 )
@@ -73,9 +75,9 @@ ROUTES = (
     keys,
     tenants,
     audit,
-    sign_in,
     health,
 )
+PAGES = (jobs_page, job_page, sign_in, page_assets)
 
 
 class State(TypedDict):
@@ -120,15 +122,10 @@ def create_app(
     app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
     app.add_middleware(Versioned)  # the outermost one
     errors.install(app)
-    for routes in ROUTES:
+    for routes in (*ROUTES, *PAGES):
         app.include_router(routes.router)
-    app.add_api_route("/", _to_docs, include_in_schema=False)
     _declare_problems(app)
     return app
-
-
-def _to_docs() -> RedirectResponse:
-    return RedirectResponse("docs")
 
 
 def _declare_problems(app: FastAPI) -> None:

@@ -96,6 +96,7 @@ class ProblemResponse(JSONResponse):
             errors=list(errors),
         )
         super().__init__(problem.model_dump(mode="json"), status_code=status, headers=headers)
+        self.problem = problem
 
 
 def install(app: FastAPI) -> None:
@@ -157,6 +158,11 @@ def _headers(error: EigenpressError, status: HTTPStatus) -> dict[str, str]:
 
 
 async def _on_invalid_request(request: Request, error: RequestValidationError) -> ProblemResponse:
+    return invalid_request(request, error)
+
+
+def invalid_request(request: Request, error: RequestValidationError) -> ProblemResponse:
+    """The problem of a request whose fields pydantic refuses."""
     found = error.errors()[:MAX_LISTED_ERRORS]
     instance = request.url.path
     first = found[0]

@@ -14,13 +14,13 @@ from rich.text import Text
 from service.cli import rendering
 from service.cli.connection import AsJson, Url, connect, console, note, print_json
 from service.cli.defaults import with_default
-from service.cli.estimates import size_text
 from service.client import datasets
 from service.client.answers import Dataset
 from service.client.client import DEFAULT_URL
 from service.domain.datasets import Format
 from service.domain.spec import LocalData
 from service.printable import printable
+from service.quantities import duration, size_text
 
 FORMATS: dict[str, Format] = {
     ".txt": "text",
@@ -136,7 +136,7 @@ def _table(found: list[Dataset], now: datetime) -> Table:
     for column in ("DATASET", "NAME", "FORMAT", "SIZE", "DOCUMENTS", "TOKENS", "UPLOADED"):
         table.add_column(column, no_wrap=column == "DATASET")
     for each in found:
-        uploaded = rendering.duration(now - datetime.fromisoformat(each["created_at"]))
+        uploaded = duration(now - datetime.fromisoformat(each["created_at"]))
         table.add_row(
             Text(each["id"]),
             Text(each["name"] or ""),

@@ -12,9 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.rendering import Answer, duration
+from service.cli.rendering import Answer
+from service.quantities import duration, size_text
 
-UNITS = ("B", "kB", "MB", "GB", "TB")
 NOT_KNOWN = "?"
 
 
@@ -95,12 +95,3 @@ def _table(*columns: str) -> Table:
 
 def _time(seconds: float) -> str:
     return duration(timedelta(seconds=seconds)) if seconds >= 1 else "< 1 s"
-
-
-def size_text(size: int) -> str:
-    """Bytes with three digits: ``95.3 MB``."""
-    amount, units = float(size), list(UNITS)
-    while amount >= 1000 and len(units) > 1:
-        amount /= 1000
-        units.pop(0)
-    return f"{amount:.3g} {units[0]}"

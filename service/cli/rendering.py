@@ -24,6 +24,7 @@ from service.client.answers import Job, JobWarning
 from service.client.client import Client
 from service.domain.states import TERMINAL, JobState, Step
 from service.printable import printable
+from service.quantities import duration
 
 STATE_STYLES = {
     JobState.QUEUED: "yellow",
@@ -173,18 +174,6 @@ def transfer_bar(console: Console, label: str) -> Iterator[Callable[[int, int], 
     with Progress("{task.description}", *columns, console=console) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def duration(length: timedelta) -> str:
-    """``42 s``, ``3 min 5 s``, ``2 h 10 min``, ``4 days``."""
-    seconds = max(0, int(length.total_seconds()))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    if seconds < 2 * 86_400:
-        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-    return f"{seconds // 86_400} days"
 
 
 class _Lines:

@@ -14,8 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.estimates import size_text
-from service.cli.rendering import duration
+from service.quantities import duration, size_text
 
 Part = Mapping[str, Any]
 

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from api.access import ADMIN_KEY_ID, COOKIE, PUBLIC, needs
 from api.app import create_app
+from api.pages.route import SIGN_IN
 from api.rates import Rates
 from api.services import Services
 from service.domain.job import DEFAULT_TENANT
@@ -109,6 +110,19 @@ def request(client: TestClient, method: str, path: str, ids: dict[str, str], tex
     )
 
 
+def is_page(path: str) -> bool:
+    """Whether a browser shows what is at the path."""
+    return not path.startswith("/v1/")
+
+
+def code_of(response: Any, path: str) -> str:
+    """The code of a refusal, which a page shows to people."""
+    if not is_page(path):
+        return str(response.json()["code"])
+    (code,) = re.findall(r"Code <code>(\w+)</code>", response.text)
+    return str(code)
+
+
 def test_the_rule_is_read_from_a_route_as_it_is_written() -> None:
     assert needs(Scope.ADMIN).__qualname__ == "needs.<locals>.caller"
 
@@ -135,6 +149,11 @@ def test_no_route_answers_a_key_that_is_wrong_revoked_expired_or_absent(
     for method, path, route in routes(client):
         if scope_of(route) is None:
             continue
+        if is_page(path):
+            for text in (revoked, expired, wrong, "ep_"):
+                assert request(client, method, path, {}, text).url.path == SIGN_IN, path
+            assert client.request(method, path).url.path == SIGN_IN, path
+            continue
         for text in (revoked, expired, wrong, "ep_"):
             response = request(client, method, path, {}, text)
             assert (response.status_code, response.json()["code"]) == (401, "key_invalid"), path
@@ -160,11 +179,9 @@ def test_a_key_that_is_too_weak_is_refused_before_anything_else(
         if scope in weak:
             for ids in ({"job_id": job.id}, {"job_id": "job-none"}):
                 response = request(client, method, path, ids, weak[scope])
-                assert (response.status_code, response.json()["code"]) == (
-                    403,
-                    "scope_insufficient",
-                )
-                assert job.id not in response.json()["detail"]
+                refusal = response.status_code, code_of(response, path)
+                assert refusal == (403, "scope_insufficient")
+                assert job.id not in response.text.replace(response.request.url.path, "")
                 refused += 1
     assert refused > 10
     assert store.records.get(job.id) == job
@@ -430,8 +447,33 @@ class TestBrowser:
 
     def test_a_wrong_code_does_not(self, client: TestClient) -> None:
         answer = client.get("/sign-in", params={"code": "guess"}, follow_redirects=False)
-        assert (answer.status_code, answer.json()["code"]) == (401, "key_invalid")
+        assert answer.status_code == 401
+        assert "The link is not valid any more" in answer.text
         assert "Set-Cookie" not in answer.headers
+
+    def test_a_key_signs_in_and_goes_where_one_wanted(self, client: TestClient) -> None:
+        asked = client.get("/?state=running", follow_redirects=False)
+        assert asked.headers["Location"] == "/sign-in?next=%2F%3Fstate%3Drunning"
+        form = {"key": f" {ADMIN_KEY}\n", "next": "/?state=running"}
+        answer = client.post("/sign-in", data=form, follow_redirects=False)
+        assert (answer.status_code, answer.headers["Location"]) == (303, "/?state=running")
+        assert client.get("/").status_code == 200
+        client.post("/sign-out")
+        assert client.get("/", follow_redirects=False).status_code == 303
+
+    @pytest.mark.parametrize(
+        "place", ["//evil.test", "/\\evil.test", "http://evil.test", "", "/a\nb", "/\tb"]
+    )
+    def test_a_sign_in_goes_nowhere_else(self, client: TestClient, place: str) -> None:
+        form = {"key": ADMIN_KEY, "next": place}
+        answer = client.post("/sign-in", data=form, follow_redirects=False)
+        assert answer.headers["Location"] == "/"
+
+    def test_a_wrong_key_is_refused_on_the_page(self, client: TestClient) -> None:
+        answer = client.post("/sign-in", data={"key": "<b>"}, follow_redirects=False)
+        assert answer.status_code == 401
+        assert "Set-Cookie" not in answer.headers
+        assert "<b>" not in answer.text
 
     @pytest.mark.parametrize("path", ["/sign-in", "/sign-in/", "/press/sign-in", "//sign-in"])
     def test_the_code_stays_out_of_the_access_log(

@@ -65,7 +65,6 @@ def test_the_routes(document: dict[str, Any]) -> None:
         "PUT /v1/tenants/{tenant}",
         "GET /v1/tenants/{tenant}/usage",
         "GET /v1/audit",
-        "GET /sign-in",
         "POST /v1/datasets",
         "GET /v1/datasets",
         "GET /v1/datasets/{dataset_id}",
@@ -142,8 +141,10 @@ def test_docs_load_nothing_from_elsewhere(client: TestClient) -> None:
         assert client.get(asset).status_code == 200
 
 
-def test_the_root_leads_to_the_docs(client: TestClient) -> None:
-    assert client.get("/").url.path == "/docs"
+def test_the_root_shows_the_jobs_and_leads_to_the_docs(client: TestClient) -> None:
+    page = client.get("/")
+    assert "There are no jobs yet" in page.text
+    assert 'href="/docs"' in page.text
 
 
 def test_the_lifespan_creates_the_database_and_needs_neither_s3_nor_ray(

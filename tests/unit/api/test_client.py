@@ -30,7 +30,7 @@ from service.store.store import Store
 
 DOCUMENT = create_app(Settings()).openapi()
 TAGS = {"jobs", "results", "estimates", "datasets", "webhooks", "access"}
-ELSEWHERE = {"sign_in", "upload_dataset"}
+ELSEWHERE = {"upload_dataset"}
 """One of browsers alone, and one whose body is a file: see test_datasets."""
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 JOB = "job-1"

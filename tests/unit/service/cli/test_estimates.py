@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import pytest
-
 from api.schemas.estimates import Estimate
-from service.cli.estimates import size_text, view
+from service.cli.estimates import view
 from service.cli.rendering import PrintableConsole
 
 SIZE = {"parameters": 113_281_344, "bytes": 226_670_208}
@@ -89,11 +87,3 @@ def test_of_a_model_that_is_not_known_the_rest_is_shown() -> None:
     nothing = dict.fromkeys(("model", "memory", "driver_memory", "seconds", "workers", "waits"))
     text = shown(**nothing, targets=[], problems=[], unknown=[])
     assert text.split() == ["Calibrates", "on", "24,576", "tokens."]
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (94_900_000, "94.9 MB"), (2.5e12, "2.5 TB"), (3e15, "3e+03 TB")],
-)
-def test_bytes_have_three_digits(size: int, text: str) -> None:
-    assert size_text(int(size)) == text

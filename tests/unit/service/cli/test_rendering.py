@@ -12,7 +12,6 @@ from rich.console import Console, RenderableType
 
 from service.cli.rendering import (
     PrintableConsole,
-    duration,
     follow,
     job_view,
     jobs_table,
@@ -69,21 +68,6 @@ def shown(renderable: RenderableType, width: int = 160) -> str:
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (-3, "0 s"),
-        (59.9, "59 s"),
-        (185, "3 min 5 s"),
-        (7800, "2 h 10 min"),
-        (86_400, "24 h 0 min"),
-        (4 * 86_400, "4 days"),
-    ],
-)
-def test_a_duration_reads_as_one_would_say_it(seconds: float, text: str) -> None:
-    assert duration(timedelta(seconds=seconds)) == text
 
 
 def test_a_job_shows_every_step_with_those_to_come() -> None:
