@@ -12,6 +12,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = [
+    "tests.fixtures.browser",
     "tests.fixtures.command_line",
     "tests.fixtures.hub",
     "tests.fixtures.inputs",
