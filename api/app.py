@@ -119,7 +119,7 @@ def create_app(
     )
     app.add_middleware(AuditLog)
     app.add_middleware(BodyLimit, streamed=datasets.STREAMED)
-    app.add_middleware(SameSite, hosts=chosen.allowed_hosts)
+    app.add_middleware(SameSite, hosts=chosen.served_hosts)
     app.add_middleware(Versioned)  # the outermost one
     errors.install(app)
     for routes in (*ROUTES, *PAGES):

@@ -48,6 +48,9 @@ TEN_YEARS_SECONDS = 315_360_000
 FERNET_KEY_PATTERN = r"[A-Za-z0-9_-]{43}="
 
 
+LOOPBACK_NAMES = ("127.0.0.1", "::1", "localhost")
+
+
 class Settings(BaseSettings):
     """Read once at start; every process of an installation reads the same."""
 
@@ -143,7 +146,8 @@ class Settings(BaseSettings):
 
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Names under which clients reach the API, separated by commas; unset: any.",
+        description="Names under which clients reach the API, separated by commas; unset: any, or "
+        "without keys those of loopback.",
     )
     require_keys: bool = Field(
         default=True,
@@ -322,6 +326,15 @@ class Settings(BaseSettings):
             return url
         password = quote(self.database_password.get_secret_value(), safe="")
         return url.replace("@", f":{password}@", 1)
+
+    @property
+    def served_hosts(self) -> tuple[str, ...]:
+        """The names under which clients reach the API; any if there are none.
+
+        Without keys a web page could rebind its own name to loopback and use the API.
+        """
+        unlisted = () if self.require_keys else LOOPBACK_NAMES
+        return self.allowed_hosts or unlisted
 
     @property
     def retry_policy(self) -> RetryPolicy:

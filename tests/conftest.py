@@ -27,6 +27,7 @@ pytest_plugins = [
 
 # Most tests are about other things; those of keys require them.
 os.environ["EIGENPRESS_REQUIRE_KEYS"] = "false"
+os.environ["EIGENPRESS_ALLOWED_HOSTS"] = "testserver,eigenpress.test,127.0.0.1,localhost"
 
 # Every Ray that a test starts asks for this token, and every client in the test's process sends it.
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -42,8 +42,22 @@ def test_another_name_for_this_machine_is_refused(
     assert answer.json()["code"] == "host_forbidden"
 
 
-def test_without_a_list_any_host_is_served(client: TestClient) -> None:
-    assert client.get("/healthz", headers={"Host": "any.example"}).status_code == 200
+@pytest.mark.parametrize(
+    ("require_keys", "host", "status"),
+    [
+        (True, "any.example", 200),
+        (False, "any.example", 403),
+        (False, "localhost:8400", 200),
+        (False, "127.0.0.1:8400", 200),
+        (False, "[::1]:8400", 200),
+    ],
+)
+def test_without_a_list_only_keys_allow_any_host(
+    services: Any, require_keys: bool, host: str, status: int
+) -> None:
+    settings = Settings(allowed_hosts=(), require_keys=require_keys)
+    client = TestClient(create_app(settings, lambda _: nullcontext(services)))
+    assert client.get("/healthz", headers={"Host": host}).status_code == status
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def answer_to_endless_body(
         "path": path,
         "raw_path": path.encode(),
         "query_string": query,
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"host", b"testserver"), (b"content-type", b"application/json")],
         "state": dict(client.app_state),
     }
     asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
