@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
-from starlette.responses import RedirectResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from api.access import ReaderDep
 from api.routes import JobId, guarded, problems
@@ -19,6 +19,8 @@ from service.domain.manifest import MANIFEST_NAME, check_manifest, manifest_key
 from service.domain.states import JobState
 from service.errors import ArtifactNotFound, FileNotFound, JobConflict
 from service.printable import shortened
+from service.report.page import policy
+from service.report.page import report_page as render_report
 from service.store.users import Users
 
 router = APIRouter(
@@ -112,6 +114,29 @@ def report(job_id: JobId, caller: ReaderDep) -> dict[str, Any]:
     """Sizes, perplexities, ranks and times: the same as `report.json` of every artifact."""
     _require_success(job_id, caller.users)
     return caller.users.report(job_id) or {}
+
+
+@router.get(
+    "/report.html",
+    summary="Get a job's report as a page",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "One file, which opens without a network.",
+            "content": {
+                "text/html": {"schema": {"type": "string"}, "example": "<!doctype html> ..."}
+            },
+        }
+    },
+)
+def report_page(job_id: JobId, caller: ReaderDep) -> HTMLResponse:
+    """The report for people: what was gained and lost, pictures and tables.
+
+    Every artifact has it, too, as `report.html`.
+    """
+    _require_success(job_id, caller.users)
+    page = render_report(caller.users.report(job_id) or {})
+    return HTMLResponse(page, headers={"Content-Security-Policy": policy()})
 
 
 def _published(job_id: str, users: Users) -> tuple[jobs.Artifact, ...]:

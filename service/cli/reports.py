@@ -6,7 +6,7 @@ out, or its cell is empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -15,20 +15,19 @@ from rich.table import Table
 from rich.text import Text
 
 from service.quantities import duration, size_text
-
-Part = Mapping[str, Any]
+from service.report.fields import Part, at, names
 
 
 def view(report: Part) -> RenderableType:
     """The table of measurements, and a line on what they rest on."""
     targets: Sequence[Part] = report.get("targets") or ()
     dense = {
-        **(_at(report, "evaluation", "dense") or {}),
+        **(at(report, "evaluation", "dense") or {}),
         "size": {
-            "parameters": _at(report, "model", "parameters"),
+            "parameters": at(report, "model", "parameters"),
             "model_fraction": 1.0,
             "linear_fraction": 1.0,
-            "bytes": _at(report, "model", "dense_bytes"),
+            "bytes": at(report, "model", "dense_bytes"),
         },
     }
     models = [dense, *targets]
@@ -48,13 +47,13 @@ def _rows(models: Sequence[Part]) -> Iterator[tuple[str, Callable[[Part], str]]]
     yield "of all", _cell("{:.1%}".format, "size", "model_fraction")
     yield "of the compressible", _cell("{:.1%}".format, "size", "linear_fraction")
     yield "weights", _cell(size_text, "size", "bytes")
-    for text in _names(models, "perplexity"):
+    for text in names(models, "perplexity"):
         yield f"perplexity, {text}", _cell("{:.3f}".format, "perplexity", text, "perplexity")
         yield "  of the dense one's", _cell("{:.3f}×".format, "perplexity", text, "ratio")
-    for text in _names(models, "accuracy"):
+    for text in names(models, "accuracy"):
         yield f"accuracy, {text}", _cell("{:.2%}".format, "accuracy", text, "accuracy")
-    for task in _names(models, "tasks"):
-        for metric in _names([_at(model, "tasks", task) or {} for model in models], "metrics"):
+    for task in names(models, "tasks"):
+        for metric in names([at(model, "tasks", task) or {} for model in models], "metrics"):
             yield (
                 f"{task}, {metric}",
                 _cell("{:.3f}".format, "tasks", task, "metrics", metric, "value"),
@@ -62,39 +61,27 @@ def _rows(models: Sequence[Part]) -> Iterator[tuple[str, Callable[[Part], str]]]
     yield "tokens per second", _cell("{:.1f}".format, "decode_tokens_per_second")
 
 
-def _names(models: Sequence[Part], field: str) -> list[str]:
-    """The keys of a field in any of the models, in their order."""
-    return list({name: None for model in models for name in _at(model, field) or ()})
-
-
 def _cell(shown: Callable[[Any], str], *path: str) -> Callable[[Part], str]:
     """What shows the number at a path of a model; nothing where there is none."""
 
     def cell(model: Part) -> str:
-        value = _at(model, *path)
+        value = at(model, *path)
         return "" if value is None else shown(value)
 
     return cell
 
 
 def _heading(report: Part) -> Text:
-    name = _at(report, "job", "name") or _at(report, "job", "id") or ""
-    facts = (_at(report, "model", "architecture"), report.get("method"), report.get("dtype"))
+    name = at(report, "job", "name") or at(report, "job", "id") or ""
+    facts = (at(report, "model", "architecture"), report.get("method"), report.get("dtype"))
     text = Text(str(name), "bold")
     return text.append(f"  {', '.join(str(fact) for fact in facts if fact)}\n", "not bold")
 
 
 def _footing(report: Part) -> Text:
-    tokens, seconds = _at(report, "calibration", "tokens"), report.get("seconds") or {}
+    tokens, seconds = at(report, "calibration", "tokens"), report.get("seconds") or {}
     text = Text()
     if tokens is not None:
         text.append(f"\nCalibrated on {tokens:,} tokens; the job took ")
         text.append(f"{duration(timedelta(seconds=sum(seconds.values())))} without publishing.")
     return text
-
-
-def _at(part: Any, *path: str) -> Any:
-    """The value at a path; None where there is none."""
-    for name in path:
-        part = part.get(name) if isinstance(part, Mapping) else None
-    return part

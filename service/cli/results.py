@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
+import webbrowser
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated
 
 import typer
@@ -55,22 +57,44 @@ def report(
     job: JobId,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write the report there, as JSON."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write it there: a page if the name ends in .html.",
+        ),
     ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page of the report in a browser.")
+    ] = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Show what a job measured: sizes, perplexities, accuracies and times."""
+    is_page = output is not None and output.suffix == ".html"
     with connect(url) as client:
         content = client.report(job)
+        page = client.report_page(job) if open_page or is_page else ""
     if output is not None:
-        output.write_text(json.dumps(content, indent=2) + "\n")
+        output.write_text(page if is_page else json.dumps(content, indent=2) + "\n", "utf-8")
         typer.echo(printable(str(output)))
+    if open_page:
+        _open(page, output if is_page else None)
     elif as_json:
         print_json(content)
-    else:
+    elif output is None:
         console(sys.stdout).print(reports.view(content), soft_wrap=True)
-        note(f"All of it: eigenpress report {job} --json; the models: eigenpress download {job}")
+        note(f"Pictures: eigenpress report {job} --open; the models: eigenpress download {job}")
+
+
+def _open(page: str, file: Path | None) -> None:
+    """Open a page in the browser, from a file that stays: the browser reads it later."""
+    if file is None:
+        with NamedTemporaryFile("w", encoding="utf-8", suffix=".html", delete=False) as made:
+            made.write(page)
+        file = Path(made.name)
+    if not webbrowser.open(file.absolute().as_uri()):
+        note(f"No browser could be started; open {printable(str(file))}")
 
 
 def _folder_named(artifact: str) -> Path:

@@ -152,6 +152,10 @@ class AsyncClient:
     async def report(self, job_id: str) -> Json:
         return await self.send(operations.report(job_id))
 
+    async def report_page(self, job_id: str) -> str:
+        """The report as one HTML file."""
+        return await self.send(operations.report_page(job_id))
+
     async def wait(
         self,
         job_id: str,

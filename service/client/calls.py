@@ -24,6 +24,7 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: Any
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ def as_object(reply: Reply) -> Any:
     if not isinstance(reply.body, dict):
         raise NotOurs
     return reply.body
+
+
+def as_page(reply: Reply) -> str:
+    """The answer, which is HTML. Raises NotOurs."""
+    if not reply.headers.get("content-type", "").startswith("text/html"):
+        raise NotOurs
+    return reply.text
 
 
 def job_path(job_id: str, *rest: str) -> str:

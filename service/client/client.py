@@ -185,6 +185,10 @@ class Client:
     def report(self, job_id: str) -> Json:
         return self.send(operations.report(job_id))
 
+    def report_page(self, job_id: str) -> str:
+        """The report as one HTML file."""
+        return self.send(operations.report_page(job_id))
+
     def wait(
         self,
         job_id: str,

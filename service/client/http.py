@@ -44,7 +44,7 @@ def read(call: Call[Answer], response: httpx.Response, base_url: str) -> Answer:
     body = _json(response)
     if not response.is_error:
         try:
-            return call.read(Reply(response.status_code, response.headers, body))
+            return call.read(Reply(response.status_code, response.headers, body, response.text))
         except NotOurs:
             pass
     elif isinstance(body, dict) and isinstance(body.get("code"), str):

@@ -21,7 +21,7 @@ from service.client.answers import (
     Json,
     LogPage,
 )
-from service.client.calls import Call, NotOurs, Reply, as_object, job_path, sending
+from service.client.calls import Call, NotOurs, Reply, as_object, as_page, job_path, sending
 from service.domain.states import JobState
 
 UNSET: Any = object()
@@ -108,6 +108,10 @@ def artifact(job_id: str, name: str) -> Call[Artifact]:
 
 def report(job_id: str) -> Call[Json]:
     return Call("GET", job_path(job_id, "report"), as_object)
+
+
+def report_page(job_id: str) -> Call[str]:
+    return Call("GET", job_path(job_id, "report.html"), as_page)
 
 
 def file_url(job_id: str, name: str, path: str, method: Literal["GET", "HEAD"]) -> Call[str]:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from service.quantities import duration, size_text
+from service.report.pictures import Axis
 
 
 def environment(*packages: str) -> Environment:
@@ -20,6 +21,7 @@ def environment(*packages: str) -> Environment:
     )
     made.filters |= {
         "size": size_text,
+        "axis": axis_text,
         "percent": percent,
         "seconds": seconds_text,
         "time": time_text,
@@ -33,6 +35,11 @@ def percent(fraction: float) -> str:
     '20.4%'
     """
     return f"{fraction:.1%}"
+
+
+def axis_text(value: float, axis: Axis) -> str:
+    """A number along the axis of a chart."""
+    return percent(value) if axis.percent else f"{value:,.4g}"
 
 
 def seconds_text(seconds: float) -> str:

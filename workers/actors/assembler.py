@@ -21,6 +21,7 @@ from torch import Tensor
 from service.disk_full import naming_full_disk
 from service.domain.job import Artifact
 from service.domain.spec import JobSpec
+from service.report.page import report_page
 from service.settings import Settings
 from service.storage.publication import publish
 from service.storage.s3 import ObjectStorage
@@ -135,6 +136,7 @@ class Assembler:
         text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n"
         with naming_full_disk(folder):
             (folder / "report.json").write_text(text, "utf-8")
+            (folder / "report.html").write_text(report_page(report), "utf-8")
             (folder / "README.md").write_text(card, "utf-8")
         storage = ObjectStorage.from_settings(
             self._settings, patience_seconds=self._settings.retry_timeout_seconds

@@ -46,6 +46,7 @@ def test_the_routes(document: dict[str, Any]) -> None:
         "GET /v1/jobs/{job_id}/artifacts/{name}/files/{path}",
         "HEAD /v1/jobs/{job_id}/artifacts/{name}/files/{path}",
         "GET /v1/jobs/{job_id}/report",
+        "GET /v1/jobs/{job_id}/report.html",
         "POST /v1/webhooks",
         "GET /v1/webhooks",
         "GET /v1/webhooks/{webhook_id}",

@@ -51,6 +51,7 @@ CALLS: dict[str, Call[Any]] = {
     "artifact_file": operations.file_url(JOB, "keep-0.8", "a/b", "GET"),
     "artifact_file_head": operations.file_url(JOB, "keep-0.8", "a/b", "HEAD"),
     "report": operations.report(JOB),
+    "report_page": operations.report_page(JOB),
     "list_datasets": datasets.datasets(5, "c"),
     "get_dataset": datasets.dataset("ds-1"),
     "delete_dataset": datasets.delete("ds-1"),

@@ -113,7 +113,14 @@ def test_the_report(client: TestClient, succeeded: str) -> None:
     assert client.get(f"/v1/jobs/{succeeded}/report").json() == {"loss": 1.5}
 
 
-@pytest.mark.parametrize("what", ["artifacts", "report"])
+def test_the_report_as_a_page(client: TestClient, succeeded: str) -> None:
+    page = client.get(f"/v1/jobs/{succeeded}/report.html")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.text.startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("what", ["artifacts", "report", "report.html"])
 def test_nothing_before_success(
     client: TestClient, store: Store, job_body: dict[str, Any], what: str
 ) -> None:

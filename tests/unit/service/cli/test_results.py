@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -98,6 +99,23 @@ def test_a_report_may_be_written_or_piped(eigenpress: Eigenpress) -> None:
     assert json.loads(Path("report.json").read_text()) == REPORT
     assert eigenpress("report", JOB_ID, "-o", "nowhere/report.json") == 1
     assert "No such file or directory: nowhere/report.json" in eigenpress.err
+
+
+@pytest.mark.usefixtures("route")
+def test_the_page_is_opened_or_written(
+    api: Api, eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.answers[f"GET /v1/jobs/{JOB_ID}/report.html"] = (200, "<h1>first</h1>")
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: bool(opened.append(url)) or True)
+    assert eigenpress("report", JOB_ID, "--open") == 0
+    assert eigenpress("report", JOB_ID, "-o", "report.html") == 0
+    assert Path("report.html").read_text() == "<h1>first</h1>"
+    (url,) = opened
+    assert Path(unquote(urlsplit(url).path)).read_text() == "<h1>first</h1>"
+    monkeypatch.setattr("webbrowser.open", lambda _: False)
+    assert eigenpress("report", JOB_ID, "--open", "-o", "report.html") == 0
+    assert "No browser could be started; open report.html" in eigenpress.err
 
 
 def test_no_report_yet(api: Api, eigenpress: Eigenpress, route: str) -> None:

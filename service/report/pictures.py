@@ -1,0 +1,211 @@
+"""The data of a report's pictures. `service/assets/pictures.js` draws charts; maps are SVG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from service.quantities import size_text
+from service.report.fields import Part, at, names
+
+BLOCKS_IN_CHART = 5
+"""Spectra of so many blocks are in one chart: the first, the last, and those between."""
+
+SHADES = 10
+"""Of a map's cells, from little kept to all kept."""
+
+_BLOCK = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is along an axis of a chart."""
+
+    label: str
+    logarithmic: bool = False
+    percent: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points [x, y], or [x, y, error], in the order of x; `names` are shown beside them."""
+
+    label: str
+    points: tuple[tuple[float, ...], ...]
+    names: tuple[str, ...] = ()
+    line: bool = True
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines and points over one pair of axes."""
+
+    title: str
+    says: str
+    """What one sees, in a sentence."""
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class MapCell:
+    """One kind of layer in one block."""
+
+    block: int
+    kept: float
+    """The share of its bytes in 16 bits."""
+    words: str
+
+    @property
+    def shade(self) -> int:
+        return min(SHADES, max(0, round(self.kept * SHADES)))
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """One kind of layer over all blocks."""
+
+    kind: str
+    cells: tuple[MapCell, ...]
+
+    @property
+    def kept(self) -> tuple[float, float, float]:
+        """The least, the median and the most."""
+        shares = [cell.kept for cell in self.cells]
+        return min(shares), median(shares), max(shares)
+
+    @property
+    def dense(self) -> int:
+        """In how many blocks it stayed as it was."""
+        return sum(cell.kept >= 1 for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """How much of every layer an artifact keeps."""
+
+    name: str
+    blocks: int
+    rows: tuple[MapRow, ...]
+
+
+def kind_of(name: str) -> str:
+    """What layers of all blocks have in common.
+
+    >>> kind_of("model.layers.11.self_attn.q_proj"), kind_of("model.layers.3.mlp.experts.7.w1")
+    ('q_proj', 'w1')
+    """
+    return name.rpartition(".")[2]
+
+
+def block_of(name: str) -> int:
+    """The number of the block that the layer is in; 0 if its name has none."""
+    found = _BLOCK.search(name)
+    return int(found[1]) if found else 0
+
+
+def curve(report: Part, targets: Sequence[Part]) -> Chart | None:
+    """Perplexity over size: the dense model, the artifacts and every size that was measured."""
+    points: Sequence[Part] = report.get("curve") or ()
+    texts = names(points, "perplexity")
+    if not texts:
+        return None
+    shares = {target.get("name"): at(target, "size", "linear_bytes_fraction") for target in targets}
+    series = []
+    for text in texts:
+        found = sorted(
+            (
+                shares.get(point.get("name")) or point["linear_fraction"],
+                at(point, "perplexity", text),
+                str(point.get("name") or point.get("kind")),
+            )
+            for point in points
+            if at(point, "perplexity", text) is not None
+        )
+        places = tuple((share, perplexity) for share, perplexity, _ in found)
+        series.append(Series(text, places, tuple(name for *_, name in found), line=False))
+    return Chart(
+        "Size and quality",
+        "Lower is better; the dense model is at 100%.",
+        Axis("bytes of the linear layers, of 16 bits for each weight", percent=True),
+        Axis("perplexity", logarithmic=True),
+        tuple(series),
+    )
+
+
+def kept_by_block(target: Part) -> Heatmap | None:
+    """The share of its bytes that each layer keeps, by kind and block; experts by their median."""
+    layers: Sequence[Part] = target.get("layers") or ()
+    found: dict[str, dict[int, list[Part]]] = {}
+    for layer in layers:
+        name = str(layer.get("name"))
+        found.setdefault(kind_of(name), {}).setdefault(block_of(name), []).append(layer)
+    if not found:
+        return None
+    rows = tuple(
+        MapRow(kind, tuple(_cell(block, alike) for block, alike in sorted(blocks.items())))
+        for kind, blocks in found.items()
+    )
+    blocks = 1 + max(cell.block for row in rows for cell in row.cells)
+    return Heatmap(str(target.get("name")), blocks, rows)
+
+
+def _cell(block: int, layers: Sequence[Part]) -> MapCell:
+    shares = [_share(layer) for layer in layers]
+    words = _form(layers[0]) if len(layers) == 1 else f"median of {len(layers)} experts"
+    return MapCell(block, median(shares), words)
+
+
+def _share(layer: Part) -> float:
+    whole = 2 * layer["in_features"] * layer["out_features"]
+    dense = layer.get("rank") is None and layer.get("bits") is None
+    return 1.0 if dense else min(1.0, layer["bytes"] / whole)
+
+
+def _form(layer: Part) -> str:
+    size = size_text(layer["bytes"])
+    if layer.get("rank") is not None:
+        return f"rank {layer['rank']}, {size}"
+    return f"{layer['bits']} bits, {size}" if layer.get("bits") is not None else f"dense, {size}"
+
+
+def spectra(found: Sequence[Part]) -> tuple[Chart, ...]:
+    """By kind: how much of a layer's importance its first directions hold, in some blocks."""
+    kinds: dict[str, dict[int, Part]] = {}
+    for each in found:
+        name = str(each.get("name"))
+        if each.get("ranks"):
+            kinds.setdefault(kind_of(name), {}).setdefault(block_of(name), each)
+    return tuple(_spectra_of(kind, blocks) for kind, blocks in kinds.items())
+
+
+def _spectra_of(kind: str, blocks: Mapping[int, Part]) -> Chart:
+    return Chart(
+        kind,
+        "The sooner a line reaches the top, the fewer directions the layer needs.",
+        Axis("directions kept", logarithmic=True),
+        Axis("importance kept", percent=True),
+        tuple(
+            Series(
+                f"block {block}",
+                tuple(zip(blocks[block]["ranks"], blocks[block]["kept"], strict=True)),
+            )
+            for block in _spread(sorted(blocks))
+        ),
+    )
+
+
+def _spread(numbers: Sequence[int]) -> Iterator[int]:
+    """The first, the last, and some between."""
+    count = min(BLOCKS_IN_CHART, len(numbers))
+    places = {round(step * (len(numbers) - 1) / max(1, count - 1)) for step in range(count)}
+    return (numbers[place] for place in sorted(places))

@@ -1,0 +1,207 @@
+"""The page of a report says what report.json says, and nothing in it becomes markup."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.report.page import report_page
+from service.report.pictures import block_of, kind_of
+from service.report.view import ReportView
+from tests.fixtures.browser import NewPage, serious_faults
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</script><script>alert(1)</script>",
+    "{{ 7 * 7 }}",
+    "'; alert(1); '",
+    "<!--",
+    "\u2028</style>",
+    "javascript:alert(1)",
+)
+
+
+def measured(perplexity: float, ratio: float | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = {"perplexity": perplexity, "standard_error": 0.25}
+    return found if ratio is None else {**found, "ratio": ratio, "ratio_standard_error": 0.0125}
+
+
+def layer(name: str, **form: Any) -> dict[str, Any]:
+    shape = {"name": name, "in_features": 64, "out_features": 32}
+    return {**shape, "rank": None, "bits": None, "bytes": 4096, "parameters": 2048, **form}
+
+
+def a_report(layers: int = 4, text: str = "held-out", name: str = "keep-0.6") -> dict[str, Any]:
+    """A report of a small model, with these names in it."""
+    names = [f"model.layers.{number}.mlp.up_proj" for number in range(layers)]
+    return {
+        "job": {"id": "job-1", "name": name},
+        "model": {
+            "source": {"source": "local", "path": f"/models/{name}"},
+            "architecture": "LlamaForCausalLM",
+            "parameters": 1_000_000,
+            "dense_bytes": 2_000_000,
+            "dtype": "bfloat16",
+        },
+        "method": "impact-kron",
+        "calibration": {
+            "sequences": 96,
+            "sequence_length": 256,
+            "tokens": 24_576,
+            "documents": 545,
+        },
+        "evaluation": {
+            "dense": {"perplexity": {text: measured(10.5)}, "decode_tokens_per_second": 20.0}
+        },
+        "targets": [
+            {
+                "name": name,
+                "size": {
+                    "bytes": 1_200_000,
+                    "parameters": 600_000,
+                    "linear_bytes_fraction": 0.6,
+                    "linear_fraction": 0.6,
+                },
+                "perplexity": {text: measured(14.7, 1.4)},
+                "decode_tokens_per_second": 19.0,
+                "layers": [
+                    layer(each, rank=8, bytes=1024) if number % 2 else layer(each)
+                    for number, each in enumerate(names)
+                ],
+            }
+        ],
+        "curve": [
+            {"kind": "dense", "name": None, "linear_fraction": 1.0, "perplexity": {text: 10.5}},
+            {"kind": "target", "name": name, "linear_fraction": 0.6, "perplexity": {text: 14.7}},
+        ],
+        "spectra": [{"name": each, "ranks": [1, 8, 32], "kept": [0.3, 0.8, 1.0]} for each in names],
+        "seconds": {"calibrate": 100.0, "solve": 20.0},
+    }
+
+
+class Elements(HTMLParser):
+    """The tags and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_verdict_says_what_was_gained_and_lost() -> None:
+    (verdict,) = ReportView.of(a_report()).verdicts
+    assert verdict.text == (
+        "60% of the size: 1.2 MB instead of 2 MB; perplexity 40% higher on held-out; "
+        "writes text at 0.95 of the original's speed."
+    )
+
+
+def test_every_number_of_the_tables_is_the_report_s() -> None:
+    view = ReportView.of(a_report())
+    rows = {row.label: row.cells for table in view.tables for row in table.rows}
+    dense, made = rows["perplexity, held-out"]
+    assert dense is not None
+    assert made is not None
+    assert (dense.text, dense.note) == ("10.500", "± 0.25")
+    assert (made.text, made.note) == ("14.700", "1.400× ± 0.013")
+    assert [cell and cell.text for cell in rows["weights"]] == ["2 MB", "1.2 MB"]
+    assert [cell and cell.text for cell in rows["parameters"]] == ["1,000,000", "600,000"]
+    assert [cell and cell.text for cell in rows["tokens written per second"]] == ["20.0", "19.0"]
+    page = Elements(report_page(a_report())).text
+    for row in rows.values():
+        assert all(cell is None or cell.text in page for cell in row)
+
+
+def test_pictures_have_the_report_s_numbers() -> None:
+    view = ReportView.of(a_report())
+    assert view.curve is not None
+    assert view.curve.series[0].points == ((0.6, 14.7), (1.0, 10.5))
+    assert view.curve.series[0].names == ("keep-0.6", "dense")
+    (kept,) = view.kept
+    assert [(cell.block, cell.kept, cell.words) for cell in kept.rows[0].cells[:2]] == [
+        (0, 1.0, "dense, 4.1 kB"),
+        (1, 0.25, "rank 8, 1.02 kB"),
+    ]
+    assert kept.rows[0].dense == 2
+    assert view.spectra[0].series[0].points == ((1, 0.3), (8, 0.8), (32, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "block"),
+    [
+        ("model.layers.11.self_attn.q_proj", "q_proj", 11),
+        ("model.layers.3.mlp.experts.7.w1", "w1", 3),
+        ("lm_head", "lm_head", 0),
+    ],
+)
+def test_layers_are_told_apart_by_kind_and_block(name: str, kind: str, block: int) -> None:
+    assert (kind_of(name), block_of(name)) == (kind, block)
+
+
+def test_experts_are_shown_by_their_median() -> None:
+    report = a_report()
+    report["targets"][0]["layers"] = [
+        layer(f"model.layers.0.mlp.experts.{number}.w1", rank=8, bytes=1024 * (number + 1))
+        for number in range(3)
+    ]
+    (kept,) = ReportView.of(report).kept
+    assert [(cell.kept, cell.words) for cell in kept.rows[0].cells] == [
+        (0.5, "median of 3 experts")
+    ]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_of_a_name_becomes_markup(text: str) -> None:
+    plain, hostile = (
+        Elements(report_page(a_report())),
+        Elements(report_page(a_report(text=text, name=text))),
+    )
+    assert hostile.tags == plain.tags
+    assert sorted(hostile.attributes) == sorted(plain.attributes)
+
+
+@pytest.mark.parametrize(
+    "missing", ["job", "model", "evaluation", "targets", "curve", "spectra", "calibration"]
+)
+def test_what_a_report_lacks_is_left_out(missing: str) -> None:
+    report = a_report()
+    del report[missing]
+    assert "<h1>" in report_page(report)
+    assert "<h1>" in report_page(report | {missing: None})
+
+
+def test_it_opens_from_a_disk_without_a_network(new_page: NewPage, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(report_page(a_report(text="<b>held-out</b>")), "utf-8")
+    page = new_page("http://nowhere.test", viewport={"width": 390, "height": 800})
+    page.goto(file.as_uri())
+    page.wait_for_selector("canvas")
+    assert page.locator("figure[data-chart] canvas").count() == 2  # the curve, and one kind
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.get_by_text("60% of the size").is_visible()
+    assert serious_faults(page) == []
+
+
+def test_thousands_of_layers_make_a_page_that_can_be_used(
+    new_page: NewPage, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(report_page(a_report(layers=5000)), "utf-8")
+    assert file.stat().st_size < 3_000_000
+    page = new_page("http://nowhere.test")
+    page.goto(file.as_uri())
+    page.wait_for_selector("canvas")
+    assert page.evaluate("document.querySelectorAll('*').length") < 20_000
