@@ -107,7 +107,12 @@ def test_the_page_is_opened_or_written(
 ) -> None:
     api.answers[f"GET /v1/jobs/{JOB_ID}/report.html"] = (200, "<h1>first</h1>")
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda url: bool(opened.append(url)) or True)
+
+    def open_url(url: str) -> bool:
+        opened.append(url)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_url)
     assert eigenpress("report", JOB_ID, "--open") == 0
     assert eigenpress("report", JOB_ID, "-o", "report.html") == 0
     assert Path("report.html").read_text() == "<h1>first</h1>"
