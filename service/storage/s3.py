@@ -38,6 +38,7 @@ from s3transfer.exceptions import (
 )
 from s3transfer.subscribers import BaseSubscriber
 
+from service.domain.credentials import S3Keys
 from service.errors import (
     BucketMissing,
     EigenpressError,
@@ -99,24 +100,40 @@ class StoredObject:
 class ObjectStorage:
     """One bucket. Safe to share between threads."""
 
-    def __init__(self, settings: Settings, bucket: str, *, patience_seconds: float = 0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        bucket: str,
+        *,
+        patience_seconds: float = 0,
+        keys: S3Keys | None = None,
+    ) -> None:
         self.bucket = bucket
         self._patience_seconds = patience_seconds
-        self._where = settings.s3_endpoint_url or f"Amazon S3 ({settings.s3_region})"
-        connect = _Connector(settings)
+        self._whose = f"the credential '{keys.name}'" if keys else "the credentials"
+        connect = _Connector(settings, keys)
+        endpoint = (keys and keys.endpoint) or settings.s3_endpoint_url
+        self._where = endpoint or f"Amazon S3 ({connect.region})"
         with self._errors():
-            self._client = connect(settings.s3_endpoint_url, READ_SECONDS)
-            self._probe = connect(settings.s3_endpoint_url, PROBE_SECONDS)
+            self._client = connect(endpoint, READ_SECONDS)
+            self._probe = connect(endpoint, PROBE_SECONDS)
             self._signer = connect(
                 settings.s3_public_endpoint_url or settings.s3_endpoint_url, READ_SECONDS
             )
 
     @classmethod
     def from_settings(
-        cls, settings: Settings, bucket: str | None = None, *, patience_seconds: float = 0
+        cls,
+        settings: Settings,
+        bucket: str | None = None,
+        *,
+        patience_seconds: float = 0,
+        keys: S3Keys | None = None,
     ) -> ObjectStorage:
-        """The installation's bucket, or another one reached with the same credentials."""
-        return cls(settings, bucket or settings.s3_bucket, patience_seconds=patience_seconds)
+        """The installation's bucket, or another one: with the same credentials, or with `keys`."""
+        return cls(
+            settings, bucket or settings.s3_bucket, patience_seconds=patience_seconds, keys=keys
+        )
 
     def check(self) -> None:
         """Raise, without retrying, unless the server accepts the credentials and has the bucket."""
@@ -417,7 +434,7 @@ class ObjectStorage:
             )
         if status in (401, 403):
             return StorageCredentialsInvalid(
-                f"{self._where} refuses the credentials for bucket '{self.bucket}': {error}"
+                f"{self._where} refuses {self._whose} for bucket '{self.bucket}': {error}"
             )
         if status == 404 and key and code != "NoSuchBucket":
             return ObjectMissing(f"There is no object '{key}' in bucket '{self.bucket}'.")
@@ -441,12 +458,18 @@ class _Version(BaseSubscriber):  # type: ignore[misc]
 class _Connector:
     """Makes clients that share credentials and differ in endpoint and timeout."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, keys: S3Keys | None) -> None:
         key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+        token = None
+        if keys is not None:
+            key_id, secret = keys.access_key_id, keys.secret_access_key
+            token = keys.session_token
+        self.region = (keys and keys.region) or settings.s3_region
         self._session = Session(
             aws_access_key_id=key_id.get_secret_value() if key_id else None,
             aws_secret_access_key=secret.get_secret_value() if secret else None,
-            region_name=settings.s3_region,
+            aws_session_token=token.get_secret_value() if token else None,
+            region_name=self.region,
         )
 
     def __call__(self, endpoint_url: str | None, read_seconds: int) -> Any:
