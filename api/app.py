@@ -20,6 +20,7 @@ from api.limits import BodyLimit
 from api.routes import (
     artifacts,
     audit,
+    credentials,
     datasets,
     estimates,
     events,
@@ -72,6 +73,7 @@ ROUTES = (
     webhooks,
     keys,
     tenants,
+    credentials,
     audit,
     sign_in,
     health,

@@ -65,6 +65,9 @@ PLAIN_MESSAGES = {
 }
 """Replacements for messages of pydantic that name types of Python instead of JSON."""
 
+TAKES_SECRETS = frozenset({"put_credential"})
+"""Operations whose problems repeat nothing of the body."""
+
 HTTP_CODES = {400: "malformed_json", 408: "body_too_slow", 413: "body_too_large"}
 
 
@@ -166,7 +169,8 @@ async def _on_invalid_request(request: Request, error: RequestValidationError) -
     if first["loc"] == ("body",) and not _is_json(request) and first["type"] != "missing":
         detail = "The body must be JSON, sent with the header 'Content-Type: application/json'"
         return ProblemResponse(415, "unsupported_media_type", detail, instance=instance)
-    items = [_item(each) for each in found if not _is_consequence(each, found)]
+    shown = getattr(request.scope.get("route"), "name", None) not in TAKES_SECRETS
+    items = [_item(each, shown=shown) for each in found if not _is_consequence(each, found)]
     return ProblemResponse(
         422, items[0].code, items[0].detail, param=items[0].param, instance=instance, errors=items
     )
@@ -182,7 +186,8 @@ def _is_consequence(error: Mapping[str, Any], found: Sequence[Mapping[str, Any]]
     return any(len(o["loc"]) > depth and o["loc"][:depth] == error["loc"] for o in found)
 
 
-def _item(error: Mapping[str, Any]) -> ProblemItem:
+def _item(error: Mapping[str, Any], *, shown: bool) -> ProblemItem:
+    """The mistake; with the offending value, if it may be shown."""
     kind: str = error["type"]
     param = param_of(error["loc"])
     if kind.startswith("union_tag_"):
@@ -192,7 +197,7 @@ def _item(error: Mapping[str, Any]) -> ProblemItem:
         message = f"Input should be one of {error['ctx']['expected_tags']}"
     return ProblemItem(
         code=InvalidParameter.code if kind in PYDANTIC_CODES else kind,
-        detail=f"{param or 'body'}: {message}{_shown(error)}",
+        detail=f"{param or 'body'}: {message}{_shown(error) if shown else ''}",
         param=param,
     )
 
