@@ -347,8 +347,10 @@ def test_no_secret_is_in_what_the_service_writes(server: Server, data_dir: Path)
         "Ray token": server.token_path.read_text().strip(),
         "S3 key": s3_keys["secret_access_key"],
         "encryption key": (data_dir / "encryption-key").read_text().strip(),
+        "credentials key": (data_dir / "credentials-key").read_text().strip(),
     }
-    of_secrets = {"admin-key", "encryption-key", "token", "credentials.json", "serve.log"}
+    keys = {"admin-key", "encryption-key", "credentials-key"}
+    of_secrets = {*keys, "token", "credentials.json", "serve.log"}
     session = Path((data_dir / "ray" / "session").read_text())
     files = [path for folder in (data_dir, session) for path in folder.rglob("*")]
     searched = [path for path in files if path.is_file() and path.name not in of_secrets]

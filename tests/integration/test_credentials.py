@@ -6,6 +6,7 @@ repositories only to who has the right token.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,12 +132,11 @@ class TestS3:
         local_s3: LocalS3,
         s3_settings: Settings,
         model_folder: Path,
-        request: pytest.FixtureRequest,
     ) -> dict[str, Credentials]:
         """By tenant, the keys of a bucket with a model and a text, for identities of this test."""
         made = {}
         for tenant in IDS:
-            bucket = f"{tenant}-{abs(hash(request.node.name)) % 10**8}"
+            bucket = f"{tenant}-{secrets.token_hex(4)}"
             storage = ObjectStorage.from_settings(s3_settings, bucket)
             storage.create_bucket()
             for path in model_folder.iterdir():
