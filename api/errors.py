@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse
 
 from api.schemas.problems import Problem, ProblemItem
 from service.client.versions import VERSION, VERSION_HEADER
+from service.domain.credentials import CredentialKind
 from service.domain.spec import field_path
 from service.errors import (
     ArtifactCorrupt,
@@ -67,6 +68,9 @@ PLAIN_MESSAGES = {
 
 TAKES_SECRETS = frozenset({"put_credential"})
 """Operations whose problems repeat nothing of the body."""
+
+BODY_TAGS = frozenset(CredentialKind)
+"""The tags of the one body that is a union itself."""
 
 HTTP_CODES = {400: "malformed_json", 408: "body_too_slow", 413: "body_too_large"}
 
@@ -191,7 +195,8 @@ def _item(error: Mapping[str, Any], *, shown: bool) -> ProblemItem:
     kind: str = error["type"]
     param = param_of(error["loc"])
     if kind.startswith("union_tag_"):
-        param = f"{param}.{error['ctx']['discriminator'].strip(QUOTE)}"
+        discriminator = error["ctx"]["discriminator"].strip(QUOTE)
+        param = f"{param}.{discriminator}" if param else discriminator
     message = PLAIN_MESSAGES.get(kind, error["msg"])
     if kind == "union_tag_invalid":
         message = f"Input should be one of {error['ctx']['expected_tags']}"
@@ -207,7 +212,10 @@ def param_of(location: Sequence[str | int]) -> str | None:
 
     ``("body", "model", "local", "path")`` is ``model.path``; None is the body as a whole.
     """
-    return ".".join(map(_name, field_path(location[1:]))) or None
+    parts = location[1:]
+    if parts and parts[0] in BODY_TAGS:
+        parts = parts[1:]
+    return ".".join(map(_name, field_path(parts))) or None
 
 
 def _shown(error: Mapping[str, Any]) -> str:

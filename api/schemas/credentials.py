@@ -30,7 +30,6 @@ Secret = Annotated[
         min_length=MIN_SECRET_CHARACTERS,
         max_length=MAX_SECRET_CHARACTERS,
         pattern=SECRET_PATTERN,
-        repr=False,
         json_schema_extra=WRITE_ONLY,
     ),
 ]
@@ -45,7 +44,7 @@ class NewHubToken(BaseModel):
     endpoint: Endpoint | None = Field(
         default=None, description="The hub; null: the one that this server reads now."
     )
-    token: Secret
+    token: Secret = Field(repr=False)
 
     def of(self, tenant: str, name: str, hub_endpoint: str) -> HubToken:
         endpoint = (self.endpoint or hub_endpoint).rstrip("/")
@@ -61,17 +60,14 @@ class NewS3Keys(BaseModel):
     prefixes: Annotated[PrefixList, Field(min_length=1)] = Field(
         description="The places that they are for.", examples=[["s3://team-a/models"]]
     )
-    access_key_id: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=256,
-            pattern=SECRET_PATTERN,
-            repr=False,
-            json_schema_extra=WRITE_ONLY,
-        ),
-    ]
-    secret_access_key: Secret
+    access_key_id: str = Field(
+        min_length=1,
+        max_length=256,
+        pattern=SECRET_PATTERN,
+        repr=False,
+        json_schema_extra=WRITE_ONLY,
+    )
+    secret_access_key: Secret = Field(repr=False)
     session_token: Secret | None = Field(default=None, repr=False)
     endpoint: Endpoint | None = Field(
         default=None, description="The S3 server; null: the one of this installation."

@@ -113,7 +113,7 @@ def test_neither_the_files_nor_the_logs_of_the_api_have_a_secret(
         (HUB | {"endpoint": "https://hub.test?token=canary"}, "endpoint"),
         (HUB | {"endpoint": "file:///etc/canary"}, "endpoint"),
         (HUB | {"kind": "canary"}, "kind"),
-        ({"kind": "hub", "canary": "canary-token"}, "token"),
+        ({"kind": "hub", "tokne": "canary-token"}, "token"),
         (S3 | {"prefixes": []}, "prefixes"),
         (S3 | {"prefixes": ["canary"]}, "prefixes.0"),
         (S3 | {"secret_access_key": "canary secret"}, "secret_access_key"),
@@ -124,8 +124,7 @@ def test_neither_the_files_nor_the_logs_of_the_api_have_a_secret(
 def test_a_problem_repeats_nothing_of_the_body(put: Any, body: dict[str, Any], param: str) -> None:
     refused = put("name", body)
     assert (refused.status_code, refused.json()["param"]) == (422, param)
-    shown = refused.text.replace('"canary"', "") if "canary" in body else refused.text
-    assert "canary" not in shown
+    assert "canary" not in refused.text
 
 
 def test_two_credentials_for_the_same_place(client: TestClient, put: Any) -> None:
@@ -169,6 +168,7 @@ class TestSubmission:
         files = {path.name: path.read_bytes() for path in model_folder.iterdir()}
         hub.add("model", "team-a/private", files)
         hub.tokens["team-a/private"] = {"canary-token"}
+        hub.sends_parts = True
         model = {"source": "hub", "id": "team-a/private", "revision": REVISION}
         return job_body | {"model": model}
 

@@ -415,7 +415,8 @@ def test_the_end_of_a_lost_drivers_log_is_masked(
     bucket: MemoryStorage,
     tmp_path: Path,
 ) -> None:
-    settings = Settings(data_dir=tmp_path, credentials_key=SecretStr(new_key()))
+    key = SecretStr(new_key())
+    settings = Settings(data_dir=tmp_path, credentials_key=key, max_attempts=1)
     token = HubToken(attempts.job.tenant, "hub", "https://hub.test", SecretStr("canary-token"))
     job_store.credentials.put(token, seal(token, settings))
     attempts.start()
