@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic.config import JsonDict
 
 from api.schemas.schema import Schema
 from api.schemas.tenants import PrefixList
@@ -21,7 +22,7 @@ from service.domain.credentials import (
 
 MIN_SECRET_CHARACTERS = 8
 """Logs are masked: a shorter secret would be in too many words."""
-WRITE_ONLY = {"writeOnly": True, "format": "password"}
+WRITE_ONLY: JsonDict = {"writeOnly": True, "format": "password"}
 
 Endpoint = Annotated[str, Field(pattern=ENDPOINT_PATTERN, max_length=1024)]
 Secret = Annotated[

@@ -132,7 +132,7 @@ def test_a_slow_text_is_named(
     bucket: Bucket,
     param: str,
 ) -> None:
-    def check(_source: object, _settings: Settings, name: str) -> None:
+    def check(_source: object, _settings: Settings, name: str, _credentials: object) -> None:
         if name in (param, param.removesuffix(".data")):
             answers.wait()
 
