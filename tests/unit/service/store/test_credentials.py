@@ -21,14 +21,14 @@ KEYS = S3Keys("a", "s3", ("s3://a/", "s3://b/x/"), SecretStr("AKIA0123"), Secret
 
 
 @pytest.fixture
-def store(job_store: Store) -> Store:
+def two_tenants(job_store: Store) -> Store:
     for tenant in ("a", "b"):
         job_store.tenants.create(tenant, Limits(), Places())
     return job_store
 
 
-def test_one_is_put_shown_replaced_and_deleted(store: Store) -> None:
-    kept = store.credentials
+def test_one_is_put_shown_replaced_and_deleted(two_tenants: Store) -> None:
+    kept = two_tenants.credentials
     first = kept.put(KEYS, "sealed")
     assert (first.name, first.kind, first.places) == ("s3", CredentialKind.S3, KEYS.prefixes)
     assert (first.endpoint, first.region, first.key_id_end) == (None, None, "0123")
@@ -39,19 +39,19 @@ def test_one_is_put_shown_replaced_and_deleted(store: Store) -> None:
     hub = kept.put(TOKEN, "of the hub")
     assert (hub.places, hub.key_id_end) == ((HUB,), None)
     assert kept.list_credentials("a") == [hub, second]
-    assert store.users("a").sealed_credentials()[0].sealed == "of the hub"
+    assert two_tenants.users("a").sealed_credentials()[0].sealed == "of the hub"
     kept.delete("a", "s3")
     assert kept.list_credentials("a") == [hub]
 
 
-def test_those_of_another_tenant_are_apart(store: Store) -> None:
-    kept = store.credentials
+def test_those_of_another_tenant_are_apart(two_tenants: Store) -> None:
+    kept = two_tenants.credentials
     kept.put(TOKEN, "of a")
     theirs = kept.put(replace(TOKEN, tenant="b"), "of b")
     kept.delete("a", "hub")
     assert kept.list_credentials("b") == [theirs]
-    assert store.users("a").sealed_credentials() == []
-    assert store.users("b").sealed_credentials() == [SealedCredential("b", "hub", "of b")]
+    assert two_tenants.users("a").sealed_credentials() == []
+    assert two_tenants.users("b").sealed_credentials() == [SealedCredential("b", "hub", "of b")]
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,10 @@ def test_those_of_another_tenant_are_apart(store: Store) -> None:
         (replace(KEYS, name="other", prefixes=("s3://new/", "s3://b/x/")), "prefixes"),
     ],
 )
-def test_two_are_not_for_the_same_place(store: Store, other: HubToken | S3Keys, param: str) -> None:
-    kept = store.credentials
+def test_two_are_not_for_the_same_place(
+    two_tenants: Store, other: HubToken | S3Keys, param: str
+) -> None:
+    kept = two_tenants.credentials
     for each in (TOKEN, KEYS):
         kept.put(each, "sealed")
     with pytest.raises(CredentialConflict, match=r"of the tenant a is for \S+ already") as refused:
@@ -72,17 +74,19 @@ def test_two_are_not_for_the_same_place(store: Store, other: HubToken | S3Keys, 
     kept.put(replace(other, tenant="b"), "sealed")
 
 
-def test_a_tenant_has_not_any_number_of_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tenant_has_not_any_number_of_them(
+    two_tenants: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert domain.MAX_CREDENTIALS == 100
     monkeypatch.setattr(stored, "MAX_CREDENTIALS", 1)
-    store.credentials.put(TOKEN, "sealed")
+    two_tenants.credentials.put(TOKEN, "sealed")
     with pytest.raises(CredentialConflict, match="which is the most"):
-        store.credentials.put(KEYS, "sealed")
-    store.credentials.put(TOKEN, "again")
+        two_tenants.credentials.put(KEYS, "sealed")
+    two_tenants.credentials.put(TOKEN, "again")
 
 
-def test_the_unknown_is_named(store: Store) -> None:
-    kept = store.credentials
+def test_the_unknown_is_named(two_tenants: Store) -> None:
+    kept = two_tenants.credentials
     for act in (kept.get, kept.delete):
         with pytest.raises(CredentialNotFound, match="tenant a has no credential none"):
             act("a", "none")
