@@ -17,7 +17,9 @@ from service.domain.job import DEFAULT_TENANT
 from service.domain.spec import JobSpec
 from service.domain.tenant import Limits, Places
 from service.encryption import new_key
-from service.errors import ModelNotFound
+from service.errors import ModelInvalid, ModelNotFound
+from service.inputs import checks
+from service.inputs.models import inspection
 from service.settings import Settings
 from service.store.store import Store
 from tests.fixtures.hub import REVISION, HubServer
@@ -191,12 +193,32 @@ class TestSubmission:
         problems = client.post("/v1/estimates", json=body).json()["problems"]
         assert [each["code"] for each in problems] == ["model_not_found"]
 
-    def test_another_tenant_does_not_see_the_model(
-        self, client: TestClient, put: Any, body: dict[str, Any], services: Services
+    def test_another_tenant_does_not_learn_what_the_api_knows_of_the_model(
+        self,
+        client: TestClient,
+        put: Any,
+        body: dict[str, Any],
+        services: Services,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Nor by what the API remembers of it."""
+        asked = []
+
+        def ask(request: object) -> ModelInvalid:
+            asked.append(request)
+            return ModelInvalid("something is wrong inside", param="model")
+
+        monkeypatch.setattr(checks, "inspect_model", inspection.inspect_model)
+        monkeypatch.setattr(inspection, "available", lambda: True)
+        monkeypatch.setattr(inspection, "_KNOWN", {})
+        monkeypatch.setattr(inspection._INSPECTOR, "ask", ask)
         put("hub", HUB)
-        assert client.post("/v1/jobs", json=body).status_code == 201
+        for _ in range(2):
+            refused = client.post("/v1/jobs", json=body).json()
+            assert (refused["code"], refused["detail"]) == (
+                "model_invalid",
+                "something is wrong inside",
+            )
+        assert len(asked) == 1
         others = services.store.users("other")
         findings = run(services.checks.find(JobSpec.model_validate(body), others))
         assert findings.headers is None
