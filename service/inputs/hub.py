@@ -170,7 +170,7 @@ class HubRepository:
             return self._unavailable(error)
         reason = str(error).strip().partition("\n")[0]
         wanted = (
-            f"shows it not to the credential '{self.credential.name}'"
+            f"does not show it to the credential '{self.credential.name}'"
             if self.credential
             else "asks for a token"
         )

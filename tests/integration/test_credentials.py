@@ -120,7 +120,7 @@ class TestHub:
     ) -> None:
         monkeypatch.setenv("HF_TOKEN", RIGHT)
         assert check_model(self.MODEL, settings)
-        with pytest.raises(ModelNotFound, match="not to the credential 'hub'"):
+        with pytest.raises(ModelNotFound, match="not show it to the credential 'hub'"):
             check_model(self.MODEL, settings, hub_token(hub, "team-a", WRONG))
 
 
