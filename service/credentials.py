@@ -5,8 +5,8 @@ but does not have the key can neither read it, nor turn it to another place or a
 
 Who has the key, `EIGENPRESS_CREDENTIALS_KEY`, reads all of them together with the database: the
 API, which checks what jobs name; the dispatchers, which mask them in logs; and the drivers on Ray's
-head, each of which opens those that its job needs and hands them to its workers. Workers elsewhere
-have no key. It is not the key of the webhooks' secrets, which no process of Ray reads.
+head, each of which opens its tenant's and hands those that the job needs to its workers. Workers
+elsewhere have no key. It is not the key of the webhooks' secrets, which no process of Ray reads.
 
 What this protects: copies and backups of the database, Ray's records (submissions, actors, tasks,
 their environment), which never hold a credential, and tenants from one another's users. What it
