@@ -23,6 +23,7 @@ from api.pages import sign_in
 from api.routes import (
     artifacts,
     audit,
+    credentials,
     datasets,
     estimates,
     events,
@@ -74,6 +75,7 @@ ROUTES = (
     webhooks,
     keys,
     tenants,
+    credentials,
     audit,
     health,
 )

@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse
 
 from api.schemas.problems import Problem, ProblemItem
 from service.client.versions import VERSION, VERSION_HEADER
+from service.domain.credentials import CredentialKind
 from service.domain.spec import field_path
 from service.errors import (
     ArtifactCorrupt,
@@ -64,6 +65,12 @@ PLAIN_MESSAGES = {
     "union_tag_not_found": "Field required",
 }
 """Replacements for messages of pydantic that name types of Python instead of JSON."""
+
+TAKES_SECRETS = frozenset({"put_credential"})
+"""Operations whose problems repeat nothing of the body."""
+
+BODY_TAGS = frozenset(CredentialKind)
+"""The tags of the one body that is a union itself."""
 
 HTTP_CODES = {400: "malformed_json", 408: "body_too_slow", 413: "body_too_large"}
 
@@ -172,7 +179,8 @@ def invalid_request(request: Request, error: RequestValidationError) -> ProblemR
     if first["loc"] == ("body",) and not _is_json(request) and first["type"] != "missing":
         detail = "The body must be JSON, sent with the header 'Content-Type: application/json'"
         return ProblemResponse(415, "unsupported_media_type", detail, instance=instance)
-    items = [_item(each) for each in found if not _is_consequence(each, found)]
+    shown = getattr(request.scope.get("route"), "name", None) not in TAKES_SECRETS
+    items = [_item(each, shown=shown) for each in found if not _is_consequence(each, found)]
     return ProblemResponse(
         422, items[0].code, items[0].detail, param=items[0].param, instance=instance, errors=items
     )
@@ -188,17 +196,19 @@ def _is_consequence(error: Mapping[str, Any], found: Sequence[Mapping[str, Any]]
     return any(len(o["loc"]) > depth and o["loc"][:depth] == error["loc"] for o in found)
 
 
-def _item(error: Mapping[str, Any]) -> ProblemItem:
+def _item(error: Mapping[str, Any], *, shown: bool) -> ProblemItem:
+    """The mistake; with the offending value, if it may be shown."""
     kind: str = error["type"]
     param = param_of(error["loc"])
     if kind.startswith("union_tag_"):
-        param = f"{param}.{error['ctx']['discriminator'].strip(QUOTE)}"
+        discriminator = error["ctx"]["discriminator"].strip(QUOTE)
+        param = f"{param}.{discriminator}" if param else discriminator
     message = PLAIN_MESSAGES.get(kind, error["msg"])
     if kind == "union_tag_invalid":
         message = f"Input should be one of {error['ctx']['expected_tags']}"
     return ProblemItem(
         code=InvalidParameter.code if kind in PYDANTIC_CODES else kind,
-        detail=f"{param or 'body'}: {message}{_shown(error)}",
+        detail=f"{param or 'body'}: {message}{_shown(error) if shown else ''}",
         param=param,
     )
 
@@ -208,7 +218,10 @@ def param_of(location: Sequence[str | int]) -> str | None:
 
     ``("body", "model", "local", "path")`` is ``model.path``; None is the body as a whole.
     """
-    return ".".join(map(_name, field_path(location[1:]))) or None
+    parts = location[1:]
+    if parts and parts[0] in BODY_TAGS:
+        parts = parts[1:]
+    return ".".join(map(_name, field_path(parts))) or None
 
 
 def _shown(error: Mapping[str, Any]) -> str:

@@ -49,7 +49,7 @@ def open_services(settings: Settings) -> Iterator[Services]:
         store.migrate()
         rates = Rates(settings.requests_per_minute)
         estimates = Estimates(settings, store, cluster, checks)
-        logs = AttemptLogs(cluster, storage, Mask.of(settings))
+        logs = AttemptLogs(cluster, storage, Mask.of(settings, store=store))
         yield Services(settings, store, storage, cluster, checks, estimates, rates, logs, receiver)
 
 

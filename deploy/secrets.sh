@@ -19,11 +19,16 @@ random() { # so many random bytes, in hexadecimal
     head -c "$1" /dev/urandom | od -An -v -tx1 | tr -d ' \n'
 }
 
+fernet() { # a key for encryption
+    head -c 32 /dev/urandom | base64 | tr -- '+/' '-_'
+}
+
 umask 077
 mkdir -p "$folder"
 chmod 700 "$folder"
 random 24 | keep eigenpress_database_password
-head -c 32 /dev/urandom | base64 | tr -- '+/' '-_' | keep eigenpress_encryption_key
+fernet | keep eigenpress_credentials_key
+fernet | keep eigenpress_encryption_key
 random 10 | keep eigenpress_s3_access_key_id
 random 24 | keep eigenpress_s3_secret_access_key
 random 32 | keep ray_auth_token

@@ -1,8 +1,8 @@
 """Encrypts secrets that the database keeps but that the service must read again, such as keys to
 sign with. What it need only compare, such as API keys, is hashed instead.
 
-The key is the setting `EIGENPRESS_ENCRYPTION_KEY`: one or several of Fernet's keys, separated by
-commas. The first encrypts, all decrypt; so a new key is put in front of the old one.
+The key is a setting: one or several of Fernet's keys, separated by commas. The first encrypts, all
+decrypt; so a new key is put in front of the old one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from service.errors import EncryptionKeyMissing, EncryptionKeyWrong
 class Encryption:
     """Encrypts and decrypts text. Threads may share it."""
 
-    def __init__(self, key: SecretStr | None) -> None:
-        """Takes the value of the setting. Raises EncryptionKeyMissing."""
+    def __init__(self, key: SecretStr | None, setting: str = "EIGENPRESS_ENCRYPTION_KEY") -> None:
+        """Takes the value of the setting. Raises EncryptionKeyMissing, which names it."""
+        self._setting = setting
         if key is None:
-            raise EncryptionKeyMissing
+            raise EncryptionKeyMissing(
+                f"This server keeps no such secrets: an administrator must set {setting}."
+            )
         keys = key.get_secret_value().split(",")
         self._fernet = MultiFernet([Fernet(each.strip()) for each in keys])
 
@@ -31,7 +34,9 @@ class Encryption:
         try:
             return self._fernet.decrypt(encrypted).decode()
         except InvalidToken as error:
-            raise EncryptionKeyWrong from error
+            raise EncryptionKeyWrong(
+                f"A stored secret was encrypted with a key that is not in {self._setting}."
+            ) from error
 
 
 def new_key() -> str:

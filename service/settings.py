@@ -123,6 +123,11 @@ class Settings(BaseSettings):
         description="Keys for the secrets in the database, separated by commas: the first "
         "encrypts, all decrypt; each is 32 bytes in URL-safe base64. Unset: no webhooks.",
     )
+    credentials_key: SecretStr | None = Field(
+        default=None,
+        description="Keys for the tenants' credentials in the database, likewise; Ray's head needs "
+        "them, too. Unset: tenants have no credentials of their own.",
+    )
     webhook_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         default=(),
         description="Networks (CIDR) of receivers of webhooks that are not public, separated by "
@@ -281,7 +286,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{variable} is no setting; did you mean {PREFIX}{similar[0]}?")
         return values
 
-    @field_validator("encryption_key")
+    @field_validator("encryption_key", "credentials_key")
     @classmethod
     def _of_keys(cls, value: SecretStr | None) -> SecretStr | None:
         for key in value.get_secret_value().split(",") if value is not None else ():

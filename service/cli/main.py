@@ -20,7 +20,7 @@ import typer
 from pydantic import ValidationError
 from rich.text import Text
 
-from service.cli import access, datasets, jobs, results, server, webhooks
+from service.cli import access, credentials, datasets, jobs, results, server, webhooks
 from service.cli.connection import console, note
 from service.cli.events import events
 from service.cli.logs import logs
@@ -74,6 +74,7 @@ for command in JOBS:
 app.add_typer(datasets.app, name="datasets", rich_help_panel="Jobs")
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Jobs")
 app.add_typer(access.keys, name="keys", rich_help_panel="Access")
+access.tenants.add_typer(credentials.app, name="credentials")
 app.add_typer(access.tenants, name="tenants", rich_help_panel="Access")
 for command in HERE:
     app.command(rich_help_panel="On this machine")(command)

@@ -291,6 +291,24 @@ class TenantPage(TypedDict):
     next_cursor: str | None
 
 
+class Credential(TypedDict):
+    """What a tenant's jobs read private models and texts with, without its secrets."""
+
+    name: str
+    kind: str
+    endpoint: str | None
+    prefixes: list[str] | None
+    region: str | None
+    key_id_end: str | None
+    created_at: str
+
+
+class CredentialList(TypedDict):
+    """The credentials of a tenant, by name."""
+
+    credentials: list[Credential]
+
+
 class Usage(TypedDict):
     """What a tenant has at the moment."""
 

@@ -22,7 +22,14 @@ from service.cluster.ray_jobs import Active, Cluster
 from service.domain.job import JobHead
 from service.domain.manifest import checkpoints_prefix, logs_prefix
 from service.domain.states import JobState
-from service.errors import AttemptStale, ClusterUnavailable, JobNotFound, StorageFull
+from service.errors import (
+    AttemptStale,
+    ClusterUnavailable,
+    EncryptionKeyMissing,
+    EncryptionKeyWrong,
+    JobNotFound,
+    StorageFull,
+)
 from service.logs.attempt_logs import AttemptLogs
 from service.logs.mask import Mask
 from service.settings import Settings
@@ -34,6 +41,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 10.0
 """How long after an incomplete cleanup the next one is due; the grace is added."""
+LOGS_KEPT_LATER = (ClusterUnavailable, StorageFull, EncryptionKeyMissing, EncryptionKeyWrong)
+"""Why logs cannot be kept now: without the key, the credentials in them would not be masked."""
 LOGS_PATIENCE = timedelta(hours=1)
 """How long after a job's end a cleanup still waits for logs that cannot be kept."""
 
@@ -51,7 +60,7 @@ class Cleaner:
         self._store = store
         self._cluster = cluster
         self._storage = storage
-        self._logs = AttemptLogs(cluster, storage, Mask.of(settings))
+        self._logs = AttemptLogs(cluster, storage, Mask.of(settings, store=store))
         self._retention = timedelta(seconds=settings.checkpoint_retention_seconds)
         self._grace_seconds = settings.cleanup_grace_seconds
 
@@ -126,7 +135,7 @@ class Cleaner:
         try:
             for attempt in _attempts(job):
                 self._logs.keep(job.id, attempt)
-        except (ClusterUnavailable, StorageFull) as error:
+        except LOGS_KEPT_LATER as error:
             log.warning("%s: its logs were not kept: %s", job.id, error)
             ended = job.finished_at
             return ended is not None and datetime.now(UTC) - ended > LOGS_PATIENCE

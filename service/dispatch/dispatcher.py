@@ -40,8 +40,11 @@ from service.errors import (
     ClusterUnavailable,
     DatabaseUnavailable,
     EigenpressError,
+    EncryptionKeyMissing,
+    EncryptionKeyWrong,
     SubmissionRefused,
 )
+from service.logs.mask import Mask
 from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
 from service.storage.s3 import ObjectStorage
@@ -81,6 +84,7 @@ class Dispatcher:
         self._store = store
         self._cluster = cluster
         self._storage = storage
+        self._mask = Mask.of(settings, store=store)
         self._cleaner = Cleaner(store, cluster, storage, settings)
         self._settings = settings
         self._attending = KeyedExecutor(ATTENDING_THREADS)
@@ -193,10 +197,11 @@ class Dispatcher:
             self._stop(job)
 
     def _log_tail(self, job: JobHead) -> str | None:
-        """The end of the driver's log; None if it cannot be read."""
+        """The end of the driver's log, masked; None if it cannot be read."""
         try:
-            return self._cluster.log_tail(job.id, job.attempt)
-        except ClusterUnavailable:
+            tail = self._cluster.log_tail(job.id, job.attempt)
+            return self._mask(tail.encode(errors="replace")).decode()
+        except (ClusterUnavailable, EncryptionKeyMissing, EncryptionKeyWrong):
             return None
 
     # Waiting jobs.

@@ -34,14 +34,16 @@
     │   ├── WebhookNotFound
     │   ├── DeliveryNotFound
     │   ├── KeyNotFound
-    │   └── TenantNotFound
+    │   ├── TenantNotFound
+    │   └── CredentialNotFound
     ├── Conflict                     the state of something does not allow what was asked
     │   ├── JobConflict
     │   ├── DatasetInUse             a job that waits or runs names it
     │   ├── UploadAbandoned          a write by an upload that was taken for dead
     │   ├── WebhookDisabled          it sends nothing until its user enables it
     │   ├── WebhookLimitReached
-    │   └── TenantExists
+    │   ├── TenantExists
+    │   └── CredentialConflict       another one of the tenant is for this place
     ├── DatasetTooLarge
     ├── AttemptStale                 a write by an attempt that is not the current one
     ├── ArtifactCorrupt              bytes that do not match their manifest
@@ -161,6 +163,8 @@ from service.errors.inputs import (
 from service.errors.requests import (
     ArtifactNotFound,
     Conflict,
+    CredentialConflict,
+    CredentialNotFound,
     DatasetInUse,
     DatasetNotFound,
     DatasetTooLarge,
@@ -199,6 +203,8 @@ __all__ = [
     "ClusterUnavailable",
     "CodeExecutionForbidden",
     "Conflict",
+    "CredentialConflict",
+    "CredentialNotFound",
     "DataInvalid",
     "DataNotFound",
     "DatabaseUnavailable",

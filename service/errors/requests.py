@@ -66,6 +66,18 @@ class TenantExists(Conflict):
     code = "tenant_exists"
 
 
+class CredentialNotFound(NotFound):
+    """The tenant has no credential with this name."""
+
+    code = "credential_not_found"
+
+
+class CredentialConflict(Conflict):
+    """Another credential of the tenant is for this place: change that one, or delete it first."""
+
+    code = "credential_conflict"
+
+
 class JobNotFound(NotFound):
     """There is no job with this id."""
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self, TypeVar
 
+from service.credentials import open_credentials
+from service.domain.credentials import NO_CREDENTIALS
 from service.domain.datasets import sources_of
 from service.domain.spec import (
     DatasetData,
@@ -137,6 +139,7 @@ class _Run:
         self.headers: Headers | None = None
         self._spec, self._users = spec, users
         self._settings, self._check_bucket = settings, check_bucket
+        self._credentials = NO_CREDENTIALS
         self._refused = refused
         self._seconds = settings.submission_check_seconds
         self._under_way: str | None = None
@@ -144,6 +147,7 @@ class _Run:
 
     def __call__(self) -> None:
         self._settings = within(self._settings, self._users.places())
+        self._credentials = open_credentials(self._users, self._settings)
         for name, check in self._checks():
             if self._abandoned:
                 return
@@ -174,12 +178,12 @@ class _Run:
         if isinstance(source, DatasetData):
             self._users.datasets.require(source.id, f"{param}.id")
         if isinstance(task, MultipleChoice | PassAt1):
-            check_problems(task, self._settings, param.removesuffix(".data"))
+            check_problems(task, self._settings, param.removesuffix(".data"), self._credentials)
         elif not isinstance(source, DatasetData):  # whose upload has checked all of its text
-            check_data(source, self._settings, param)
+            check_data(source, self._settings, param, self._credentials)
 
     def _read_headers(self) -> None:
-        self.headers = check_model(self._spec.model, self._settings)
+        self.headers = check_model(self._spec.model, self._settings, self._credentials)
 
     def _inspect(self) -> None:
         if isinstance(self.headers, ModelHeaders):

@@ -1,7 +1,8 @@
 """Fetches files of the model hub at a pinned commit and checks every hash.
 
 Only named files are fetched, so a repository's code and pickles never reach the machine. Private
-and gated repositories are read with the token that `huggingface_hub` finds (``HF_TOKEN``).
+and gated repositories are read with the tenant's token; if it has none for this hub, with the one
+that `huggingface_hub` finds (``HF_TOKEN``).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from service.domain.credentials import HubToken
 from service.errors import HubUnavailable, UserError
 from service.inputs.glob import is_plain
 
@@ -62,14 +64,25 @@ class HubRepository:
     not_found: type[UserError]
     param: str
     answer_seconds: float = ANSWER_SECONDS
+    credential: HubToken | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.endpoint}/{self.kind}s/{self.id}@{self.revision}"
 
     @property
     def identity(self) -> str:
-        return f"{self.endpoint}/{self.kind}s/{self.id}@{self.revision}"
+        """By which it is cached: what a tenant's token has opened is for this tenant alone."""
+        whose = "" if self.credential is None else f"tenant {self.credential.tenant}\n"
+        return f"{whose}{self.name}"
+
+    @property
+    def _token(self) -> str | None:
+        return self.credential.token.get_secret_value() if self.credential else None
 
     def files(self) -> dict[str, HubFile]:
         """Every file of the commit, by path. Raises `not_found` or `HubUnavailable`."""
-        api = HfApi(endpoint=self.endpoint, library_name=LIBRARY)
+        api = HfApi(endpoint=self.endpoint, library_name=LIBRARY, token=self._token)
         ask = api.model_info if self.kind == "model" else api.dataset_info
         with self._errors():
             info = ask(
@@ -81,7 +94,7 @@ class HubRepository:
         ]
         for file in files:
             if not is_plain(file.path):
-                raise HubUnavailable(f"{self.identity} lists '{file.path}', not a file path.")
+                raise HubUnavailable(f"{self.name} lists '{file.path}', not a file path.")
         return {file.path: file for file in files}
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
@@ -89,7 +102,7 @@ class HubRepository:
         url = hf_hub_url(
             self.id, path, repo_type=self.kind, revision=self.revision, endpoint=self.endpoint
         )
-        headers = build_hf_headers(library_name=LIBRARY)
+        headers = build_hf_headers(library_name=LIBRARY, token=self._token)
         headers["Range"] = f"bytes={start}-{start + length - 1}"
         with (
             self._errors(),
@@ -126,9 +139,10 @@ class HubRepository:
                 endpoint=self.endpoint,
                 local_dir=folder,
                 library_name=LIBRARY,
+                token=self._token,
             )
         if not _is_intact(folder / file.path, file):
-            raise HubUnavailable(f"'{file.path}' of {self.identity} arrived damaged.")
+            raise HubUnavailable(f"'{file.path}' of {self.name} arrived damaged.")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -155,9 +169,14 @@ class HubRepository:
         if isinstance(error, LocalEntryNotFoundError) or not 400 <= status < 500 or status == 429:
             return self._unavailable(error)
         reason = str(error).strip().partition("\n")[0]
+        wanted = (
+            f"does not show it to the credential '{self.credential.name}'"
+            if self.credential
+            else "asks for a token"
+        )
         return self.not_found(
-            f"The hub has no {self.kind} '{self.id}' at commit {self.revision}, or it asks for a "
-            f"token: {reason}",
+            f"The hub has no {self.kind} '{self.id}' at commit {self.revision}, or it {wanted}: "
+            f"{reason}",
             param=self.param,
         )
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.domain.credentials import NO_CREDENTIALS, Credentials, S3Keys
 from service.domain.datasets import DATASETS_PREFIX
 from service.errors import (
     BucketMissing,
@@ -40,6 +41,8 @@ class S3Listing:
     objects: Mapping[str, StoredObject]
     is_one_object: bool
     """The URI names a single object, whose path is then the last part of its key."""
+    keys: S3Keys | None = None
+    """Those of a tenant that it was listed with."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -47,9 +50,10 @@ class S3Listing:
 
     @property
     def identity(self) -> str:
-        """Changes whenever the bytes of any object do."""
+        """Changes whenever the bytes of any object do. No tenant's is that of another reader."""
         etags = (f"{path}\t{stored.etag}" for path, stored in sorted(self.objects.items()))
-        return "\n".join((self.uri, *etags))
+        whose = () if self.keys is None else (f"tenant {self.keys.tenant}", str(self.keys.endpoint))
+        return "\n".join((*whose, self.uri, *etags))
 
     def read(self, path: str) -> bytes:
         return self.storage.get_bytes(self.objects[path].key)
@@ -92,16 +96,21 @@ def list_source(
     wanted: Callable[[str], bool],
     param: str,
     patience_seconds: float = 0,
+    credentials: Credentials = NO_CREDENTIALS,
 ) -> S3Listing:
     """List the one object at the URI, or the wanted ones below it.
 
-    Retries for `patience_seconds` while S3 is unavailable, here and when objects are fetched.
+    The tenant's keys for this place are used, else the installation's. Retries for
+    `patience_seconds` while S3 is unavailable, here and when objects are fetched.
     Raises `PathNotAllowed` for a place that no job may read, `InvalidParameter` for keys that are
     not file paths and for more objects than `MAX_LISTED_OBJECTS`, and the storage's errors.
     """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     _refuse_forbidden(bucket, key, settings, param)
-    storage = ObjectStorage.from_settings(settings, bucket, patience_seconds=patience_seconds)
+    keys = credentials.for_s3(uri)
+    storage = ObjectStorage.from_settings(
+        settings, bucket, patience_seconds=patience_seconds, keys=keys
+    )
     base = key if not key or key.endswith("/") else f"{key}/"
     objects: dict[str, StoredObject] = {}
     for count, stored in enumerate(storage.list_objects(key), start=1):
@@ -110,21 +119,20 @@ def list_source(
                 f"There are more than {MAX_LISTED_OBJECTS} objects below {uri}.", param=param
             )
         if stored.key == key and base != key:
-            return S3Listing(
-                uri, storage, {_file_path(key.rpartition("/")[2], param): stored}, True
-            )
+            name = _file_path(key.rpartition("/")[2], param)
+            return S3Listing(uri, storage, {name: stored}, True, keys)
         path = stored.key.removeprefix(base)
         # Skips ``data-old/`` when ``data`` was requested, and the empty markers of folders.
         if stored.key.startswith(base) and path and not path.endswith("/") and wanted(path):
             objects[_file_path(path, param)] = stored
-    return S3Listing(uri, storage, objects, False)
+    return S3Listing(uri, storage, objects, False, keys)
 
 
 def _refuse_forbidden(bucket: str, key: str, settings: Settings, param: str) -> None:
     """Raise unless jobs may read what is at this key, or below it.
 
-    In the service's own bucket that is an artifact, or what others have put beside the jobs. Every
-    bucket is reached at one endpoint, so that names of buckets can be compared.
+    In the service's own bucket that is an artifact, or what others have put beside the jobs.
+    Buckets are compared by name, also where a tenant's keys are for another server.
     """
     place = key.removesuffix("/")
     if place and not is_plain(place):  # a server might resolve it to another place

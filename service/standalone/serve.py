@@ -50,7 +50,15 @@ DRAIN_SECONDS = 5
 """The time that requests in progress get to finish when the API stops."""
 ENCRYPTION_KEY_FILE = "encryption-key"
 """Has the key of the secrets in the database, below the data folder."""
-SECRETS = ("ray/token", "s3/credentials.json", ADMIN_KEY_FILE, ENCRYPTION_KEY_FILE)
+CREDENTIALS_KEY_FILE = "credentials-key"
+"""Has the key of the tenants' credentials in the database."""
+SECRETS = (
+    "ray/token",
+    "s3/credentials.json",
+    ADMIN_KEY_FILE,
+    ENCRYPTION_KEY_FILE,
+    CREDENTIALS_KEY_FILE,
+)
 """The secret files below the data folder, which earlier versions may have left to others."""
 
 
@@ -138,6 +146,9 @@ class Installation:
         encryption_key = base.encryption_key or SecretStr(
             _kept_key(data_dir / ENCRYPTION_KEY_FILE, new_encryption_key)
         )
+        credentials_key = base.credentials_key or SecretStr(
+            _kept_key(data_dir / CREDENTIALS_KEY_FILE, new_encryption_key)
+        )
         self._s3 = LocalS3(
             data_dir / "s3", port=choose_port(options.s3_port, "--s3-port"), bucket=base.s3_bucket
         )
@@ -159,6 +170,7 @@ class Installation:
                 "s3_access_key_id": SecretStr(self._s3.access_key_id),
                 "s3_secret_access_key": SecretStr(self._s3.secret_access_key),
                 "encryption_key": encryption_key,
+                "credentials_key": credentials_key,
                 "allowed_roots": tuple(dict.fromkeys(root.resolve() for root in roots)),
             }
         )

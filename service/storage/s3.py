@@ -1,4 +1,4 @@
-"""Objects in an S3 bucket. Only this module calls boto3.
+"""Objects in an S3 bucket. Only this module and the one of its clients call boto3.
 
 Every failure of a call to the bucket leaves this module as `StorageUnavailable`, `StorageFull`,
 `StorageReadOnly`, `BucketMissing`, `StorageCredentialsInvalid`, `ObjectMissing` or `ObjectChanged`,
@@ -17,12 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
-from boto3.session import Session
-from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -38,6 +35,7 @@ from s3transfer.exceptions import (
 )
 from s3transfer.subscribers import BaseSubscriber
 
+from service.domain.credentials import S3Keys
 from service.errors import (
     BucketMissing,
     EigenpressError,
@@ -50,14 +48,11 @@ from service.errors import (
 )
 from service.retrying import retry
 from service.settings import Settings
+from service.storage.clients import ATTEMPTS, DOWNLOADS, Connector
 from service.storage.etags import equal_parts, etag_of, is_digest, parts_of
 
-CONNECT_SECONDS = 3
 READ_SECONDS = 30
 PROBE_SECONDS = 5
-ATTEMPTS = 3
-DOWNLOADS = 10
-"""Objects, and parts of objects, that are downloaded at the same time."""
 DELETE_BATCH = 1000
 """The most keys that one DeleteObjects request takes."""
 
@@ -99,24 +94,40 @@ class StoredObject:
 class ObjectStorage:
     """One bucket. Safe to share between threads."""
 
-    def __init__(self, settings: Settings, bucket: str, *, patience_seconds: float = 0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        bucket: str,
+        *,
+        patience_seconds: float = 0,
+        keys: S3Keys | None = None,
+    ) -> None:
         self.bucket = bucket
         self._patience_seconds = patience_seconds
-        self._where = settings.s3_endpoint_url or f"Amazon S3 ({settings.s3_region})"
-        connect = _Connector(settings)
+        self._whose = f"the credential '{keys.name}'" if keys else "the credentials"
+        connect = Connector(settings, keys)
+        endpoint = (keys and keys.endpoint) or settings.s3_endpoint_url
+        self._where = endpoint or f"Amazon S3 ({connect.region})"
         with self._errors():
-            self._client = connect(settings.s3_endpoint_url, READ_SECONDS)
-            self._probe = connect(settings.s3_endpoint_url, PROBE_SECONDS)
+            self._client = connect(endpoint, READ_SECONDS)
+            self._probe = connect(endpoint, PROBE_SECONDS)
             self._signer = connect(
                 settings.s3_public_endpoint_url or settings.s3_endpoint_url, READ_SECONDS
             )
 
     @classmethod
     def from_settings(
-        cls, settings: Settings, bucket: str | None = None, *, patience_seconds: float = 0
+        cls,
+        settings: Settings,
+        bucket: str | None = None,
+        *,
+        patience_seconds: float = 0,
+        keys: S3Keys | None = None,
     ) -> ObjectStorage:
-        """The installation's bucket, or another one reached with the same credentials."""
-        return cls(settings, bucket or settings.s3_bucket, patience_seconds=patience_seconds)
+        """The installation's bucket, or another one: with the same credentials, or with `keys`."""
+        return cls(
+            settings, bucket or settings.s3_bucket, patience_seconds=patience_seconds, keys=keys
+        )
 
     def check(self) -> None:
         """Raise, without retrying, unless the server accepts the credentials and has the bucket."""
@@ -417,7 +428,7 @@ class ObjectStorage:
             )
         if status in (401, 403):
             return StorageCredentialsInvalid(
-                f"{self._where} refuses the credentials for bucket '{self.bucket}': {error}"
+                f"{self._where} refuses {self._whose} for bucket '{self.bucket}': {error}"
             )
         if status == 404 and key and code != "NoSuchBucket":
             return ObjectMissing(f"There is no object '{key}' in bucket '{self.bucket}'.")
@@ -438,37 +449,6 @@ class _Version(BaseSubscriber):  # type: ignore[misc]
         future.meta.provide_object_etag(f'"{self._etag}"')
 
 
-class _Connector:
-    """Makes clients that share credentials and differ in endpoint and timeout."""
-
-    def __init__(self, settings: Settings) -> None:
-        key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-        self._session = Session(
-            aws_access_key_id=key_id.get_secret_value() if key_id else None,
-            aws_secret_access_key=secret.get_secret_value() if secret else None,
-            region_name=settings.s3_region,
-        )
-
-    def __call__(self, endpoint_url: str | None, read_seconds: int) -> Any:
-        config = Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=read_seconds,
-            max_pool_connections=2 * DOWNLOADS,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            signature_version="s3v4",
-            s3={"addressing_style": "path" if endpoint_url else "auto"},
-            # boto's own default sends trailing checksums, which many S3 servers do not support.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            # A server on this machine is never reached through the environment's proxy.
-            proxies={} if _is_loopback(endpoint_url) else None,
-        )
-        try:
-            return self._session.client("s3", endpoint_url=endpoint_url, config=config)
-        except ValueError as error:
-            raise StorageUnavailable(f"{endpoint_url!r} is not an S3 endpoint: {error}") from error
-
-
 def _status(error: ClientError) -> int:
     status: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return status
@@ -482,8 +462,3 @@ def _code(error: ClientError) -> str:
 def _etag(answer: dict[str, Any]) -> str:
     etag: str = answer["ETag"].strip('"')
     return etag
-
-
-def _is_loopback(endpoint_url: str | None) -> bool:
-    host = urlsplit(endpoint_url or "").hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")

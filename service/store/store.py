@@ -18,6 +18,7 @@ from service.store import tables
 from service.store.attempts import Attempts
 from service.store.audit import Audit
 from service.store.claims import Claims
+from service.store.credentials import StoredCredentials
 from service.store.database import Database
 from service.store.datasets import Datasets, StoredDatasets
 from service.store.deliveries import Deliveries
@@ -37,6 +38,7 @@ class Store:
         self.records = Records(self._database)
         self.keys = Keys(self._database)
         self.tenants = Tenants(self._database)
+        self.credentials = StoredCredentials(self._database)
         self.audit = Audit(self._database)
         self.claims = Claims(self._database)
         self.attempts = Attempts(self._database)

@@ -289,3 +289,18 @@ deliveries = Table(
     Index(None, "job_id"),
     Index(None, "finished_at"),
 )
+
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("tenant", ForeignKey(tenants.c.name), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("kind", String(8), nullable=False),
+    Column("endpoint", Text, comment="Of the hub or of the S3 server; null: ours."),
+    Column("prefixes", JSON(none_as_null=True), comment="The places in S3 that it is for."),
+    Column("region", String(64)),
+    Column("key_id_end", String(4), comment="The end of the access key id."),
+    Column("sealed", Text, nullable=False, comment="Encrypted: all of it."),
+    Column("created_at", UtcDateTime, nullable=False),
+    comment="With which a tenant's jobs read models and texts.",
+)

@@ -18,6 +18,7 @@ from service.domain.states import TERMINAL, JobState
 from service.domain.tenant import Places
 from service.errors import IdempotencyKeyReused, JobConflict
 from service.store import tables
+from service.store.credentials import SealedCredential, sealed_of
 from service.store.database import Database, clock, insert_if_absent
 from service.store.datasets import Datasets, hold_again, hold_datasets
 from service.store.listing import index_labels
@@ -50,6 +51,11 @@ class Users(Records):
         """What the tenant's jobs may read, within what the installation allows."""
         with self._database.reading() as connection:
             return places_of(connection, self._tenant)
+
+    def sealed_credentials(self) -> list[SealedCredential]:
+        """What the tenant's jobs read private models and texts with; see `service.credentials`."""
+        with self._database.reading() as connection:
+            return sealed_of(connection, self._tenant)
 
     def create(self, spec: JobSpec) -> Job:
         """Accept a job; it is durable once this returns.

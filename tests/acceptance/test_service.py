@@ -29,6 +29,7 @@ from tests.fixtures.waiting import wait_until
 GENERATE = Path(__file__).parents[2] / "bench" / "generate.py"
 STEPS = ["resolve", "calibrate", "solve", "allocate", "assemble", "prove", "evaluate", "publish"]
 JOB_SECONDS = 240.0
+TENANTS_TOKEN = "hf_canary0123456789"
 TARGETS = [{"keep": 0.8}, {"keep": 0.6}, {"bytes_fraction": 0.5, "precisions": "transformers"}]
 NAMES = ["keep-0.8", "keep-0.6", "bytes-0.5-transformers"]
 
@@ -283,6 +284,9 @@ def test_a_tenant_whose_users_share_no_disk_with_the_server(
     key = admin("keys", "create", "--scope", "submitter", "--tenant", "team-a").strip()
     user = partial(run_cli, key, server.url)
     reader = admin("keys", "create", "--scope", "reader", "--tenant", "team-a").strip()
+    (tmp_path / "token").write_text(TENANTS_TOKEN)  # which the driver opens
+    put = ("put-hub", "team-a", "hub", "--from", str(tmp_path / "token"), "--json")
+    assert json.loads(admin("tenants", "credentials", *put))["kind"] == "hub"
 
     rows = [{"text": f"def power_{n}(x):\n    return x ** {n}\n" * 20} for n in range(60)]
     laptop = tmp_path / "laptop.jsonl"
@@ -347,8 +351,11 @@ def test_no_secret_is_in_what_the_service_writes(server: Server, data_dir: Path)
         "Ray token": server.token_path.read_text().strip(),
         "S3 key": s3_keys["secret_access_key"],
         "encryption key": (data_dir / "encryption-key").read_text().strip(),
+        "tenant's token": TENANTS_TOKEN,
+        "credentials key": (data_dir / "credentials-key").read_text().strip(),
     }
-    of_secrets = {"admin-key", "encryption-key", "token", "credentials.json", "serve.log"}
+    keys = {"admin-key", "encryption-key", "credentials-key"}
+    of_secrets = {*keys, "token", "credentials.json", "serve.log"}
     session = Path((data_dir / "ray" / "session").read_text())
     files = [path for folder in (data_dir, session) for path in folder.rglob("*")]
     searched = [path for path in files if path.is_file() and path.name not in of_secrets]

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, create_engine, delete
 from service.store.store import Store
 from service.store.tables import metadata
 
+pytest.register_assert_rewrite("tests.unit.service.store.test_credentials")
 pytest.register_assert_rewrite("tests.unit.service.store.test_datasets")
 pytest.register_assert_rewrite("tests.unit.service.store.test_keys")
 pytest.register_assert_rewrite("tests.unit.service.store.test_listing")
@@ -19,6 +20,7 @@ pytest.register_assert_rewrite("tests.unit.service.store.test_store")
 pytest.register_assert_rewrite("tests.unit.service.store.test_tenants")
 pytest.register_assert_rewrite("tests.unit.service.store.test_webhooks")
 
+from tests.unit.service.store.test_credentials import *  # noqa: E402, F403
 from tests.unit.service.store.test_datasets import *  # noqa: E402, F403
 from tests.unit.service.store.test_keys import *  # noqa: E402, F403
 from tests.unit.service.store.test_listing import *  # noqa: E402, F403

@@ -130,7 +130,9 @@ def test_nothing_secret_is_in_the_file_and_every_secret_is_made(tmp_path: Path) 
     assert all(first.values())
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     assert set(first) == set(read_compose_file({})["secrets"])
-    assert Encryption(SecretStr(first["eigenpress_encryption_key"]))
+    for name in ("eigenpress_encryption_key", "eigenpress_credentials_key"):
+        assert Encryption(SecretStr(first[name]))
+    assert first["eigenpress_encryption_key"] != first["eigenpress_credentials_key"]
     subprocess.run([script, made], check=True)
     assert {path.name: path.read_text() for path in made.iterdir()} == first
     for service in SERVICES.values():
@@ -138,6 +140,17 @@ def test_nothing_secret_is_in_the_file_and_every_secret_is_made(tmp_path: Path) 
             secret = re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", name)
             assert not secret or str(value).startswith("/run/secrets"), name
     assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().split()
+
+
+def test_of_rays_nodes_only_the_head_opens_the_tenants_credentials() -> None:
+    having = {
+        secret: {name for name, each in SERVICES.items() if secret in each.get("secrets", ())}
+        for secret in ("eigenpress_credentials_key", "eigenpress_encryption_key")
+    }
+    assert having == {
+        "eigenpress_credentials_key": {"api", "dispatcher", "ray-head"},
+        "eigenpress_encryption_key": {"api", "dispatcher"},
+    }
 
 
 def test_only_the_api_and_s3_can_be_published_beyond_loopback() -> None:

@@ -86,6 +86,7 @@ class Worker:
         self.assembler = Assembler(spec, attempt, self.worker)
 
     place = _passed_on("place")
+    take_credentials = _passed_on("take_credentials")
     attempts_in_scratch = _passed_on("attempts_in_scratch")
     sweep_scratch = _passed_on("sweep_scratch")
     load = _passed_on("load")

@@ -21,6 +21,7 @@ import torch
 from cachetools import LRUCache, cachedmethod
 from torch import nn
 
+from service.domain.credentials import NO_CREDENTIALS, Credentials
 from service.domain.spec import (
     EvaluationTask,
     JobSpec,
@@ -114,6 +115,7 @@ class Worker:
         self._widths = [Width(bits) for bits in spec.widths]
         self._held = held
         self._settings = within(Settings(), places)
+        self._credentials = NO_CREDENTIALS
         if self._settings.worker_memory_bytes is not None:
             map_matrices()
         self._scratch = self._settings.scratch_dir / attempt / f"worker-{number}"
@@ -153,6 +155,14 @@ class Worker:
             os.environ.get("CUDA_VISIBLE_DEVICES"),
             self._versions,
         )
+
+    def take_credentials(self, credentials: Credentials) -> None:
+        """Read the model and the texts with these of the tenant, from now on.
+
+        Ray's head keeps what an actor is made with, and not what its methods are called with: so
+        credentials come by a call.
+        """
+        self._credentials = credentials
 
     def attempts_in_scratch(self) -> list[str]:
         """The attempts that have files on this machine."""
@@ -228,7 +238,7 @@ class Worker:
     @cached_property
     def original(self) -> Path:
         """What the job names, on this node: a model's folder, or a GGUF file."""
-        return fetch_model(self._spec.model, self._settings, self._held)
+        return fetch_model(self._spec.model, self._settings, self._held, self._credentials)
 
     @cached_property
     def source(self) -> Path:
@@ -238,15 +248,15 @@ class Worker:
     def texts(self) -> Texts:
         """Read and tokenize the job's texts; one worker does it for all."""
         tokenizer: Any = TextTokenizer(self.source)
-        texts = read_texts(self._spec, tokenizer, self._settings)
+        texts = read_texts(self._spec, tokenizer, self._settings, self._credentials)
         check_token_ids(texts, tokenizer, vocabulary_size(self.source))
         return texts
 
     def exercises(self) -> list[Exercise]:
         """Read the problems of the job's tasks; one worker does it for all, once it has loaded."""
         tokenizer: Any = TextTokenizer(self.source)
-        config = self._opened.model.config
-        return read_exercises(self._spec, tokenizer, positions(config), self._settings)
+        longest = positions(self._opened.model.config)
+        return read_exercises(self._spec, tokenizer, longest, self._settings, self._credentials)
 
     def digest(self) -> str:
         """The sha256 of the model's files; one worker computes it for all."""

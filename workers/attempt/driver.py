@@ -23,6 +23,7 @@ from typing import TypeVar
 import ray
 
 from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH
+from service.credentials import open_credentials
 from service.domain.job import Job
 from service.errors import AttemptStale, ClusterUnavailable, DatabaseUnavailable, SchemaMismatch
 from service.retrying import retry
@@ -73,8 +74,11 @@ def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
     try:
         _join_cluster(scratch.name)
         _stop_on_sigterm(scratch)
-        places = _retry(settings, store.users(job.tenant).places)
-        report = run_attempt(job, progress, settings, places)
+        users = store.users(job.tenant)
+        places = _retry(settings, users.places)
+        credentials = _retry(settings, lambda: open_credentials(users, settings))
+        needed = credentials.needed_by(job.spec, settings.hub_endpoint)
+        report = run_attempt(job, progress, settings, places, needed)
         _retry(settings, lambda: store.attempts.succeed(job.id, job.attempt, report))
     except AttemptStale:
         raise

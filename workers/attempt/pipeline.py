@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from service.domain.credentials import NO_CREDENTIALS, Credentials
 from service.domain.job import Job
 from service.domain.placement import PLACED, Placement, plan_placement
 from service.domain.spec import QualityTarget, Target
@@ -75,10 +76,12 @@ DENSE = Subject("dense", None, None, None)
 """The source model."""
 
 
-def run_attempt(job: Job, progress: Progress, settings: Settings, places: Places) -> dict[str, Any]:
+def run_attempt(
+    job: Job, progress: Progress, settings: Settings, places: Places, credentials: Credentials
+) -> dict[str, Any]:
     """Compress the job's model and publish the artifacts; returns the report.
 
-    Workers read nothing outside `places`, which are the tenant's.
+    Workers read nothing outside `places`, which are the tenant's, as are `credentials`.
 
     Raises the errors of `service.errors` and of the steps.
     """
@@ -109,7 +112,7 @@ def run_attempt(job: Job, progress: Progress, settings: Settings, places: Places
     patience = settings.retry_timeout_seconds
     group = ActorGroup(attempt, spec, placement, patience, say_growing, say_waiting, places)
     with group as actors:
-        return Attempt(job, progress, settings, actors).run()
+        return Attempt(job, progress, settings, actors, credentials).run()
 
 
 def worker_pids(progress: Progress) -> frozenset[int]:
@@ -122,7 +125,12 @@ class Attempt:
     """One attempt on its group of actors."""
 
     def __init__(
-        self, job: Job, progress: Progress, settings: Settings, actors: ActorGroup
+        self,
+        job: Job,
+        progress: Progress,
+        settings: Settings,
+        actors: ActorGroup,
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
         self.job = job
         self.spec = job.spec
@@ -130,6 +138,7 @@ class Attempt:
         self.settings = settings
         self.workers = actors.workers
         self.actors = actors
+        self.credentials = credentials
         self.owned: list[list[InputGroup]] = []  # by worker: the groups that it solves
         self.owners: dict[str, Any] = {}  # layer name -> the worker that solves it
         self.nodes: list[str] = []  # by worker: the machine it runs on
@@ -186,6 +195,7 @@ class Attempt:
                 {f"worker {place.worker} on {place.host}": place.versions for place in places},
             )
             sweep_scratch(self.workers, self.progress)
+            ray.get([worker.take_credentials.remote(self.credentials) for worker in self.workers])
             texts_reference = self.workers[0].texts.remote()
             digest_reference = self.workers[0].digest.remote()  # while the others load
             summaries = []

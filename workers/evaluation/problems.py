@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from service.domain.credentials import NO_CREDENTIALS, Credentials
 from service.domain.spec import (
     MAX_PROBLEMS,
     EvaluationTask,
@@ -71,9 +72,15 @@ class Exercise:
 
 
 def read_exercises(
-    spec: JobSpec, tokenizer: Tokenizer, longest: int | None, settings: Settings
+    spec: JobSpec,
+    tokenizer: Tokenizer,
+    longest: int | None,
+    settings: Settings,
+    credentials: Credentials = NO_CREDENTIALS,
 ) -> list[Exercise]:
     """The problems of every task; `longest` is the model's context length in tokens.
+
+    They are read with the tenant's credentials, except those of lm-eval.
 
     Raises the errors of `service.inputs.texts.sources.fetch_data`,
     `service.inputs.texts.documents.read_records` and `workers.evaluation.harness`, and DataInvalid
@@ -86,10 +93,10 @@ def read_exercises(
         match task:
             case MultipleChoice():
                 read = _question_reader(task, tokenizer, longest, param)
-                problems = [read(record) for record in _records(task, settings, param)]
+                problems = [read(each) for each in _records(task, settings, param, credentials)]
             case PassAt1():
                 reader = _function_reader(task, tokenizer, longest, param)
-                problems = [reader(record) for record in _records(task, settings, param)]
+                problems = [reader(each) for each in _records(task, settings, param, credentials)]
             case LmEval():
                 check_harness_tasks(task, settings, param)
                 problems = list(task.tasks)
@@ -97,9 +104,11 @@ def read_exercises(
     return exercises
 
 
-def _records(task: MultipleChoice | PassAt1, settings: Settings, param: str) -> Iterator[Record]:
+def _records(
+    task: MultipleChoice | PassAt1, settings: Settings, param: str, credentials: Credentials
+) -> Iterator[Record]:
     data = f"{param}.data"
-    text = fetch_data(task.data, settings, data)
+    text = fetch_data(task.data, settings, data, credentials)
     records = read_records(text.root, text.pattern, problem_fields(task, param), data)
     wanted = list(islice(records, task.limit or MAX_PROBLEMS + 1))
     if not wanted:

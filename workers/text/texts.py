@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from service.domain.credentials import NO_CREDENTIALS, Credentials
 from service.domain.spec import HELD_OUT, Calibration, DatasetData, DataSource, JobSpec
 from service.errors import CalibrationTooShort, DataInvalid, ModelInvalid
 from service.inputs.texts.documents import Document, Skipped, read_documents
@@ -65,15 +66,16 @@ class Texts:
 class _Reader:
     """Reads one text after another, and keeps account of them."""
 
-    def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
+    def __init__(self, tokenizer: Tokenizer, settings: Settings, credentials: Credentials) -> None:
         self.skipped_files: list[str] = []
         self.tokens_of_datasets: dict[str, int] = {}
         self._tokenizer = tokenizer
         self._settings = settings
+        self._credentials = credentials
 
     def read(self, data: DataSource, param: str) -> tuple[list[Document], dict[str, int]]:
         """The documents, and how much was left out by the reason."""
-        text, skipped = fetch_data(data, self._settings, param), Skipped()
+        text, skipped = fetch_data(data, self._settings, param, self._credentials), Skipped()
         of_field = f"{param}.id" if isinstance(data, DatasetData) else f"{param}.text_field"
         render = chat_renderer(self._tokenizer, of_field)
         documents = list(
@@ -87,15 +89,20 @@ class _Reader:
         return documents, _counted({EMPTY: skipped.empty_rows, NOT_TEXT: len(skipped.files)})
 
 
-def read_texts(spec: JobSpec, tokenizer: Tokenizer, settings: Settings) -> Texts:
-    """Fetch, split and cut the texts of a job.
+def read_texts(
+    spec: JobSpec,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    credentials: Credentials = NO_CREDENTIALS,
+) -> Texts:
+    """Fetch, split and cut the texts of a job, with the tenant's credentials.
 
     The calibration text omits every document that is also in an evaluation dataset. Raises the
     errors of `service.inputs.texts.sources.fetch_data`,
     `service.inputs.texts.documents.read_documents` and `workers.text.sequences`, and DataInvalid
     for a dataset without two consecutive tokens.
     """
-    reader = _Reader(tokenizer, settings)
+    reader = _Reader(tokenizer, settings, credentials)
     everything, left_out = reader.read(spec.calibration.data, "calibration.data")
     skipped: dict[str, Mapping[str, int]] = {}
     datasets: dict[str, list[Document]] = {}

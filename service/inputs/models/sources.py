@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from service.domain.credentials import NO_CREDENTIALS, Credentials
 from service.domain.spec import (
     HubModel,
     LocalPath,
@@ -54,26 +55,34 @@ MAX_MODEL_FILES = 500
 Headers = ModelHeaders | GGUFHeader
 
 
-def check_model(source: ModelSource, settings: Settings) -> Headers | None:
+def check_model(
+    source: ModelSource, settings: Settings, credentials: Credentials = NO_CREDENTIALS
+) -> Headers | None:
     """What a model's files say about it, read as far as their headers.
 
     If the hub does not answer within seconds, the result is None, and its problems show when the
-    job runs. Raises `PathNotAllowed`, `ModelNotFound`, `ModelConfigMissing`, `ModelInvalid`,
-    `NotACausalLM`, `UnsafeWeights`, and for S3 the storage's errors.
+    job runs. `credentials` are the tenant's. Raises `PathNotAllowed`, `ModelNotFound`,
+    `ModelConfigMissing`, `ModelInvalid`, `NotACausalLM`, `UnsafeWeights`, and for S3 the storage's
+    errors.
     """
     match source:
         case LocalPath():
             _, headers = _local_model(source, settings, lambda _, resolved: open_file(resolved))
             return headers
         case S3Prefix():
-            return _check_s3_model(_list_s3_model(source, settings))
+            return _check_s3_model(_list_s3_model(source, settings, credentials))
         case HubModel():
             with suppress(HubUnavailable):
-                return _check_hub_model(source, settings)
+                return _check_hub_model(source, settings, credentials)
             return None
 
 
-def fetch_model(source: ModelSource, settings: Settings, held: HeldFiles) -> Path:
+def fetch_model(
+    source: ModelSource,
+    settings: Settings,
+    held: HeldFiles,
+    credentials: Credentials = NO_CREDENTIALS,
+) -> Path:
     """The model's folder, or its .gguf file, on this machine, checked as by `check_model`.
 
     A local model is the folder or file in `held` that stands for it, and has no other files than a
@@ -86,9 +95,9 @@ def fetch_model(source: ModelSource, settings: Settings, held: HeldFiles) -> Pat
             path, _ = _local_model(source, settings, held.open)
             return held.view(path)
         case S3Prefix():
-            return _fetch_s3_model(source, settings)
+            return _fetch_s3_model(source, settings, credentials)
         case HubModel():
-            return _fetch_hub_model(source, settings)
+            return _fetch_hub_model(source, settings, credentials)
 
 
 def _local_model(source: LocalPath, settings: Settings, open_: Open) -> tuple[Path, Headers]:
@@ -149,11 +158,15 @@ def _local_files(folder: Path, settings: Settings, param: str) -> dict[str, Path
     return found
 
 
-def _list_s3_model(source: S3Prefix, settings: Settings, patience_seconds: float = 0) -> S3Listing:
+def _list_s3_model(
+    source: S3Prefix, settings: Settings, credentials: Credentials, patience_seconds: float = 0
+) -> S3Listing:
     """The objects below the prefix where transformers looks; or the one .gguf object."""
     param = "model.uri"
     with missing_as(ModelNotFound, param):
-        listing = list_source(source.uri, settings, may_belong, param, patience_seconds)
+        listing = list_source(
+            source.uri, settings, may_belong, param, patience_seconds, credentials
+        )
     if not listing.objects:
         raise ModelNotFound(f"There is nothing at {source.uri}.", param=param)
     if listing.is_one_object and not source.uri.endswith(GGUF_SUFFIX):
@@ -186,8 +199,9 @@ def _s3_model_paths(listing: S3Listing) -> list[str]:
     return [*weights, *filter(is_wanted, listing.objects)]
 
 
-def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
-    listing, param = _list_s3_model(source, settings, settings.retry_timeout_seconds), "model.uri"
+def _fetch_s3_model(source: S3Prefix, settings: Settings, credentials: Credentials) -> Path:
+    param, patience = "model.uri", settings.retry_timeout_seconds
+    listing = _list_s3_model(source, settings, credentials, patience)
 
     def fill(folder: Path) -> None:
         paths = _s3_model_paths(listing)
@@ -205,7 +219,10 @@ def _fetch_s3_model(source: S3Prefix, settings: Settings) -> Path:
 
 
 def _hub_model(
-    source: HubModel, settings: Settings, answer_seconds: float = ANSWER_SECONDS
+    source: HubModel,
+    settings: Settings,
+    credentials: Credentials,
+    answer_seconds: float = ANSWER_SECONDS,
 ) -> HubRepository:
     return HubRepository(
         settings.hub_endpoint,
@@ -215,12 +232,15 @@ def _hub_model(
         ModelNotFound,
         "model.id",
         answer_seconds,
+        credentials.for_hub(settings.hub_endpoint),
     )
 
 
-def _check_hub_model(source: HubModel, settings: Settings) -> ModelHeaders:
+def _check_hub_model(
+    source: HubModel, settings: Settings, credentials: Credentials
+) -> ModelHeaders:
     """What the repository's files say as far as their headers. Raises HubUnavailable."""
-    repository = _hub_model(source, settings, CHECK_SECONDS)
+    repository = _hub_model(source, settings, credentials, CHECK_SECONDS)
     files = {path: file for path, file in repository.files().items() if may_belong(path)}
     sizes = {path: file.size for path, file in files.items()}
 
@@ -230,8 +250,8 @@ def _check_hub_model(source: HubModel, settings: Settings) -> ModelHeaders:
     return check_files(sizes, open_, repository.param)
 
 
-def _fetch_hub_model(source: HubModel, settings: Settings) -> Path:
-    repository, param = _hub_model(source, settings), "model.id"
+def _fetch_hub_model(source: HubModel, settings: Settings, credentials: Credentials) -> Path:
+    repository, param = _hub_model(source, settings, credentials), "model.id"
 
     def fill(folder: Path) -> None:
         files = {path: file for path, file in repository.files().items() if may_belong(path)}

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from service.domain.credentials import NO_CREDENTIALS, Credentials
 from service.domain.spec import (
     DatasetData,
     DataSource,
@@ -43,24 +44,31 @@ MAX_DATA_FILES = 100_000
 MAX_DATA_BYTES = 64 * 2**30
 
 
-def check_data(source: DataSource, settings: Settings, param: str) -> None:
+def check_data(
+    source: DataSource, settings: Settings, param: str, credentials: Credentials = NO_CREDENTIALS
+) -> None:
     """Raise unless the pattern selects files, and the beginnings of the first ones are text.
 
-    Raises `PathNotAllowed`, `DataNotFound`, `DataInvalid`, and for S3 the storage's errors, about
-    fields of `param`. Does not contact the hub.
+    `credentials` are the tenant's. Raises `PathNotAllowed`, `DataNotFound`, `DataInvalid`, and for
+    S3 the storage's errors, about fields of `param`. Does not contact the hub.
     """
-    with _beginnings(source, settings, param) as text:
+    with _beginnings(source, settings, param, credentials) as text:
         if text:
             check_documents(text.root, text.pattern, text.text_field, param)
 
 
-def check_problems(task: MultipleChoice | PassAt1, settings: Settings, param: str) -> None:
+def check_problems(
+    task: MultipleChoice | PassAt1,
+    settings: Settings,
+    param: str,
+    credentials: Credentials = NO_CREDENTIALS,
+) -> None:
     """Raise unless the pattern selects files of rows, and the first ones have the task's fields.
 
     `param` is the field of the request that holds the task. Raises the errors of `check_data`.
     """
     data = f"{param}.data"
-    with _beginnings(task.data, settings, data) as text:
+    with _beginnings(task.data, settings, data, credentials) as text:
         if text:
             check_records(text.root, text.pattern, problem_fields(task, param), data)
 
@@ -76,7 +84,9 @@ def problem_fields(task: MultipleChoice | PassAt1, param: str) -> dict[str, str]
     }
 
 
-def fetch_data(source: DataSource, settings: Settings, param: str) -> FetchedText:
+def fetch_data(
+    source: DataSource, settings: Settings, param: str, credentials: Credentials = NO_CREDENTIALS
+) -> FetchedText:
     """The text on this machine.
 
     Retries for `settings.retry_timeout_seconds` while S3 is unavailable. Raises what `check_data`
@@ -86,9 +96,9 @@ def fetch_data(source: DataSource, settings: Settings, param: str) -> FetchedTex
         case LocalData():
             root = _local_data(source, settings, param)
         case S3Data():
-            root = _fetch_s3_data(source, settings, param)
+            root = _fetch_s3_data(source, settings, param, credentials)
         case HubData():
-            root = _fetch_hub_data(source, settings, param)
+            root = _fetch_hub_data(source, settings, param, credentials)
         case DatasetData():
             with missing_as(DataNotFound, f"{param}.id"):
                 return fetch_dataset(source.id, settings)
@@ -107,13 +117,19 @@ def _local_data(source: LocalData, settings: Settings, param: str) -> Path:
 
 
 def _list_s3_data(
-    source: S3Data, settings: Settings, param: str, patience_seconds: float = 0
+    source: S3Data,
+    settings: Settings,
+    param: str,
+    credentials: Credentials,
+    patience_seconds: float = 0,
 ) -> S3Listing:
     def wanted(path: str) -> bool:
         return selects(source.pattern, path)
 
     with missing_as(DataNotFound, f"{param}.uri"):
-        listing = list_source(source.uri, settings, wanted, f"{param}.uri", patience_seconds)
+        listing = list_source(
+            source.uri, settings, wanted, f"{param}.uri", patience_seconds, credentials
+        )
     if not listing.objects:
         raise _no_match(source.uri, source.pattern, param)
     _check_bounds(listing.sizes, param)
@@ -121,14 +137,16 @@ def _list_s3_data(
 
 
 @contextmanager
-def _beginnings(source: DataSource, settings: Settings, param: str) -> Iterator[FetchedText | None]:
+def _beginnings(
+    source: DataSource, settings: Settings, param: str, credentials: Credentials
+) -> Iterator[FetchedText | None]:
     """The text, of whose first files the beginnings can be read; None on the hub."""
     match source:
         case LocalData():
             root = _local_data(source, settings, param)
             yield FetchedText(root, source.pattern, source.text_field)
         case S3Data():
-            listing = _list_s3_data(source, settings, param)
+            listing = _list_s3_data(source, settings, param, credentials)
             with TemporaryDirectory() as folder, missing_as(DataNotFound, f"{param}.uri"):
                 root = _copy_beginnings(listing, Path(folder).resolve(), param)
                 yield FetchedText(root, source.pattern, source.text_field)
@@ -156,8 +174,10 @@ def _copy_beginnings(listing: S3Listing, folder: Path, param: str) -> Path:
     return folder / next(iter(listing.objects)) if listing.is_one_object else folder
 
 
-def _fetch_s3_data(source: S3Data, settings: Settings, param: str) -> Path:
-    listing = _list_s3_data(source, settings, param, settings.retry_timeout_seconds)
+def _fetch_s3_data(
+    source: S3Data, settings: Settings, param: str, credentials: Credentials
+) -> Path:
+    listing = _list_s3_data(source, settings, param, credentials, settings.retry_timeout_seconds)
 
     def fill(folder: Path) -> None:
         with missing_as(DataNotFound, f"{param}.uri"):
@@ -167,9 +187,17 @@ def _fetch_s3_data(source: S3Data, settings: Settings, param: str) -> Path:
     return folder / next(iter(listing.objects)) if listing.is_one_object else folder
 
 
-def _fetch_hub_data(source: HubData, settings: Settings, param: str) -> Path:
+def _fetch_hub_data(
+    source: HubData, settings: Settings, param: str, credentials: Credentials
+) -> Path:
     repository = HubRepository(
-        settings.hub_endpoint, "dataset", source.id, source.revision, DataNotFound, f"{param}.id"
+        settings.hub_endpoint,
+        "dataset",
+        source.id,
+        source.revision,
+        DataNotFound,
+        f"{param}.id",
+        credential=credentials.for_hub(settings.hub_endpoint),
     )
 
     def fill(folder: Path) -> None:

@@ -139,7 +139,9 @@ def a_webhook(store: Store) -> dict[str, str]:
 def settings(settings: Settings) -> Settings:
     """Jobs may name a hub, which refuses every connection at once; webhooks may be made."""
     key = SecretStr(new_key())
-    return settings.model_copy(update={"hub_endpoint": "http://127.0.0.1:9", "encryption_key": key})
+    return settings.model_copy(
+        update={"hub_endpoint": "http://127.0.0.1:9", "encryption_key": key, "credentials_key": key}
+    )
 
 
 @pytest.fixture(autouse=True)

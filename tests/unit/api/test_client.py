@@ -16,7 +16,14 @@ import pytest
 from api.app import create_app
 from api.feed import Feed
 from api.services import Services
-from service.client import access, answers, datasets, operations, webhooks
+from service.client import (
+    access,
+    answers,
+    datasets,
+    operations,
+    tenant_credentials,
+    webhooks,
+)
 from service.client.async_client import AsyncClient
 from service.client.calls import Call
 from service.client.client import ApiProblem, ApiUnreachable, Client
@@ -73,6 +80,10 @@ CALLS: dict[str, Call[Any]] = {
     "get_tenant": access.tenant("t"),
     "tenant_usage": access.tenant_usage("t"),
     "change_tenant": access.change_tenant("t", {}),
+    "put_credential": tenant_credentials.put_hub("t", "n", "hf_token"),
+    "list_credentials": tenant_credentials.credentials("t"),
+    "get_credential": tenant_credentials.credential("t", "n"),
+    "delete_credential": tenant_credentials.delete("t", "n"),
     "list_audit": access.audit(5, "c", "t"),
 }
 """By the operation's id in the document: the call with all of its parameters."""

@@ -119,10 +119,12 @@ def test_secrets_are_files_where_the_settings_look(manifests: list[Manifest]) ->
     for template in pod_templates(manifests):
         volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
         assert secrets_of(volumes["secrets"])[0] == "eigenpress"
-        if template["spec"]["containers"][0]["name"].startswith("ray-"):
+        name = template["spec"]["containers"][0]["name"]
+        if name.startswith("ray-"):
             keys = {item["key"] for item in volumes["secrets"]["secret"]["items"]}
             assert "eigenpress_s3_secret_access_key" in keys
             assert "eigenpress_encryption_key" not in keys
+            assert ("eigenpress_credentials_key" in keys) is (name == "ray-head")
     assert not [manifest for manifest in manifests if manifest["kind"] == "Secret"]
 
 

@@ -7,14 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from service.cluster.ray_jobs import Unknown
+from service.credentials import seal
 from service.dispatch.cleanup import AGAIN_SECONDS, LOGS_PATIENCE, Cleaner
 from service.dispatch.dispatcher import Dispatcher
+from service.domain.credentials import HubToken
 from service.domain.job import DEFAULT_TENANT, Artifact, JobHead
 from service.domain.manifest import checkpoints_prefix, logs_prefix
 from service.domain.retry_policy import RetryPolicy
 from service.domain.states import JobState
+from service.encryption import new_key
 from service.errors import (
     AttemptStale,
     ClusterUnavailable,
@@ -380,6 +384,52 @@ def test_ray_keeps_an_attempt_whose_logs_cannot_be_kept_for_an_hour(
     age(job_store, failed.id, LOGS_PATIENCE.total_seconds() + 1)
     clean(job_store.claims.head(failed.id))
     assert cluster.known == []
+
+
+def test_logs_with_credentials_that_cannot_be_masked_are_not_kept(
+    attempts: Attempts,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    clean: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    settings = Settings(data_dir=tmp_path, credentials_key=SecretStr(new_key()))
+    token = HubToken(attempts.job.tenant, "hub", "https://hub.test", SecretStr("canary-token"))
+    job_store.credentials.put(token, seal(token, settings))
+    attempts.start()
+    cluster.end(attempts.job.id, 1, printed="it is canary-token")
+    job_store.attempts.fail(attempts.job.id, 1, LOST, ONCE)
+    failed = job_store.claims.head(attempts.job.id)
+    clean(failed)  # without the key
+    assert bucket.objects == {}
+    assert cluster.known == [f"{failed.id}-1"]
+    Cleaner(job_store, cluster, bucket, settings).clean(failed)
+    assert kept(bucket, failed, 1).startswith(b"it is ************")
+
+
+def test_the_end_of_a_lost_drivers_log_is_masked(
+    attempts: Attempts,
+    job_store: Store,
+    cluster: FakeCluster,
+    bucket: MemoryStorage,
+    tmp_path: Path,
+) -> None:
+    key = SecretStr(new_key())
+    settings = Settings(data_dir=tmp_path, credentials_key=key, max_attempts=1)
+    token = HubToken(attempts.job.tenant, "hub", "https://hub.test", SecretStr("canary-token"))
+    job_store.credentials.put(token, seal(token, settings))
+    attempts.start()
+    job_store.attempts.renew(attempts.job.id, 1, 60)
+    cluster.end(attempts.job.id, 1, printed="it is canary-token")
+    dispatcher = Dispatcher(job_store, cluster, bucket, settings)
+    dispatcher.tick()
+    dispatcher.close()
+    lost = job_store.records.get(attempts.job.id)
+    assert lost.failure is not None
+    assert "it is ************" in lost.failure.detail
+    events = job_store.records.events(lost.id)
+    assert "canary" not in f"{events} {lost}"
 
 
 def test_a_cleaner_keeps_no_log_of_a_job_that_another_has_removed(

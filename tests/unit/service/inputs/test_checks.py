@@ -25,14 +25,18 @@ from service.inputs.checks import CHECK_THREADS, Findings, SubmissionChecks, che
 from service.inputs.models.files import ModelHeaders
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
+from service.store.credentials import SealedCredential
 from service.store.users import Users
 
 
 class _Users:
-    """Those of a tenant that may read all that the installation may."""
+    """Those of a tenant that may read all that the installation may, and with its credentials."""
 
     def places(self) -> Places:
         return EVERY_PLACE
+
+    def sealed_credentials(self) -> list[SealedCredential]:
+        return []
 
 
 USERS = cast(Users, _Users())
@@ -128,7 +132,7 @@ def test_a_slow_text_is_named(
     bucket: Bucket,
     param: str,
 ) -> None:
-    def check(_source: object, _settings: Settings, name: str) -> None:
+    def check(_source: object, _settings: Settings, name: str, _credentials: object) -> None:
         if name in (param, param.removesuffix(".data")):
             answers.wait()
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 from pydantic import SecretStr
 
+from service.credentials import seal
+from service.domain.credentials import HubToken
+from service.domain.tenant import Limits, Places
+from service.encryption import new_key
+from service.errors import EncryptionKeyMissing
 from service.logs.mask import Mask
 from service.settings import Settings
+from service.store.store import Store
 
 SETTINGS = Settings(
     database_url="postgresql://eigenpress@db/jobs",
@@ -66,3 +72,18 @@ def test_other_words_stay() -> None:
     text = "s3://bucket/key of /home/canary-is-no-secret: größer, 12:30@home\n".encode()
     assert Mask.of(SETTINGS, ENVIRONMENT)(text) == text
     assert Mask(["", "abc"])(b"abc") == b"abc"
+
+
+def test_credentials_of_tenants_are_masked_as_soon_as_there_are_any(job_store: Store) -> None:
+    settings = SETTINGS.model_copy(update={"credentials_key": SecretStr(new_key())})
+    mask = Mask.of(settings, {}, store=job_store)
+    text = b"Bearer: canary-of-a-tenant; canary-key-id"
+    assert mask(text) == b"Bearer: canary-of-a-tenant; *************"
+    job_store.tenants.create("team-a", Limits(), Places())
+    token = HubToken("team-a", "hub", "https://hub.test", SecretStr("canary-of-a-tenant"))
+    job_store.credentials.put(token, seal(token, settings))
+    assert mask(text) == b"Bearer: ******************; *************"
+    with pytest.raises(EncryptionKeyMissing):
+        Mask.of(SETTINGS, {}, store=job_store)(text)
+    job_store.credentials.delete("team-a", "hub")
+    assert Mask.of(SETTINGS, {}, store=job_store)(b"text") == b"text"

@@ -13,6 +13,7 @@ from service.errors import InvalidParameter
 from service.standalone.private_files import private_folder, write_private
 from service.standalone.ray_head import LocalRay
 from service.standalone.serve import (
+    CREDENTIALS_KEY_FILE,
     ENCRYPTION_KEY_FILE,
     SECRETS,
     Installation,
@@ -63,6 +64,7 @@ def test_another_user_s_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_secrets_are_those_of_the_parts(tmp_path: Path) -> None:
     installation = Installation(ServeOptions(data_dir=tmp_path, port=0, dashboard_port=0))
     token = LocalRay(tmp_path / "ray").token_path
-    keys = {tmp_path / ADMIN_KEY_FILE, tmp_path / ENCRYPTION_KEY_FILE}
+    names = (ADMIN_KEY_FILE, CREDENTIALS_KEY_FILE, ENCRYPTION_KEY_FILE)
+    keys = {tmp_path / name for name in names}
     secrets = {tmp_path / secret for secret in SECRETS}
     assert secrets == {token, installation.credentials_path} | keys

@@ -120,10 +120,25 @@ def test_the_key_for_secrets_is_made_once_and_kept_from_jobs(
     assert key not in of_jobs.values()
 
 
+def test_the_key_for_credentials_is_made_once_and_goes_to_jobs(tmp_path: Path) -> None:
+    installation = Installation(options(tmp_path))
+    path = tmp_path / "data" / "credentials-key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    key = path.read_text().strip()
+    assert installation.settings.credentials_key == SecretStr(key)
+    assert installation.settings.encryption_key != SecretStr(key)
+    assert Installation(options(tmp_path)).settings.credentials_key == SecretStr(key)
+    assert environment(installation.settings)["EIGENPRESS_CREDENTIALS_KEY"] == key
+    assert installation._ray._environment()["EIGENPRESS_CREDENTIALS_KEY"] == key
+
+
 def test_a_key_of_the_environment_comes_before_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = new_key()
     monkeypatch.setenv("EIGENPRESS_ENCRYPTION_KEY", key)
-    assert Installation(options(tmp_path)).settings.encryption_key == SecretStr(key)
-    assert not (tmp_path / "data" / "encryption-key").exists()
+    monkeypatch.setenv("EIGENPRESS_CREDENTIALS_KEY", key)
+    settings = Installation(options(tmp_path)).settings
+    assert settings.encryption_key == settings.credentials_key == SecretStr(key)
+    for name in ("encryption-key", "credentials-key"):
+        assert not (tmp_path / "data" / name).exists()

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from ray.exceptions import ActorDiedError
 from sqlalchemy import text
 
 from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH
+from service.credentials import seal
+from service.domain.credentials import Credentials, HubToken, S3Keys
 from service.domain.job import DEFAULT_TENANT, EventType, Job, new_job_id
-from service.domain.spec import JobSpec
+from service.domain.spec import HubModel, JobSpec
 from service.domain.states import JobState
 from service.domain.tenant import Limits, Places
+from service.encryption import new_key
 from service.errors import (
     Failure,
     JobNotFound,
@@ -49,13 +53,22 @@ def attempt(
     store.close()
 
 
-def run_as(monkeypatch: pytest.MonkeyPatch, run: Any) -> list[Places]:
-    """Let `run` take the place of an attempt; returns the places that it may read."""
+def run_as(
+    monkeypatch: pytest.MonkeyPatch, run: Any, taken: list[Credentials] | None = None
+) -> list[Places]:
+    """Let `run` take the place of an attempt; returns the places that it may read.
 
-    def run_attempt(job: Job, _progress: object, settings: Settings, places: Places) -> Any:
+    Appends to `taken` the credentials that it gets.
+    """
+
+    def run_attempt(
+        job: Job, _progress: object, settings: Settings, places: Places, credentials: Credentials
+    ) -> Any:
         scratch = settings.scratch_dir / f"{job.id}-{job.attempt}"
         scratch.mkdir(parents=True)
         given.append(places)
+        if taken is not None:
+            taken.append(credentials)
         return run(job)
 
     given: list[Places] = []
@@ -91,6 +104,48 @@ def test_an_attempt_reads_the_places_of_its_tenant(
     given = run_as(monkeypatch, lambda _: {})
     assert main(job.id, 1) == 0
     assert given == [places]
+
+
+def give_credentials(store: Store, tenant: str, settings: Settings) -> tuple[HubToken, S3Keys]:
+    """A token of the hub, and keys of a place that no job names."""
+    token = HubToken(tenant, "hub", settings.hub_endpoint, SecretStr("canary-token"))
+    keys = S3Keys(
+        tenant, "s3", ("s3://elsewhere/",), SecretStr("id"), SecretStr("canary-elsewhere")
+    )
+    for each in (token, keys):
+        store.credentials.put(each, seal(each, settings))
+    return token, keys
+
+
+def test_an_attempt_gets_those_credentials_of_its_tenant_that_it_needs(
+    attempt: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = attempt
+    monkeypatch.setenv("EIGENPRESS_CREDENTIALS_KEY", new_key())
+    token, _ = give_credentials(store, job.tenant, Settings())
+    model = HubModel(source="hub", id="team-a/private", revision=40 * "0")
+    store.users(job.tenant).create(job.spec.model_copy(update={"model": model}))
+    on_the_hub = store.claims.claim()
+    assert on_the_hub is not None
+    taken: list[Credentials] = []
+    run_as(monkeypatch, lambda _: {}, taken)
+    assert [main(each.id, 1) for each in (job, on_the_hub)] == [0, 0]
+    assert taken == [Credentials(), Credentials((token,))]
+
+
+def test_a_driver_without_the_key_says_which_setting_is_missing(
+    attempt: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = attempt
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("EIGENPRESS_CREDENTIALS_KEY", new_key())
+        give_credentials(store, job.tenant, Settings())
+    assert main(job.id, 1) == EXIT_FAILED
+    ended = store.records.get(job.id)
+    assert ended.state is JobState.FAILED
+    assert ended.failure is not None
+    assert ended.failure.code == "encryption_key_missing"
+    assert "EIGENPRESS_CREDENTIALS_KEY" in ended.failure.detail
 
 
 def test_an_error_ends_the_job_with_its_failure(

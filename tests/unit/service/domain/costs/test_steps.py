@@ -17,7 +17,7 @@ from service.domain.costs.shapes import model_shapes
 from service.domain.costs.steps import peak_driver_bytes, peak_worker_bytes, step_costs
 from service.domain.spec import ByteTarget, JobSpec, QualityTarget
 from service.domain.states import Step
-from service.storage import s3
+from service.storage import clients, s3
 from tests.fixtures.models import ARCHITECTURES, tiny_model
 from workers.actors import assembler, room, worker
 from workers.attempt.loss_sweeps import BLOCKS_IN_FLIGHT
@@ -42,7 +42,7 @@ def test_constants_are_the_engine_s() -> None:
     assert steps.BLOCKS_IN_FLIGHT == BLOCKS_IN_FLIGHT
     assert steps.PREFETCHED_LAYERS == assembler.PREFETCHED_LAYERS
     assert steps.CACHED_BYTES == worker.CACHED_BYTES
-    assert s3.DOWNLOADS * s3._TRANSFER.multipart_chunksize == steps.UPLOADED_BYTES
+    assert clients.DOWNLOADS * s3._TRANSFER.multipart_chunksize == steps.UPLOADED_BYTES
     assert steps.SOLVES_AT_ONCE == IN_FLIGHT_PER_QUEUE
     assert steps.PROBES_PER_QUALITY == MAX_PROBES
     assert steps.PIECES_KEPT == PIECES_KEPT
