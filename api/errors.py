@@ -172,10 +172,15 @@ def invalid_request(request: Request, error: RequestValidationError) -> ProblemR
     if first["loc"] == ("body",) and not _is_json(request) and first["type"] != "missing":
         detail = "The body must be JSON, sent with the header 'Content-Type: application/json'"
         return ProblemResponse(415, "unsupported_media_type", detail, instance=instance)
-    items = [_item(each) for each in found if not _is_consequence(each, found)]
+    items = problem_items(found)
     return ProblemResponse(
         422, items[0].code, items[0].detail, param=items[0].param, instance=instance, errors=items
     )
+
+
+def problem_items(found: Sequence[Mapping[str, Any]]) -> list[ProblemItem]:
+    """One for each of pydantic's errors in a body, whose locations begin with "body"."""
+    return [_item(each) for each in found if not _is_consequence(each, found)]
 
 
 def _is_json(request: Request) -> bool:
