@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from api.access import Caller, ReaderDep, SubmitterDep
 from api.errors import status_of
-from api.pages import spec_form
+from api.pages import spec_fields, spec_form
 from api.pages.new_form import (
     FIRST,
     NewForm,
@@ -81,7 +81,7 @@ async def rows(request: Request, services: ServicesDep, caller: SubmitterDep) ->
     form = await _form(request)
     added, removed = form.pop("add", ""), form.pop("remove", "")
     focus = None
-    if added in spec_form.ROWS:
+    if added in spec_fields.ROWS:
         form, focus = with_row(form, added)
     if removed:
         form = without_row(form, removed)
@@ -92,7 +92,7 @@ async def rows(request: Request, services: ServicesDep, caller: SubmitterDep) ->
 
 @router.post("/new/estimate", name="estimate")
 async def estimate_form(request: Request, services: ServicesDep, caller: ReaderDep) -> Response:
-    """What the job would make and take, as far as the form says which; and the form as a request."""
+    """What the job would make and take; what is wrong with the form; and the form as a request."""
     form = NewForm(await _form(request))
     read = spec_form.read(form.form)
     parsed = Parsed.of(read)

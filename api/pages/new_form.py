@@ -1,4 +1,4 @@
-"""The form of a new job as its templates show it: fields, their values and what is wrong with them."""
+"""The form of a new job as its templates show it: the fields, their values and their errors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import yaml
 from pydantic import ValidationError
 
 from api.errors import MAX_LISTED_ERRORS, problem_items
-from api.pages import spec_form
-from api.pages.spec_form import LABELS, MORE, Field, Form, Read, chosen_in
+from api.pages import spec_fields
+from api.pages.spec_fields import Field, Form, chosen_in
+from api.pages.spec_form import LABELS, MORE, Read
 from api.schemas.problems import ProblemItem
 from service.domain.spec import JobSpec
 
@@ -33,8 +34,8 @@ class NewForm:
     """The field that gets the focus."""
 
     def __post_init__(self) -> None:
-        self.rows = spec_form.rows_of(self.form)
-        self._fields = {each.name: each for each in spec_form.fields(self.rows)}
+        self.rows = spec_fields.rows_of(self.form)
+        self._fields = {each.name: each for each in spec_fields.fields(self.rows)}
 
     @property
     def token(self) -> str:
@@ -59,7 +60,7 @@ class NewForm:
         return name if each is None else ".".join(map(str, each.path))
 
     def kinds(self, selector: str) -> list[str]:
-        return list(spec_form.kinds_of(selector))
+        return list(spec_fields.kinds_of(selector))
 
     def wrong(self, name: str) -> list[str]:
         return self.errors.get(name, [])
@@ -87,7 +88,7 @@ class NewForm:
             counts = each.needs is None or self.chosen(each.needs[0]) == each.needs[1]
             if counts and ".".join(map(str, each.path)) == place:
                 return name
-        groups = {LABELS, MORE, "model", "calibration.data", *spec_form.ROWS}
+        groups = {LABELS, MORE, "model", "calibration.data", *spec_fields.ROWS}
         for array, numbers in self.rows.items():
             groups |= {f"{array}.{number}" for number in numbers}
         while place and place not in groups:
@@ -102,10 +103,10 @@ def _without_param(problem: ProblemItem) -> str:
 
 def with_row(form: Form, array: str) -> tuple[dict[str, str], str]:
     """The form with another row, and the row's name."""
-    number = max(spec_form.rows_of(form)[array], default=-1) + 1
+    number = max(spec_fields.rows_of(form)[array], default=-1) + 1
     row = f"{array}.{number}"
     selector = "kind" if array == "targets" else "data.source"
-    first = next(iter(spec_form.kinds_of(f"{row}.{selector}")))
+    first = next(iter(spec_fields.kinds_of(f"{row}.{selector}")))
     return {**form, f"{row}.{selector}": first}, row
 
 

@@ -1,9 +1,7 @@
-"""From a job's specification to the fields of a form, and back.
+"""From a form to a job's specification, and back.
 
-A field of the form is named like the location of the field in the specification, with the kinds of
-its unions: `model.local.path`, `targets.0.size.keep`. What a field is (its default, its choices, its
-description) comes from the specification's models. A field that is left empty, or has the default,
-is left out of the specification. What the form has no field for stands in `more`, as JSON.
+A field that is left empty, or has the default, is left out of the specification. What the form has
+no field for stands in `more`, as JSON.
 """
 
 from __future__ import annotations
@@ -13,119 +11,26 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
-from pydantic import BaseModel
-
+from api.pages.spec_fields import (
+    MODELS,
+    ROWS,
+    Form,
+    chosen_in,
+    fields,
+    parts_of,
+    rows_of,
+    text_of,
+)
 from api.schemas.problems import ProblemItem
 from service.domain.labels import read_label
-from service.domain.spec import (
-    MAX_EVALUATION_DATASETS,
-    MAX_TARGETS,
-    ByteTarget,
-    Calibration,
-    DatasetData,
-    Evaluation,
-    EvaluationDataset,
-    HubData,
-    HubModel,
-    JobSpec,
-    Limits,
-    LocalData,
-    LocalPath,
-    QualityTarget,
-    S3Data,
-    S3Prefix,
-    SizeTarget,
-    field_path,
-)
+from service.domain.spec import JobSpec
 from service.errors import InvalidParameter
 
 Json = dict[str, Any]
-Form = Mapping[str, str]
-
-MODELS: Mapping[str, type[BaseModel]] = {"local": LocalPath, "hub": HubModel, "s3": S3Prefix}
-TEXTS: Mapping[str, type[BaseModel]] = {
-    "local": LocalData,
-    "dataset": DatasetData,
-    "hub": HubData,
-    "s3": S3Data,
-}
-TARGETS: Mapping[str, type[BaseModel]] = {
-    "size": SizeTarget,
-    "bytes": ByteTarget,
-    "quality": QualityTarget,
-}
-"""The kinds of a target, as in the location of an error; a target's fields tell its kind."""
-ROWS = {"targets": MAX_TARGETS, "evaluation.datasets": MAX_EVALUATION_DATASETS}
-"""The arrays whose items are rows of fields."""
 LABELS = "labels"
 MORE = "more"
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field of the form, for one of the specification."""
-
-    name: str
-    schema: Mapping[str, Any]
-    needs: tuple[str, str] | None = None
-    """The field that must have this value for this one to count: its place or its target's kind."""
-
-    @property
-    def last(self) -> str:
-        """Its name within its group."""
-        return self.name.rpartition(".")[2]
-
-    @property
-    def default(self) -> Any:
-        return self.schema.get("default")
-
-    @property
-    def choices(self) -> list[Any]:
-        if self._kind.get("type") == "boolean":
-            return [True, False]
-        return list(self._kind.get("enum", []))
-
-    @property
-    def is_optional(self) -> bool:
-        """Whether no value is a value of its own."""
-        return "anyOf" in self.schema
-
-    @property
-    def is_number(self) -> bool:
-        return self._kind.get("type") in ("integer", "number") and not self.choices
-
-    @property
-    def description(self) -> str:
-        return str(self.schema.get("description", ""))
-
-    @property
-    def path(self) -> list[str | int]:
-        """The place of its value in the specification."""
-        return [int(part) if part.isdigit() else part for part in field_path(_parts(self.name))]
-
-    def read(self, text: str) -> Any:
-        """The value; the text itself where it is none, which the specification then refuses."""
-        if self.choices:
-            return next((each for each in self.choices if _text(each) == text), text)
-        try:
-            match self._kind.get("type"):
-                case "integer":
-                    return int(text)
-                case "number":
-                    return float(text)
-                case "array":
-                    return [float(each) for each in re.split(r"[\s,;]+", text)]
-        except ValueError:
-            pass
-        return text
-
-    @property
-    def _kind(self) -> Mapping[str, Any]:
-        kinds = self.schema.get("anyOf", [self.schema])
-        return next(each for each in kinds if each.get("type") != "null")
 
 
 @dataclass
@@ -146,32 +51,6 @@ class Read:
                 if number < len(numbers):
                     return f"{array}.{numbers[number]}{param[match.end() :]}"
         return param
-
-
-def fields(rows: Mapping[str, Sequence[int]]) -> Iterator[Field]:
-    """All fields of a form with these rows."""
-    yield from _of(JobSpec, "")
-    yield from _chosen("model", "source", MODELS)
-    yield from _chosen("calibration.data", "source", TEXTS)
-    for name, model in (("calibration", Calibration), ("evaluation", Evaluation)):
-        yield from _of(model, f"{name}.")
-    yield from _of(Limits, "limits.")
-    for number in rows["targets"]:
-        yield from _chosen(f"targets.{number}", "kind", TARGETS)
-    for number in rows["evaluation.datasets"]:
-        row = f"evaluation.datasets.{number}"
-        yield from _of(EvaluationDataset, f"{row}.")
-        yield from _chosen(f"{row}.data", "source", TEXTS)
-
-
-def rows_of(form: Form) -> dict[str, list[int]]:
-    """The numbers of the rows that the form has, in order."""
-    found: dict[str, list[int]] = {}
-    for array, most in ROWS.items():
-        pattern = re.compile(rf"{re.escape(array)}\.(\d{{1,3}})\.")
-        numbers = {int(match[1]) for name in form if (match := pattern.match(name))}
-        found[array] = sorted(numbers)[:most]
-    return found
 
 
 def read(form: Form) -> Read:
@@ -197,16 +76,14 @@ def read(form: Form) -> Read:
 def write(document: Json) -> dict[str, str]:
     """The form that says this; the document is a specification's, as JSON."""
     rest = copy.deepcopy(document)
-    form: dict[str, str] = {}
     rows = {array: range(len(_at(rest, array.split(".")) or ())) for array in ROWS}
-    for name, kind in _kinds(rest, rows):
-        form[name] = kind
+    form = dict(_kinds(rest, rows))
     for each in fields(rows):
         if each.needs is not None and form[each.needs[0]] != each.needs[1]:
             continue
         value = _pop(rest, each.path)
         if value is not None:
-            form[each.name] = _text(value)
+            form[each.name] = text_of(value)
     labels = rest.pop(LABELS, {})
     form[LABELS] = "\n".join(f"{name}={value}" for name, value in labels.items())
     left = _without_empty(rest)
@@ -214,51 +91,12 @@ def write(document: Json) -> dict[str, str]:
     return form
 
 
-@cache
-def _schemas(model: type[BaseModel]) -> Mapping[str, Mapping[str, Any]]:
-    """The properties of a model that one field of a form can say."""
-    properties: Mapping[str, Mapping[str, Any]] = model.model_json_schema()["properties"]
-    return {name: each for name, each in properties.items() if _is_plain(each)}
-
-
-def _is_plain(schema: Mapping[str, Any]) -> bool:
-    if "anyOf" in schema:
-        return all(map(_is_plain, schema["anyOf"]))
-    if schema.get("type") == "array":
-        return bool(schema["items"].get("type") == "number")
-    return "const" not in schema and schema.get("type") not in (None, "object")
-
-
-def _of(model: type[BaseModel], prefix: str, needs: tuple[str, str] | None = None) -> list[Field]:
-    return [Field(f"{prefix}{name}", schema, needs) for name, schema in _schemas(model).items()]
-
-
-def _chosen(prefix: str, selector: str, kinds: Mapping[str, type[BaseModel]]) -> list[Field]:
-    """The fields of all kinds; those of the kind that the selector names count."""
-    return [
-        each
-        for kind, model in kinds.items()
-        for each in _of(model, f"{prefix}.{kind}.", (f"{prefix}.{selector}", kind))
-    ]
-
-
-def kinds_of(selector: str) -> Mapping[str, type[BaseModel]]:
-    """What the field `selector` chooses from."""
-    if selector.endswith(".kind"):
-        return TARGETS
-    return MODELS if selector == "model.source" else TEXTS
-
-
-def chosen_in(form: Form, selector: str) -> str:
-    return form.get(selector) or next(iter(kinds_of(selector)))
-
-
 def _kinds(document: Json, rows: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, str]]:
     """The fields that choose a place or the kind of a target, with what they choose."""
     places = ["model", "calibration.data"]
     places += [f"evaluation.datasets.{number}.data" for number in rows["evaluation.datasets"]]
     for place in places:
-        source = _pop(document, [*_parts(place), "source"])
+        source = _pop(document, [*parts_of(place), "source"])
         yield f"{place}.source", str(source) if source else next(iter(MODELS))
     for number, target in enumerate(document.get("targets", ())):
         marks = {"quality": "max_perplexity_increase", "size": "keep"}
@@ -329,18 +167,6 @@ def _merged(document: Json, more: Json) -> Json:
         both = isinstance(before, dict) and isinstance(value, dict)
         result[name] = _merged(before, value) if both else value  # type: ignore[arg-type]
     return result
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _parts(name: str) -> list[str | int]:
-    return [int(part) if part.isdigit() else part for part in name.split(".")]
 
 
 def _at(document: Any, path: Sequence[str | int]) -> Any:
