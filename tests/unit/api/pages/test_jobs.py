@@ -39,7 +39,6 @@ def guarded(services: Services) -> Iterator[TestClient]:
         yield client
 
 
-
 def shown(text: str) -> list[str]:
     return re.findall(r'<li id="(job-\w+)"', text)
 

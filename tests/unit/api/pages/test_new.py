@@ -92,9 +92,7 @@ def test_an_outage_is_said_above_the_form(
 
 def test_another_job_is_a_template(client: TestClient, make: Make) -> None:
     task = {"kind": "lm_eval", "name": "arc", "tasks": ["arc_easy"]}
-    job_id = make(
-        labels={"team": "ml"}, method="svd", evaluation={"sequences": 7, "tasks": [task]}
-    )
+    job_id = make(labels={"team": "ml"}, method="svd", evaluation={"sequences": 7, "tasks": [task]})
     text = client.get(f"/new?from={job_id}").text
     assert '<option value="svd" selected>' in text
     assert re.search(r'id="evaluation.sequences" name="evaluation.sequences" value="7"', text)
