@@ -60,6 +60,7 @@ PYDANTIC_CODES = frozenset(get_args(core_schema.ErrorType))
 PLAIN_MESSAGES = {
     "extra_forbidden": "There is no such field",
     "model_attributes_type": "Input should be an object",
+    "too_short": "Input should have at least one item",
     "tuple_type": "Input should be an array",
     "union_tag_not_found": "Field required",
 }

@@ -33,6 +33,8 @@ from service.domain.spec import JobSpec
 from service.errors import EigenpressError
 
 MAX_FIELDS = 2000
+TRIED = "tried"
+"""A field of a form that was submitted and refused."""
 TOKEN_PATTERN = r"[0-9a-f]{32}"  # noqa: S105
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -97,7 +99,9 @@ async def estimate_form(request: Request, services: ServicesDep, caller: ReaderD
     read = spec_form.read(form.form)
     parsed = Parsed.of(read)
     found = None
-    problems = [each for each in parsed.problems if each not in parsed.missing]
+    problems = parsed.problems
+    if not form.value(TRIED):
+        problems = [each for each in problems if each not in parsed.missing]
     if parsed.spec is not None:
         found = await estimate(parsed.spec, services, caller)
         problems = found.problems

@@ -127,6 +127,8 @@ def test_an_estimate_of_an_unfinished_form_asks_for_the_rest(client: TestClient)
     text = client.post("/new/estimate", data={"targets.0.size.keep": "0.5"}).text
     assert "<code>model.path</code>, <code>calibration.data.path</code>" in text
     assert "data-problem" not in text
+    tried = client.post("/new/estimate", data={"targets.0.size.keep": "0.5", "tried": "yes"}).text
+    assert 'data-problem="model.local.path" data-words="Field required"' in tried
 
 
 def test_what_is_typed_is_only_text(client: TestClient, form: dict[str, str]) -> None:
