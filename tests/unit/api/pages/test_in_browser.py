@@ -41,7 +41,7 @@ def check_looks(page: Page) -> None:
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme)
             assert serious_faults(page) == []
 
 
@@ -97,6 +97,18 @@ def test_the_list_follows_its_jobs_without_polling(
     expect(page.locator(f"#open-{other}")).to_be_focused()
     store.users(DEFAULT_TENANT).delete(job_id)
     expect(row).to_have_count(0)
+
+
+def test_the_first_job_takes_the_place_of_the_words_that_there_are_none(
+    live: httpx.Client, new_page: NewPage, make: Make
+) -> None:
+    page = new_page(str(live.base_url))
+    with page.expect_response("**/rows?*"):
+        page.goto("/")
+    words = page.get_by_text("There are no jobs yet.")
+    expect(words).to_be_visible()
+    expect(page.locator(f"#{make()}")).to_be_visible()
+    expect(words).to_be_hidden()
 
 
 def test_a_hidden_tab_holds_no_stream_and_catches_up(

@@ -38,7 +38,7 @@ files = st.fixed_dictionaries(
     {}, optional={"pattern": st.sampled_from(["**/*", "*.py"]), "text_field": texts}
 )
 place = st.one_of(local, s3, hub)
-text_place = st.one_of(
+text_place: st.SearchStrategy[Json] = st.one_of(
     st.builds(lambda here, rest: here | rest, place, files),
     st.just({"source": "dataset", "id": "ds-" + 26 * "0"}),
 )
@@ -57,12 +57,13 @@ quality_target = st.fixed_dictionaries(
     {"max_perplexity_increase": fractions},
     optional={"dataset": st.just(HELD_OUT), "precisions": st.just("vllm")},
 )
-tasks = st.lists(
+tasks: st.SearchStrategy[Any] = st.lists(
     st.fixed_dictionaries({"kind": st.just("lm_eval"), "name": names, "tasks": st.just(["arc"])}),
     max_size=1,
 )
-evaluation = st.fixed_dictionaries(
-    {"tasks": tasks},
+evaluation_fields: dict[str, st.SearchStrategy[Any]] = {"tasks": tasks}
+evaluation: st.SearchStrategy[Json] = st.fixed_dictionaries(
+    evaluation_fields,
     optional={
         "sequences": st.integers(1, 100),
         "decode_tokens": st.integers(0, 100),
@@ -73,7 +74,7 @@ evaluation = st.fixed_dictionaries(
                 optional={"sequences": st.none() | st.integers(1, 9)},
             ),
             max_size=2,
-            unique_by=lambda each: each["name"],
+            unique_by=lambda each: str(each["name"]),
         ),
     },
 )
@@ -93,7 +94,7 @@ specifications = st.fixed_dictionaries(
             st.one_of(size_target, byte_target, quality_target),
             min_size=1,
             max_size=3,
-            unique_by=lambda each: next(iter(each.items())),
+            unique_by=lambda each: str(next(iter(each.items()))),
         ),
         "evaluation": evaluation,
         "labels": labels,
