@@ -22,6 +22,11 @@ from tests.unit.api.pages.conftest import PAYLOADS, Make, report_of
 FIRST_PAINT_MILLISECONDS = 300
 MOST_LOADS = 20
 MANY_JOBS = 10_000
+FIRST_PAINT = """() => new Promise((resolve) => {
+    new PerformanceObserver((list) => resolve(list.getEntries()[0].startTime))
+        .observe({type: "paint", buffered: true});
+})"""
+"""When it was, in milliseconds after the navigation began."""
 STILL = {"reduced_motion": "reduce"}
 """Colours change at once."""
 HIDE = """(hidden) => {
@@ -206,7 +211,5 @@ def test_the_list_of_many_jobs_is_painted_at_once(
     while len(paints) < MOST_LOADS and min(paints, default=math.inf) > FIRST_PAINT_MILLISECONDS:
         page.goto("/")
         expect(page.locator("li.job")).to_have_count(50)
-        page.wait_for_function("performance.getEntriesByType('paint').length")
-        entries = page.evaluate("performance.getEntriesByType('paint').map(e => e.startTime)")
-        paints.append(min(entries))
+        paints.append(page.evaluate(FIRST_PAINT))
     assert min(paints) < FIRST_PAINT_MILLISECONDS, paints
