@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -189,20 +189,13 @@ def page(rows: Sequence[Row], computer: Mapping[str, str]) -> str:
 
 def _holding(rows: Sequence[Row]) -> str:
     """How many estimates are near enough, of first jobs and of corrected ones."""
-    said = []
-    for kind, chosen in (
-        ("first jobs", [row for row in rows if not row.measured_jobs]),
-        ("corrected jobs", [row for row in rows if row.measured_jobs]),
-    ):
-        times, memory = (
-            (
-                sum(each)
-                for each in zip(*((r.time_holds, r.memory_holds) for r in chosen), strict=True)
-            )
-            if chosen
-            else (0, 0)
-        )
-        said.append(f"of {len(chosen)} {kind} time holds for {times} and memory for {memory}")
+    first = [row for row in rows if not row.measured_jobs]
+    corrected = [row for row in rows if row.measured_jobs]
+    said = [
+        f"of {len(chosen)} {kind} time holds for {sum(row.time_holds for row in chosen)} and "
+        f"memory for {sum(row.memory_holds for row in chosen)}"
+        for kind, chosen in (("first jobs", first), ("corrected jobs", corrected))
+    ]
     return "; ".join(said)
 
 
@@ -227,7 +220,7 @@ def _steps(row: Row) -> list[str]:
     return [row.model, str(row.workers), *cells]
 
 
-def _table(heads: Sequence[str], rows: Iterator[list[str]] | map[list[str]]) -> str:
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -236,8 +229,9 @@ _PAGE = """# Estimates and reality
 
 Written by `python -m bench.estimates` on {machine}; {versions}.
 Each model has a service of its own, on local files. Jobs calibrate on {tokens},
-make two artifacts, and measure perplexity on {evaluated} sequences and decoding speed. An estimate holds
-if its time is within a factor of {factor}, and its memory within {share}: {holding}.
+make two artifacts, and measure perplexity on {evaluated} sequences and decoding speed. An estimate
+holds if its time is within a factor of {factor}, and its memory within {share}:
+{holding}.
 
 {rows}
 
