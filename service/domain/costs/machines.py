@@ -1,8 +1,8 @@
 """The machines that the cost model assumes, and the cluster of a job on machines that are known.
 
-A GPU is one in the manner of an H100, as in docs/scale.md, and is not measured. Products in float32
-reach 90 GFLOP/s on a core of a CPU, about what `bench.sweeps` gives on an AMD EPYC with AVX-512.
-The jobs of an installation say how far all that is from its machines.
+A GPU is one in the manner of an H100, as in docs/scale.md, and is not measured. On a core of a CPU
+products reach 90 GFLOP/s in float32 and 207 in bfloat16, as `bench.sweeps` gives on an AMD EPYC
+with AVX-512 BF16. The jobs of an installation say how far all that is from its machines.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ GPU = Cluster(
     loading_bandwidth=4e9,
     disk_bandwidth=12e9,
     network_bandwidth=12.5e9,
+    start_seconds=4,
 )
 """One worker on a machine of eight GPUs in the manner of an H100 (SXM)."""
 
@@ -38,7 +39,7 @@ CORE = replace(
     device_memory=0,
     host_memory=64 * 10**9,
     disk=500 * 10**9,
-    model_flops=200e9,
+    model_flops=460e9,
     float32_flops=200e9,
     float64_flops=100e9,
     solving_share=0.1,
@@ -46,8 +47,9 @@ CORE = replace(
     loading_bandwidth=0.5e9,
     disk_bandwidth=1e9,
     network_bandwidth=1.25e9,
+    call_seconds=0.001,
 )
-"""One worker with one core of a server; in bfloat16 some are twice as fast."""
+"""One worker with one core of a server that multiplies numbers in bfloat16."""
 
 
 def cluster_of(

@@ -58,11 +58,13 @@ def _there(model: Model, spec: JobSpec, cluster: Cluster) -> tuple[float, float]
     tokens = -(-spec.calibration.sequences // cluster.workers) * length
     forward = sum(forward_operations(block, length) for block in model.blocks)
     head = 4 * model.hidden * model.vocabulary
-    blocks, speed = len(model.blocks), cluster.model_flops * cluster.products_share
-    return (blocks + 1) / (2 * blocks + 1), tokens * (forward + head) / speed
+    single = spec.mixed_precision == "no" and not cluster.gpus
+    flops = cluster.float32_flops if single else cluster.model_flops
+    seconds = tokens * (forward + head) / (flops * cluster.products_share)
+    return (len(model.blocks) + 1) / (2 * len(model.blocks) + 1), seconds
 
 
 def _slowest(cost: Cost, cluster: Cluster) -> StepTime:
     by_resource = cost.seconds(cluster)
     waits_for = max(by_resource, key=by_resource.__getitem__)
-    return StepTime(by_resource[waits_for], waits_for)
+    return StepTime(cost.whole_seconds(cluster), waits_for)
