@@ -59,7 +59,7 @@ class Row:
     taken: dict[str, float]
     estimated_memory: int
     memory: int
-    memory_by_step: dict[str, int]
+    memory_by_step: dict[str, dict[str, int]]  # of that worker: its own, files', shared
 
     @property
     def time_ratio(self) -> float:
@@ -164,7 +164,7 @@ def _run(client: Client, name: str, specification: dict[str, Any]) -> Row:
         taken={step["step"]: step_seconds(step) or 0.0 for step in job["steps"]},
         estimated_memory=memory["worker"],
         memory=worker.peak - worker.before,
-        memory_by_step={step: peak - worker.before for step, peak in worker.peaks.items()},
+        memory_by_step=worker.parts,
     )
 
 

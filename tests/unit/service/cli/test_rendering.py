@@ -119,7 +119,7 @@ def test_a_server_that_says_nothing_of_the_time_left() -> None:
 def test_the_time_left_or_why_it_is_not_known_is_a_detail() -> None:
     spec = job()["spec"] | {"method": "svd"}
     assert "left       31 min 0 s" in shown(details(job(spec=spec, **LEFT), NOW))
-    unknown = {"seconds": None, "to_come": [], "reason": "The job waits."}
+    unknown: dict[str, Any] = {"seconds": None, "to_come": [], "reason": "The job waits."}
     assert "left       The job waits." in shown(details(job(spec=spec, time_left=unknown), NOW))
 
 

@@ -17,7 +17,7 @@ from service.domain.states import JobState, Step
 from service.domain.time_left import NOT_PREDICTED, OTHER_VERSION, TimeLeft, time_left
 
 BEGAN = datetime(2026, 11, 21, 12, tzinfo=UTC)
-SECONDS: dict[Step, float | None] = dict.fromkeys(Step, 10.0) | {Step.CALIBRATE: 100.0}
+SECONDS: dict[Step, float | None] = {**dict.fromkeys(Step, 10.0), Step.CALIBRATE: 100.0}
 PREDICTION = Prediction(Placement(2, 1, 0), "1", dict.fromkeys(Step, 10.0), SECONDS)
 
 
