@@ -28,7 +28,7 @@ import torch
 from bench import demo_data
 from bench.demo_server import serving
 from bench.measuring import machine
-from bench.memory import JobFailed, Watch, follow, step_seconds, write_model
+from bench.memory import JobFailed, Memory, Watch, follow, step_seconds, write_model
 from service.client.client import Client
 from service.domain.prediction import PREDICTED
 
@@ -163,9 +163,16 @@ def _run(client: Client, name: str, specification: dict[str, Any]) -> Row:
         modelled=_rounded(predicted["data"]["modelled"]),
         taken={step["step"]: step_seconds(step) or 0.0 for step in job["steps"]},
         estimated_memory=memory["worker"],
-        memory=worker.peak - worker.before,
+        memory=_taken(worker, specification["workers"]),
         memory_by_step=worker.parts,
     )
+
+
+def _taken(worker: Memory, workers: int) -> int:
+    """The bytes that a worker has grown by; those of Ray's object store are shared by all."""
+    parts = (step for name, step in worker.parts.items() if name != "start")
+    held = max(each["own"] + each["files"] + each["shared"] // workers for each in parts)
+    return held - worker.before
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
@@ -239,7 +246,7 @@ holds if its time is within a factor of {factor}, and its memory within {share}:
 
 *Estimated* is what `POST /v1/estimates` said before the job; the ratios are of what was estimated
 to what was measured. *Model alone* is the ratio without the correction by earlier jobs. *Memory*
-is what the largest worker grew by beyond its program.
+is what the largest worker grew by beyond its program, with its part of Ray's object store.
 
 By step, seconds by the cost model alone / as measured:
 

@@ -215,7 +215,7 @@ class Estimates:
             StepEstimate(step, seconds[step], each.waits_for) for step, each in times.items()
         ]
         if not jobs:
-            kind = "GPUs in the manner of an H100" if cluster.gpus else "cores with AVX-512"
+            kind = "GPUs in the manner of an H100" if cluster.gpus else "cores with AVX-512 BF16"
             estimate.unknown.append(
                 Unknown(
                     "seconds",

@@ -1,8 +1,9 @@
 """The machines that the cost model assumes, and the cluster of a job on machines that are known.
 
 A GPU is one in the manner of an H100, as in docs/scale.md, and is not measured. On a core of a CPU
-products reach 90 GFLOP/s in float32 and 207 in bfloat16, as `bench.sweeps` gives on an AMD EPYC
-with AVX-512 BF16. The jobs of an installation say how far all that is from its machines.
+products reach 115 GFLOP/s in float32, 250 in bfloat16 and 60 in float64, and decompositions 4, as
+jobs of small models do on an AMD EPYC with AVX-512 BF16. The jobs of an installation say how far
+all that is from its machines.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ CORE = replace(
     device_memory=0,
     host_memory=64 * 10**9,
     disk=500 * 10**9,
-    model_flops=460e9,
-    float32_flops=200e9,
-    float64_flops=100e9,
-    solving_share=0.1,
+    model_flops=560e9,
+    float32_flops=255e9,
+    float64_flops=133e9,
+    solving_share=0.03,
     memory_bandwidth=10e9,
     loading_bandwidth=0.5e9,
     disk_bandwidth=1e9,

@@ -15,7 +15,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from service.domain.costs.cluster import SHARE_FOR_HIDDEN_STATES, Cluster, Cost
+from service.domain.costs.cluster import (
+    SHARE_FOR_A_MODEL,
+    SHARE_FOR_HIDDEN_STATES,
+    Cluster,
+    Cost,
+)
 from service.domain.costs.formulas import (
     GRADIENTS,
     OBSERVED,
@@ -85,6 +90,10 @@ DRIVER_FIRST_USE_BYTES = 235e6
 DRIVER_OBJECTS_BYTES = 0.15e6
 """A block's names, ranks and references in a driver."""
 
+KEPT_IN_HEAPS = 0.9
+"""The part of what a calibration frees that its worker's heaps keep, unless it returns matrices to
+the system at once; see `workers.model.allocator`."""
+
 HULL_ARRAYS = 8
 """How many numbers the allocation holds for each of a spectrum."""
 
@@ -94,8 +103,11 @@ def peak_worker_bytes(model: Model, spec: JobSpec, cluster: Cluster) -> float:
 
     Hidden states and solutions fill their budgets at most. The proof has a process of its own.
     """
-    costs = step_costs(model, spec, cluster)
-    held = max(cost.in_host(cluster) for step, cost in costs.items() if step is not Step.PROVE)
+    prediction = _Prediction(model, spec, cluster)
+    costs = prediction.steps()
+    sweeping = max(costs.pop(step).in_host(cluster) for step in (Step.CALIBRATE, Step.SOLVE))
+    later = max(cost.in_host(cluster) for step, cost in costs.items() if step is not Step.PROVE)
+    held = max(sweeping, later + prediction.kept_in_heaps(sweeping))
     return FIRST_USE_BYTES + OBJECTS_BYTES * len(model.blocks) + held
 
 
@@ -143,6 +155,7 @@ class _Prediction:
         spec, stored, together = self._spec, self._stored, self._cluster.workers_per_machine
         fetched = 0 if spec.model.source == "local" else stored / together
         own, writers = self._written, self._writers
+        generates = spec.evaluation.enabled and spec.evaluation.decode_tokens > 0
         evaluated = self._measurement(
             self._keeps, self._texts, dense=True, makes=0 if self._all_cached else 1
         )
@@ -159,12 +172,19 @@ class _Prediction:
             Step.PUBLISH: Cost(
                 network_moved=own * writers,
                 disk_moved=own * writers,
+                device_held=self._whole_model * generates,  # the last one stays
                 host_held=min(own, UPLOADED_BYTES) * writers,
             ),
         }
         if spec.mixed_precision == "no" and not self._cluster.gpus:
             costs = {step: _in_float32(cost) for step, cost in costs.items()}
         return costs
+
+    def kept_in_heaps(self, sweeping: float) -> float:
+        """What stays of the bytes that the calibration held in the host's memory."""
+        if self._cluster.gpus or self._cluster.worker_memory is not None:
+            return 0.0
+        return KEPT_IN_HEAPS * (sweeping - self._solutions_in_memory)
 
     def _calibration(self) -> Cost:
         model, weight, number = self._model, self._weight_bytes, self._cluster.sum_bytes
@@ -406,7 +426,10 @@ class _Prediction:
         )
 
     def _decoding(self) -> Cost:
-        """Loading every model whole, one after the other, and having it generate some tokens."""
+        """Loading every model whole, one after the other, and having it generate some tokens.
+
+        A CPU holds less then than in the sweep before.
+        """
         model, spec = self._model, self._spec
         if not spec.evaluation.decode_tokens:
             return Cost()
@@ -417,7 +440,18 @@ class _Prediction:
             memory_moved=tokens * parameters * self._weight_bytes,
             loaded=self._stored + artifacts,
             calls=tokens * (1 + len(self._keeps)) * len(model.blocks),
+            device_held=self._whole_model * self._cluster.gpus,
         )
+
+    @property
+    def _whole_model(self) -> float:
+        """The bytes of a model that generates: a CPU multiplies low-rank layers out as well."""
+        model, cluster = self._model, self._cluster
+        if cluster.gpus:
+            most = cluster.device_memory * SHARE_FOR_A_MODEL
+            return min(model.parameters * self._weight_bytes, most)
+        whole = (model.parameters + model.linear) * self._weight_bytes
+        return min(whole, cluster.whole_model_memory)
 
     @property
     def _all_cached(self) -> bool:

@@ -172,6 +172,29 @@ def test_a_worker_s_peak_grows_with_the_depth_by_objects_alone() -> None:
     assert peak > LLAMA.outside * 4 + blocks + statistics + 2 * 10**9
 
 
+def test_heaps_keep_some_of_what_a_calibration_frees_unless_matrices_are_mapped() -> None:
+    kept = replace(CORES, host_memory=10**12)
+    mapped = replace(kept, worker_memory=int(kept.states_memory))
+    costs = step_costs(LLAMA, SPEC, kept)
+    assert costs == step_costs(LLAMA, SPEC, mapped)
+    more = peak_worker_bytes(LLAMA, SPEC, kept) - peak_worker_bytes(LLAMA, SPEC, mapped)
+    assert 0 < more < costs[Step.CALIBRATE].in_host(kept)
+
+
+def test_the_last_model_that_generated_stays_while_artifacts_are_published() -> None:
+    evaluation = SPEC.evaluation.model_copy(update={"decode_tokens": 32})
+    spec = SPEC.model_copy(update={"evaluation": evaluation})
+    for machine, held in (
+        (CORES, 4 * (LLAMA.parameters + LLAMA.linear)),
+        (cluster(1), 2 * LLAMA.parameters),
+    ):
+        without, generating = (
+            step_costs(LLAMA, each, machine)[Step.PUBLISH] for each in (SPEC, spec)
+        )
+        assert without.device_held == 0
+        assert generating.device_held == min(held, machine.whole_model_memory)
+
+
 def test_a_driver_holds_spectra_and_no_weights() -> None:
     spectra = 8 * 32 * 7 * 4096
     grown = peak_driver_bytes(DEEPER) - peak_driver_bytes(LLAMA)
@@ -202,7 +225,10 @@ CORES = cluster_of(Placement(1, 1, 0), [])
 
 
 def test_the_cores_that_compute_load_as_well_and_a_gpu_does_not() -> None:
-    cost = Cost(float32_operations=90e9, loaded=0.5e9, memory_moved=10e9, disk_moved=1e9, calls=10)
+    operations = CORES.float32_flops * CORES.products_share
+    cost = Cost(
+        float32_operations=operations, loaded=0.5e9, memory_moved=10e9, disk_moved=1e9, calls=10
+    )
     assert cost.whole_seconds(CORES) == pytest.approx(1 + 1 + 1 + 0.01)
     assert cost.whole_seconds(replace(CORES, disk_bandwidth=1e8)) == pytest.approx(10)
     on_gpu = cluster(1)
