@@ -41,7 +41,9 @@ from service.domain.costs.shapes import NUMBER_BYTES, Block, Group, Linear, Mode
 from service.domain.spec import (
     HELD_OUT,
     JobSpec,
+    LocalPath,
     QualityTarget,
+    S3Prefix,
     SizeTarget,
     Target,
     rounds_embeddings,
@@ -49,6 +51,7 @@ from service.domain.spec import (
 from service.domain.states import Step
 
 LOGITS_BYTES = 3 * (64 << 20)  # the logits of a chunk, their probabilities, the gradient
+EXPANDING_LOADS = 6  # of the checkpoint, as long as expanding a GGUF file takes
 PIECES_KEPT = 2  # stored tensors that stay in the host's memory while groups are solved
 SOLVES_AT_ONCE = 2  # one runs, and one has its shards fetched
 BLOCKS_IN_FLIGHT = 2  # whose low-rank layers are sent while one block is measured
@@ -90,7 +93,7 @@ DRIVER_FIRST_USE_BYTES = 235e6
 DRIVER_OBJECTS_BYTES = 0.15e6
 """A block's names, ranks and references in a driver."""
 
-KEPT_IN_HEAPS = 0.9
+KEPT_IN_HEAPS = 0.65
 """The part of what a calibration frees that its worker's heaps keep, unless it returns matrices to
 the system at once; see `workers.model.allocator`."""
 
@@ -161,7 +164,10 @@ class _Prediction:
         )
         costs = {
             Step.RESOLVE: Cost(
-                loaded=stored, disk_moved=self._read(1, stored), network_moved=fetched, starts=1
+                loaded=stored * (1 + EXPANDING_LOADS * _is_gguf(spec)),
+                disk_moved=self._read(1, stored),
+                network_moved=fetched,
+                starts=1,
             ),
             Step.CALIBRATE: self._calibration(),
             Step.SOLVE: self._solving(),
@@ -170,6 +176,7 @@ class _Prediction:
             Step.PROVE: self._proof(),
             Step.EVALUATE: evaluated + self._decoding() if spec.evaluation.enabled else Cost(),
             Step.PUBLISH: Cost(
+                loaded=own,  # and hashed
                 network_moved=own * writers,
                 disk_moved=own * writers,
                 device_held=self._whole_model * generates,  # the last one stays
@@ -593,6 +600,14 @@ class _Prediction:
             + rounded_bytes(layer, widths, self._artifact_bytes)
             for layer in group.layers
         )
+
+
+def _is_gguf(spec: JobSpec) -> bool:
+    """Whether a worker expands the model first; a machine that has done so before does not."""
+    match spec.model:
+        case LocalPath(path=place) | S3Prefix(uri=place):
+            return place.endswith(".gguf")
+    return False
 
 
 def _in_float32(cost: Cost) -> Cost:

@@ -33,6 +33,10 @@ from workers.sweeps.passage import LOGITS_BYTES, Passage
 
 LLAMA = model_shapes(CONFIGURATIONS["Llama-2-7B"])
 DEEPER = model_shapes(CONFIGURATIONS["Llama-2-7B"] | {"num_hidden_layers": 64})
+SIDES = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
+SMALL = model_shapes(
+    CONFIGURATIONS["Llama-2-7B"] | SIDES | {"num_key_value_heads": 8, "num_hidden_layers": 12}
+)
 BLOCKS = LLAMA.inside * LLAMA.stored_bytes
 LAYERS = LLAMA.linear * LLAMA.stored_bytes
 
@@ -175,9 +179,9 @@ def test_a_worker_s_peak_grows_with_the_depth_by_objects_alone() -> None:
 def test_heaps_keep_some_of_what_a_calibration_frees_unless_matrices_are_mapped() -> None:
     kept = replace(CORES, host_memory=10**12)
     mapped = replace(kept, worker_memory=int(kept.states_memory))
-    costs = step_costs(LLAMA, SPEC, kept)
-    assert costs == step_costs(LLAMA, SPEC, mapped)
-    more = peak_worker_bytes(LLAMA, SPEC, kept) - peak_worker_bytes(LLAMA, SPEC, mapped)
+    costs = step_costs(SMALL, SPEC, kept)
+    assert costs == step_costs(SMALL, SPEC, mapped)
+    more = peak_worker_bytes(SMALL, SPEC, kept) - peak_worker_bytes(SMALL, SPEC, mapped)
     assert 0 < more < costs[Step.CALIBRATE].in_host(kept)
 
 
@@ -267,6 +271,16 @@ def test_decoding_loads_every_model_whole_and_reads_it_for_every_token() -> None
     assert decoding.loaded - without.loaded == pytest.approx(loaded)
     assert decoding.memory_moved - without.memory_moved == pytest.approx(36 * loaded)
     assert decoding.calls - without.calls == 36 * 2 * 32
+
+
+def test_a_gguf_file_is_expanded_before_it_is_loaded() -> None:
+    file = SPEC.model.model_copy(update={"path": "/model.gguf"})
+    spec = SPEC.model_copy(update={"model": file})
+    folder, expanded = (
+        step_costs(LLAMA, each, cluster(1))[Step.RESOLVE].loaded for each in (SPEC, spec)
+    )
+    assert folder == LLAMA.parameters * 2
+    assert expanded == (1 + steps.EXPANDING_LOADS) * folder
 
 
 def test_a_job_without_bfloat16_multiplies_in_float32_on_a_cpu() -> None:
