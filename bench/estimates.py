@@ -97,6 +97,7 @@ SUBJECTS = (
 
 def main() -> int:
     arguments = _parser().parse_args()
+    load = os.getloadavg()[0]  # of the work that the machine did before
     rows: list[Row] = []
     for subject in SUBJECTS:
         if arguments.model in subject.name:
@@ -104,7 +105,7 @@ def main() -> int:
                 for row in measured(subject, arguments.workers, Path(scratch)):
                     print(json.dumps(asdict(row)), file=sys.stderr, flush=True)
                     rows.append(row)
-    text = page(rows, machine(torch.device("cpu")))
+    text = page(rows, machine(torch.device("cpu")) | {"load": f"{load:.1f}"})
     print(text)
     if arguments.out:
         (arguments.out / "estimates.md").write_text(text, "utf-8")
@@ -185,6 +186,7 @@ def page(rows: Sequence[Row], computer: Mapping[str, str]) -> str:
     memory = ("memory", "taken", "ratio")
     return _PAGE.format(
         machine=f"{computer['device']}, {computer['cores']} cores, {computer['memory']}",
+        load=computer["load"],
         versions=f"Python {computer['python']}, torch {computer['torch']}, Ray {version('ray')}",
         tokens=f"{SEQUENCES} sequences of {LENGTH} tokens",
         evaluated=EVALUATED,
@@ -237,6 +239,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 _PAGE = """# Estimates and reality
 
 Written by `python -m bench.estimates` on {machine}; {versions}.
+The machine's load was {load} before that: on a machine with other work jobs take longer.
 Each model has a service of its own, on local files. Jobs calibrate on {tokens},
 make two artifacts, and measure perplexity on {evaluated} sequences and decoding speed. An estimate
 holds if its time is within a factor of {factor}, and its memory within {share}:

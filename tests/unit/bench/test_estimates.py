@@ -21,7 +21,14 @@ ROW = Row(
     memory=1000,
     memory_by_step={},
 )
-COMPUTER = {"device": "CPU", "cores": "2", "memory": "8 GiB", "python": "3.11", "torch": "2.13"}
+COMPUTER = {
+    "device": "CPU",
+    "cores": "2",
+    "memory": "8 GiB",
+    "python": "3.11",
+    "torch": "2.13",
+    "load": "0.1",
+}
 
 
 @pytest.mark.parametrize(
