@@ -182,7 +182,7 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 
 def page(rows: Sequence[Row], computer: Mapping[str, str]) -> str:
     """The results in Markdown."""
-    heads = ("model", "workers", "corrected by", "estimated", "took", "ratio", "model alone")
+    heads = ("model", "workers", "corrected by jobs", "estimated", "took", "ratio", "model alone")
     memory = ("memory", "taken", "ratio")
     return _PAGE.format(
         machine=f"{computer['device']}, {computer['cores']} cores, {computer['memory']}",
@@ -203,15 +203,15 @@ def _holding(rows: Sequence[Row]) -> str:
     first = [row for row in rows if not row.measured_jobs]
     corrected = [row for row in rows if row.measured_jobs]
     said = [
-        f"of {len(chosen)} {kind} time holds for {sum(row.time_holds for row in chosen)} and "
+        f"{kind}: time for {sum(row.time_holds for row in chosen)} of {len(chosen)}, "
         f"memory for {sum(row.memory_holds for row in chosen)}"
         for kind, chosen in (("first jobs", first), ("corrected jobs", corrected))
     ]
-    return "; ".join(said)
+    return ";\n".join(f"- {each}" for each in said)
 
 
 def _cells(row: Row) -> list[str]:
-    jobs = f"{row.measured_jobs} jobs" if row.measured_jobs else "none: a first job"
+    jobs = str(row.measured_jobs) if row.measured_jobs else "none: a first job"
     return [
         row.model,
         str(row.workers),
@@ -242,7 +242,8 @@ Written by `python -m bench.estimates` on {machine}; {versions}.
 The machine's load was {load} before that: on a machine with other work jobs take longer.
 Each model has a service of its own, on local files. Jobs calibrate on {tokens},
 make two artifacts, and measure perplexity on {evaluated} sequences and decoding speed. An estimate
-holds if its time is within a factor of {factor}, and its memory within {share}:
+holds if its time is within a factor of {factor}, and its memory within {share}. This holds for
+
 {holding}.
 
 {rows}

@@ -51,9 +51,9 @@ def test_an_estimate_holds_if_it_is_near(
 def test_the_page_tells_first_jobs_from_corrected_ones() -> None:
     corrected = replace(ROW, workers=2, measured_jobs=1, memory=2000)
     text = page([ROW, corrected], COMPUTER)
-    assert "of 1 first jobs time holds for 1 and memory for 1" in text
-    assert "of 1 corrected jobs time holds for 1 and memory for 0" in text
+    assert "- first jobs: time for 1 of 1, memory for 1;" in text
+    assert "- corrected jobs: time for 1 of 1, memory for 0." in text
     rows = [line for line in text.splitlines() if line.startswith("| SmolLM2")]
     assert rows[0].startswith("| SmolLM2-135M | 1 | none: a first job | 80 s | 112 s | 0.71 |")
-    assert rows[1].startswith("| SmolLM2-135M | 2 | 1 jobs | 80 s | 112 s | 0.71 |")
+    assert rows[1].startswith("| SmolLM2-135M | 2 | 1 | 80 s | 112 s | 0.71 |")
     assert len(rows) == 4
