@@ -40,7 +40,7 @@ from service.settings import Settings
 from workers.actors.calibrator import Calibrator
 from workers.actors.measurer import Measurer
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
-from workers.actors.room import model_memory_bytes, worker_memory_bytes
+from workers.actors.room import machine_sizes, model_memory_bytes, worker_memory_bytes
 from workers.actors.scratch import attempts_in, remove_attempts
 from workers.actors.solutions import Solutions
 from workers.actors.versions import own_versions
@@ -72,6 +72,7 @@ from workers.model.blocks import StoredModel, traced_groups
 from workers.model.loading import (
     SHARE_OF_GPU,
     check_loads,
+    known_shapes,
     load_model,
     parameter_count,
     prepare_model,
@@ -154,6 +155,7 @@ class Worker:
             context.get_accelerator_ids()["GPU"],
             os.environ.get("CUDA_VISIBLE_DEVICES"),
             self._versions,
+            *machine_sizes(self._device, self._settings),
         )
 
     def take_credentials(self, credentials: Credentials) -> None:
@@ -216,6 +218,7 @@ class Worker:
             _left_dense(stored.model, groups, self.vocabulary),
             unused.carried,
             unused.left_out,
+            known_shapes(self.source),
         )
 
     def _check_vocabulary_fits(self, parameters: int) -> None:

@@ -44,6 +44,7 @@ MODEL = ModelSummary(
     left_dense={"head": "outside the transformer blocks"},
     carried={"mtp.fc.weight": "copied", "mtp.norm.weight": "copied"},
     left_out={"v_head.weight": "foreign"},
+    shapes=None,
 )
 OPTIONS = [
     LayerCandidates(
