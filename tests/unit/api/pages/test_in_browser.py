@@ -104,6 +104,18 @@ def test_the_list_follows_its_jobs_without_polling(
     expect(row).to_have_count(0)
 
 
+def test_the_focus_stays_in_a_row_that_is_replaced(
+    live: httpx.Client, new_page: NewPage, make: Make, store: Store
+) -> None:
+    job_id = make()
+    page = new_page(str(live.base_url))
+    with page.expect_response("**/rows?*"):
+        page.goto("/")
+    page.get_by_role("button", name="Cancel small").focus()
+    store.users(DEFAULT_TENANT).cancel(job_id)
+    expect(page.locator(f"#open-{job_id}")).to_be_focused()
+
+
 def test_the_first_job_takes_the_place_of_the_words_that_there_are_none(
     live: httpx.Client, new_page: NewPage, make: Make
 ) -> None:

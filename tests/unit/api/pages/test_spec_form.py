@@ -149,6 +149,14 @@ def test_the_commands_send_what_the_form_says(document: Json) -> None:
         assert _read_file(sent.removesuffix("END"), name) == body
 
 
+@pytest.mark.parametrize("path", ["0E0", "no", "~", "1_0", "0x1", "2026-11-28", "true", "=", "- a"])
+def test_texts_stay_texts_in_a_file(path: str) -> None:
+    body = VALID | {"model": {"source": "local", "path": path}}
+    command = Sending(body, "http://here").commands["eigenpress"]
+    text = command.partition("<<'END'\n")[2].removesuffix("END")
+    assert _read_file(text, "eigenpress") == body
+
+
 def _read_file(text: str, name: str) -> Any:
     if name == "curl":
         return json.loads(text)
