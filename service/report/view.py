@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from service.quantities import size_text
 from service.report.fields import Part, at, names
-from service.report.pictures import Chart, Heatmap, curve, kept_by_block, spectra
+from service.report.pictures import Chart, Heatmap, curve, importance, kept_by_block, spectra
 
 TEXTS_IN_VERDICT = 3
 
@@ -62,9 +62,12 @@ class ReportView:
     curve: Chart | None
     kept: tuple[Heatmap, ...]
     """By artifact."""
+    importance: tuple[Chart, ...]
+    """By kind of layer, as are the spectra."""
     spectra: tuple[Chart, ...]
-    """By kind of layer."""
     settings: tuple[tuple[str, str], ...]
+    specification: Mapping[str, Any] | None
+    """The body of a request that makes it again."""
 
     @classmethod
     def of(cls, report: Part) -> Self:
@@ -77,8 +80,10 @@ class ReportView:
             tables=tuple(_tables(report, targets)),
             curve=curve(report, targets),
             kept=tuple(filter(None, map(kept_by_block, targets))),
+            importance=importance(report.get("spectra") or ()),
             spectra=spectra(report.get("spectra") or ()),
             settings=tuple(_settings(report)),
+            specification=at(report, "job", "specification"),
         )
 
 

@@ -171,6 +171,7 @@ class Attempt:
                 results,
                 probes,
                 self.progress.seconds,
+                self.versions,
             )
             self.publish(assembled, report)
             return report

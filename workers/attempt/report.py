@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from service.domain.costs.shapes import NUMBER_BYTES
 from service.domain.job import Job
@@ -34,7 +35,12 @@ from workers.evaluation.scores import Scores
 from workers.proof.result import Proof
 from workers.text.texts import Texts
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT = 1
+
+NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
 
 MAX_SPECTRUM_POINTS = 64
 MAX_SPECTRA_POINTS = 32_768
@@ -75,6 +81,7 @@ def job_report(
     results: Sequence[TargetResult],
     probes: Sequence[Probe],
     seconds: Mapping[str, float],
+    versions: Mapping[str, str] = NO_VERSIONS,
 ) -> dict[str, Any]:
     """The report of the whole job; `calibration_loss` is in nats per predicted token.
 
@@ -86,7 +93,11 @@ def job_report(
     length = spec.calibration.sequence_length
     return {
         "format": FORMAT,
-        "job": {"id": job.id, "name": job.name},
+        "job": {
+            "id": job.id,
+            "name": job.name,
+            "specification": spec.model_dump(mode="json", exclude_defaults=True),
+        },
         "model": {
             "source": spec.model.model_dump(mode="json"),
             "architecture": model.architecture,
@@ -133,6 +144,7 @@ def job_report(
             for name, reason in tensors.items()
         ],
         "seconds": dict(seconds),
+        "versions": dict(versions),
     }
 
 
@@ -382,25 +394,35 @@ def _point(
 
 
 def _spectra(options: Sequence[LayerCandidates]) -> list[dict[str, Any]]:
-    """For each layer, the share of its energy that its first `rank` directions keep."""
+    """For each layer, the share of its energy that its first `rank` directions keep, and the share
+    of the importance that its most important outputs have.
+    """
     points = max(2, min(MAX_SPECTRUM_POINTS, MAX_SPECTRA_POINTS // max(1, len(options))))
     return [_spectrum(layer, points) for layer in options]
 
 
 def _spectrum(layer: LayerCandidates, points: int) -> dict[str, Any]:
-    """The kept energy at most at `points` ranks, a geometric series from 1 to the full rank."""
-    full = len(layer.spectrum)
-    ranks = sorted(
-        {round(full ** (point / (points - 1))) for point in range(points)} if full else []
-    )
-    kept = layer.spectrum.cumsum(0)
-    energy = float(layer.spectrum.sum())
+    """The kept energy at most at `points` ranks, and as many points of the importance."""
+    ranks, kept = _shares(layer.spectrum, points)
+    importance = layer.importance
+    outputs, held = ([], []) if importance is None else _shares(importance, points)
     return {
         "name": layer.name,
-        "energy": energy,
+        "energy": float(layer.spectrum.sum()),
         "ranks": ranks,
-        "kept": [round(_ratio(float(kept[rank - 1]), energy), 6) for rank in ranks],
+        "kept": kept,
+        "outputs": outputs,
+        "importance": held,
     }
+
+
+def _shares(values: Tensor, points: int) -> tuple[list[int], list[float]]:
+    """Counts, a geometric series from 1 to all, and the shares that so many first values have."""
+    full, total = len(values), float(values.sum())
+    series = {round(full ** (each / (points - 1))) for each in range(points)}
+    counts = sorted(series) if full else []
+    sums = values.cumsum(0)
+    return counts, [round(_ratio(float(sums[count - 1]), total), 6) for count in counts]
 
 
 def _layer(shape: LinearLayer, options: LayerCandidates, forms: Forms) -> dict[str, Any]:
