@@ -50,6 +50,15 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Continued:
+    """A prompt, and what each model has written after it."""
+
+    prompt: str
+    written: tuple[tuple[str, str], ...]
+    """By model."""
+
+
+@dataclass(frozen=True)
 class ReportView:
     """A job's report."""
 
@@ -65,6 +74,7 @@ class ReportView:
     importance: tuple[Chart, ...]
     """By kind of layer, as are the spectra."""
     spectra: tuple[Chart, ...]
+    continued: tuple[Continued, ...]
     settings: tuple[tuple[str, str], ...]
     specification: Mapping[str, Any] | None
     """The body of a request that makes it again."""
@@ -82,6 +92,7 @@ class ReportView:
             kept=tuple(filter(None, map(kept_by_block, targets))),
             importance=importance(report.get("spectra") or ()),
             spectra=spectra(report.get("spectra") or ()),
+            continued=tuple(_continued(report, targets)),
             settings=tuple(_settings(report)),
             specification=at(report, "job", "specification"),
         )
@@ -209,6 +220,18 @@ def _note(measured: Any, change: tuple[str, str]) -> str:
         error = at(measured, "standard_error")
         return "" if error is None else f"± {error:.3g}"
     return shown.format(value) + ("" if error is None else f" ± {error:.2g}")
+
+
+def _continued(report: Part, targets: Sequence[Part]) -> Iterator[Continued]:
+    models = [("dense", at(report, "evaluation", "dense") or {})]
+    models += [(str(target.get("name")), target) for target in targets]
+    for number, prompt in enumerate(at(report, "evaluation", "prompts") or ()):
+        written = [
+            (name, str(texts[number]))
+            for name, model in models
+            if len(texts := model.get("continuations") or ()) > number
+        ]
+        yield Continued(str(prompt), tuple(written))
 
 
 def _settings(report: Part) -> Iterator[tuple[str, str]]:

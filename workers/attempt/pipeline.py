@@ -419,8 +419,7 @@ class Attempt:
                 meter.advance(samples)
             # One after the other, on machines that do nothing else.
             dense, *others = [
-                measurements.evaluation(subject, self.spec.evaluation.decode_tokens)
-                for subject in subjects
+                measurements.evaluation(subject, self.spec.evaluation) for subject in subjects
             ]
             resumed.journal.flush()
             if not all(math.isfinite(loss.perplexity) for loss in dense.losses.values()):

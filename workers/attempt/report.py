@@ -46,6 +46,8 @@ MAX_SPECTRUM_POINTS = 64
 MAX_SPECTRA_POINTS = 32_768
 """The limits for one layer and for all together; a mixture of experts has thousands of layers."""
 
+MEASURES = ("perplexity", "accuracy", "tasks", "decode_tokens_per_second", "continuations")
+
 UNREACHED = "no calibration token reached it"
 """Why an expert of a mixture stays dense."""
 
@@ -57,6 +59,7 @@ class Evaluation:
     losses: Mapping[str, TextLoss]  # by dataset
     scores: Mapping[str, Scores]  # by task
     decode_tokens_per_second: float | None
+    continuations: Sequence[str] = ()  # by prompt
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,10 @@ def job_report(
         },
         "texts": [asdict(usage) for usage in texts.usage],
         "warnings": [warning.message for warning in text_warnings(texts)],
-        "evaluation": {"dense": dense and _measured(dense, None, documents)},
+        "evaluation": {
+            "dense": dense and _measured(dense, None, documents),
+            "prompts": list(spec.evaluation.prompts),
+        },
         "targets": [
             _target(result, model, options, spec.method, dense, documents) for result in results
         ],
@@ -322,7 +328,7 @@ def _target(
     measured = (
         _measured(result.evaluation, dense, documents)
         if result.evaluation
-        else {"perplexity": None, "accuracy": None, "tasks": None, "decode_tokens_per_second": None}
+        else dict.fromkeys(MEASURES)
     )
     shapes = {layer.name: layer for layer in model.layers}
     return {
@@ -465,6 +471,7 @@ def _measured(
             for name, scores in evaluation.scores.items()
         },
         "decode_tokens_per_second": evaluation.decode_tokens_per_second,
+        "continuations": list(evaluation.continuations),
     }
 
 

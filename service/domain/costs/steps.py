@@ -158,7 +158,7 @@ class _Prediction:
         spec, stored, together = self._spec, self._stored, self._cluster.workers_per_machine
         fetched = 0 if spec.model.source == "local" else stored / together
         own, writers = self._written, self._writers
-        generates = spec.evaluation.enabled and spec.evaluation.decode_tokens > 0
+        generates = spec.evaluation.enabled and _generated_tokens(spec) > 0
         evaluated = self._measurement(
             self._keeps, self._texts, dense=True, makes=0 if self._all_cached else 1
         )
@@ -438,9 +438,9 @@ class _Prediction:
         A CPU holds less then than in the sweep before.
         """
         model, spec = self._model, self._spec
-        if not spec.evaluation.decode_tokens:
+        tokens = _generated_tokens(spec)
+        if not tokens:
             return Cost()
-        tokens = spec.evaluation.decode_tokens + WARM_UP_TOKENS
         artifacts = sum(map(self._artifact, self._keeps))
         parameters = model.parameters + artifacts / self._artifact_bytes
         return Cost(
@@ -620,3 +620,10 @@ def _rank(layer: Linear, keep: float) -> float:
     """The rank at which a layer has this fraction of its weights."""
     sides = layer.outputs + layer.inputs
     return (sides - math.sqrt(sides * sides - 4 * keep * layer.weights)) / 2
+
+
+def _generated_tokens(spec: JobSpec) -> int:
+    """The tokens that each model writes: to be timed, and after the prompts."""
+    evaluation = spec.evaluation
+    timed = evaluation.decode_tokens + WARM_UP_TOKENS if evaluation.decode_tokens else 0
+    return timed + len(evaluation.prompts) * evaluation.completion_tokens

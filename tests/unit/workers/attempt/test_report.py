@@ -457,6 +457,18 @@ def test_a_standard_error_beyond_any_number_is_null(job: Job, error: float) -> N
     assert metrics["quiz/f1"] == {"value": 0.4, "standard_error": None}
 
 
+def test_what_models_write_stands_beside_the_prompts(job: Job) -> None:
+    wanted = job.spec.evaluation.model_copy(update={"prompts": ("def f(",)})
+    asked = replace(
+        job, stored_spec=job.spec.model_copy(update={"evaluation": wanted}).model_dump_json()
+    )
+    written = replace(RESULT, evaluation=replace(CUT, continuations=("y):",)))
+    report = report_of(asked, replace(DENSE, continuations=("x):",)), written)
+    assert report["evaluation"]["prompts"] == ["def f("]
+    assert report["evaluation"]["dense"]["continuations"] == ["x):"]
+    assert report["targets"][0]["continuations"] == ["y):"]
+
+
 def test_without_evaluation_nothing_is_made_up(job: Job) -> None:
     report = report_of(job, None, replace(RESULT, evaluation=None))
     assert report["evaluation"]["dense"] is None
