@@ -22,8 +22,8 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --progress --numprocesses $
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo bench bench-api bench-bits bench-quality bench-serving serve test test-unit test-integration test-acceptance \
-        test-fuzz test-chaos test-chaos-short test-serving lint format clean
+.PHONY: help venv demo bench bench-api bench-bits bench-quality bench-serving screenshots serve test test-unit test-integration \
+        test-acceptance test-fuzz test-chaos test-chaos-short test-serving lint format clean
 
 help:  ## List the targets
 	@sed -En 's/^([a-z-]+):.*## (.+)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -65,6 +65,9 @@ bench-bits: $(STAMP) $(PEERS)/.installed  ## Perplexity by bytes, beside llm-com
 
 bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md (half an hour or more)
 	@$(BIN)/python -m bench.quality $(QUALITY_ARGS)
+
+screenshots: $(STAMP)  ## Pictures of the web page, into docs/images
+	@$(BIN)/python -m bench.screenshots
 
 serve: $(STAMP)  ## Run the service here: API, dispatcher, Ray and a bucket, until Ctrl-C
 	@$(BIN)/eigenpress serve $(SERVE_ARGS)

@@ -13,12 +13,16 @@ from fastapi_offline import FastAPIOffline
 
 from api import errors
 from api.audit import AuditLog
+from api.board import Board
 from api.browsers import SameSite
 from api.feed import Feed
 from api.limits import BodyLimit
 from api.pages import assets as page_assets
+from api.pages import compare as compare_page
 from api.pages import job as job_page
 from api.pages import jobs as jobs_page
+from api.pages import new as new_page
+from api.pages import rows as job_rows
 from api.pages import sign_in
 from api.routes import (
     artifacts,
@@ -79,7 +83,7 @@ ROUTES = (
     audit,
     health,
 )
-PAGES = (jobs_page, job_page, sign_in, page_assets)
+PAGES = (jobs_page, job_rows, new_page, compare_page, job_page, sign_in, page_assets)
 
 
 class State(TypedDict):
@@ -87,6 +91,7 @@ class State(TypedDict):
 
     services: Services
     feed: Feed
+    board: Board
 
 
 def create_app(
@@ -100,13 +105,14 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         sys.setswitchinterval(SWITCH_SECONDS)
         with open_services(chosen) as services:
-            async with Feed(services.store.news.after) as feed:
+            news = services.store.news
+            async with Feed(news.after) as feed, Board(news.standing) as board:
                 # A server waits for its streams before it ends the lifespan.
-                with calling_on_signals(feed.close):
+                with calling_on_signals(feed.close), calling_on_signals(board.close):
                     # A full collection of what the start has made takes 0.1 s without answers.
                     if not gc.get_freeze_count():
                         gc.freeze()
-                    yield {"services": services, "feed": feed}
+                    yield {"services": services, "feed": feed, "board": board}
 
     # FastAPI's own /docs loads Swagger UI from a CDN: behind a firewall the page stays empty.
     app = FastAPIOffline(

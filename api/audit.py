@@ -15,7 +15,7 @@ from service.store.audit import Audit
 
 logger = logging.getLogger(__name__)
 
-CHANGES_NOTHING = frozenset({"estimate"})
+CHANGES_NOTHING = frozenset({"estimate", "redraw"})
 """Operations that only read, although their method is POST."""
 
 
@@ -49,7 +49,8 @@ async def _record(scope: Scope, headers: Headers) -> None:
         return
     audit: Audit = scope["state"]["services"].store.audit
     address = scope["client"][0] if scope.get("client") else None
-    record = principal, action, headers.get("location", scope["path"]), address
+    subject = scope["state"].get("subject") or headers.get("location", scope["path"])
+    record = principal, action, subject, address
     try:
         await run_in_threadpool(audit.record, *record)
     except EigenpressError as error:

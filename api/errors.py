@@ -61,6 +61,7 @@ PYDANTIC_CODES = frozenset(get_args(core_schema.ErrorType))
 PLAIN_MESSAGES = {
     "extra_forbidden": "There is no such field",
     "model_attributes_type": "Input should be an object",
+    "too_short": "Input should have at least one item",
     "tuple_type": "Input should be an array",
     "union_tag_not_found": "Field required",
 }
@@ -180,10 +181,18 @@ def invalid_request(request: Request, error: RequestValidationError) -> ProblemR
         detail = "The body must be JSON, sent with the header 'Content-Type: application/json'"
         return ProblemResponse(415, "unsupported_media_type", detail, instance=instance)
     shown = getattr(request.scope.get("route"), "name", None) not in TAKES_SECRETS
-    items = [_item(each, shown=shown) for each in found if not _is_consequence(each, found)]
+    items = problem_items(found, shown=shown)
     return ProblemResponse(
         422, items[0].code, items[0].detail, param=items[0].param, instance=instance, errors=items
     )
+
+
+def problem_items(found: Sequence[Mapping[str, Any]], *, shown: bool = True) -> list[ProblemItem]:
+    """One for each of pydantic's errors in a body, whose locations begin with "body".
+
+    They repeat the offending values only if these may be shown.
+    """
+    return [_item(each, shown=shown) for each in found if not _is_consequence(each, found)]
 
 
 def _is_json(request: Request) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
 from fastapi import Request
 from jinja2 import Environment
+from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse
 
 from service.assets import hashed_name
@@ -37,7 +39,18 @@ HEADERS = {
 @cache
 def templates() -> Environment:
     """The templates of pages, and those of reports that pages include."""
-    return environment("api.pages")
+    made = environment("api.pages")
+    made.filters["coded"] = coded
+    return made
+
+
+def coded(text: str) -> Markup:
+    """Text whose parts between backticks are code.
+
+    >>> coded("`auto`: <the model's>")
+    Markup('<code>auto</code>: &lt;the model&#39;s&gt;')
+    """
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704
 
 
 def page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:

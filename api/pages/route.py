@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlencode
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +13,7 @@ from starlette.responses import RedirectResponse
 
 from api.errors import invalid_request, status_of
 from api.pages.rendering import page
+from api.schemas.problems import Problem
 from service.errors import EigenpressError, KeyInvalid, KeyMissing
 
 SIGN_IN = "/sign-in"
@@ -25,18 +26,37 @@ class PageRoute(APIRoute):
         answer = super().get_route_handler()
 
         async def answered(request: Request) -> Response:
+            request.scope["query_string"] = without_blanks(request.scope["query_string"])
             try:
                 return await answer(request)
             except (KeyMissing, KeyInvalid):
                 return to_sign_in(request)
             except EigenpressError as error:
-                status = status_of(type(error))
-                return page(request, "error.html", status, problem=error)
+                return refused(request, status_of(type(error)), error)
             except RequestValidationError as error:
                 refusal = invalid_request(request, error)
-                return page(request, "error.html", refusal.status_code, problem=refusal.problem)
+                return refused(request, refusal.status_code, refusal.problem)
 
         return answered
+
+
+def refused(request: Request, status: int, problem: EigenpressError | Problem) -> Response:
+    """A page that says why; or where htmx asks for a part of a page, the words for its notice."""
+    if "hx-request" not in request.headers:
+        return page(request, "error.html", status, problem=problem)
+    notice = page(request, "notice.html", status, problem=problem)
+    notice.headers["HX-Retarget"] = "#notice"
+    notice.headers["HX-Reswap"] = "innerHTML"
+    return notice
+
+
+def without_blanks(query: bytes) -> bytes:
+    """The query without the fields that its form left empty.
+
+    >>> without_blanks(b"state=running&name=&label=team%3Dml")
+    b'state=running&label=team%3Dml'
+    """
+    return urlencode(parse_qsl(query.decode("latin-1"))).encode()
 
 
 def to_sign_in(request: Request) -> Response:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sqlalchemy import BigInteger, String, column, select, values
+from sqlalchemy import BigInteger, String, column, func, select, values
 
 from service.domain.job import Event
 from service.domain.states import JobState
@@ -23,6 +24,24 @@ class NewEvents:
     """Those of the jobs that have not been deleted."""
     complete: bool
     """Whether there were no more."""
+
+
+class Progress(NamedTuple):
+    """A job's state and how far it has come; both differ after whatever its list shows."""
+
+    state: JobState
+    attempt: int
+    done: int
+    """Units of the attempt's steps, and these steps' beginnings and ends."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How jobs stand at one moment, by their ids; without those that have been deleted."""
+
+    progress: Mapping[str, Progress]
+    newest: Mapping[str, str]
+    """Of each tenant, the id of its newest job, also of one that has been deleted since."""
 
 
 class News:
@@ -59,3 +78,27 @@ class News:
             found = [rows.event(row) for row in connection.execute(new)]
             states = {row.id: JobState(row.state) for row in connection.execute(kept)}
         return NewEvents(found, states, complete=len(found) < limit)
+
+    def standing(self, job_ids: Collection[str], tenants: Collection[str]) -> Standing:
+        """How these jobs stand, and the newest jobs of these tenants."""
+        jobs, steps = tables.jobs, tables.steps
+        done = func.coalesce(func.sum(steps.c.done), 0)
+        moments = func.count(steps.c.step) + func.count(steps.c.finished_at)
+        current = (steps.c.job_id == jobs.c.id) & (steps.c.attempt == jobs.c.attempt)
+        stand = (
+            select(jobs.c.id, jobs.c.state, jobs.c.attempt, (done + moments).label("done"))
+            .join(steps, current, isouter=True)
+            .where(jobs.c.id.in_(job_ids), jobs.c.deleted_at.is_(None))
+            .group_by(jobs.c.id, jobs.c.state, jobs.c.attempt)
+        )
+        given = values(column("name", String), name="given").data([(each,) for each in tenants])
+        asked = given.cte("asked")
+        latest = select(func.max(jobs.c.id)).where(jobs.c.tenant == asked.c.name)
+        newest = select(asked.c.name, latest.scalar_subquery().label("id"))
+        with self._database.reading() as connection:
+            progress = {
+                row.id: Progress(JobState(row.state), row.attempt, int(row.done))
+                for row in connection.execute(stand)
+            }
+            ids = {row.name: row.id for row in connection.execute(newest) if row.id}
+        return Standing(progress, ids)
