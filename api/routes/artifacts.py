@@ -189,7 +189,9 @@ def _shown(job_id: str, artifact: jobs.Artifact, services: Services) -> Artifact
         return ArtifactFile(path=entry.path, size=entry.size, sha256=entry.sha256, url=url)
 
     files = [file(entry, artifact.prefix + entry.path) for entry in artifact.files]
-    files.append(file(read_manifest(job_id, artifact, storage), manifest_key(job_id, artifact.name)))
+    files.append(
+        file(read_manifest(job_id, artifact, storage), manifest_key(job_id, artifact.name))
+    )
     return Artifact(
         name=artifact.name,
         uri=f"s3://{storage.bucket}/{artifact.prefix}",

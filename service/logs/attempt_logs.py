@@ -72,8 +72,8 @@ class _From:
         rest = mask(data)[self.after - begin :]
         return self.after, rest[: self.limit], whole and len(rest) <= self.limit
 
-    def in_lines(self, data: bytes, *, is_first: bool, is_last: bool) -> tuple[int, bytes]:
-        """How many bytes to leave out at the beginning, and the rest, in whole lines if it has any.
+    def in_lines(self, data: bytes, *, is_first: bool, is_last: bool) -> tuple[int, bytes]:  # noqa: ARG002
+        """The bytes in whole lines if they have any, and how many are left out before these.
 
         `is_first` and `is_last` say whether the bytes reach the beginning and the end of the log.
         """
@@ -137,7 +137,7 @@ class AttemptLogs:
     def last(
         self, job: Job, attempt: int, source: str, limit: int, before: int | None = None
     ) -> LogPage:
-        """The last lines of a log, at most `limit` bytes, below the offset `before` if one is given.
+        """The last lines of a log, at most `limit` bytes; below the offset `before` if there is one.
 
         Raises as `page` does.
         """

@@ -1,4 +1,4 @@
-"""How to load an artifact and how to serve it: the words of its model card, and of the job's page."""
+"""How to load an artifact and to serve it: the words of its model card and of the job's page."""
 
 from __future__ import annotations
 

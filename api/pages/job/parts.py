@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import Request
 
 from api.access import Caller
+from api.frames import END
 from api.pages.job.remedies import remedy
 from api.pages.job.timeline import NOTES, current_step, timeline
 from api.pages.rows import Row, progress_of
@@ -20,6 +22,22 @@ from service.domain.job import Event, EventType
 from service.domain.spec import JobSpec
 from service.domain.states import TERMINAL, JobState
 from service.report.fields import at
+
+LIVE_TYPES = (
+    *EventType,
+    *sorted(NOTES - frozenset(EventType)),
+    "tensors.unused",
+    "texts.short",
+    "texts.skipped",
+    "texts.used",
+)
+"""All types of events; a browser must name those that it waits for."""
+
+CHANGES = ", ".join(f"sse:{each} delay:100ms" for each in (*LIVE_TYPES, END))
+"""When htmx asks for a part again: shortly after the last of several events."""
+
+SAID = frozenset({EventType.STEP_STARTED, EventType.STEP_FINISHED})
+"""Events whose data the steps show."""
 
 MAX_TOLD_EVENTS = 1000
 """That the timeline is made of; attempts before them are left out."""
@@ -34,12 +52,18 @@ def steps_values(
     job = get_job(job_id, request, services, caller)
     attempts = timeline(job, reversed(events), datetime.now(UTC))
     progress = ".".join(map(str, progress_of(job)))
-    last = events[0].id if events else 0
-    return {"job": job, "attempts": attempts, "progress": progress, "last_event": last}
+    return {
+        "job": job,
+        "attempts": attempts,
+        "progress": progress,
+        "last_event": events[0].id if events else 0,
+        "told": events,
+    }
 
 
-def head_values(job: Job, last: Event | None) -> dict[str, Any]:
-    """For `job_head.html`; `last` is the job's last event."""
+def head_values(job: Job, events: Sequence[Event]) -> dict[str, Any]:
+    """For `job_head.html`; `events` are the job's, the latest first."""
+    last = events[0] if events else None
     failure = job.error or job.last_error
     return {
         "job": job,
@@ -49,6 +73,25 @@ def head_values(job: Job, last: Event | None) -> dict[str, Any]:
         "facts": list(facts(job)),
         "ended": job.state in TERMINAL,
     }
+
+
+@dataclass(frozen=True)
+class ShownEvent:
+    """One line of the history."""
+
+    event: Event
+    data: str
+    """What else it says, as JSON; empty if its message says all of it."""
+
+
+def shown_events(events: Sequence[Event]) -> list[ShownEvent]:
+    return [ShownEvent(each, _data(each)) for each in events]
+
+
+def _data(event: Event) -> str:
+    if not event.data or event.type in SAID:
+        return ""
+    return json_text(event.data)
 
 
 def says(job: Job, last: Event | None) -> str:
@@ -104,5 +147,5 @@ def specification(job: Job) -> Mapping[str, Any]:
     return job.spec.model_dump(mode="json") if isinstance(job.spec, JobSpec) else job.spec
 
 
-def specification_text(job: Job) -> str:
-    return json.dumps(specification(job), indent=2, ensure_ascii=False)
+def json_text(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)

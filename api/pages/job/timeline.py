@@ -56,6 +56,8 @@ class ShownStep:
     started_at: datetime
     finished_at: datetime | None
     bar: Bar
+    seconds_left: float | None = None
+    """Of a step under way, as far as that is known."""
 
     @property
     def seconds(self) -> float | None:
@@ -150,7 +152,7 @@ def _attempt(told: _Told, job: Job, now: datetime) -> Attempt:
     return Attempt(
         number=told.number,
         began_at=told.began_at,
-        ended_at=end and end.at,
+        ended_at=None if end is None else end.at,
         outcome=job.state if end is None else OUTCOMES[end.type],
         code=data.get("code"),
         reason=end.message if end is not None and "code" in data else "",
@@ -170,6 +172,7 @@ def _current(step: StepProgress, told: _Told, until: datetime) -> ShownStep:
         step.started_at,
         step.finished_at,
         _bar(told.began_at, step.started_at, step.finished_at or until, until),
+        getattr(step, "seconds_left", None),
     )
 
 
@@ -182,7 +185,7 @@ def _past(name: str, told: _Told, until: datetime) -> ShownStep:
         total,
         str(started.data.get("unit") or ""),
         started.at,
-        finished and finished.at,
+        None if finished is None else finished.at,
         _bar(told.began_at, started.at, finished.at if finished else until, until),
     )
 
