@@ -137,7 +137,7 @@ class AttemptLogs:
     def last(
         self, job: Job, attempt: int, source: str, limit: int, before: int | None = None
     ) -> LogPage:
-        """The last lines of a log, at most `limit` bytes; below the offset `before` if there is one.
+        """The last lines of a log, at most `limit` bytes; below the offset `before` if it is given.
 
         Raises as `page` does.
         """

@@ -41,7 +41,8 @@ LogDep = Annotated[WantedLog, Depends(_wanted)]
 def log_values(job: Job, wanted: WantedLog, logs: AttemptLogs) -> dict[str, Any]:
     """For `job_log.html`."""
     attempt = wanted.attempt or job.attempt
-    values: dict[str, Any] = {"attempt": attempt, "source": wanted.source}
+    ends = wanted.before is None and wanted.after is None
+    values: dict[str, Any] = {"attempt": attempt, "source": wanted.source, "ends": ends}
     if not attempt:
         return values | {"log": None, "problem": None, "sources": []}
     try:

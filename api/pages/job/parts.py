@@ -36,8 +36,8 @@ LIVE_TYPES = (
 CHANGES = ", ".join(f"sse:{each} delay:100ms" for each in (*LIVE_TYPES, END))
 """When htmx asks for a part again: shortly after the last of several events."""
 
-SAID = frozenset({EventType.STEP_STARTED, EventType.STEP_FINISHED})
-"""Events whose data the steps show."""
+SAID = frozenset(EventType) - {EventType.CHANGED}
+"""Events whose data stand elsewhere on the page."""
 
 MAX_TOLD_EVENTS = 1000
 """That the timeline is made of; attempts before them are left out."""
