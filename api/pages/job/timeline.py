@@ -192,9 +192,10 @@ def _past(name: str, told: _Told, until: datetime) -> ShownStep:
 
 def _bar(began: datetime, start: datetime, end: datetime, until: datetime) -> Bar:
     whole = max((until - began).total_seconds(), 1e-3)
-    length = max((end - start).total_seconds() / whole, LEAST_SHARE)
     place = max((start - began).total_seconds() / whole, 0.0)
-    return Bar(round(min(place, 1 - LEAST_SHARE), 4), round(min(length, 1 - place), 4))
+    place = round(min(place, 1 - LEAST_SHARE), 4)
+    length = max((end - start).total_seconds() / whole, LEAST_SHARE)
+    return Bar(place, round(min(length, 1 - place), 4))
 
 
 def current_step(job: Job) -> StepProgress | None:
