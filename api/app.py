@@ -22,11 +22,13 @@ from api.metrics.metrics import Metrics
 from api.metrics.timing import Note, Timed
 from api.pages import assets as page_assets
 from api.pages import compare as compare_page
-from api.pages import job as job_page
 from api.pages import jobs as jobs_page
 from api.pages import new as new_page
 from api.pages import rows as job_rows
 from api.pages import sign_in
+from api.pages.job import actions as job_actions
+from api.pages.job import live as job_live
+from api.pages.job import page as job_page
 from api.routes import (
     artifacts,
     audit,
@@ -89,7 +91,17 @@ ROUTES = (
     health,
     metrics,
 )
-PAGES = (jobs_page, job_rows, new_page, compare_page, job_page, sign_in, page_assets)
+PAGES = (
+    jobs_page,
+    job_rows,
+    new_page,
+    compare_page,
+    job_page,
+    job_live,
+    job_actions,
+    sign_in,
+    page_assets,
+)
 
 
 class State(TypedDict):

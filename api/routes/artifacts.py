@@ -21,6 +21,7 @@ from service.errors import ArtifactNotFound, FileNotFound, JobConflict
 from service.printable import shortened
 from service.report.page import policy
 from service.report.page import report_page as render_report
+from service.storage.s3 import ObjectStorage
 from service.store.users import Users
 
 router = APIRouter(
@@ -187,10 +188,10 @@ def _shown(job_id: str, artifact: jobs.Artifact, services: Services) -> Artifact
         url = storage.presign(key, lifetime)
         return ArtifactFile(path=entry.path, size=entry.size, sha256=entry.sha256, url=url)
 
-    key = manifest_key(job_id, artifact.name)
-    manifest = _manifest(job_id, artifact, storage.get_bytes(key))
     files = [file(entry, artifact.prefix + entry.path) for entry in artifact.files]
-    files.append(file(manifest, key))
+    files.append(
+        file(read_manifest(job_id, artifact, storage), manifest_key(job_id, artifact.name))
+    )
     return Artifact(
         name=artifact.name,
         uri=f"s3://{storage.bucket}/{artifact.prefix}",
@@ -200,7 +201,11 @@ def _shown(job_id: str, artifact: jobs.Artifact, services: Services) -> Artifact
     )
 
 
-def _manifest(job_id: str, artifact: jobs.Artifact, content: bytes) -> jobs.FileEntry:
-    """The manifest lists the other files but not itself, so it is read to be measured."""
+def read_manifest(job_id: str, artifact: jobs.Artifact, storage: ObjectStorage) -> jobs.FileEntry:
+    """The manifest lists the other files but not itself, so it is read to be measured.
+
+    Raises ObjectMissing or ArtifactCorrupt if the artifact is not what the job has published.
+    """
+    content = storage.get_bytes(manifest_key(job_id, artifact.name))
     check_manifest(content, artifact, job_id)
     return jobs.FileEntry(MANIFEST_NAME, len(content), hashlib.sha256(content).hexdigest())

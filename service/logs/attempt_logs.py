@@ -53,6 +53,70 @@ class LogPage:
     """Why there is no text, if the log is lost."""
 
 
+@dataclass(frozen=True)
+class _From:
+    """At most `limit` bytes beyond the offset `after`."""
+
+    after: int
+    limit: int
+
+    def of(self, start: int, end: int) -> tuple[int, int]:
+        """Its part of what was kept from `start` to `end`."""
+        first = max(self.after, start)
+        return first, min(first + self.limit, end)
+
+    def read(self, read: LogReader, mask: Mask) -> tuple[int, bytes, bool]:
+        """Where the bytes begin, these, and whether they reach the end of the log."""
+        begin = max(0, self.after - REACH_BYTES)
+        data, whole = _window(read, begin, self.after - begin + self.limit + REACH_BYTES)
+        rest = mask(data)[self.after - begin :]
+        return self.after, rest[: self.limit], whole and len(rest) <= self.limit
+
+    def in_lines(self, data: bytes, *, is_first: bool, is_last: bool) -> tuple[int, bytes]:  # noqa: ARG002
+        """The bytes in whole lines if they have any, and how many are left out before these.
+
+        `is_first` and `is_last` say whether the bytes reach the beginning and the end of the log.
+        """
+        return 0, data if is_last else _up_to_last_line(data, self.limit)
+
+
+@dataclass(frozen=True)
+class _Last:
+    """The last bytes, at most `limit`, below the offset `before`; or of all, if it is None."""
+
+    before: int | None
+    limit: int
+    after = 0
+
+    def of(self, start: int, end: int) -> tuple[int, int]:
+        last = end if self.before is None else max(start, min(self.before, end))
+        return max(start, last - self.limit), last
+
+    def read(self, read: LogReader, mask: Mask) -> tuple[int, bytes, bool]:
+        # Beyond its end, too, or a secret across it would not be recognized.
+        data, end = bytearray(), 0
+        stop = None if self.before is None else self.before + REACH_BYTES
+        for chunk in _within(READ_SECONDS, read):
+            end += len(chunk)
+            data += chunk
+            del data[: -(self.limit + 2 * REACH_BYTES + len(chunk))]
+            if stop is not None and end >= stop:
+                break
+        begin, masked = end - len(data), mask(bytes(data))
+        last = end if self.before is None else min(self.before, end)
+        start = max(begin, last - self.limit)
+        return start, masked[start - begin : last - begin], last == end
+
+    def in_lines(self, data: bytes, *, is_first: bool, is_last: bool) -> tuple[int, bytes]:
+        if not is_last and self.before is None:
+            data = _up_to_last_line(data, self.limit)
+        rest = data
+        if not is_first:
+            rest = data[data.find(b"\n") + 1 :] or data
+            rest = rest.lstrip(bytes(range(0x80, 0xC0)))  # of a character that began before
+        return len(data) - len(rest), rest
+
+
 class AttemptLogs:
     """The logs of all attempts. Threads may share it."""
 
@@ -68,21 +132,33 @@ class AttemptLogs:
         Raises LogNotFound if there is no such attempt or source, and ClusterUnavailable or the
         storage's errors if it cannot be read now.
         """
+        return self._part(job, attempt, source, _From(after, limit))
+
+    def last(
+        self, job: Job, attempt: int, source: str, limit: int, before: int | None = None
+    ) -> LogPage:
+        """The last lines of a log, at most `limit` bytes; below the offset `before` if it is given.
+
+        Raises as `page` does.
+        """
+        return self._part(job, attempt, source, _Last(before, limit))
+
+    def _part(self, job: Job, attempt: int, source: str, part: _From | _Last) -> LogPage:
         if not 0 < attempt <= job.attempt:
             count = f"attempts 1 to {job.attempt}" if job.attempt else "no attempt yet"
             raise LogNotFound(f"Job {job.id} has {count}, not {attempt}.", param="attempt")
         ended = attempt < job.attempt or job.state not in (JobState.RUNNING, JobState.CANCELLING)
         if ended and (kept := read_index(self._storage, job.id, attempt)) is not None:
-            return self._kept_page(kept, job.id, attempt, source, after, limit)
+            return self._kept_page(kept, job.id, attempt, source, part)
         if not self._readers.acquire(blocking=False):
             raise ClusterUnavailable(f"{MAX_READERS} requests read logs from Ray already.")
         try:
-            page = self._ray_page(job.id, attempt, source, after, limit, ended=ended)
+            page = self._ray_page(job.id, attempt, source, part, ended=ended)
         finally:
             self._readers.release()
         if page.missing and (kept := read_index(self._storage, job.id, attempt)) is not None:
             # A dispatcher has kept it, and had Ray forget it, since the first look.
-            return self._kept_page(kept, job.id, attempt, source, after, limit)
+            return self._kept_page(kept, job.id, attempt, source, part)
         return page
 
     def keep(self, job_id: str, attempt: int) -> None:
@@ -119,9 +195,9 @@ class AttemptLogs:
         return KeptLog(start=size - len(masked), size=len(masked)), masked
 
     def _kept_page(
-        self, kept: Kept, job_id: str, attempt: int, source: str, after: int, limit: int
+        self, kept: Kept, job_id: str, attempt: int, source: str, part: _From | _Last
     ) -> LogPage:
-        sources = tuple(sorted(kept.logs))
+        sources, after = tuple(sorted(kept.logs)), part.after
         log = kept.logs.get(source)
         if log is None:
             of_all = None if sources else kept.missing.get(DRIVER)
@@ -129,17 +205,17 @@ class AttemptLogs:
             if reason is None:
                 raise _no_source(source, sources)
             return LogPage(attempt, source, sources, after, "", after, True, reason)
-        start = max(after, log.start)
-        length = min(limit, log.end - start)
-        if length <= 0:
+        start, end = part.of(log.start, log.end)
+        if start >= end:
             return LogPage(attempt, source, sources, after, "", after, complete=True)
         key = log_key(job_id, attempt, source)
-        data = self._storage.get_range(key, start - log.start, length)
-        return _page(attempt, source, sources, start, data, limit, last=start + length >= log.end)
+        data = self._storage.get_range(key, start - log.start, end - start)
+        return _page(attempt, source, sources, start, data, part, last=end >= log.end)
 
     def _ray_page(
-        self, job_id: str, attempt: int, source: str, after: int, limit: int, *, ended: bool
+        self, job_id: str, attempt: int, source: str, part: _From | _Last, *, ended: bool
     ) -> LogPage:
+        after = part.after
         status = self._cluster.status(job_id, attempt)
         if status == Unknown():  # not submitted yet, or lost
             lost = LOST if ended else None
@@ -151,14 +227,11 @@ class AttemptLogs:
             if ended or len(sources) > 1:
                 raise _no_source(source, sources)
             return LogPage(attempt, source, sources, after, "", after)  # no workers yet
-        begin = max(0, after - REACH_BYTES)
         try:
-            data, whole = _window(known[source], begin, after - begin + limit + REACH_BYTES)
+            start, data, whole = part.read(known[source], self._mask)
         except LogNotFound as error:
             return LogPage(attempt, source, sources, after, "", after, final, error.detail)
-        rest = self._mask(data)[after - begin :]
-        last = final and whole and len(rest) <= limit
-        return _page(attempt, source, sources, after, rest[:limit], limit, last=last)
+        return _page(attempt, source, sources, start, data, part, last=final and whole)
 
 
 def _page(
@@ -167,20 +240,24 @@ def _page(
     sources: tuple[str, ...],
     start: int,
     data: bytes,
-    limit: int,
+    part: _From | _Last,
     *,
     last: bool,
 ) -> LogPage:
-    """The page of these bytes; up to the last whole line, unless they are the end or one line."""
-    if not last:
-        line_end = data.rfind(b"\n") + 1
-        if line_end or len(data) < limit:
-            data = data[:line_end]
+    """The page of these bytes, in whole lines unless they are the end or one line."""
+    cut, data = part.in_lines(data, is_first=start == 0, is_last=last)
+    start += cut
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(data, final=last)
     half_character = len(decoder.getstate()[0])
     end = start + len(data) - half_character
     return LogPage(attempt, source, sources, start, text, end, last)
+
+
+def _up_to_last_line(data: bytes, limit: int) -> bytes:
+    """Without the line that is still to be ended, unless it fills the page."""
+    line_end = data.rfind(b"\n") + 1
+    return data[:line_end] if line_end or len(data) < limit else data
 
 
 def _window(read: LogReader, start: int, length: int) -> tuple[bytes, bool]:

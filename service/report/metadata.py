@@ -11,19 +11,20 @@ from collections.abc import Iterator
 from huggingface_hub import EvalResult, ModelCardData
 
 from service.report.fields import Part, at
+from service.report.loading import is_low_rank
 
 TASK = "text-generation"
 
 
-def card_metadata(report: Part, target: Part, kind: str) -> str:
-    """YAML, without the lines around it; `kind` tells how the layers are stored."""
-    source = at(report, "model", "source") or {}
+def card_metadata(report: Part, target: Part) -> str:
+    """The metadata of a target's card: YAML, without the lines around it."""
+    source, low_rank = at(report, "model", "source") or {}, is_low_rank(target)
     data = ModelCardData(
         base_model=source.get("id") if source.get("source") == "hub" else None,
-        base_model_relation="quantized" if kind == "compressed-tensors" else None,
+        base_model_relation=None if low_rank else "quantized",
         library_name="transformers",
         pipeline_tag=TASK,
-        tags=["eigenpress", kind],
+        tags=["eigenpress", "low-rank" if low_rank else "compressed-tensors"],
         model_name=f"{at(report, 'model', 'architecture')} {target['name']}",
         eval_results=list(_results(target)) or None,
     )

