@@ -28,6 +28,7 @@ LIVE_TYPES = (
     *sorted(NOTES - frozenset(EventType)),
     "tensors.unused",
     "texts.short",
+    "steps.predicted",
     "texts.skipped",
     "texts.used",
 )
