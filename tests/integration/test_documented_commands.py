@@ -54,7 +54,7 @@ SERVER: Final = "http://127.0.0.1:8400"
 KEY_ID: Final = "k3x9v0qd27sp"
 """The id of a key in the documents."""
 MAKE: Final = shutil.which("make")
-SECONDS: Final = 30
+SECONDS: Final = 60
 
 ELSEWHERE: Final = {
     r"eigenpress expand \S+ \S+ --gguf": (
@@ -338,8 +338,8 @@ def test_a_wrong_command_is_found(reader: Reader, wrong: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_of_commands_say_so(page: Path) -> None:
-    others = "".join(re.split(BLOCK, page.read_text())[::3])
-    assert not re.findall(r"^ *(?:make|curl|eigenpress|docker|kubectl) .*", others, re.MULTILINE)
+    untold = r"^ *```\n *(?:make|curl|eigenpress|docker|kubectl) .*"
+    assert not re.findall(untold, page.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("pattern", [*NOT_RUN, *ELSEWHERE])
