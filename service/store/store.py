@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
+from service.domain.job import DEFAULT_TENANT
 from service.store import tables
 from service.store.attempts import Attempts
 from service.store.audit import Audit
@@ -26,7 +27,7 @@ from service.store.deliveries import Deliveries
 from service.store.keys import Keys
 from service.store.news import News
 from service.store.records import Records
-from service.store.tenants import Tenants
+from service.store.tenants import Tenants, ensure_tenant
 from service.store.users import Users
 from service.store.webhooks import Webhooks
 
@@ -61,8 +62,10 @@ class Store:
         return Datasets(self._database, tenant)
 
     def migrate(self) -> None:
-        """Create the database, or bring its schema up to date."""
+        """Create the database with the default tenant, or bring its schema up to date."""
         self._database.migrate()
+        with self._database.writing() as connection:
+            ensure_tenant(connection, DEFAULT_TENANT)
 
     def check_schema(self) -> None:
         """Raise SchemaMismatch unless the database has the schema of this version."""

@@ -19,7 +19,6 @@ from api.services import Services
 from service.domain.job import DEFAULT_TENANT
 from service.domain.principal import Scope
 from service.domain.states import JobState
-from service.domain.tenant import Limits, Places
 from service.store.store import Store
 from tests.unit.api.pages.conftest import PAYLOADS, Make
 
@@ -112,7 +111,6 @@ def test_pages_follow_one_another_and_keep_the_filters(
 
 
 def test_a_reader_sees_no_buttons(guarded: TestClient, store: Store, make: Make) -> None:
-    store.tenants.create(DEFAULT_TENANT, Limits(), Places())
     make(JobState.RUNNING)
     make(JobState.FAILED)
     _, text = store.keys.create(DEFAULT_TENANT, Scope.READER)

@@ -15,7 +15,6 @@ from service.credentials import open_credentials
 from service.domain.credentials import HubToken, S3Keys
 from service.domain.job import DEFAULT_TENANT
 from service.domain.spec import JobSpec
-from service.domain.tenant import Limits, Places
 from service.encryption import new_key
 from service.errors import ModelInvalid, ModelNotFound
 from service.inputs import checks
@@ -44,8 +43,7 @@ def settings(settings: Settings, hub: HubServer) -> Settings:
 
 
 @pytest.fixture
-def put(client: TestClient, store: Store) -> Callable[[str, dict[str, Any]], Any]:
-    store.tenants.create(DEFAULT_TENANT, Limits(), Places())
+def put(client: TestClient) -> Callable[[str, dict[str, Any]], Any]:
     return lambda name, body: client.put(f"{PATH}/{name}", json=body)
 
 

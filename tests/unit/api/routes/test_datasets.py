@@ -129,7 +129,7 @@ def test_too_large(services: Services, storage: Any, declared: bool) -> None:
 def test_a_tenant_at_its_limit_uploads_nothing_more(
     client: TestClient, store: Store, storage: Any
 ) -> None:
-    store.tenants.create(DEFAULT_TENANT, Limits(max_stored_bytes=len(ROWS)), Places())
+    store.tenants.change(DEFAULT_TENANT, Limits(max_stored_bytes=len(ROWS)), Places())
     assert problem(upload(client, ROWS + ROWS)) == (429, "quota_exceeded", None)
     assert (storage.objects, storage.uploads) == ({}, {})
     assert upload(client).status_code == 201

@@ -231,7 +231,7 @@ def test_an_upload_stops_as_it_outgrows_its_tenant(
     job_store: Store, bucket: MemoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "RENEWAL_BYTES", len(ROWS))
-    job_store.tenants.create(DEFAULT_TENANT, Limits(max_stored_bytes=2 * len(ROWS)), Places())
+    job_store.tenants.change(DEFAULT_TENANT, Limits(max_stored_bytes=2 * len(ROWS)), Places())
     started = start(job_store, bucket, "jsonl")
     started.write(ROWS)
     started.write(ROWS)
@@ -244,7 +244,7 @@ def test_an_upload_stops_as_it_outgrows_its_tenant(
 def test_an_upload_beyond_the_limit_of_its_tenant_ends_refused(
     job_store: Store, bucket: MemoryStorage
 ) -> None:
-    job_store.tenants.create(DEFAULT_TENANT, Limits(max_stored_bytes=len(ROWS)), Places())
+    job_store.tenants.change(DEFAULT_TENANT, Limits(max_stored_bytes=len(ROWS)), Places())
     with pytest.raises(QuotaExceeded):
         upload(job_store, bucket, "jsonl", ROWS, ROWS)
     assert nothing_is_left(job_store, bucket)

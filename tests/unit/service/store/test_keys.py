@@ -6,7 +6,6 @@ from datetime import timedelta
 
 import pytest
 
-from service.domain.job import DEFAULT_TENANT
 from service.domain.keys import key_id
 from service.domain.principal import Principal, Scope
 from service.domain.tenant import EVERY_PLACE, Limits
@@ -18,7 +17,7 @@ from service.store.store import Store
 
 @pytest.fixture
 def tenant(job_store: Store) -> str:
-    return job_store.tenants.create(DEFAULT_TENANT, Limits(), EVERY_PLACE).name
+    return job_store.tenants.create("team-a", Limits(), EVERY_PLACE).name
 
 
 def after(monkeypatch: pytest.MonkeyPatch, time: timedelta) -> None:

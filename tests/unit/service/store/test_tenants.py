@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.domain.job import Artifact, FileEntry, Job
+from service.domain.job import DEFAULT_TENANT, Artifact, FileEntry, Job
 from service.domain.retry_policy import RetryPolicy
 from service.domain.states import JobState
 from service.domain.tenant import EVERY_PLACE, Limits, Places, Usage
@@ -54,12 +54,20 @@ def test_an_unknown_tenant(job_store: Store) -> None:
     assert job_store.users("none").places() == EVERY_PLACE
 
 
+def test_the_default_tenant_is_there_and_keeps_its_limits(job_store: Store) -> None:
+    """An administrator makes keys of it, and bounds it, before its first job."""
+    assert job_store.tenants.get(DEFAULT_TENANT).limits == Limits()
+    job_store.tenants.change(DEFAULT_TENANT, Limits(max_queued_jobs=1), EVERY_PLACE)
+    job_store.migrate()
+    assert job_store.tenants.get(DEFAULT_TENANT).limits == Limits(max_queued_jobs=1)
+
+
 def test_tenants_in_pages_by_name(job_store: Store) -> None:
     for name in ("c", "a", "b"):
         job_store.tenants.create(name, Limits(), EVERY_PLACE)
     page = job_store.tenants.list_tenants(limit=2)
     rest = job_store.tenants.list_tenants(limit=2, after=page[-1].name)
-    assert [tenant.name for tenant in page + rest] == ["a", "b", "c"]
+    assert [tenant.name for tenant in page + rest] == ["a", "b", "c", DEFAULT_TENANT]
 
 
 def test_queued_jobs_are_bounded_and_those_of_others_do_not_count(job_store: Store) -> None:
