@@ -14,6 +14,8 @@ from service.report.fields import Part, at, names
 BLOCKS_IN_CHART = 5
 """Spectra of so many blocks are in one chart: the first, the last, and those between."""
 
+MAX_EXPLAINED_CELLS = 1000
+
 SHADES = 10
 """Of a map's cells, from little kept to all kept."""
 
@@ -96,6 +98,11 @@ class Heatmap:
     name: str
     blocks: int
     rows: tuple[MapRow, ...]
+
+    @property
+    def explained(self) -> bool:
+        """Whether each cell says what it is when one points at it: thousands are too many."""
+        return sum(len(row.cells) for row in self.rows) <= MAX_EXPLAINED_CELLS
 
 
 def kind_of(name: str) -> str:

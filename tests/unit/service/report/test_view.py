@@ -211,7 +211,9 @@ def test_thousands_of_layers_make_a_page_that_can_be_used(
     new_page: NewPage, tmp_path: Path
 ) -> None:
     file = tmp_path / "report.html"
-    file.write_text(report_page(a_report(layers=5000)), "utf-8")
+    report = a_report(layers=5000)
+    report["targets"] *= 3
+    file.write_text(report_page(report), "utf-8")
     assert file.stat().st_size < 3_000_000
     page = new_page("http://nowhere.test")
     page.goto(file.as_uri())
