@@ -138,7 +138,7 @@ def facts(job: Job) -> Iterator[tuple[str, str]]:
 
 
 def _place(part: Any) -> str:
-    places = (at(part, name) for name in ("path", "uri", "repository", "id"))
+    places = (at(part, name) for name in ("path", "uri", "id"))
     return next((str(place) for place in places if place), "")
 
 

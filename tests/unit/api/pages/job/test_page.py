@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from api.app import create_app
 from api.pages.job import page as page_module
 from api.pages.job import parts as parts_module
 from api.pages.job.parts import LIVE_TYPES
+from api.pages.job.timeline import timeline
+from api.pages.rendering import templates
 from api.pages.rows import progress_of
 from api.schemas.jobs import Job
 from api.services import Services
@@ -147,6 +151,23 @@ def test_a_job_that_waits_for_its_next_attempt_says_so(
     assert "Attempt 1 failed; the next one is to come." in text
     assert "The next attempt may begin 1 min 0 s later." in text
     assert f"Why attempt 1 failed {LOST.detail}" in text
+
+
+def test_the_time_left_is_said_where_the_api_knows_it(second_attempt: str, store: Store) -> None:
+    def steps(**fields: Any) -> str:
+        job = Job.of(store.records.get(second_attempt), root_path="", dashboard_url="")
+        told = timeline(job, store.records.events(second_attempt), datetime.now(UTC))
+        shown = SimpleNamespace(**vars(job), **fields)
+        html = templates().get_template("job_steps.html").render(job=shown, attempts=told)
+        return text_of(html)
+
+    assert "left" not in steps()
+    to_come = [SimpleNamespace(step="solve", seconds=65.0), SimpleNamespace(step="x", seconds=None)]
+    known = SimpleNamespace(seconds=125.0, reason=None, to_come=to_come)
+    assert steps(time_left=known).startswith("About 2 min 5 s left.")
+    assert "Then: solve (1 min 5 s), x." in steps(time_left=known)
+    unknown = SimpleNamespace(seconds=None, reason="Too early to say.", to_come=[])
+    assert steps(time_left=unknown).startswith("Too early to say.")
 
 
 def test_warnings_are_shown(client: TestClient, store: Store, second_attempt: str) -> None:
