@@ -22,8 +22,8 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --progress --numprocesses $
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo bench bench-api bench-bits bench-quality bench-serving screenshots serve test test-unit test-integration \
-        test-acceptance test-fuzz test-chaos test-chaos-short test-serving lint format clean
+.PHONY: help venv demo bench bench-api bench-bits bench-estimates bench-quality bench-serving screenshots serve test test-unit \
+        test-integration test-acceptance test-fuzz test-chaos test-chaos-short test-serving lint format clean
 
 help:  ## List the targets
 	@sed -En 's/^([a-z-]+):.*## (.+)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -62,6 +62,9 @@ bench-api: $(STAMP)  ## Reads and submits on PostgreSQL with 10,000 jobs
 
 bench-bits: $(STAMP) $(PEERS)/.installed  ## Perplexity by bytes, beside llm-compressor, into docs/bits.md (an hour)
 	@$(BIN)/python -m bench.bits $(BITS_ARGS)
+
+bench-estimates: $(STAMP)  ## Time and memory of jobs beside their estimates, into docs/estimates.md
+	@$(BIN)/python -m bench.estimates --out docs $(ESTIMATES_ARGS)
 
 bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md (half an hour or more)
 	@$(BIN)/python -m bench.quality $(QUALITY_ARGS)

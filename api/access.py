@@ -31,6 +31,7 @@ PUBLIC = frozenset(
         "/docs",
         "/docs/oauth2-redirect",
         "/healthz",
+        "/metrics",  # has a rule of its own
         "/openapi.json",
         "/readyz",
         "/sign-in",

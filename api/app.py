@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import Any, TypedDict
 
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 from fastapi_offline import FastAPIOffline
 
 from api import errors
@@ -17,6 +18,8 @@ from api.board import Board
 from api.browsers import SameSite
 from api.feed import Feed
 from api.limits import BodyLimit
+from api.metrics.metrics import Metrics
+from api.metrics.timing import Note, Timed
 from api.pages import assets as page_assets
 from api.pages import compare as compare_page
 from api.pages import jobs as jobs_page
@@ -37,12 +40,14 @@ from api.routes import (
     jobs,
     keys,
     logs,
+    metrics,
     tenants,
     webhooks,
 )
 from api.services import Services, open_services
 from api.versions import Versioned
 from service.client.versions import VERSION
+from service.errors import DatabaseUnavailable
 from service.settings import Settings
 from service.signals import calling_on_signals
 
@@ -84,6 +89,7 @@ ROUTES = (
     credentials,
     audit,
     health,
+    metrics,
 )
 PAGES = (
     jobs_page,
@@ -103,6 +109,8 @@ class State(TypedDict):
 
     services: Services
     feed: Feed
+    metrics: Metrics
+    answered: Note
     board: Board
 
 
@@ -121,10 +129,18 @@ def create_app(
             async with Feed(news.after) as feed, Board(news.standing) as board:
                 # A server waits for its streams before it ends the lifespan.
                 with calling_on_signals(feed.close), calling_on_signals(board.close):
+                    measured = Metrics(services.store.statistics, feed.open_streams)
+                    await run_in_threadpool(_begin, measured)
                     # A full collection of what the start has made takes 0.1 s without answers.
                     if not gc.get_freeze_count():
                         gc.freeze()
-                    yield {"services": services, "feed": feed, "board": board}
+                    yield {
+                        "services": services,
+                        "feed": feed,
+                        "board": board,
+                        "metrics": measured,
+                        "answered": measured.answered,
+                    }
 
     # FastAPI's own /docs loads Swagger UI from a CDN: behind a firewall the page stays empty.
     app = FastAPIOffline(
@@ -140,12 +156,19 @@ def create_app(
     app.add_middleware(AuditLog)
     app.add_middleware(BodyLimit, streamed=datasets.STREAMED)
     app.add_middleware(SameSite, hosts=chosen.served_hosts)
-    app.add_middleware(Versioned)  # the outermost one
+    app.add_middleware(Versioned)
+    app.add_middleware(Timed)  # the outermost one
     errors.install(app)
     for routes in (*ROUTES, *PAGES):
         app.include_router(routes.router)
     _declare_problems(app)
     return app
+
+
+def _begin(measured: Metrics) -> None:
+    """Count events from now on; while the database is away, from the first time it answers."""
+    with suppress(DatabaseUnavailable):
+        measured.begin()
 
 
 def _declare_problems(app: FastAPI) -> None:

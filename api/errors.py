@@ -190,7 +190,7 @@ def invalid_request(request: Request, error: RequestValidationError) -> ProblemR
 def problem_items(found: Sequence[Mapping[str, Any]], *, shown: bool = True) -> list[ProblemItem]:
     """One for each of pydantic's errors in a body, whose locations begin with "body".
 
-    They repeat the offending values only if these may be shown.
+    `shown` is whether they may repeat the offending values.
     """
     return [_item(each, shown=shown) for each in found if not _is_consequence(each, found)]
 

@@ -165,6 +165,10 @@ class Feed:
         if self._open.total() >= MAX_FOLLOWERS:
             raise FollowersFull
 
+    def open_streams(self) -> int:
+        """How many streams are open."""
+        return self._open.total()
+
     @contextmanager
     def counted(self, tenant: str) -> Iterator[None]:
         """Count a stream of this tenant while it is open."""

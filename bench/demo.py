@@ -164,6 +164,7 @@ def specification(console: Console, folder: Path, problem_count: int) -> dict[st
         "evaluation": {
             "sequences": EVALUATION_SEQUENCES,
             "decode_tokens": 32,
+            "prompts": ["def quicksort(items):"],
             "datasets": [
                 {
                     "name": f"humaneval-{problem_count}",

@@ -225,7 +225,7 @@ def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         serving(command, data, [inputs]) as server,
         Client(server.url, key=server.key) as client,
     ):
-        job = _follow(client, client.submit(specification), watch)
+        job = follow(client, client.submit(specification), watch)
     if job["state"] != "succeeded":
         raise JobFailed(f"the job is {job['state']}: {job.get('error')}")
     shapes = model_shapes(json.loads((inputs / "model" / "config.json").read_text()))
@@ -236,7 +236,7 @@ def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     return {
         "weights": weights,
-        "seconds": {step["step"]: _seconds(step) for step in job["steps"]},
+        "seconds": {step["step"]: step_seconds(step) for step in job["steps"]},
         "processes": {
             name: watch.largest(name).as_json() | {"predicted": predicted.get(name)}
             for name in sorted({name for name, _ in watch.of})
@@ -244,7 +244,7 @@ def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _follow(client: Client, job: Mapping[str, Any], watch: Watch) -> Mapping[str, Any]:
+def follow(client: Client, job: Mapping[str, Any], watch: Watch) -> Mapping[str, Any]:
     """Wait for the job's end, and tell `watch` when its workers are placed."""
     while not any(event["type"] == PLACED for event in client.events(job["id"])):
         if client.job(job["id"])["state"] not in ("queued", "running"):
@@ -260,7 +260,7 @@ def _follow(client: Client, job: Mapping[str, Any], watch: Watch) -> Mapping[str
     return job
 
 
-def _seconds(step: Mapping[str, Any]) -> float | None:
+def step_seconds(step: Mapping[str, Any]) -> float | None:
     ends = step["started_at"], step["finished_at"]
     if None in ends:
         return None

@@ -46,6 +46,7 @@ SPEC = JobSpec.model_validate(
             "sequence_length": 2048,
         },
         "targets": [{"keep": 0.8}],
+        "evaluation": {"decode_tokens": 0},
     }
 )
 
@@ -114,7 +115,7 @@ def _times(name: str, gpus: int, costs: Mapping[Step, Cost]) -> list[str]:
     """The time of each step, with the resource that it waits for."""
     seconds = {step: costs[step].seconds(cluster(gpus)) for step in costs}
     slowest = {step: max(times, key=lambda each: times[each]) for step, times in seconds.items()}
-    total = sum(max(times.values()) for times in seconds.values())
+    total = sum(cost.whole_seconds(cluster(gpus)) for cost in costs.values())
     cells = [f"{_time(seconds[step][slowest[step]])} {slowest[step]}" for step in STEPS]
     return [name, str(gpus), *cells, _time(total)]
 

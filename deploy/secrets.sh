@@ -32,6 +32,7 @@ fernet | keep eigenpress_encryption_key
 random 10 | keep eigenpress_s3_access_key_id
 random 24 | keep eigenpress_s3_secret_access_key
 random 32 | keep ray_auth_token
+random 24 | keep eigenpress_metrics_token
 printf 'ep_%s' "$(random 32)" | keep eigenpress_admin_key
 keep s3_identities <<EOF
 {"identities": [{"name": "eigenpress", "actions": ["Admin", "Read", "Write", "List"],

@@ -164,6 +164,11 @@ class Settings(BaseSettings):
         description="A key with scope `admin` in the tenant `default`: ep_ and at least 32 letters "
         "and digits. It makes the first keys.",
     )
+    metrics_token: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="With which Prometheus reads `/metrics`; administrators' keys read it, too.",
+    )
     requests_per_minute: int = Field(
         default=6000,
         ge=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from api.pages import spec_fields
 from api.pages.spec_fields import Field, Form, chosen_in
 from api.pages.spec_form import LABELS, MORE, Read
 from api.schemas.problems import ProblemItem
+from service.cli.job_file import PLAIN_SCALARS
 from service.domain.spec import JobSpec
 
 TOKEN = "once"  # noqa: S105  (the field with the form's idempotency key)
@@ -135,6 +137,15 @@ class Parsed:
         return cls(None if read.problems else spec, read.problems, [])
 
 
+class Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes quotes also around texts that `eigenpress submit` would read as something else."""
+
+
+for kind, pattern, first in PLAIN_SCALARS:
+    tag = f"tag:yaml.org,2002:{kind}"
+    Dumper.add_implicit_resolver(tag, re.compile(rf"^{pattern}$"), first)
+
+
 @dataclass(frozen=True)
 class Sending:
     """The form as a request: what a terminal would send."""
@@ -157,5 +168,5 @@ class Sending:
 
     @property
     def _eigenpress(self) -> str:
-        text = yaml.safe_dump(dict(self.body), sort_keys=False, allow_unicode=True, width=100)
+        text = yaml.dump(dict(self.body), Dumper=Dumper, sort_keys=False, allow_unicode=True)
         return f"eigenpress submit --url {self.url} --file - <<'END'\n{text}END"

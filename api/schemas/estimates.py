@@ -65,7 +65,8 @@ class StepEstimate(Schema):
     step: Step
     seconds: float
     waits_for: str = Field(
-        description="The slowest resource: `arithmetic`, `memory`, `loading`, `disk`, `network`."
+        description="The slowest resource: `arithmetic`, `memory`, `loading`, `disk`, `network`, "
+        "`calls` (of blocks, beside their arithmetic) or `starts` (of processes)."
     )
 
 

@@ -37,8 +37,14 @@ JOB: Json = {
             "unit": "passes",
             "started_at": NOON,
             "finished_at": None,
+            "seconds_left": 98.0,
         }
     ],
+    "time_left": {
+        "seconds": 159.5,
+        "to_come": [{"step": "evaluate", "seconds": 61.5}],
+        "reason": None,
+    },
     "available_at": None,
     "error": None,
     "last_error": None,

@@ -6,7 +6,7 @@ The request body is `service.domain.spec.JobSpec`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -17,6 +17,8 @@ from api.schemas.schema import Schema
 from service.domain import job as jobs
 from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
+from service.domain.time_left import TimeLeft as TimesLeft
+from service.domain.time_left import time_left
 from service.errors import SpecificationUnknown
 
 JOB_ID_EXAMPLE = examples.JOB_ID
@@ -40,6 +42,40 @@ class StepProgress(Schema):
     unit: str = Field(examples=["sequences"])
     started_at: datetime
     finished_at: datetime | None = None
+    seconds_left: float | None = Field(
+        default=None, description="Null once it has ended, and where that is not known."
+    )
+
+
+class StepToCome(Schema):
+    """A step of the current attempt that has not begun."""
+
+    step: Step
+    seconds: float | None = Field(description="Null where that is not known.")
+
+
+class TimeLeft(Schema):
+    """How long the job still takes: as predicted, corrected by what it has taken so far."""
+
+    seconds: float | None = Field(description="Null where that is not known.", examples=[312.0])
+    to_come: list[StepToCome] = Field(description="The steps that have not begun, in order.")
+    reason: str | None = Field(default=None, description="Why seconds are not known.")
+
+    @classmethod
+    def of(cls, left: TimesLeft, begun: Collection[Step]) -> Self:
+        return cls(
+            seconds=_rounded(left.seconds),
+            to_come=[
+                StepToCome(step=step, seconds=_rounded(seconds))
+                for step, seconds in left.steps.items()
+                if step not in begun
+            ],
+            reason=left.reason,
+        )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
 
 
 class JobError(Schema):
@@ -84,6 +120,7 @@ class Job(Schema):
     started_at: datetime | None = Field(default=None, description="Of the current attempt.")
     finished_at: datetime | None = None
     steps: list[StepProgress] = Field(description="Of the current attempt, in order.")
+    time_left: TimeLeft | None = Field(default=None, description="Null once the job has ended.")
     available_at: datetime | None = Field(
         default=None,
         description="While the job waits after a failed attempt: when the next attempt may begin.",
@@ -99,6 +136,7 @@ class Job(Schema):
     def of(cls, job: jobs.Job, *, root_path: str, dashboard_url: str) -> Self:
         """``root_path`` is the path under which a proxy mounts this server, usually empty."""
         here = f"{root_path}/v1/jobs/{job.id}"
+        left = time_left(job)
         return cls(
             id=job.id,
             name=job.name,
@@ -108,7 +146,8 @@ class Job(Schema):
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
-            steps=[StepProgress.model_validate(step) for step in job.steps],
+            steps=[_shown_step(step, left) for step in job.steps],
+            time_left=left and TimeLeft.of(left, [step.step for step in job.steps]),
             available_at=job.available_at,
             error=JobError.model_validate(job.failure) if job.failure else None,
             last_error=JobError.model_validate(job.last_failure) if job.last_failure else None,
@@ -123,6 +162,12 @@ class Job(Schema):
                 ),
             ),
         )
+
+
+def _shown_step(step: jobs.StepProgress, left: TimesLeft | None) -> StepProgress:
+    seconds = None if left is None else left.steps.get(step.step)
+    shown = StepProgress.model_validate(step)
+    return shown.model_copy(update={"seconds_left": _rounded(seconds)})
 
 
 def _shown_spec(job: jobs.Job) -> JobSpec | dict[str, Any]:

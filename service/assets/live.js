@@ -67,4 +67,15 @@
   }
 
   htmx.createEventSource = (url) => new VisibleSource(url);
+
+  // A new row may come while its button has the focus, and have no such button: its link gets it.
+  let focused = null;
+  document.addEventListener("htmx:sseBeforeMessage", (event) => {
+    focused = event.target.contains(document.activeElement) ? event.target.id : null;
+  });
+  document.addEventListener("htmx:load", (event) => {
+    if (event.target.id !== focused || document.activeElement !== document.body) return;
+    event.target.querySelector("a")?.focus();
+    focused = null;
+  });
 })();

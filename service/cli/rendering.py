@@ -77,8 +77,9 @@ def job_view(job: Answer, now: datetime) -> RenderableType:
     """A heading and one line per step, those to come included."""
     rows = Table.grid(padding=(0, 2))
     reached = {step["step"]: step for step in job["steps"]}
+    to_come = {each["step"]: each["seconds"] for each in _time_left(job).get("to_come", ())}
     for name in Step:
-        rows.add_row(*_step_row(name, reached.get(name), now))
+        rows.add_row(*_step_row(name, reached.get(name), to_come.get(name), now))
     return Group(_heading(job, now), rows, *map(_warning, _warnings(job)))
 
 
@@ -99,6 +100,7 @@ def details(job: Answer, now: datetime) -> RenderableType:
         ("method", spec.get("method")),
         ("targets", ", ".join(map(_target, spec["targets"]))),
         ("submitted", f"{job['created_at']}, {duration(_since(job['created_at'], now))} ago"),
+        ("left", _left(job) or _time_left(job).get("reason")),
         ("took", _took(job)),
     ):
         if value:
@@ -192,15 +194,17 @@ class _Lines:
         for warning in _warnings(job):
             self._say(f"attempt {job['attempt']}: warning: {warning['message']}")
         for step in job["steps"]:
-            self._say(f"attempt {job['attempt']}: {step['step']} began")
+            left = f", {said} left" if (said := _left(job)) else ""
+            self._say(f"attempt {job['attempt']}: {step['step']} began", left)
             if step["finished_at"]:
                 took = duration(_since(step["started_at"], _time(step["finished_at"])))
                 self._say(f"attempt {job['attempt']}: {step['step']} {_amount(step)} in {took}")
 
-    def _say(self, line: str) -> None:
+    def _say(self, line: str, remark: str = "") -> None:
+        """Print a line, with a remark that may change, unless it was printed before."""
         if line not in self._said:
             self._said.add(line)
-            self._console.print(Text(line), soft_wrap=True)
+            self._console.print(Text(line + remark), soft_wrap=True)
 
 
 def _heading(job: Answer, now: datetime) -> Text:
@@ -210,6 +214,8 @@ def _heading(job: Answer, now: datetime) -> Text:
         text.append(f"  {pause}", "yellow")
     elif job["attempt"] > 1:
         text.append(f"  attempt {job['attempt']}", "yellow")
+    if left := _left(job):
+        text.append(f"  {left} left", "dim not bold")
     if error := job["last_error"]:
         text.append(f"\nThe attempt before failed: {error['detail']}", "dim not bold")
     return text
@@ -229,24 +235,37 @@ def _state_line(job: Answer) -> str:
     return f"{job['id']} {job['state']}{attempt}"
 
 
-def _step_row(name: Step, step: Answer | None, now: datetime) -> tuple[RenderableType, ...]:
+def _step_row(
+    name: Step, step: Answer | None, seconds: float | None, now: datetime
+) -> tuple[RenderableType, ...]:
+    """A step's line; `seconds` are those of one that has not begun, if they are known."""
     if step is None:
-        return Text(name, "dim"), ProgressBar(total=1, completed=0, width=BAR_WIDTH), "", ""
+        bar = ProgressBar(total=1, completed=0, width=BAR_WIDTH)
+        timing = "" if seconds is None else f"takes {_about(seconds)}"
+        return Text(name, "dim"), bar, "", Text(timing, "dim")
     end = _time(step["finished_at"]) if step["finished_at"] else now
     elapsed = _since(step["started_at"], end)
     timing = duration(elapsed)
-    if not step["finished_at"] and (left := _left(step, elapsed)):
-        timing += f", {duration(left)} left"
+    left = step.get("seconds_left")  # an older server says nothing of it
+    if not step["finished_at"] and left is not None:
+        timing += f", {_about(left)} left"
     bar = ProgressBar(total=max(1, step["total"]), completed=step["done"], width=BAR_WIDTH)
     return Text(name), bar, Text(_amount(step)), Text(timing, "dim")
 
 
-def _left(step: Answer, elapsed: timedelta) -> timedelta | None:
-    """The remaining time at the pace so far; None before anything is done."""
-    if not 0 < step["done"] < step["total"]:
-        return None
-    share_left = (step["total"] - step["done"]) / step["done"]
-    return elapsed * float(share_left)
+def _time_left(job: Answer) -> Answer:
+    """What the server says of the time left; an older one says nothing."""
+    return job.get("time_left") or {}
+
+
+def _left(job: Answer) -> str:
+    """How long the job still takes; empty if that is not known."""
+    seconds = _time_left(job).get("seconds")
+    return "" if seconds is None else _about(seconds)
+
+
+def _about(seconds: float) -> str:
+    return duration(timedelta(seconds=round(seconds)))
 
 
 def _progress(job: Answer, now: datetime) -> str:
@@ -256,7 +275,8 @@ def _progress(job: Answer, now: datetime) -> str:
         return pause
     if job["state"] in (JobState.RUNNING, JobState.CANCELLING) and job["steps"]:
         step = job["steps"][-1]
-        return f"{step['step']} {_amount(step)}"
+        left = f", {said} left" if (said := _left(job)) else ""
+        return f"{step['step']} {_amount(step)}{left}"
     return ""
 
 

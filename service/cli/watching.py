@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 
@@ -32,12 +33,18 @@ def watch_to_end(client: Client, job_id: str, *, as_json: bool = False) -> None:
 
 
 class _Changes:
-    """Prints the job as a line of JSON whenever it has changed."""
+    """Prints the job as a line of JSON whenever it has changed; the time left always does."""
 
     def __init__(self) -> None:
-        self._last: Job | None = None
+        self._last: dict[str, Any] | None = None
 
     def __call__(self, job: Job) -> None:
-        if job != self._last:
-            self._last = job
+        if (lasting := _lasting(job)) != self._last:
+            self._last = lasting
             print_json(job, line=True)
+
+
+def _lasting(job: Job) -> dict[str, Any]:
+    """The job without the times that are left."""
+    steps = [{**step, "seconds_left": None} for step in job["steps"]]
+    return {**job, "steps": steps, "time_left": None}

@@ -21,6 +21,22 @@ class StepProgress(TypedDict):
     unit: str
     started_at: str
     finished_at: str | None
+    seconds_left: float | None
+
+
+class StepToCome(TypedDict):
+    """A step of the current attempt that has not begun."""
+
+    step: str
+    seconds: float | None
+
+
+class TimeLeft(TypedDict):
+    """How long the job still takes; None is what is not known."""
+
+    seconds: float | None
+    to_come: list[StepToCome]
+    reason: str | None
 
 
 class JobError(TypedDict):
@@ -60,6 +76,7 @@ class Job(TypedDict):
     started_at: str | None
     finished_at: str | None
     steps: list[StepProgress]
+    time_left: TimeLeft | None
     available_at: str | None
     error: JobError | None
     last_error: JobError | None

@@ -11,6 +11,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from service.domain.prediction import Prediction
 from service.domain.spec import JobSpec, read_stored
 from service.domain.states import JobState, Step
 from service.errors import Failure
@@ -160,6 +161,10 @@ class Job:
     """Whether the lease had expired, by the database's clock, when the job was read."""
     warnings: tuple[JobWarning, ...] = ()
     """Of that attempt."""
+    prediction: Prediction | None = None
+    """Of that attempt, while it runs and has made one."""
+    read_at: datetime | None = field(default=None, compare=False)
+    """When the job was read, by the database's clock; None unless an attempt is under way."""
 
     @cached_property
     def spec(self) -> JobSpec:

@@ -32,6 +32,8 @@ from service.printable import shortened
 MAX_TARGETS = 32
 MAX_EVALUATION_DATASETS = 16
 MAX_CURVE_POINTS = 64
+MAX_PROMPTS = 8
+MAX_PROMPT_CHARACTERS = 2000
 MAX_TASKS = 32
 MAX_PROBLEMS = 100_000
 MAX_PERPLEXITY_INCREASE = 1000.0
@@ -450,6 +452,17 @@ class Evaluation(Body):
     tasks: Annotated[
         tuple[EvaluationTask, ...], Field(max_length=MAX_TASKS), _array(MAX_TASKS)
     ] = ()
+    prompts: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)], ...],
+        Field(
+            max_length=MAX_PROMPTS,
+            description="Beginnings of texts that every model continues, for the report.",
+        ),
+        _array(MAX_PROMPTS),
+    ] = ()
+    completion_tokens: int = Field(
+        default=64, ge=1, le=256, description="Tokens, at most, after each of the prompts."
+    )
 
     @field_validator("datasets")
     @classmethod
@@ -467,7 +480,7 @@ class Evaluation(Body):
         _refuse_repeated(names, "duplicate_task", "the task name '{name}' is used twice")
         return tasks
 
-    @field_validator("curve", "tasks")
+    @field_validator("curve", "tasks", "prompts")
     @classmethod
     def _is_measured(cls, wanted: Wanted, info: ValidationInfo) -> Wanted:
         if wanted and info.data.get("enabled") is False:

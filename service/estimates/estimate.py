@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.cluster.ray_jobs import RayCluster
-from service.domain.costs.cluster import Cluster
 from service.domain.costs.machines import cluster_of
 from service.domain.costs.shapes import Model, ShapesUnknown
 from service.domain.costs.sizes import Sizes, TargetSize
 from service.domain.costs.steps import peak_driver_bytes, peak_worker_bytes, step_costs
+from service.domain.costs.times import step_times
 from service.domain.placement import Machine, Placement, plan_placement
 from service.domain.spec import JobSpec, LmEval, QualityTarget, SizeTarget
 from service.domain.states import IN_FLIGHT, JobState, Step
@@ -31,7 +31,7 @@ from service.errors import (
     SubmissionCheckTimeout,
     TargetUnreachable,
 )
-from service.estimates.history import History
+from service.estimates.history import measured_jobs
 from service.estimates.models import model_of
 from service.estimates.speeds import comparable, corrected
 from service.inputs.checks import Findings, SubmissionChecks
@@ -109,7 +109,6 @@ class Estimates:
         self._store = store
         self._cluster = cluster
         self._checks = checks
-        self._history = History(settings, store, checks)
 
     async def of(self, spec: JobSpec, users: Users) -> Estimate:
         """What is known of a job of these users. Raises DatabaseUnavailable."""
@@ -121,7 +120,7 @@ class Estimates:
         estimate = Estimate(calibration.sequences * calibration.sequence_length)
         estimate.problems += [error.failure() for error in findings.refusals]
         _add_unchecked(estimate, spec, findings)
-        estimate.model = model = self._model(spec, findings, estimate)
+        estimate.model = model = self._model(findings, estimate)
         if model is not None:
             _add_sizes(estimate, model, spec)
             estimate.driver_memory = round(peak_driver_bytes(model))
@@ -135,19 +134,17 @@ class Estimates:
             self._add_costs(estimate, model, spec, estimate.placement, machines)
         return estimate
 
-    def _model(self, spec: JobSpec, findings: Findings, estimate: Estimate) -> Model | None:
+    def _model(self, findings: Findings, estimate: Estimate) -> Model | None:
         if findings.headers is None:
             answered = any(_concerns_model(error) for error in findings.refusals)
             why = "Its files could not be read." if answered else "The hub does not answer."
             estimate.unknown.append(Unknown("model", why))
             return None
         try:
-            model = model_of(findings.headers)
+            return model_of(findings.headers)
         except ShapesUnknown as error:
             estimate.unknown.append(Unknown("model", f"{error}."))
             return None
-        self._history.remember(spec.model, model)
-        return model
 
     def _place(self, estimate: Estimate, spec: JobSpec) -> list[Machine]:
         """Say which workers the job gets; return the machines that it may use."""
@@ -196,13 +193,8 @@ class Estimates:
         placement: Placement,
         machines: Sequence[Machine],
     ) -> None:
-        settings = self._settings
-
-        def of(placement: Placement) -> Cluster:
-            memory = settings.worker_memory_bytes, settings.model_memory_bytes
-            return cluster_of(placement, machines, *memory)
-
-        cluster = of(placement)
+        memory = self._settings.worker_memory_bytes, self._settings.model_memory_bytes
+        cluster = cluster_of(placement, machines, *memory)
         costs = step_costs(model, spec, cluster)
         estimate.memory = Memory(
             worker=round(peak_worker_bytes(model, spec, cluster)),
@@ -214,17 +206,16 @@ class Estimates:
                 step: found for step, cost in costs.items() if (found := cost.exceeded(cluster))
             },
         )
-        resources = {step: cost.seconds(cluster) for step, cost in costs.items()}
-        predicted = {step: max(each.values()) for step, each in resources.items()}
-        jobs = comparable(predicted, self._history.measured(spec, placement, of))
+        times = step_times(model, costs, cluster)
+        predicted = {step: each.seconds for step, each in times.items()}
+        jobs = comparable(predicted, measured_jobs(self._store.records, spec, placement))
         estimate.measured_jobs = len(jobs)
         seconds = corrected(predicted, jobs)
         estimate.steps = [
-            StepEstimate(step, seconds[step], max(each, key=each.__getitem__))
-            for step, each in resources.items()
+            StepEstimate(step, seconds[step], each.waits_for) for step, each in times.items()
         ]
         if not jobs:
-            kind = "GPUs in the manner of an H100" if cluster.gpus else "cores with AVX-512"
+            kind = "GPUs in the manner of an H100" if cluster.gpus else "cores with AVX-512 BF16"
             estimate.unknown.append(
                 Unknown(
                     "seconds",

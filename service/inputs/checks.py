@@ -11,10 +11,10 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Self, TypeVar
+from typing import Self
 
 from service.credentials import open_credentials
 from service.domain.credentials import NO_CREDENTIALS
@@ -47,8 +47,6 @@ BUCKET_FRESH_SECONDS = 1.0
 """So long the bucket counts as answering once it has answered: it takes as long as all else that is
 looked at for a model that is known."""
 
-Result = TypeVar("Result")
-
 BUCKET = "the server's bucket"
 MODEL = "model"
 
@@ -75,10 +73,6 @@ class SubmissionChecks:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def start(self, read: Callable[[], Result]) -> Future[Result]:
-        """Have a thread of the checks read something."""
-        return self._executor.submit(read)
 
     def check_bucket(self) -> None:
         """Raise unless the server's bucket answers, or has answered a moment ago."""

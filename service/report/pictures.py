@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -179,28 +179,46 @@ def _form(layer: Part) -> str:
 
 
 def spectra(found: Sequence[Part]) -> tuple[Chart, ...]:
-    """By kind: how much of a layer's importance its first directions hold, in some blocks."""
+    """By kind: how much of a layer's energy its first directions hold, in some blocks."""
+    says = "The sooner a line reaches the top, the fewer directions the layer needs."
+    axes = Axis("directions kept", logarithmic=True), Axis("energy kept", percent=True)
+    return _by_kind(found, "ranks", "kept", says, *axes)
+
+
+def importance(found: Sequence[Part]) -> tuple[Chart, ...]:
+    """By kind: how much of the importance the most important outputs have (the paper's Figure 1).
+
+    Importance is the mean squared gradient of the loss with respect to an output.
+    """
+    says = "The sooner a line reaches the top, the fewer outputs matter to the loss."
+    axes = Axis("most important outputs", logarithmic=True), Axis("importance", percent=True)
+    return _by_kind(found, "outputs", "importance", says, *axes)
+
+
+def _by_kind(
+    found: Sequence[Part], counts: str, shares: str, says: str, x: Axis, y: Axis
+) -> tuple[Chart, ...]:
+    """A chart for each kind of layer, with a line for each of some blocks."""
     kinds: dict[str, dict[int, Part]] = {}
     for each in found:
         name = str(each.get("name"))
-        if each.get("ranks"):
+        if each.get(counts):
             kinds.setdefault(kind_of(name), {}).setdefault(block_of(name), each)
-    return tuple(_spectra_of(kind, blocks) for kind, blocks in kinds.items())
-
-
-def _spectra_of(kind: str, blocks: Mapping[int, Part]) -> Chart:
-    return Chart(
-        kind,
-        "The sooner a line reaches the top, the fewer directions the layer needs.",
-        Axis("directions kept", logarithmic=True),
-        Axis("importance kept", percent=True),
-        tuple(
-            Series(
-                f"block {block}",
-                tuple(zip(blocks[block]["ranks"], blocks[block]["kept"], strict=True)),
-            )
-            for block in _spread(sorted(blocks))
-        ),
+    return tuple(
+        Chart(
+            kind,
+            says,
+            x,
+            y,
+            tuple(
+                Series(
+                    f"block {block}",
+                    tuple(zip(blocks[block][counts], blocks[block][shares], strict=True)),
+                )
+                for block in _spread(sorted(blocks))
+            ),
+        )
+        for kind, blocks in kinds.items()
     )
 
 

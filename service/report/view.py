@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from service.quantities import size_text
 from service.report.fields import Part, at, names
-from service.report.pictures import Chart, Heatmap, curve, kept_by_block, spectra
+from service.report.pictures import Chart, Heatmap, curve, importance, kept_by_block, spectra
 
 TEXTS_IN_VERDICT = 3
 
@@ -50,6 +50,15 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Continued:
+    """A prompt, and what each model has written after it."""
+
+    prompt: str
+    written: tuple[tuple[str, str], ...]
+    """By model."""
+
+
+@dataclass(frozen=True)
 class ReportView:
     """A job's report."""
 
@@ -62,9 +71,13 @@ class ReportView:
     curve: Chart | None
     kept: tuple[Heatmap, ...]
     """By artifact."""
+    importance: tuple[Chart, ...]
+    """By kind of layer, as are the spectra."""
     spectra: tuple[Chart, ...]
-    """By kind of layer."""
+    continued: tuple[Continued, ...]
     settings: tuple[tuple[str, str], ...]
+    specification: Mapping[str, Any] | None
+    """The body of a request that makes it again."""
 
     @classmethod
     def of(cls, report: Part) -> Self:
@@ -77,8 +90,11 @@ class ReportView:
             tables=tuple(_tables(report, targets)),
             curve=curve(report, targets),
             kept=tuple(filter(None, map(kept_by_block, targets))),
+            importance=importance(report.get("spectra") or ()),
             spectra=spectra(report.get("spectra") or ()),
+            continued=tuple(_continued(report, targets)),
             settings=tuple(_settings(report)),
+            specification=at(report, "job", "specification"),
         )
 
 
@@ -204,6 +220,18 @@ def _note(measured: Any, change: tuple[str, str]) -> str:
         error = at(measured, "standard_error")
         return "" if error is None else f"± {error:.3g}"
     return shown.format(value) + ("" if error is None else f" ± {error:.2g}")
+
+
+def _continued(report: Part, targets: Sequence[Part]) -> Iterator[Continued]:
+    models = [("dense", at(report, "evaluation", "dense") or {})]
+    models += [(str(target.get("name")), target) for target in targets]
+    for number, prompt in enumerate(at(report, "evaluation", "prompts") or ()):
+        written = [
+            (name, str(texts[number]))
+            for name, model in models
+            if len(texts := model.get("continuations") or ()) > number
+        ]
+        yield Continued(str(prompt), tuple(written))
 
 
 def _settings(report: Part) -> Iterator[tuple[str, str]]:

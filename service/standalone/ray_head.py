@@ -68,7 +68,11 @@ BOUNDS = {
 }
 """What keeps Ray's memory from growing with every job; the environment may say otherwise."""
 
-NOT_FOR_JOBS = ("EIGENPRESS_ADMIN_KEY", "EIGENPRESS_ENCRYPTION_KEY")
+NOT_FOR_JOBS = (
+    "EIGENPRESS_ADMIN_KEY",
+    "EIGENPRESS_ENCRYPTION_KEY",
+    "EIGENPRESS_METRICS_TOKEN",
+)
 """Variables that Ray does not inherit: no driver or worker needs the API, or reads secrets in the
 database other than the tenants' credentials."""
 

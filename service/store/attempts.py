@@ -99,7 +99,11 @@ class Attempts:
                 "bytes": sum(file.size for file in artifact.files),
             }
             if insert_if_absent(connection, artifacts, row):
-                data = {"name": artifact.name, "prefix": artifact.prefix}
+                data = {
+                    "name": artifact.name,
+                    "prefix": artifact.prefix,
+                    "bytes": row["bytes"],
+                }
                 message = f"{artifact.name} is in the bucket."
                 append(connection, job_id, attempt, EventType.PUBLISHED, message, data)
                 return

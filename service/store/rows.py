@@ -18,6 +18,7 @@ from service.domain.job import (
     JobWarning,
     StepProgress,
 )
+from service.domain.prediction import PREDICTED, Prediction, prediction_of
 from service.domain.states import TERMINAL, JobState, Step
 from service.errors import Failure, JobNotFound
 from service.printable import shortened
@@ -53,7 +54,24 @@ def read_jobs(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
     for step in connection.execute(query):
         by_job[step.job_id].append(_step(step))
     now = _clock_for_leases(connection, rows)
-    return [_job(row, by_job[row.id], now) for row in rows]
+    predictions = _predictions(connection, rows)
+    return [_job(row, by_job[row.id], predictions.get(row.id), now) for row in rows]
+
+
+def _predictions(connection: Connection, rows: Sequence[Row[Any]]) -> dict[str, Prediction | None]:
+    """What the attempts of those jobs that run have predicted last."""
+    running = [row.id for row in rows if row.state == JobState.RUNNING]
+    if not running:
+        return {}
+    jobs, events = tables.jobs, tables.events
+    current = and_(events.c.job_id == jobs.c.id, events.c.attempt == jobs.c.attempt)
+    query = (
+        select(events.c.job_id, events.c.data)
+        .join(jobs, current)
+        .where(events.c.job_id.in_(running), events.c.type == PREDICTED)
+        .order_by(events.c.id)
+    )
+    return {each.job_id: prediction_of(each.data) for each in connection.execute(query)}
 
 
 def read_heads(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobHead]:
@@ -107,7 +125,12 @@ def _step(row: Row[Any]) -> StepProgress:
     )
 
 
-def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime | None) -> Job:
+def _job(
+    row: Row[Any],
+    steps: Iterable[StepProgress],
+    prediction: Prediction | None,
+    now: datetime | None,
+) -> Job:
     state = JobState(row.state)
     failure = None if row.failure is None else Failure(**row.failure)
     return Job(
@@ -129,4 +152,6 @@ def _job(row: Row[Any], steps: Iterable[StepProgress], now: datetime | None) -> 
         lease_until=row.lease_until,
         lapsed=_lapsed(row, now),
         warnings=tuple(JobWarning(**warning) for warning in row.warnings or ()),
+        prediction=prediction,
+        read_at=now if row.lease_until is not None else None,
     )

@@ -17,6 +17,7 @@ from sqlalchemy import select
 from service.store import tables
 from service.store.attempts import Attempts
 from service.store.audit import Audit
+from service.store.census import Statistics
 from service.store.claims import Claims
 from service.store.credentials import StoredCredentials
 from service.store.database import Database
@@ -43,6 +44,7 @@ class Store:
         self.claims = Claims(self._database)
         self.attempts = Attempts(self._database)
         self.news = News(self._database)
+        self.statistics = Statistics(self._database)
         self.deliveries = Deliveries(self._database)
         self.stored_datasets = StoredDatasets(self._database)
 

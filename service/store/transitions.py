@@ -98,7 +98,8 @@ def set_progress(
     connection: Connection, job_id: str, attempt: int, step: Step, done: int, total: int, unit: str
 ) -> None:
     """Insert or update the step's row; events mark its start and its end, once each."""
-    now, about = clock(connection), {"step": step, "total": total, "unit": unit}
+    now = clock(connection)
+    about: dict[str, Any] = {"step": step, "total": total, "unit": unit}
     key = {"job_id": job_id, "attempt": attempt, "step": step}
     query = select(tables.steps).filter_by(**key)
     # The caller has locked the job's row, so no other transaction can insert in between.
@@ -111,6 +112,8 @@ def set_progress(
     else:
         connection.execute(update(tables.steps).filter_by(**key).values(values))
     if finished_at == now:
+        started_at = now if known is None else known.started_at
+        about["seconds"] = (now - started_at).total_seconds()
         append(connection, job_id, attempt, EventType.STEP_FINISHED, f"{step} finished", about)
 
 

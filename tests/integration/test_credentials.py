@@ -54,7 +54,6 @@ class TestHub:
         hub.add("model", self.MODEL.id, contents(model_folder))
         hub.add("dataset", self.DATA.id, {"a.txt": b"a text"})
         hub.tokens = {self.MODEL.id: {RIGHT}, self.DATA.id: {RIGHT}}
-        hub.sends_parts = True
         return with_settings(hub_endpoint=hub.endpoint)
 
     def fetch(self, settings: Settings, credentials: Credentials) -> Path:

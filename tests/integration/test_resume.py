@@ -11,6 +11,7 @@ import pytest
 
 from service.domain.job import Job
 from service.domain.placement import PLACED
+from service.domain.prediction import PREDICTED
 from service.domain.states import JobState
 from service.errors import StorageReadOnly, StorageUnavailable, VersionMismatch
 from service.standalone.s3_server import LocalS3
@@ -97,6 +98,14 @@ def test_each_attempt_says_what_it_takes_over(local_installation: LocalInstallat
     assert (third["passes"], third["groups"]) == (PASSES, GROUPS)
     assert third["measurements"] > 6
     assert third["artifacts"] == ["keep-0.7", "keep-0.5"]
+    first, anew, again, last, known = local_installation.events(job, PREDICTED)
+    assert first["resumed"] == anew["resumed"] == {}
+    assert again["resumed"]["calibrate"] == second["passes"] / PASSES
+    assert again["resumed"]["solve"] == second["groups"] / GROUPS
+    done = dict.fromkeys(("calibrate", "solve", "publish"), 1.0)
+    assert last["resumed"] == done
+    assert known["resumed"] == {**done, "evaluate": 1.0}
+    assert first["seconds"] == last["seconds"]
 
 
 def test_steps_begin_where_they_were_left(

@@ -68,7 +68,7 @@ def test_images_run_as_an_ordinary_user_and_are_of_this_version(target: str) -> 
 @pytest.mark.parametrize(("name", "service"), SERVICES.items())
 def test_services_are_built_from_what_is_there(name: str, service: dict[str, Any]) -> None:
     if "build" not in service:
-        assert re.search(r":\d[^:]*$", service["image"]), "pinned"
+        assert re.search(r":v?\d[^:]*$", service["image"]), "pinned"
         return
     assert (ROOT / service["build"]["dockerfile"]).exists()
     target = service["build"]["target"]

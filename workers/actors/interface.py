@@ -106,6 +106,7 @@ class Worker:
     measured = _passed_on("measured")
     score = _passed_on("score")
     decode_speed = _passed_on("decode_speed")
+    continuations = _passed_on("continuations")
     assemble = _passed_on("assemble", ASSEMBLING, to="assembler")
     prove = _passed_on("prove", ASSEMBLING, to="assembler")
     publish = _passed_on("publish", ASSEMBLING, to="assembler")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from service.domain.costs.shapes import Model
 from workers.actors.versions import Versions
 from workers.compression.candidates import LayerCandidates
 from workers.compression.shapes import InputGroup, LinearLayer, VocabularyMatrix
@@ -26,6 +27,9 @@ class WorkerPlace:
     gpu_ids: list[str]
     cuda_visible_devices: str | None
     versions: Versions
+    memory_bytes: int  # of the machine
+    disk_bytes: int  # of the one with the scratch folder
+    gpu_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class ModelSummary:
     left_dense: Mapping[str, str]  # the reason for each matrix that no target compresses
     carried: Mapping[str, str]  # the reason for each stored tensor that is copied though unused
     left_out: Mapping[str, str]  # the reason for each stored tensor that artifacts lack
+    shapes: Model | None  # for predictions; None if the cost model does not know them
 
     @property
     def layers(self) -> tuple[LinearLayer, ...]:

@@ -56,6 +56,14 @@ def model_memory_bytes(device: torch.device, settings: Settings) -> int:
     return _of_free_memory(SHARE_FOR_A_MODEL, device) if configured is None else configured
 
 
+def machine_sizes(device: torch.device, settings: Settings) -> tuple[int, int, int | None]:
+    """The bytes of this machine's memory, of the disk with the scratch folder, and of the GPU."""
+    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+    gpu = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+    disk = shutil.disk_usage(settings.scratch_dir).total
+    return psutil.virtual_memory().total, disk, gpu
+
+
 def _of_free_memory(share: float, device: torch.device) -> int:
     return int(psutil.virtual_memory().available * share * _share_of_machine(device))
 

@@ -40,7 +40,7 @@ from service.settings import Settings
 from workers.actors.calibrator import Calibrator
 from workers.actors.measurer import Measurer
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
-from workers.actors.room import model_memory_bytes, worker_memory_bytes
+from workers.actors.room import machine_sizes, model_memory_bytes, worker_memory_bytes
 from workers.actors.scratch import attempts_in, remove_attempts
 from workers.actors.solutions import Solutions
 from workers.actors.versions import own_versions
@@ -59,6 +59,7 @@ from workers.compression.state import SolvedLayer
 from workers.compression.statistics import GroupStatistics, Observation, merged
 from workers.compression.unfuse import router_paths
 from workers.evaluation.choices import score_questions
+from workers.evaluation.generation import check_prompts, continuations
 from workers.evaluation.harness import check_harness, score_harness_task
 from workers.evaluation.losses import TextLoss
 from workers.evaluation.positions import check_positions, positions
@@ -72,6 +73,7 @@ from workers.model.blocks import StoredModel, traced_groups
 from workers.model.loading import (
     SHARE_OF_GPU,
     check_loads,
+    known_shapes,
     load_model,
     parameter_count,
     prepare_model,
@@ -154,6 +156,7 @@ class Worker:
             context.get_accelerator_ids()["GPU"],
             os.environ.get("CUDA_VISIBLE_DEVICES"),
             self._versions,
+            *machine_sizes(self._device, self._settings),
         )
 
     def take_credentials(self, credentials: Credentials) -> None:
@@ -199,6 +202,7 @@ class Worker:
             scratch=self._scratch / "measured",
         )
         check_positions(self._spec, stored.model.config)
+        self._check_prompts()
         stored_bytes = sum(file.stat().st_size for file in weight_files(self.source))
         is_gguf = self.original.is_file()
         return ModelSummary(
@@ -216,6 +220,7 @@ class Worker:
             _left_dense(stored.model, groups, self.vocabulary),
             unused.carried,
             unused.left_out,
+            known_shapes(self.source),
         )
 
     def _check_vocabulary_fits(self, parameters: int) -> None:
@@ -234,6 +239,12 @@ class Worker:
                 "EIGENPRESS_MODEL_MEMORY_BYTES if there are more, or leave 'embedding_bits' at 16.",
                 param=f"targets.{number}.embedding_bits",
             )
+
+    def _check_prompts(self) -> None:
+        wanted = self._spec.evaluation
+        if wanted.prompts:
+            tokenizer, longest = load_tokenizer(self.source), positions(self._opened.model.config)
+            check_prompts(wanted.prompts, wanted.completion_tokens, tokenizer, longest)
 
     @cached_property
     def original(self) -> Path:
@@ -443,6 +454,13 @@ class Worker:
     def decode_speed(self, folder: Path | None, prompt: Sequence[int]) -> float:
         """Tokens per second of the source model (None), or of the artifact in a folder."""
         return decode_speed(self._use(folder), prompt, self._spec.evaluation.decode_tokens)
+
+    def continuations(self, folder: Path | None) -> tuple[str, ...]:
+        """What the source model (None), or an artifact, writes after the job's prompts."""
+        wanted, tokenizer = self._spec.evaluation, load_tokenizer(self.source)
+        return tuple(
+            continuations(self._use(folder), tokenizer, wanted.prompts, wanted.completion_tokens)
+        )
 
     def _use(self, artifact: Path | None) -> Any:
         """The source model (None), or an artifact loaded as its user will load it.

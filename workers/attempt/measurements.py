@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from service.domain.spec import Evaluation as EvaluationSpec
 from service.domain.spec import EvaluationTask, LmEval
 from workers.attempt.loss_sweeps import LossSweeps, Variant
 from workers.attempt.report import Evaluation
@@ -114,8 +115,10 @@ class Measurements:
             yield len(batch.samples)
         self._journal.flush()
 
-    def evaluation(self, subject: Subject, decode_tokens: int) -> Evaluation:
-        """The measurements of one model. Its speed is measured now, while no other call runs."""
+    def evaluation(self, subject: Subject, wanted: EvaluationSpec) -> Evaluation:
+        """The measurements of one model. Its speed is measured now, while no other call runs, and
+        it continues the prompts.
+        """
         found: Mapping[tuple[str, str], list[Any]] = defaultdict(list)
         for batch in self._batches:
             found[batch.kind, batch.name].append(self._journal.get(_key(subject, batch)))
@@ -125,7 +128,8 @@ class Measurements:
                 exercise.task.name: _scores(exercise.task, found[TASK, exercise.task.name])
                 for exercise in self._exercises
             },
-            self._decode_speed(subject) if decode_tokens else None,
+            self._decode_speed(subject) if wanted.decode_tokens else None,
+            self._continuations(subject) if wanted.prompts else (),
         )
 
     def _queues(self) -> list[Iterator[Call]]:
@@ -167,6 +171,15 @@ class Measurements:
             speed = round(ray.get(worker.decode_speed.remote(subject.folder, prompt)), 2)
             self._journal.put(key, speed)
         return speed
+
+    def _continuations(self, subject: Subject) -> tuple[str, ...]:
+        key = f"continuations/{subject.key}"
+        written: tuple[str, ...] | None = self._journal.get(key)
+        if written is None:
+            worker = self._workers[subject.worker or 0]
+            written = ray.get(worker.continuations.remote(subject.folder))
+            self._journal.put(key, written)
+        return written
 
 
 def _batches(texts: Texts, exercises: Sequence[Exercise], size: int) -> list[Batch]:

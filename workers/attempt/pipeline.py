@@ -31,11 +31,12 @@ from service.settings import Settings
 from workers.actors.autoscaling import autoscales
 from workers.actors.group import ActorGroup, machines
 from workers.actors.placement import assign_owners, choose_placement, shares
-from workers.actors.replies import ModelSummary
+from workers.actors.replies import ModelSummary, WorkerPlace
 from workers.actors.versions import check_versions, own_versions
 from workers.artifact.size import CheckpointSize
 from workers.attempt.loss_sweeps import LossSweeps
 from workers.attempt.measurements import Measurements, Subject
+from workers.attempt.predicting import cluster_here, predict
 from workers.attempt.probes import Probe, Probes
 from workers.attempt.progress import Progress
 from workers.attempt.report import Evaluation, TargetResult, job_report, model_card
@@ -170,6 +171,7 @@ class Attempt:
                 results,
                 probes,
                 self.progress.seconds,
+                self.versions,
             )
             self.publish(assembled, report)
             return report
@@ -225,7 +227,31 @@ class Attempt:
                 self.progress,
                 self.settings,
             )
+            self._predict(summaries[0], places, resumed)
             return summaries[0], texts, exercises, resumed
+
+    def _predict(
+        self, model: ModelSummary, places: Sequence[WorkerPlace], resumed: Resumption
+    ) -> None:
+        """Record how long the steps should take, and what earlier attempts have done of them."""
+        placement = self.actors.placement
+        passes = sum(each.all_passes for each in resumed.calibrated)
+        published = len(self.progress.artifacts())
+        done = {
+            Step.CALIBRATE: resumed.passes / passes if passes else 1.0,
+            Step.SOLVE: len(resumed.solved) / len(model.groups),
+            Step.PUBLISH: published / len(self.spec.targets),
+        }
+        self.progress.predict(
+            predict(
+                model.shapes,
+                self.spec,
+                placement,
+                cluster_here(placement, places, self.settings),
+                self.progress.measured_jobs(self.spec, placement),
+                {step: share for step, share in done.items() if share},
+            )
+        )
 
     def _note_unused(self, model: ModelSummary) -> None:
         """Record the stored tensors that the model does not use, if there are any."""
@@ -384,15 +410,16 @@ class Attempt:
             self.workers, self.nodes, texts, exercises, subjects, resumed.journal, size
         )
         with self.progress.step(Step.EVALUATE, "samples") as meter:
-            meter.expect(measurements.samples, done=measurements.known)
+            known = measurements.known
+            meter.expect(measurements.samples, done=known)
+            self.progress.resumes(Step.EVALUATE, known / measurements.samples)
             measurements.texts(self._sweeps(model), meter.advance)
             ray.get([worker.release.remote() for worker in self.workers])
             for samples in measurements.tasks():
                 meter.advance(samples)
             # One after the other, on machines that do nothing else.
             dense, *others = [
-                measurements.evaluation(subject, self.spec.evaluation.decode_tokens)
-                for subject in subjects
+                measurements.evaluation(subject, self.spec.evaluation) for subject in subjects
             ]
             resumed.journal.flush()
             if not all(math.isfinite(loss.perplexity) for loss in dense.losses.values()):

@@ -10,11 +10,17 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from service.domain.job import Artifact
+from service.domain.placement import Placement
+from service.domain.prediction import PREDICTED, Prediction
+from service.domain.spec import JobSpec
 from service.domain.states import Step
 from service.errors import DatabaseUnavailable
+from service.estimates.history import measured_jobs
+from service.estimates.speeds import Measured
 from service.retrying import retry
 from service.store.store import Store
 
@@ -41,6 +47,7 @@ class Progress:
         self._store = store
         self._job_id = job_id
         self._patience_seconds = patience_seconds
+        self._prediction: Prediction | None = None
 
     @contextmanager
     def step(self, step: Step, unit: str) -> Iterator[StepMeter]:
@@ -61,6 +68,26 @@ class Progress:
                 self._job_id, self.attempt, type_, message, data, is_warning=is_warning
             )
         )
+
+    def measured_jobs(self, spec: JobSpec, placement: Placement) -> list[Measured]:
+        """What the last jobs of this installation took that computed like this one."""
+        return self._retry(lambda: measured_jobs(self._store.records, spec, placement))
+
+    def predict(self, prediction: Prediction) -> None:
+        """Record how long the steps should take."""
+        self._prediction = prediction
+        known = [each for each in prediction.seconds.values() if each is not None]
+        self.note(
+            PREDICTED,
+            f"Steps of this kind take {sum(known):,.0f} seconds in all.",
+            prediction.as_data(),
+        )
+
+    def resumes(self, step: Step, share: float) -> None:
+        """Record that earlier attempts have done a share of a step's units."""
+        if share and self._prediction is not None:
+            resumed = {**self._prediction.resumed, step: share}
+            self.predict(replace(self._prediction, resumed=resumed))
 
     def count_tokens(self, tenant: str, dataset_id: str, tokens: int) -> None:
         """Record how many tokens a dataset has."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from service.domain.costs.shapes import NUMBER_BYTES
 from service.domain.job import Job
 from service.domain.spec import Target
 from service.report.loading import Loading, is_low_rank
+from service.report.metadata import card_metadata
 from workers.actors.replies import ModelSummary
 from workers.artifact.size import CheckpointSize
 from workers.attempt.probes import Probe
@@ -35,11 +37,18 @@ from workers.evaluation.scores import Scores
 from workers.proof.result import Proof
 from workers.text.texts import Texts
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT = 1
+
+NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
 
 MAX_SPECTRUM_POINTS = 64
 MAX_SPECTRA_POINTS = 32_768
 """The limits for one layer and for all together; a mixture of experts has thousands of layers."""
+
+MEASURES = ("perplexity", "accuracy", "tasks", "decode_tokens_per_second", "continuations")
 
 FOLDER = "path/to/this/folder"
 """In the commands of a card."""
@@ -55,6 +64,7 @@ class Evaluation:
     losses: Mapping[str, TextLoss]  # by dataset
     scores: Mapping[str, Scores]  # by task
     decode_tokens_per_second: float | None
+    continuations: Sequence[str] = ()  # by prompt
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ def job_report(
     results: Sequence[TargetResult],
     probes: Sequence[Probe],
     seconds: Mapping[str, float],
+    versions: Mapping[str, str] = NO_VERSIONS,
 ) -> dict[str, Any]:
     """The report of the whole job; `calibration_loss` is in nats per predicted token.
 
@@ -90,7 +101,11 @@ def job_report(
     length = spec.calibration.sequence_length
     return {
         "format": FORMAT,
-        "job": {"id": job.id, "name": job.name},
+        "job": {
+            "id": job.id,
+            "name": job.name,
+            "specification": spec.model_dump(mode="json", exclude_defaults=True),
+        },
         "model": {
             "source": spec.model.model_dump(mode="json"),
             "architecture": model.architecture,
@@ -118,7 +133,10 @@ def job_report(
         },
         "texts": [asdict(usage) for usage in texts.usage],
         "warnings": [warning.message for warning in text_warnings(texts)],
-        "evaluation": {"dense": dense and _measured(dense, None, documents)},
+        "evaluation": {
+            "dense": dense and _measured(dense, None, documents),
+            "prompts": list(spec.evaluation.prompts),
+        },
         "targets": [
             _target(result, model, options, spec.method, dense, documents) for result in results
         ],
@@ -137,13 +155,12 @@ def job_report(
             for name, reason in tensors.items()
         ],
         "seconds": dict(seconds),
+        "versions": dict(versions),
     }
 
 
 _CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [eigenpress, {kind}]
+{metadata}
 ---
 
 # {architecture}, compressed to {headline}
@@ -187,8 +204,9 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
     target = next(target for target in report["targets"] if target["name"] == name)
     loading = Loading.of(report, target, FOLDER)
     return _CARD.format(
+        metadata=card_metadata(report, target),
         architecture=report["model"]["architecture"],
-        **_form(target),
+        headline=_headline(target),
         needs=f" and `pip install {loading.packages}`" if loading.packages else "",
         python=loading.python,
         vllm=_vllm(loading),
@@ -208,14 +226,12 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
     )
 
 
-def _form(target: Mapping[str, Any]) -> dict[str, str]:
-    """The words of the card that depend on what became of the layers."""
+def _headline(target: Mapping[str, Any]) -> str:
+    """To what the model was compressed."""
     size = target["size"]
     if is_low_rank(target):
-        share = f"{size['linear_fraction']:.1%} of its linear parameters"
-        return {"kind": "low-rank", "headline": share}
-    share = f"{size['linear_bytes_fraction']:.1%} of the bytes of its linear layers"
-    return {"kind": "compressed-tensors", "headline": share}
+        return f"{size['linear_fraction']:.1%} of its linear parameters"
+    return f"{size['linear_bytes_fraction']:.1%} of the bytes of its linear layers"
 
 
 def _source(model: Mapping[str, Any]) -> str:
@@ -287,7 +303,7 @@ def _target(
     measured = (
         _measured(result.evaluation, dense, documents)
         if result.evaluation
-        else {"perplexity": None, "accuracy": None, "tasks": None, "decode_tokens_per_second": None}
+        else dict.fromkeys(MEASURES)
     )
     shapes = {layer.name: layer for layer in model.layers}
     return {
@@ -359,25 +375,35 @@ def _point(
 
 
 def _spectra(options: Sequence[LayerCandidates]) -> list[dict[str, Any]]:
-    """For each layer, the share of its energy that its first `rank` directions keep."""
+    """For each layer, the share of its energy that its first `rank` directions keep, and the share
+    of the importance that its most important outputs have.
+    """
     points = max(2, min(MAX_SPECTRUM_POINTS, MAX_SPECTRA_POINTS // max(1, len(options))))
     return [_spectrum(layer, points) for layer in options]
 
 
 def _spectrum(layer: LayerCandidates, points: int) -> dict[str, Any]:
-    """The kept energy at most at `points` ranks, a geometric series from 1 to the full rank."""
-    full = len(layer.spectrum)
-    ranks = sorted(
-        {round(full ** (point / (points - 1))) for point in range(points)} if full else []
-    )
-    kept = layer.spectrum.cumsum(0)
-    energy = float(layer.spectrum.sum())
+    """The kept energy at most at `points` ranks, and as many points of the importance."""
+    ranks, kept = _shares(layer.spectrum, points)
+    importance = layer.importance
+    outputs, held = ([], []) if importance is None else _shares(importance, points)
     return {
         "name": layer.name,
-        "energy": energy,
+        "energy": float(layer.spectrum.sum()),
         "ranks": ranks,
-        "kept": [round(_ratio(float(kept[rank - 1]), energy), 6) for rank in ranks],
+        "kept": kept,
+        "outputs": outputs,
+        "importance": held,
     }
+
+
+def _shares(values: Tensor, points: int) -> tuple[list[int], list[float]]:
+    """Counts, a geometric series from 1 to all, and the shares that so many first values have."""
+    full, total = len(values), float(values.sum())
+    series = {round(full ** (each / (points - 1))) for each in range(points)}
+    counts = sorted(series) if full else []
+    sums = values.cumsum(0)
+    return counts, [round(_ratio(float(sums[count - 1]), total), 6) for count in counts]
 
 
 def _layer(shape: LinearLayer, options: LayerCandidates, forms: Forms) -> dict[str, Any]:
@@ -420,6 +446,7 @@ def _measured(
             for name, scores in evaluation.scores.items()
         },
         "decode_tokens_per_second": evaluation.decode_tokens_per_second,
+        "continuations": list(evaluation.continuations),
     }
 
 

@@ -92,6 +92,7 @@ class LayerCandidates:
     dense_bytes: int = 0  # as stored in the artifacts' precision
     rounded: tuple[RoundedCandidate, ...] = ()
     tile: int = 1  # every rank is a multiple of it
+    importance: Tensor | None = None  # (out,), descending, if the method weighs outputs
 
     def __post_init__(self) -> None:
         if self.max_rank % self.tile:

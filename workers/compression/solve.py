@@ -104,7 +104,18 @@ class Solution:
             dense_bytes=self.layer.parameters * number_bytes,
             rounded=rounded,
             tile=tile,
+            importance=self._importance(),
         )
+
+    def _importance(self) -> Tensor | None:
+        """The outputs' importance, the largest first; None if all are equally important.
+
+        It is the diagonal that L has in every method: for impact-kron a multiple of IMPACT's.
+        """
+        diagonal = self.left.diagonal.cpu()
+        if not self.max_rank or bool((diagonal == diagonal[0]).all()):
+            return None
+        return diagonal.sort(descending=True).values
 
     def to_host(self) -> Solution:
         """The same solution in the host's memory."""

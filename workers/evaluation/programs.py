@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from service.domain.spec import PassAt1
+from workers.evaluation.generation import end_tokens, greedy, written_text
 from workers.evaluation.problems import Function
 from workers.evaluation.sandbox import Limits, passes
 from workers.evaluation.scores import Scores
@@ -47,18 +48,11 @@ def complete(
     device = input_device(model)
     input_ids, attention_mask = _left_padded([function.tokens for function in functions])
     width = input_ids.shape[1]
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     written = model.generate(
         input_ids.to(device),
         attention_mask=attention_mask.to(device),
-        generation_config=GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=ends or None,
-            pad_token_id=ends[0] if ends else 0,
-        ),
+        generation_config=greedy(max_new_tokens, ends),
         stopping_criteria=StoppingCriteriaList([_Stopped(tokenizer, width)]),
     )
     return [
@@ -83,26 +77,10 @@ class _Stopped(StoppingCriteria):  # type: ignore[misc]
 def _completion(
     tokenizer: Tokenizer, prompt: Sequence[int], written: list[int], ends: Sequence[int]
 ) -> str:
-    """The text before the first end token and the first stop sequence.
-
-    It is decoded together with its prompt, because some tokenizers strip leading blanks.
-    """
-    length = next((i for i, token in enumerate(written) if token in ends), len(written))
-    before, whole = (
-        tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for tokens in ([*prompt], [*prompt, *written[:length]])
-    )
-    text: str = whole[len(before) :]
+    """The text before the first end token and the first stop sequence."""
+    text = written_text(tokenizer, prompt, written, ends)
     cuts = [position for stop in STOPS if (position := text.find(stop)) >= 0]
     return text[: min(cuts, default=len(text))]
-
-
-def _end_tokens(model: Any, tokenizer: Tokenizer) -> list[int]:
-    """The end tokens of the model's generation settings, or else of the tokenizer."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def _left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from service.domain.costs.shapes import Model, ShapesUnknown, model_shapes
 from service.domain.manifest import sha256_of
 from service.errors import ModelInvalid
 from service.inputs.cache import cached
+from service.inputs.models.files import CONFIG_NAME
 from service.settings import Settings
 from workers.model.configuration import load_configuration
 from workers.model.gguf_conversion import PARAM, convert_gguf
@@ -200,6 +202,16 @@ def stored_dtypes(folder: Path) -> Counter[torch.dtype]:
             f"the checkpoint holds no weights in {', '.join(PRECISIONS)}", param="model"
         )
     return stored
+
+
+def known_shapes(folder: Path) -> Model | None:
+    """The shapes of the model for the cost model; None if that does not know the architecture."""
+    config = json.loads((folder / CONFIG_NAME).read_bytes())
+    dtype = str(stored_dtype(folder)).removeprefix("torch.")
+    try:
+        return model_shapes(config | {"dtype": dtype})
+    except ShapesUnknown:
+        return None
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

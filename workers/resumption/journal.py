@@ -27,8 +27,8 @@ CALIBRATION_LOSS = "calibration/loss"
 
 log = logging.getLogger("eigenpress.checkpoints")
 
-Measured = TextLoss | Scores | float
-"""The loss on text, the scores on a task, or tokens per second."""
+Measured = TextLoss | Scores | float | tuple[str, ...]
+"""The loss on text, the scores on a task, tokens per second, or what a model has written."""
 
 
 class Journal:
@@ -108,6 +108,8 @@ def _encoded(measured: Measured) -> Any:
                 for metric, estimate in measured.summaries.items()
             },
         }
+    if isinstance(measured, tuple):
+        return {"kind": "texts", "each": list(measured)}
     return {"kind": "number", "value": measured}
 
 
@@ -121,5 +123,7 @@ def _decoded(entry: Mapping[str, Any]) -> Measured:
                 {metric: tuple(values) for metric, values in entry["each"].items()},
                 {metric: Estimate(*values) for metric, values in entry["summaries"].items()},
             )
+        case "texts":
+            return tuple(entry["each"])
         case _:
             return float(entry["value"])

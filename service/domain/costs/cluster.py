@@ -34,6 +34,8 @@ class Cluster:
     network_bandwidth: float  # of a machine
     worker_memory: int | None = None  # the settings of these names; None: the shares above
     model_memory: int | None = None
+    call_seconds: float = 0  # of a batch in a block, beside its arithmetic
+    start_seconds: float = 0  # of a process, until it has imported its libraries
 
     @property
     def states_memory(self) -> float:
@@ -81,6 +83,8 @@ class Cost:
     decompositions: float = 0  # operations of eigenproblems, in float64
     memory_moved: float = 0  # bytes, where it computes
     loaded: float = 0  # bytes of weights
+    calls: float = 0  # of blocks
+    starts: float = 0  # of processes, one after the other
     disk_moved: float = 0  # the worker's part of what its machine reads and writes
     network_moved: float = 0
     device_held: float = 0  # bytes, where it computes
@@ -99,7 +103,7 @@ class Cost:
         )
 
     def seconds(self, cluster: Cluster) -> dict[str, float]:
-        """By resource; the largest is the time of the step."""
+        """By resource; see `whole_seconds` for all of the step."""
         together, share = cluster.workers_per_machine, cluster.products_share
         return {
             "arithmetic": self.model_operations / (cluster.model_flops * share)
@@ -110,7 +114,22 @@ class Cost:
             "loading": self.loaded / cluster.loading_bandwidth,
             "disk": self.disk_moved * together / cluster.disk_bandwidth,
             "network": self.network_moved * together / cluster.network_bandwidth,
+            "calls": self.calls * cluster.call_seconds,
+            "starts": self.starts * cluster.start_seconds,
         }
+
+    def whole_seconds(self, cluster: Cluster) -> float:
+        """All of the step: processes start first, then the slowest resource sets the pace.
+
+        Without a GPU the same cores compute, move memory and load, one after the other.
+        """
+        seconds = self.seconds(cluster)
+        starts = seconds.pop("starts")
+        if not cluster.gpus:
+            seconds["arithmetic"] += sum(
+                seconds.pop(each) for each in ("memory", "loading", "calls")
+            )
+        return starts + max(seconds.values())
 
     def in_host(self, cluster: Cluster) -> float:
         """The bytes of the host's memory that the worker holds."""

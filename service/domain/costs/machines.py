@@ -1,8 +1,9 @@
 """The machines that the cost model assumes, and the cluster of a job on machines that are known.
 
-A GPU is one in the manner of an H100, as in docs/scale.md, and is not measured. Products in float32
-reach 90 GFLOP/s on a core of a CPU, about what `bench.sweeps` gives on an AMD EPYC with AVX-512.
-The jobs of an installation say how far all that is from its machines.
+A GPU is one in the manner of an H100, as in docs/scale.md, and is not measured. On a core of a CPU
+products reach 115 GFLOP/s in float32, 250 in bfloat16 and 60 in float64, and decompositions 4, as
+jobs of small models do on an AMD EPYC with AVX-512 BF16. The jobs of an installation say how far
+all that is from its machines.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ GPU = Cluster(
     loading_bandwidth=4e9,
     disk_bandwidth=12e9,
     network_bandwidth=12.5e9,
+    start_seconds=4,
 )
 """One worker on a machine of eight GPUs in the manner of an H100 (SXM)."""
 
@@ -38,16 +40,22 @@ CORE = replace(
     device_memory=0,
     host_memory=64 * 10**9,
     disk=500 * 10**9,
-    model_flops=200e9,
-    float32_flops=200e9,
-    float64_flops=100e9,
-    solving_share=0.1,
+    model_flops=560e9,
+    float32_flops=255e9,
+    float64_flops=133e9,
+    solving_share=0.03,
     memory_bandwidth=10e9,
     loading_bandwidth=0.5e9,
     disk_bandwidth=1e9,
     network_bandwidth=1.25e9,
+    call_seconds=0.001,
 )
-"""One worker with one core of a server; in bfloat16 some are twice as fast."""
+"""One worker with one core of a server that multiplies numbers in bfloat16."""
+
+
+CORES_TOGETHER = 0.8
+"""The work of n cores is that of n to this power: they share their memory, and wait for each other.
+Two processes did 1.75 times the work of one on the machine of the README."""
 
 
 def cluster_of(
@@ -63,7 +71,7 @@ def cluster_of(
     used = [each for each in machines if room(placement, [each.resources])]
     assumed = GPU if placement.gpus else CORE
     together = max((room(placement, [each.resources]) for each in used), default=8)
-    cores = 1 if placement.gpus else placement.cpus
+    cores = 1 if placement.gpus else placement.cpus**CORES_TOGETHER
     return replace(
         assumed,
         workers=placement.workers,

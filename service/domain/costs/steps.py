@@ -3,8 +3,8 @@
 Plain formulas on shapes, without torch. Each follows what the engine does, and a test compares it
 with the engine's own code or with a tiny model. Times are a roofline: a step takes as long as its
 slowest resource, for arithmetic overlaps with reading and with the network. Left out are tasks of
-the evaluation, decoding speed, the activations' memory traffic, latencies and start-up. So is the
-cache of low-rank layers, which only holds all those of a small model.
+the evaluation, the activations' memory traffic and latencies. The cache of low-rank layers counts
+where it holds all of them, as it does for a small model.
 """
 
 from __future__ import annotations
@@ -12,9 +12,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
 
-from service.domain.costs.cluster import SHARE_FOR_HIDDEN_STATES, Cluster, Cost
+from service.domain.costs.cluster import (
+    SHARE_FOR_A_MODEL,
+    SHARE_FOR_HIDDEN_STATES,
+    Cluster,
+    Cost,
+)
 from service.domain.costs.formulas import (
     GRADIENTS,
     OBSERVED,
@@ -35,7 +41,9 @@ from service.domain.costs.shapes import NUMBER_BYTES, Block, Group, Linear, Mode
 from service.domain.spec import (
     HELD_OUT,
     JobSpec,
+    LocalPath,
     QualityTarget,
+    S3Prefix,
     SizeTarget,
     Target,
     rounds_embeddings,
@@ -43,6 +51,7 @@ from service.domain.spec import (
 from service.domain.states import Step
 
 LOGITS_BYTES = 3 * (64 << 20)  # the logits of a chunk, their probabilities, the gradient
+EXPANDING_LOADS = 6  # of the checkpoint, as long as expanding a GGUF file takes
 PIECES_KEPT = 2  # stored tensors that stay in the host's memory while groups are solved
 SOLVES_AT_ONCE = 2  # one runs, and one has its shards fetched
 BLOCKS_IN_FLIGHT = 2  # whose low-rank layers are sent while one block is measured
@@ -50,6 +59,9 @@ PREFETCHED_LAYERS = 4  # sent while a layer of an artifact is written
 UPLOADED_BYTES = 10 * (8 << 20)  # the parts of a file that are uploaded at the same time
 CACHED_BYTES = 1 << 30  # of low-rank layers that a worker made last
 PROBES_PER_QUALITY = 8
+WARM_UP_TOKENS = 4  # that a model generates before its speed is measured
+CALLS_OF_STATISTICS = 3
+"""How many calls of a block a batch's update of a group's statistics counts as."""
 STATISTICS_TOUCHES = 8
 """How often an update reads or writes each number of the statistics: product, mirror image, the
 correction of the mean, the sum."""
@@ -81,6 +93,10 @@ DRIVER_FIRST_USE_BYTES = 235e6
 DRIVER_OBJECTS_BYTES = 0.15e6
 """A block's names, ranks and references in a driver."""
 
+KEPT_IN_HEAPS = 0.65
+"""The part of what a calibration frees that its worker's heaps keep, unless it returns matrices to
+the system at once; see `workers.model.allocator`."""
+
 HULL_ARRAYS = 8
 """How many numbers the allocation holds for each of a spectrum."""
 
@@ -90,8 +106,11 @@ def peak_worker_bytes(model: Model, spec: JobSpec, cluster: Cluster) -> float:
 
     Hidden states and solutions fill their budgets at most. The proof has a process of its own.
     """
-    costs = step_costs(model, spec, cluster)
-    held = max(cost.in_host(cluster) for step, cost in costs.items() if step is not Step.PROVE)
+    prediction = _Prediction(model, spec, cluster)
+    costs = prediction.steps()
+    sweeping = max(costs.pop(step).in_host(cluster) for step in (Step.CALIBRATE, Step.SOLVE))
+    later = max(cost.in_host(cluster) for step, cost in costs.items() if step is not Step.PROVE)
+    held = max(sweeping, later + prediction.kept_in_heaps(sweeping))
     return FIRST_USE_BYTES + OBJECTS_BYTES * len(model.blocks) + held
 
 
@@ -139,23 +158,40 @@ class _Prediction:
         spec, stored, together = self._spec, self._stored, self._cluster.workers_per_machine
         fetched = 0 if spec.model.source == "local" else stored / together
         own, writers = self._written, self._writers
-        evaluated = self._measurement(self._keeps, self._texts, dense=True)
-        return {
+        generates = spec.evaluation.enabled and _generated_tokens(spec) > 0
+        evaluated = self._measurement(
+            self._keeps, self._texts, dense=True, makes=0 if self._all_cached else 1
+        )
+        costs = {
             Step.RESOLVE: Cost(
-                loaded=stored, disk_moved=self._read(1, stored), network_moved=fetched
+                loaded=stored * (1 + EXPANDING_LOADS * _is_gguf(spec)),
+                disk_moved=self._read(1, stored),
+                network_moved=fetched,
+                starts=1,
             ),
             Step.CALIBRATE: self._calibration(),
             Step.SOLVE: self._solving(),
             Step.ALLOCATE: self._allocation(),
             Step.ASSEMBLE: self._assembly(),
             Step.PROVE: self._proof(),
-            Step.EVALUATE: evaluated if spec.evaluation.enabled else Cost(),
+            Step.EVALUATE: evaluated + self._decoding() if spec.evaluation.enabled else Cost(),
             Step.PUBLISH: Cost(
+                loaded=own,  # and hashed
                 network_moved=own * writers,
                 disk_moved=own * writers,
+                device_held=self._whole_model * generates,  # the last one stays
                 host_held=min(own, UPLOADED_BYTES) * writers,
             ),
         }
+        if spec.mixed_precision == "no" and not self._cluster.gpus:
+            costs = {step: _in_float32(cost) for step, cost in costs.items()}
+        return costs
+
+    def kept_in_heaps(self, sweeping: float) -> float:
+        """What stays of the bytes that the calibration held in the host's memory."""
+        if self._cluster.gpus or self._cluster.worker_memory is not None:
+            return 0.0
+        return KEPT_IN_HEAPS * (sweeping - self._solutions_in_memory)
 
     def _calibration(self) -> Cost:
         model, weight, number = self._model, self._weight_bytes, self._cluster.sum_bytes
@@ -174,6 +210,8 @@ class _Prediction:
             memory_moved=self._batches
             * (passes * inside + STATISTICS_TOUCHES * number * sum(statistics)),
             loaded=sweeps * self._inside_stored,
+            calls=self._batches
+            * (passes * len(model.blocks) + CALLS_OF_STATISTICS * len(self._groups)),
             disk_moved=self._read(sweeps, self._inside_stored) + 2 * boundaries[2],
             device_held=device
             + self._blocks_held
@@ -219,7 +257,7 @@ class _Prediction:
     @property
     def _solutions(self) -> float:
         """The bytes of the solutions of one worker's layers."""
-        groups = [group for block in self._model.blocks for group in block.groups]
+        groups = self._groups
         bytes_of = {group: self._solved_bytes(group) for group in set(groups)}
         return sum(g.copies * bytes_of[g] for g in groups) / self._cluster.workers
 
@@ -242,7 +280,7 @@ class _Prediction:
     def _solving(self) -> Cost:
         """Solving, with the shards' way to the owners and the checkpoints of solved groups."""
         model, spec, cluster = self._model, self._spec, self._cluster
-        groups = [group for block in model.blocks for group in block.groups]
+        groups = self._groups
         distinct = set(groups)
         operations = {g: solve_operations(g) for g in distinct}
         decompositions, products = (
@@ -280,11 +318,8 @@ class _Prediction:
 
         A stack of experts is read whole by each worker that owns one of them.
         """
-        groups, workers = (
-            [g for block in self._model.blocks for g in block.groups],
-            self._cluster.workers,
-        )
-        read = sum(g.weights * g.copies * min(1, g.copies / workers) for g in groups)
+        workers = self._cluster.workers
+        read = sum(g.weights * g.copies * min(1, g.copies / workers) for g in self._groups)
         return read * self._model.stored_bytes
 
     def _allocation(self) -> Cost:
@@ -298,10 +333,13 @@ class _Prediction:
         curve = self._spec.evaluation.curve
         return total + (self._measurement(curve, self._texts, dense=False) if curve else Cost())
 
-    def _measurement(self, keeps: Sequence[float], texts: Collection[str], *, dense: bool) -> Cost:
+    def _measurement(
+        self, keeps: Sequence[float], texts: Collection[str], *, dense: bool, makes: int = 1
+    ) -> Cost:
         """Measuring compressed variants, and perhaps the dense model, by sweeps over the blocks.
 
-        The variants are counted as dense in the arithmetic.
+        The variants are counted as dense in the arithmetic. `makes` is 0 if the low-rank layers
+        have been made before.
         """
         model, cluster, size = self._model, self._cluster, self._spec.calibration.batch_size
         counts = [self._texts[name] for name in texts]
@@ -315,9 +353,10 @@ class _Prediction:
         layers = BLOCKS_IN_FLIGHT + 1
         return Cost(
             model_operations=tokens * variants * (forward + 2 * model.hidden * model.vocabulary),
-            float64_operations=sum(map(self._factors, keeps)),
+            float64_operations=makes * sum(map(self._factors, keeps)),
             memory_moved=batches * variants * model.inside * self._weight_bytes,
-            loaded=sweeps * self._inside_stored + len(keeps) * self._owned,
+            loaded=sweeps * self._inside_stored + makes * len(keeps) * self._owned,
+            calls=batches * variants * len(model.blocks),
             disk_moved=self._read(sweeps, self._inside_stored)
             + 2 * states[2] * len(model.blocks)
             + len(keeps) * self._solutions_in_files,
@@ -358,14 +397,16 @@ class _Prediction:
         """Writing artifacts, and a sweep over a few tokens of each, and of the dense model."""
         cluster, model, writers = self._cluster, self._model, self._writers
         mine, targets = -(-len(self._keeps) // cluster.workers), len(self._keeps)
+        makes = 1 if self._all_cached else 2
         device, host = self._measuring([max(self._keeps)], outside=1 + (not self._exact))
         largest = max(la.weights for b in model.blocks for g in b.groups for la in g.layers)
         sent = 2 * 4 * max(self._keeps) * model.linear * mine * cluster.remote_share
         return Cost(
-            float64_operations=2 * sum(map(self._factors, self._keeps)),
+            float64_operations=makes * sum(map(self._factors, self._keeps)),
             loaded=mine * self._stored
             + (mine + 1) * self._inside_stored
-            + 2 * targets * self._owned,
+            + makes * targets * self._owned,
+            calls=(mine + 1) * len(model.blocks),
             disk_moved=self._read(mine + 1, self._stored)
             + self._written * writers
             + 2 * targets * self._solutions_in_files,
@@ -384,11 +425,51 @@ class _Prediction:
         largest = self._stored / self._model.stored_bytes * self._weight_bytes
         return Cost(
             loaded=2 * own + 2 * self._stored,
+            starts=1,
             disk_moved=2 * (own + self._stored) * writers,
             host_held=self._solutions_in_memory
             + min(largest, cluster.whole_model_memory) * writers,
             files_held=own * writers + self._solutions_in_files,
         )
+
+    def _decoding(self) -> Cost:
+        """Loading every model whole, one after the other, and having it generate some tokens.
+
+        A CPU holds less then than in the sweep before.
+        """
+        model, spec = self._model, self._spec
+        tokens = _generated_tokens(spec)
+        if not tokens:
+            return Cost()
+        artifacts = sum(map(self._artifact, self._keeps))
+        parameters = model.parameters + artifacts / self._artifact_bytes
+        return Cost(
+            memory_moved=tokens * parameters * self._weight_bytes,
+            loaded=self._stored + artifacts,
+            calls=tokens * (1 + len(self._keeps)) * len(model.blocks),
+            device_held=self._whole_model * self._cluster.gpus,
+        )
+
+    @property
+    def _whole_model(self) -> float:
+        """The bytes of a model that generates: a CPU multiplies low-rank layers out as well."""
+        model, cluster = self._model, self._cluster
+        if cluster.gpus:
+            most = cluster.device_memory * SHARE_FOR_A_MODEL
+            return min(model.parameters * self._weight_bytes, most)
+        whole = (model.parameters + model.linear) * self._weight_bytes
+        return min(whole, cluster.whole_model_memory)
+
+    @property
+    def _all_cached(self) -> bool:
+        """Whether a worker keeps all low-rank layers that it makes, and makes none twice."""
+        keeps = (*self._keeps, *self._spec.evaluation.curve)
+        made = 4 * sum(keeps) * self._model.linear / self._cluster.workers
+        return made <= min(CACHED_BYTES, self._cluster.states_memory)
+
+    @property
+    def _groups(self) -> list[Group]:
+        return [group for block in self._model.blocks for group in block.groups]
 
     def _low_rank_block(self, keeps: Sequence[float]) -> float:
         """The bytes of a block's low-rank layers as they are sent, of all variants."""
@@ -521,7 +602,28 @@ class _Prediction:
         )
 
 
+def _is_gguf(spec: JobSpec) -> bool:
+    """Whether a worker expands the model first; a machine that has done so before does not."""
+    match spec.model:
+        case LocalPath(path=place) | S3Prefix(uri=place):
+            return place.endswith(".gguf")
+    return False
+
+
+def _in_float32(cost: Cost) -> Cost:
+    """The same work without products in a lower precision."""
+    single = cost.float32_operations + cost.model_operations
+    return replace(cost, model_operations=0, float32_operations=single)
+
+
 def _rank(layer: Linear, keep: float) -> float:
     """The rank at which a layer has this fraction of its weights."""
     sides = layer.outputs + layer.inputs
     return (sides - math.sqrt(sides * sides - 4 * keep * layer.weights)) / 2
+
+
+def _generated_tokens(spec: JobSpec) -> int:
+    """The tokens that each model writes: to be timed, and after the prompts."""
+    evaluation = spec.evaluation
+    timed = evaluation.decode_tokens + WARM_UP_TOKENS if evaluation.decode_tokens else 0
+    return timed + len(evaluation.prompts) * evaluation.completion_tokens

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from service.cluster import ray_jobs as cluster_module
@@ -83,3 +85,15 @@ def test_the_dashboard_shows_which_job_it_is(local_ray: LocalRay) -> None:
     assert shown["metadata"]["job_name"] == "named"
     assert shown["metadata"]["eigenpress_job"] == job_id
     assert shown["metadata"]["eigenpress_attempt"] == "1"
+
+
+def test_the_dashboard_says_which_machines_there_are(local_ray: LocalRay) -> None:
+    with RayCluster(local_ray.dashboard_url, python("")) as cluster:
+        # The machine's agent reports its sizes a moment after the machine has joined.
+        wait_until(lambda: all(each.memory_bytes for each in cluster.machines()))
+        (machine,) = cluster.machines()
+    assert machine.resources["CPU"] == 2
+    assert "GPU" not in machine.resources
+    assert (machine.accelerator_type, machine.gpu_bytes) == (None, None)
+    assert 0 < (machine.memory_bytes or 0) <= psutil.virtual_memory().total  # of a container less
+    assert machine.disk_bytes in {shutil.disk_usage(each).total for each in ("/", "/tmp")}

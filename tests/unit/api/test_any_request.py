@@ -6,6 +6,11 @@ a status, headers and a body that the document describes.
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,18 +19,24 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from hypothesis.stateful import run_state_machine_as_test
 from pydantic import SecretStr
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
+from schemathesis.core.transport import Response
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_headers_conformance,
     response_schema_conformance,
     status_code_conformance,
 )
+from sqlalchemy import delete
 
+from api.access import PUBLIC
 from api.app import create_app
+from api.rates import Rates
+from api.services import Services
 from service.domain.job import DEFAULT_TENANT, Artifact, FileEntry
 from service.domain.manifest import Manifest, manifest_key
 from service.domain.spec import JobSpec
@@ -36,12 +47,23 @@ from service.inputs.models import sources as model_sources
 from service.inputs.texts import sources as text_sources
 from service.settings import Settings
 from service.store.store import Store
+from service.store.tables import metadata
 from tests.fixtures.jobs import at_once
 from tests.fixtures.webhooks import URL
 from tests.unit.service.store.test_datasets import uploaded
 
-EXAMPLES = 25
-"""Requests for each operation; all of them take about 15 seconds."""
+EXAMPLES = int(os.environ.get("EIGENPRESS_TEST_EXAMPLES", "100"))
+"""Requests for each operation with a key; all of them take about a minute. By hand, a thousand:
+``EIGENPRESS_TEST_EXAMPLES=1000 .venv/bin/python -m pytest tests/unit/api/test_any_request.py``.
+"""
+WITHOUT_KEY = max(10, EXAMPLES // 10)
+"""Requests for each operation without one: they end before their bodies matter."""
+WORKFLOWS = max(10, EXAMPLES // 3)
+"""Sequences of requests in which answers give the next requests their ids."""
+STEPS = 8
+"""Requests of a sequence."""
+
+ADMIN_KEY = "ep_" + 40 * "a"
 
 CHECKS = [
     not_a_server_error,
@@ -140,8 +162,33 @@ def settings(settings: Settings) -> Settings:
     """Jobs may name a hub, which refuses every connection at once; webhooks may be made."""
     key = SecretStr(new_key())
     return settings.model_copy(
-        update={"hub_endpoint": "http://127.0.0.1:9", "encryption_key": key, "credentials_key": key}
+        update={
+            "hub_endpoint": "http://127.0.0.1:9",
+            "encryption_key": key,
+            "credentials_key": key,
+            "require_keys": True,
+            "admin_key": SecretStr(ADMIN_KEY),
+            "requests_per_minute": 1_000_000,
+        }
     )
+
+
+@pytest.fixture
+def client(services: Services) -> Iterator[TestClient]:
+    """A client with an administrator's key, which is for everything."""
+    app = create_app(services.settings, lambda _: nullcontext(services))
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    with TestClient(app, raise_server_exceptions=False, headers=headers) as client:
+        yield client
+
+
+@pytest.fixture
+def stranger(services: Services) -> Iterator[TestClient]:
+    """A client without a key."""
+    rates = Rates(services.settings.requests_per_minute)
+    app = create_app(services.settings, lambda _: nullcontext(replace(services, rates=rates)))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
 
 
 @pytest.fixture(autouse=True)
@@ -160,13 +207,33 @@ def jobs(store: Store, storage: Any, job_body: dict[str, Any]) -> Jobs:
     return Jobs(store, storage, JobSpec.model_validate(job_body))
 
 
-def check_answer(client: TestClient, case: Case[Any]) -> None:
-    """Send the request, and check the answer against the document."""
+def answer_to(client: TestClient, case: Case[Any]) -> Any:
+    """What the application answers to the request."""
     request = case.as_transport_kwargs(base_url=str(client.base_url))
     del request["cookies"]  # no operation has any
+    request["headers"].pop("Authorization", None)  # the client's own, or none
     content = request.pop("data", None)  # as httpx calls it
-    response = client.request(**request, content=content, follow_redirects=False)
+    return client.request(**request, content=content, follow_redirects=False)
+
+
+def check_answer(client: TestClient, case: Case[Any]) -> Any:
+    """Send the request, and check the answer against the document."""
+    response = answer_to(client, case)
     case.validate_response(response, checks=CHECKS)
+    return response
+
+
+def deterministic(number: int, **others: Any) -> examples:
+    """The same examples in every run."""
+    return examples(
+        max_examples=number,
+        phases=[Phase.generate],
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        **others,
+    )
 
 
 @pytest.mark.parametrize("label", OPERATIONS)
@@ -176,14 +243,7 @@ def test_no_request_breaks_the_api(
     operation = OPERATIONS[label]
     cases = st.one_of(*(operation.as_strategy(mode) for mode in GenerationMode))
 
-    @examples(
-        max_examples=EXAMPLES,
-        phases=[Phase.generate],
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
+    @deterministic(EXAMPLES)
     @given(case=cases, state=st.sampled_from(JobState), exists=st.booleans())
     def check(case: Case[Any], state: JobState, exists: bool) -> None:
         if exists and "job_id" in case.path_parameters:
@@ -202,6 +262,56 @@ def test_no_request_breaks_the_api(
             jobs.forget()
 
     check()
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_no_request_without_a_key_breaks_the_api(stranger: TestClient, label: str) -> None:
+    operation = OPERATIONS[label]
+    cases = st.one_of(*(operation.as_strategy(mode) for mode in GenerationMode))
+
+    @deterministic(WITHOUT_KEY)
+    @given(case=cases)
+    def check(case: Case[Any]) -> None:
+        response = check_answer(stranger, case)
+        if operation.path not in PUBLIC - {"/metrics"}:
+            assert response.status_code >= 400
+
+    check()
+
+
+def test_no_sequence_of_requests_breaks_the_api(
+    client: TestClient, jobs: Jobs, store: Store, storage: Any, job_body: dict[str, Any]
+) -> None:
+    """What one answer names, the next requests take: made, read, changed, deleted."""
+    seen: Counter[str] = Counter()
+
+    class Workflow(SCHEMA.as_state_machine()):  # type: ignore[misc]
+        def setup(self) -> None:
+            """Each begins with the same things, or the same requests had other answers."""
+            storage.empty()
+            with store._database.writing() as connection:
+                for table in reversed(metadata.sorted_tables):
+                    connection.execute(delete(table))
+            jobs.forget()
+            jobs.id_of(JobState.SUCCEEDED)
+            uploaded(store)
+            a_webhook(store)
+
+        def call(self, case: Case[Any], **_: Any) -> Response:
+            if case.operation.label in SPECIFYING and isinstance(case.body, dict):
+                case.body = job_body | {"labels": case.body.get("labels", {})}
+            response = answer_to(client, case)
+            seen[f"{case.operation.label} {response.status_code // 100}"] += 1
+            return Response.from_any(response)
+
+        def validate_response(self, response: Response, case: Case[Any], **_: Any) -> None:
+            case.validate_response(response, checks=CHECKS)
+
+    run_state_machine_as_test(
+        Workflow, settings=deterministic(WORKFLOWS, stateful_step_count=STEPS)
+    )
+    done = {each for each in seen if each.endswith(" 2")}
+    assert sum("{" in each for each in done) > 4, seen  # with an id from an answer before
 
 
 def test_every_operation_is_tried(client: TestClient) -> None:

@@ -38,7 +38,7 @@ files = st.fixed_dictionaries(
     {}, optional={"pattern": st.sampled_from(["**/*", "*.py"]), "text_field": texts}
 )
 place = st.one_of(local, s3, hub)
-text_place = st.one_of(
+text_place: st.SearchStrategy[Json] = st.one_of(
     st.builds(lambda here, rest: here | rest, place, files),
     st.just({"source": "dataset", "id": "ds-" + 26 * "0"}),
 )
@@ -57,12 +57,13 @@ quality_target = st.fixed_dictionaries(
     {"max_perplexity_increase": fractions},
     optional={"dataset": st.just(HELD_OUT), "precisions": st.just("vllm")},
 )
-tasks = st.lists(
+tasks: st.SearchStrategy[Any] = st.lists(
     st.fixed_dictionaries({"kind": st.just("lm_eval"), "name": names, "tasks": st.just(["arc"])}),
     max_size=1,
 )
-evaluation = st.fixed_dictionaries(
-    {"tasks": tasks},
+evaluation_fields: dict[str, st.SearchStrategy[Any]] = {"tasks": tasks}
+evaluation: st.SearchStrategy[Json] = st.fixed_dictionaries(
+    evaluation_fields,
     optional={
         "sequences": st.integers(1, 100),
         "decode_tokens": st.integers(0, 100),
@@ -73,7 +74,7 @@ evaluation = st.fixed_dictionaries(
                 optional={"sequences": st.none() | st.integers(1, 9)},
             ),
             max_size=2,
-            unique_by=lambda each: each["name"],
+            unique_by=lambda each: str(each["name"]),
         ),
     },
 )
@@ -93,7 +94,7 @@ specifications = st.fixed_dictionaries(
             st.one_of(size_target, byte_target, quality_target),
             min_size=1,
             max_size=3,
-            unique_by=lambda each: next(iter(each.items())),
+            unique_by=lambda each: str(next(iter(each.items()))),
         ),
         "evaluation": evaluation,
         "labels": labels,
@@ -146,6 +147,14 @@ def test_the_commands_send_what_the_form_says(document: Json) -> None:
         assert sent.endswith("\nEND")
         assert "\nEND\n" not in sent
         assert _read_file(sent.removesuffix("END"), name) == body
+
+
+@pytest.mark.parametrize("path", ["0E0", "no", "~", "1_0", "0x1", "2026-11-28", "true", "=", "- a"])
+def test_texts_stay_texts_in_a_file(path: str) -> None:
+    body = VALID | {"model": {"source": "local", "path": path}}
+    command = Sending(body, "http://here").commands["eigenpress"]
+    text = command.partition("<<'END'\n")[2].removesuffix("END")
+    assert _read_file(text, "eigenpress") == body
 
 
 def _read_file(text: str, name: str) -> Any:

@@ -170,7 +170,6 @@ class TestSubmission:
         files = {path.name: path.read_bytes() for path in model_folder.iterdir()}
         hub.add("model", "team-a/private", files)
         hub.tokens["team-a/private"] = {"canary-token"}
-        hub.sends_parts = True
         model = {"source": "hub", "id": "team-a/private", "revision": REVISION}
         return job_body | {"model": model}
 

@@ -6,7 +6,6 @@ The tests take some seconds together; what transformers sees is tested with the 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,14 +16,20 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.services import Services
+from service.client.versions import VERSION
+from service.domain.costs.machines import cluster_of
+from service.domain.costs.steps import step_costs
+from service.domain.costs.times import step_times
 from service.domain.job import DEFAULT_TENANT
-from service.domain.placement import PLACED, Machine, Placement
-from service.domain.spec import JobSpec
+from service.domain.placement import Machine, Placement
+from service.domain.prediction import PREDICTED, Prediction
+from service.domain.spec import JobSpec, LocalPath
 from service.domain.states import Step
 from service.errors import ClusterUnavailable, WorkerLost
-from service.estimates import history
+from service.estimates.models import model_of
 from service.inputs.models import inspection
 from service.inputs.models.sources import Headers, check_model
+from service.settings import Settings
 from service.store import tables
 from service.store.store import Store
 from tests.fixtures.jobs import at_once
@@ -214,6 +219,14 @@ def test_a_body_that_is_no_job_is_refused_as_at_submission(
 ON_CPUS = Placement(4, 2, 0)
 
 
+def headers_of(body: dict[str, Any]) -> Headers:
+    source = LocalPath.model_validate(body["model"])
+    settings = Settings(allowed_roots=(Path(source.path).parent,))
+    found = check_model(source, settings)
+    assert found is not None
+    return found
+
+
 def run(
     store: Store,
     body: dict[str, Any],
@@ -221,6 +234,8 @@ def run(
     *,
     seconds: float = 30,
     attempt: int = 1,
+    version: str = VERSION,
+    predicted: dict[str, Any] | None = None,
 ) -> None:
     """A job that has succeeded in an attempt, each of whose steps took so long."""
     job = store.users(DEFAULT_TENANT).create(JobSpec.model_validate(body))
@@ -228,7 +243,12 @@ def run(
     for lost in range(1, attempt):
         store.attempts.fail(job.id, lost, WorkerLost().failure(), at_once(attempt))
         store.claims.claim()
-    store.attempts.record(job.id, attempt, PLACED, "Placed.", {"placement": vars(placement)})
+    model = model_of(headers_of(body))
+    cluster = cluster_of(placement, [])
+    times = step_times(model, step_costs(model, job.spec, cluster), cluster)
+    modelled = {step: each.seconds for step, each in times.items()}
+    data = predicted or Prediction(placement, version, modelled, dict(modelled)).as_data()
+    store.attempts.record(job.id, attempt, PREDICTED, "Predicted.", data)
     for step in Step:
         store.attempts.progress(job.id, attempt, step, 1, 1, "things")
     store.attempts.succeed(job.id, attempt, {})
@@ -261,13 +281,14 @@ def test_what_earlier_jobs_took_corrects_the_seconds(
 
 
 @pytest.mark.parametrize(
-    ("changes", "placement", "attempt"),
+    ("changes", "placement", "run_as"),
     [
-        ({}, Placement(4, 2, 1), 1),
-        ({"mixed_precision": "bf16"}, ON_CPUS, 1),
-        ({}, ON_CPUS, 2),
+        ({}, Placement(4, 2, 1), {}),
+        ({"mixed_precision": "bf16"}, ON_CPUS, {}),
+        ({}, ON_CPUS, {"attempt": 2}),
+        ({}, ON_CPUS, {"version": "0.0.9"}),
     ],
-    ids=["GPUs", "precision", "resumed"],
+    ids=["GPUs", "precision", "resumed", "version"],
 )
 def test_jobs_that_computed_otherwise_correct_nothing(
     ask: Ask,
@@ -275,41 +296,17 @@ def test_jobs_that_computed_otherwise_correct_nothing(
     store: Store,
     changes: dict[str, Any],
     placement: Placement,
-    attempt: int,
+    run_as: dict[str, Any],
 ) -> None:
-    run(store, body | changes, placement, attempt=attempt)
+    run(store, body | changes, placement, **run_as)
     assert ask(body)["seconds"]["measured_jobs"] == 0
 
 
-def test_a_job_whose_model_is_gone_corrects_nothing(
-    ask: Ask, body: dict[str, Any], store: Store, allowed_root: Path
+def test_a_job_that_predicted_nothing_corrects_nothing(
+    ask: Ask, body: dict[str, Any], store: Store
 ) -> None:
-    gone = body | {"model": {"source": "local", "path": str(allowed_root / "gone")}}
-    run(store, gone)
+    run(store, body, predicted={"placement": {"workers": 4}})
     assert ask(body)["seconds"]["measured_jobs"] == 0
-
-
-def test_an_earlier_model_that_is_read_slowly_counts_later(
-    ask: Ask, body: dict[str, Any], store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    earlier = shutil.copytree(body["model"]["path"], f"{body['model']['path']}-earlier")
-    run(store, body | {"model": {"source": "local", "path": earlier}})
-    answers, reads = Event(), []
-
-    def slow(*arguments: Any) -> Headers | None:
-        reads.append(arguments)
-        answers.wait()
-        return check_model(*arguments)
-
-    monkeypatch.setattr(history, "check_model", slow)
-    monkeypatch.setattr(history, "READING_SECONDS", 0.05)
-    try:
-        assert [ask(body)["seconds"]["measured_jobs"] for _ in range(2)] == [0, 0]
-    finally:
-        answers.set()
-    monkeypatch.setattr(history, "READING_SECONDS", GUARD_SECONDS)
-    assert ask(body)["seconds"]["measured_jobs"] == 1
-    assert len(reads) == 1
 
 
 def test_jobs_before_it_are_waited_for(ask: Ask, body: dict[str, Any], store: Store) -> None:

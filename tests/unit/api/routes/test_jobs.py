@@ -18,6 +18,8 @@ from api.app import create_app
 from api.cursors import decode_cursor, encode_cursor
 from api.services import Services
 from service.domain.job import DEFAULT_TENANT, JOB_ID_PATTERN, new_job_id
+from service.domain.placement import Placement
+from service.domain.prediction import PREDICTED, Prediction
 from service.domain.retry_policy import RetryPolicy
 from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
@@ -181,6 +183,34 @@ def test_a_running_job_shows_its_steps_and_its_page_in_ray(
     assert job["steps"][0]["finished_at"]
     assert job["steps"][1]["finished_at"] is None
     assert job["links"]["ray_dashboard"] == f"http://ray.test:8265/#/jobs/{job_id}-1"
+
+
+def test_a_job_says_how_much_time_is_left(
+    client: TestClient, store: Store, job_body: dict[str, Any]
+) -> None:
+    job_id = _submit(client, job_body)["id"]
+    waiting = client.get(f"/v1/jobs/{job_id}").json()["time_left"]
+    assert waiting == {"seconds": None, "to_come": [], "reason": "The job waits."}
+    store.claims.claim()
+    store.attempts.progress(job_id, 1, Step.RESOLVE, 1, 1, "models")
+    seconds = {Step.RESOLVE: 5.0, Step.CALIBRATE: 1000.04, Step.PUBLISH: 20.0}
+    made = Prediction(Placement(1, 1, 0), "1", seconds=seconds)
+    store.attempts.record(job_id, 1, PREDICTED, "", made.as_data())
+    store.attempts.progress(job_id, 1, Step.CALIBRATE, 0, 8, "passes")
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert job["steps"][0]["seconds_left"] is None
+    assert job["steps"][1]["seconds_left"] == pytest.approx(1000, abs=5)
+    left = job["time_left"]
+    assert left["to_come"] == [{"step": "publish", "seconds": 20.0}]
+    assert left["seconds"] == pytest.approx(1020, abs=5)
+    assert left["reason"] is None
+    (listed,) = client.get("/v1/jobs").json()["jobs"]
+    assert listed["time_left"]["seconds"] == pytest.approx(1020, abs=5)
+    failure = Failure("model_invalid", "It is not a model.", None, retryable=False)
+    store.attempts.fail(job_id, 1, failure, RetryPolicy(1))
+    ended = client.get(f"/v1/jobs/{job_id}").json()
+    assert ended["time_left"] is None
+    assert [step["seconds_left"] for step in ended["steps"]] == [None, None]
 
 
 def test_the_dashboard_may_have_another_address_for_users(

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 
 from service.cli.rendering import (
     PrintableConsole,
+    details,
     follow,
     job_view,
     jobs_table,
@@ -63,6 +64,16 @@ def step(
     }
 
 
+LEFT: dict[str, Any] = {
+    "steps": [job()["steps"][0], job()["steps"][1] | {"seconds_left": 1540.2}],
+    "time_left": {
+        "seconds": 1860.0,
+        "to_come": [{"step": "solve", "seconds": 12.0}, {"step": "publish", "seconds": None}],
+        "reason": None,
+    },
+}
+
+
 def shown(renderable: RenderableType, width: int = 160) -> str:
     console = Console(file=io.StringIO(), width=width)
     with console.capture() as capture:
@@ -71,14 +82,42 @@ def shown(renderable: RenderableType, width: int = 160) -> str:
 
 
 def test_a_job_shows_every_step_with_those_to_come() -> None:
-    lines = shown(job_view(job(name="first"), NOW)).splitlines()
-    assert lines[0].split() == ["first", "running"]
+    lines = shown(job_view(job(name="first", **LEFT), NOW)).splitlines()
+    assert lines[0].split() == ["first", "running", "31", "min", "0", "s", "left"]
     assert [line.split()[0] for line in lines[1:]] == [
         "resolve", "calibrate", "solve", "allocate", "assemble", "prove", "evaluate", "publish",
     ]  # fmt: skip
     assert lines[1].split()[2:] == ["1/1", "models", "10", "s"]
     assert "48/1,280 sequences" in lines[2]
-    assert "1 min 0 s, 25 min 40 s left" in lines[2]
+    assert lines[2].rstrip().endswith("1 min 0 s, 25 min 40 s left")
+    assert lines[3].split()[-3:] == ["takes", "12", "s"]
+    assert lines[-1].split()[-1] != "s"  # nobody knows
+
+
+def test_a_server_that_says_nothing_of_the_time_left() -> None:
+    lines = shown(job_view(job(name="first"), NOW)).splitlines()
+    assert lines[0].split() == ["first", "running"]
+    assert lines[2].rstrip().endswith("sequences  1 min 0 s")
+
+
+def test_the_time_left_or_why_it_is_not_known_is_a_detail() -> None:
+    spec = job()["spec"] | {"method": "svd"}
+    assert "left       31 min 0 s" in shown(details(job(spec=spec, **LEFT), NOW))
+    unknown: dict[str, Any] = {"seconds": None, "to_come": [], "reason": "The job waits."}
+    assert "left       The job waits." in shown(details(job(spec=spec, time_left=unknown), NOW))
+
+
+def test_a_list_says_how_much_is_left() -> None:
+    assert "calibrate 48/1,280 sequences, 31 min 0 s left" in shown(jobs_table([job(**LEFT)], NOW))
+
+
+def test_in_a_log_the_beginning_of_a_step_says_how_much_is_left() -> None:
+    console = Console(file=io.StringIO(), width=40)
+    later = job(time_left=LEFT["time_left"] | {"seconds": 5.0})
+    with console.capture() as capture:
+        follow(scripted(job(**LEFT), later, job("cancelled", finished_at=stamp(0))), JOB, console)
+    begun = [line for line in capture.get().splitlines() if "calibrate began" in line]
+    assert begun == ["attempt 1: calibrate began, 31 min 0 s left"]
 
 
 def test_a_second_attempt_is_said_to_be_one() -> None:

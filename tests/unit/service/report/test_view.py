@@ -55,7 +55,12 @@ def a_report(layers: int = 4, text: str = "held-out", name: str = "keep-0.6") ->
             "documents": 545,
         },
         "evaluation": {
-            "dense": {"perplexity": {text: measured(10.5)}, "decode_tokens_per_second": 20.0}
+            "dense": {
+                "perplexity": {text: measured(10.5)},
+                "decode_tokens_per_second": 20.0,
+                "continuations": [f"{name} dense"],
+            },
+            "prompts": [f"{name} prompt"],
         },
         "targets": [
             {
@@ -68,6 +73,7 @@ def a_report(layers: int = 4, text: str = "held-out", name: str = "keep-0.6") ->
                 },
                 "perplexity": {text: measured(14.7, 1.4)},
                 "decode_tokens_per_second": 19.0,
+                "continuations": [f"{name} cut"],
                 "layers": [
                     layer(each, rank=8, bytes=1024) if number % 2 else layer(each)
                     for number, each in enumerate(names)
@@ -137,6 +143,12 @@ def test_pictures_have_the_report_s_numbers() -> None:
     ]
     assert kept.rows[0].dense == 2
     assert view.spectra[0].series[0].points == ((1, 0.3), (8, 0.8), (32, 1.0))
+
+
+def test_what_the_models_write_stands_side_by_side() -> None:
+    (each,) = ReportView.of(a_report()).continued
+    assert each.prompt == "keep-0.6 prompt"
+    assert each.written == (("dense", "keep-0.6 dense"), ("keep-0.6", "keep-0.6 cut"))
 
 
 @pytest.mark.parametrize(

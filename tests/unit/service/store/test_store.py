@@ -19,6 +19,8 @@ import service.store.rows
 import service.store.transitions
 import service.store.users
 from service.domain.job import DEFAULT_TENANT, Artifact, EventType, FileEntry, Job
+from service.domain.placement import Placement
+from service.domain.prediction import PREDICTED, Prediction
 from service.domain.retry_policy import RetryPolicy
 from service.domain.spec import JobSpec, Limits
 from service.domain.states import TRANSITIONS, JobState, Step
@@ -636,6 +638,29 @@ def test_the_last_event_of_a_type(job_store: Store) -> None:
     last = job_store.records.last_event(job.id, "note")
     assert last is not None
     assert last.data == {"number": 2}
+
+
+def test_a_running_job_has_the_last_prediction_of_its_attempt(job_store: Store) -> None:
+    job = claimed(job_store)
+    assert job.prediction is None
+    made = [Prediction(Placement(workers, 1, 0), "1") for workers in (1, 2, 3)]
+    for each in made[:2]:
+        job_store.attempts.record(job.id, 1, PREDICTED, "", each.as_data())
+    read = job_store.records.get(job.id)
+    assert read.prediction == made[1]
+    assert read.read_at is not None
+    assert job_store.records.list_jobs(limit=1) == [read]
+    job_store.attempts.fail(job.id, 1, RETRYABLE, at_once(2))
+    assert job_store.records.get(job.id).prediction is None
+    again = job_store.claims.claim()
+    assert again is not None
+    assert again.prediction is None
+    job_store.attempts.record(job.id, 2, PREDICTED, "", {"of": "another version"})
+    assert job_store.records.get(job.id).prediction is None
+    job_store.attempts.record(job.id, 2, PREDICTED, "", made[2].as_data())
+    assert job_store.records.get(job.id).prediction == made[2]
+    job_store.attempts.succeed(job.id, 2, {})
+    assert job_store.records.get(job.id).prediction is None
 
 
 def test_a_job_of_a_newer_version_is_seen_and_claimed_but_its_specification_not_read(

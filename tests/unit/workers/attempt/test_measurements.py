@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from service.domain.spec import Evaluation
 from tests.unit.workers.resumption.test_checkpoints import Memory, of_attempt
 from workers.attempt.measurements import Batch, Measurements, Subject
 from workers.attempt.schedule import Call
@@ -60,6 +61,9 @@ def test_every_batch_of_every_model_is_measured_once_by_the_worker_of_the_queue(
             measured.append((subject, batch))
     assert Counter(subject for subject, _ in measured) == {DENSE: 4, SMALL: 4, SMALLER: 4}
     assert len(set(measured)) == len(measured)
+
+
+TEXTS_ALONE = Evaluation(decode_tokens=0)
 
 
 @pytest.fixture
@@ -121,7 +125,7 @@ def test_texts_of_all_models_are_measured_in_one_sweep_and_only_once(journal: Jo
     assert (len(parts), sum(parts)) == (3, 3 * 8)
     assert sweeps.made == [(3, 4)]
     assert measurements.known == measurements.samples == 24
-    loss = measurements.evaluation(SMALLER, 0).losses["held-out"]
+    loss = measurements.evaluation(SMALLER, TEXTS_ALONE).losses["held-out"]
     assert [each.negative_log_likelihood for each in loss.each] == [2] * 8
     measurements.texts(sweeps, parts.append)
     assert len(parts) == 3

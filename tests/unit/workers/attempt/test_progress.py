@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from service.domain.job import DEFAULT_TENANT, Job, StepProgress
+from service.domain.placement import Placement
+from service.domain.prediction import PREDICTED, Prediction
 from service.domain.spec import JobSpec
 from service.domain.states import Step
 from service.errors import AttemptStale
@@ -100,6 +102,20 @@ def test_notes_are_events_of_the_attempt(job_store: Store, job: Job, progress: P
     event = job_store.records.events(job.id)[-1]
     assert (event.type, event.message) == ("texts.skipped", "2 files are not text.")
     assert (event.attempt, event.data) == (1, {"files": ["a", "b"]})
+
+
+def test_what_is_found_done_corrects_the_prediction(
+    job_store: Store, job: Job, progress: Progress
+) -> None:
+    progress.resumes(Step.EVALUATE, 0.5)  # nothing was predicted
+    progress.predict(Prediction(Placement(1, 1, 0), "1", resumed={Step.PUBLISH: 1.0}))
+    progress.resumes(Step.EVALUATE, 0.0)
+    progress.resumes(Step.EVALUATE, 0.25)
+    events = [each for each in job_store.records.events(job.id) if each.type == PREDICTED]
+    assert [each.data["resumed"] for each in events] == [
+        {"publish": 1.0},
+        {"publish": 1.0, "evaluate": 0.25},
+    ]
 
 
 def test_a_stale_attempt_fails_at_its_next_write(

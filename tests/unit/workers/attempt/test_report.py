@@ -44,6 +44,7 @@ MODEL = ModelSummary(
     left_dense={"head": "outside the transformer blocks"},
     carried={"mtp.fc.weight": "copied", "mtp.norm.weight": "copied"},
     left_out={"v_head.weight": "foreign"},
+    shapes=None,
 )
 OPTIONS = [
     LayerCandidates(
@@ -325,8 +326,17 @@ def test_the_curve_has_every_size_that_was_measured(job: Job) -> None:
 
 def test_spectra_are_what_the_first_directions_keep(job: Job) -> None:
     up, down = report_of(job, DENSE, RESULT)["spectra"]
-    assert up == {"name": "block.up", "energy": 10, "ranks": [1, 2, 3, 4], "kept": [0.6, 0.9, 1, 1]}
+    assert (up["name"], up["energy"]) == ("block.up", 10)
+    assert (up["ranks"], up["kept"]) == ([1, 2, 3, 4], [0.6, 0.9, 1, 1])
     assert down["kept"] == [0.5, 0.8, 0.9, 1]
+    assert (up["outputs"], up["importance"]) == ([], [])  # a method that weighs none
+
+
+def test_importance_is_what_the_most_important_outputs_have(job: Job) -> None:
+    weighed = replace(OPTIONS[0], importance=torch.tensor([5.0, 3.0, 1.0, 1.0]).double())
+    options = [weighed, OPTIONS[1]]
+    up, _ = job_report(job, MODEL, options, TEXTS, 2.5, [], None, [], [], {})["spectra"]
+    assert (up["outputs"], up["importance"]) == ([1, 2, 3, 4], [0.5, 0.8, 0.9, 1])
 
 
 @pytest.mark.parametrize(("layers", "points"), [(1, 64), (4096, 8)])
@@ -343,7 +353,8 @@ def test_spectra_are_bounded(job: Job, layers: int, points: int) -> None:
 def test_a_layer_without_a_spectrum_has_no_points(job: Job) -> None:
     unseen = [replace(OPTIONS[0], spectrum=torch.zeros(0).double(), max_rank=0), OPTIONS[1]]
     report = job_report(job, MODEL, unseen, TEXTS, 2.5, [0.25, 0.0], None, [], [], {})
-    assert report["spectra"][0] == {"name": "block.up", "energy": 0, "ranks": [], "kept": []}
+    up = report["spectra"][0]
+    assert (up["energy"], up["ranks"], up["kept"]) == (0, [], [])
 
 
 def test_a_quality_target_says_what_was_asked(job: Job) -> None:
@@ -380,7 +391,9 @@ def test_tasks_stand_side_by_side_and_are_compared_in_pairs(job: Job) -> None:
 def test_the_report_says_what_was_done(job: Job) -> None:
     report = report_of(job, DENSE, RESULT)
     assert report["format"] == 1
-    assert report["job"] == {"id": job.id, "name": "small"}
+    assert (report["job"]["id"], report["job"]["name"]) == (job.id, "small")
+    again = JobSpec.model_validate(report["job"]["specification"])
+    assert again == job.spec
     assert report["model"] == {
         "source": {"source": "local", "path": "/models/small"},
         "architecture": "LlamaForCausalLM",
@@ -442,6 +455,18 @@ def test_a_standard_error_beyond_any_number_is_null(job: Job, error: float) -> N
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     metrics = report["targets"][0]["tasks"]["quiz"]["metrics"]
     assert metrics["quiz/f1"] == {"value": 0.4, "standard_error": None}
+
+
+def test_what_models_write_stands_beside_the_prompts(job: Job) -> None:
+    wanted = job.spec.evaluation.model_copy(update={"prompts": ("def f(",)})
+    asked = replace(
+        job, stored_spec=job.spec.model_copy(update={"evaluation": wanted}).model_dump_json()
+    )
+    written = replace(RESULT, evaluation=replace(CUT, continuations=("y):",)))
+    report = report_of(asked, replace(DENSE, continuations=("x):",)), written)
+    assert report["evaluation"]["prompts"] == ["def f("]
+    assert report["evaluation"]["dense"]["continuations"] == ["x):"]
+    assert report["targets"][0]["continuations"] == ["y):"]
 
 
 def test_without_evaluation_nothing_is_made_up(job: Job) -> None:

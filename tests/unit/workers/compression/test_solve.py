@@ -504,6 +504,18 @@ def test_a_layer_that_no_token_reached_can_only_stay_dense(method: str) -> None:
     assert solution.options().max_rank == 0
 
 
+@pytest.mark.parametrize("method", ["impact", "impact-kron", "svd", "afm"])
+def test_outputs_have_their_share_of_the_importance(method: str) -> None:
+    case = problem(12, 20)
+    found = case.solve(method).options().importance
+    if method in ("svd", "afm"):
+        assert found is None
+        return
+    assert found is not None
+    expected = case.gradients.square().mean(0).sort(descending=True).values
+    torch.testing.assert_close(found / found.sum(), expected / expected.sum())
+
+
 def test_svd_needs_no_calibration() -> None:
     case = problem(12, 9)
     solution = solve_group(case.group, {"layer": case.weight}, GroupStatistics(), METHODS["svd"])[

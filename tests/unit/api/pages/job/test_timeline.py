@@ -51,7 +51,7 @@ def step(number: int, second: float, kind: EventType, name: str) -> Any:
     return (second, number, kind, {"step": name, "total": 128, "unit": "sequences"})
 
 
-FIRST = (
+FIRST: tuple[Any, ...] = (
     (0, None, EventType.QUEUED, {}),
     (10, 1, EventType.CLAIMED, {}),
     step(1, 20, EventType.STEP_STARTED, "resolve"),

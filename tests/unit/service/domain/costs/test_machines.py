@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.scale import cluster
-from service.domain.costs.machines import CORE, GPU, cluster_of
+from service.domain.costs.machines import CORE, CORES_TOGETHER, GPU, cluster_of
 from service.domain.placement import Machine, Placement
 
 ON_GPUS = Machine({"CPU": 64, "GPU": 8}, "H100", 10**12, 10**13, 80 * 10**9)
@@ -29,5 +29,6 @@ def test_the_smallest_machine_with_room_for_a_worker_counts() -> None:
 def test_cpus_add_up_in_a_worker_without_a_gpu() -> None:
     found = cluster_of(Placement(3, 4, 0), [Machine({"CPU": 12})])
     assert (found.gpus, found.workers_per_machine, found.device_memory) == (False, 3, 0)
-    assert found.float64_flops == 4 * CORE.float64_flops
+    assert found.float64_flops == pytest.approx(4**CORES_TOGETHER * CORE.float64_flops)
+    assert 1.7 < 2**CORES_TOGETHER < 1.8
     assert found.disk_bandwidth == CORE.disk_bandwidth

@@ -13,8 +13,10 @@ from service.domain.costs import cluster as shares
 from service.domain.costs import steps
 from service.domain.costs.cluster import Cost
 from service.domain.costs.formulas import block_statistics
+from service.domain.costs.machines import cluster_of
 from service.domain.costs.shapes import model_shapes
 from service.domain.costs.steps import peak_driver_bytes, peak_worker_bytes, step_costs
+from service.domain.placement import Placement
 from service.domain.spec import ByteTarget, JobSpec, QualityTarget
 from service.domain.states import Step
 from service.storage import clients, s3
@@ -25,11 +27,16 @@ from workers.attempt.schedule import IN_FLIGHT_PER_QUEUE
 from workers.attempt.targets import MAX_PROBES
 from workers.compression.shapes import VocabularyMatrix
 from workers.compression.unfuse import unfuse
+from workers.evaluation import speed
 from workers.model.blocks import PIECES_KEPT
 from workers.sweeps.passage import LOGITS_BYTES, Passage
 
 LLAMA = model_shapes(CONFIGURATIONS["Llama-2-7B"])
 DEEPER = model_shapes(CONFIGURATIONS["Llama-2-7B"] | {"num_hidden_layers": 64})
+SIDES = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
+SMALL = model_shapes(
+    CONFIGURATIONS["Llama-2-7B"] | SIDES | {"num_key_value_heads": 8, "num_hidden_layers": 12}
+)
 BLOCKS = LLAMA.inside * LLAMA.stored_bytes
 LAYERS = LLAMA.linear * LLAMA.stored_bytes
 
@@ -46,6 +53,7 @@ def test_constants_are_the_engine_s() -> None:
     assert steps.SOLVES_AT_ONCE == IN_FLIGHT_PER_QUEUE
     assert steps.PROBES_PER_QUALITY == MAX_PROBES
     assert steps.PIECES_KEPT == PIECES_KEPT
+    assert steps.WARM_UP_TOKENS == speed.WARM_UP_TOKENS
     assert steps.LOGITS_BYTES == 3 * LOGITS_BYTES
 
 
@@ -168,6 +176,31 @@ def test_a_worker_s_peak_grows_with_the_depth_by_objects_alone() -> None:
     assert peak > LLAMA.outside * 4 + blocks + statistics + 2 * 10**9
 
 
+def test_heaps_keep_some_of_what_a_calibration_frees_unless_matrices_are_mapped() -> None:
+    kept = replace(CORES, host_memory=10**12)
+    mapped = replace(kept, worker_memory=int(kept.states_memory))
+    few = SPEC.calibration.model_copy(update={"sequences": 8, "sequence_length": 64})
+    spec = SPEC.model_copy(update={"calibration": few})  # what comes later takes more
+    costs = step_costs(SMALL, spec, kept)
+    assert costs == step_costs(SMALL, spec, mapped)
+    more = peak_worker_bytes(SMALL, spec, kept) - peak_worker_bytes(SMALL, spec, mapped)
+    assert 0 < more < costs[Step.CALIBRATE].in_host(kept)
+
+
+def test_the_last_model_that_generated_stays_while_artifacts_are_published() -> None:
+    evaluation = SPEC.evaluation.model_copy(update={"decode_tokens": 32})
+    spec = SPEC.model_copy(update={"evaluation": evaluation})
+    for machine, held in (
+        (CORES, 4 * (LLAMA.parameters + LLAMA.linear)),
+        (cluster(1), 2 * LLAMA.parameters),
+    ):
+        without, generating = (
+            step_costs(LLAMA, each, machine)[Step.PUBLISH] for each in (SPEC, spec)
+        )
+        assert without.device_held == 0
+        assert generating.device_held == min(held, machine.whole_model_memory)
+
+
 def test_a_driver_holds_spectra_and_no_weights() -> None:
     spectra = 8 * 32 * 7 * 4096
     grown = peak_driver_bytes(DEEPER) - peak_driver_bytes(LLAMA)
@@ -192,6 +225,74 @@ def test_what_is_exceeded_is_named() -> None:
     ]
     without = replace(small, gpus=False)
     assert "GPU" not in step_costs(LLAMA, SPEC, without)[Step.CALIBRATE].exceeded(without)
+
+
+CORES = cluster_of(Placement(1, 1, 0), [])
+
+
+def test_the_cores_that_compute_load_as_well_and_a_gpu_does_not() -> None:
+    operations = CORES.float32_flops * CORES.products_share
+    cost = Cost(
+        float32_operations=operations, loaded=0.5e9, memory_moved=10e9, disk_moved=1e9, calls=10
+    )
+    assert cost.whole_seconds(CORES) == pytest.approx(1 + 1 + 1 + 0.01)
+    assert cost.whole_seconds(replace(CORES, disk_bandwidth=1e8)) == pytest.approx(10)
+    on_gpu = cluster(1)
+    assert cost.whole_seconds(on_gpu) == max(cost.seconds(on_gpu).values())
+
+
+def test_processes_start_before_anything_else() -> None:
+    cost = Cost(loaded=10e9, starts=2)
+    for machine in (CORES, cluster(1)):
+        loading = 10e9 / machine.loading_bandwidth
+        assert cost.whole_seconds(machine) == pytest.approx(2 * machine.start_seconds + loading)
+
+
+def test_low_rank_layers_that_are_all_cached_are_made_once() -> None:
+    room, little = (
+        step_costs(LLAMA, SPEC, replace(cluster(64), worker_memory=memory))
+        for memory in (10**12, 10**6)
+    )
+    assert little[Step.ASSEMBLE].float64_operations == pytest.approx(
+        2 * room[Step.ASSEMBLE].float64_operations
+    )
+    assert room[Step.EVALUATE].float64_operations == 0
+    assert little[Step.EVALUATE].float64_operations > 0
+    one = step_costs(LLAMA, SPEC, replace(cluster(1), worker_memory=10**12))
+    assert one[Step.EVALUATE].float64_operations > 0  # more than the cache's limit
+
+
+def test_decoding_loads_every_model_whole_and_reads_it_for_every_token() -> None:
+    evaluation = SPEC.evaluation.model_copy(update={"decode_tokens": 32})
+    spec = SPEC.model_copy(update={"evaluation": evaluation})
+    without, decoding = (
+        step_costs(LLAMA, each, cluster(1))[Step.EVALUATE] for each in (SPEC, spec)
+    )
+    artifact = 2 * (LLAMA.parameters - 0.2 * LLAMA.linear)
+    loaded = 2 * LLAMA.parameters + artifact
+    assert decoding.loaded - without.loaded == pytest.approx(loaded)
+    assert decoding.memory_moved - without.memory_moved == pytest.approx(36 * loaded)
+    assert decoding.calls - without.calls == 36 * 2 * 32
+
+
+def test_a_gguf_file_is_expanded_before_it_is_loaded() -> None:
+    file = SPEC.model.model_copy(update={"path": "/model.gguf"})
+    spec = SPEC.model_copy(update={"model": file})
+    folder, expanded = (
+        step_costs(LLAMA, each, cluster(1))[Step.RESOLVE].loaded for each in (SPEC, spec)
+    )
+    assert folder == LLAMA.parameters * 2
+    assert expanded == (1 + steps.EXPANDING_LOADS) * folder
+
+
+def test_a_job_without_bfloat16_multiplies_in_float32_on_a_cpu() -> None:
+    exact, mixed = (
+        step_costs(LLAMA, SPEC.model_copy(update={"mixed_precision": each}), CORES)[Step.CALIBRATE]
+        for each in ("no", "auto")
+    )
+    assert exact.model_operations == 0
+    assert exact.float32_operations == mixed.float32_operations + mixed.model_operations
+    assert step_costs(LLAMA, SPEC, cluster(1))[Step.CALIBRATE].model_operations > 0
 
 
 def test_steps_that_take_turns_add_work_and_share_memory() -> None:
