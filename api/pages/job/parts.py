@@ -26,6 +26,7 @@ from service.report.fields import at
 LIVE_TYPES = (
     *EventType,
     *sorted(NOTES - frozenset(EventType)),
+    "steps.predicted",
     "tensors.unused",
     "texts.short",
     "texts.skipped",

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from api.pages.job.parts import LIVE_TYPES
 from api.pages.job.timeline import timeline
 from api.pages.rendering import templates
 from api.pages.rows import progress_of
-from api.schemas.jobs import Job
+from api.schemas.jobs import Job, StepToCome, TimeLeft
 from api.services import Services
 from service.domain.job import DEFAULT_TENANT, FileEntry
 from service.domain.principal import Scope
@@ -153,21 +152,19 @@ def test_a_job_that_waits_for_its_next_attempt_says_so(
     assert f"Why attempt 1 failed {LOST.detail}" in text
 
 
-def test_the_time_left_is_said_where_the_api_knows_it(second_attempt: str, store: Store) -> None:
-    def steps(**fields: Any) -> str:
+def test_the_time_left_is_said_where_it_is_known(store: Store, second_attempt: str) -> None:
+    def steps(left: TimeLeft) -> str:
         job = Job.of(store.records.get(second_attempt), root_path="", dashboard_url="")
+        job = job.model_copy(update={"time_left": left})
         told = timeline(job, store.records.events(second_attempt), datetime.now(UTC))
-        shown = SimpleNamespace(**vars(job), **fields)
-        html = templates().get_template("job_steps.html").render(job=shown, attempts=told)
-        return text_of(html)
+        return text_of(templates().get_template("job_steps.html").render(job=job, attempts=told))
 
-    assert "left" not in steps()
-    to_come = [SimpleNamespace(step="solve", seconds=65.0), SimpleNamespace(step="x", seconds=None)]
-    known = SimpleNamespace(seconds=125.0, reason=None, to_come=to_come)
-    assert steps(time_left=known).startswith("About 2 min 5 s left.")
-    assert "Then: solve (1 min 5 s), x." in steps(time_left=known)
-    unknown = SimpleNamespace(seconds=None, reason="Too early to say.", to_come=[])
-    assert steps(time_left=unknown).startswith("Too early to say.")
+    to_come = [StepToCome(step=Step.SOLVE, seconds=65.0)]
+    known = steps(TimeLeft(seconds=125.0, to_come=to_come))
+    assert known.startswith("About 2 min 5 s left.")
+    assert "Then: solve (1 min 5 s), allocate, assemble, prove, evaluate, publish." in known
+    unknown = steps(TimeLeft(seconds=None, to_come=[], reason="Too early to say."))
+    assert unknown.startswith("Too early to say.")
 
 
 def test_warnings_are_shown(client: TestClient, store: Store, second_attempt: str) -> None:
