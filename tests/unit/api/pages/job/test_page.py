@@ -246,18 +246,16 @@ def test_a_job_of_a_newer_version_is_shown_as_far_as_it_is_known(
 def test_thousands_of_layers_are_shown_at_once(
     client: TestClient, succeeded: Succeeded, layers: str
 ) -> None:
-    """The quickest of three answers counts: what else the machine does only delays the others."""
+    """It is the process's time that counts: what else the machine does only delays it."""
     report = a_report(5000, name="keep-0.8")
     if layers == "experts":
         for number, each in enumerate(report["targets"][0]["layers"]):
             each["name"] = f"model.layers.{number // 128}.mlp.experts.{number % 128}.w1"
     job_id = succeeded(report)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        answer = client.get(f"/jobs/{job_id}")
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < MOST_SECONDS
+    client.get("/")  # compiles templates
+    start = time.process_time()
+    answer = client.get(f"/jobs/{job_id}")
+    assert time.process_time() - start < MOST_SECONDS
     assert len(answer.content) < MOST_BYTES
 
 
