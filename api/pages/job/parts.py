@@ -26,6 +26,7 @@ from service.report.fields import at
 LIVE_TYPES = (
     *EventType,
     *sorted(NOTES - frozenset(EventType)),
+    "steps.predicted",
     "tensors.unused",
     "texts.short",
     "steps.predicted",
@@ -139,7 +140,7 @@ def facts(job: Job) -> Iterator[tuple[str, str]]:
 
 
 def _place(part: Any) -> str:
-    places = (at(part, name) for name in ("path", "uri", "repository", "id"))
+    places = (at(part, name) for name in ("path", "uri", "id"))
     return next((str(place) for place in places if place), "")
 
 

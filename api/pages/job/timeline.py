@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -84,8 +84,8 @@ class Attempt:
     """From its end to the earliest moment of the next attempt."""
     notes: tuple[str, ...]
     steps: tuple[ShownStep, ...]
-    to_come: tuple[str, ...]
-    """The steps that have not begun, while it runs."""
+    to_come: tuple[tuple[str, float | None], ...]
+    """While it runs, the steps that have not begun, and their seconds as far as they are known."""
 
     @property
     def seconds(self) -> float | None:
@@ -159,8 +159,14 @@ def _attempt(told: _Told, job: Job, now: datetime) -> Attempt:
         pause_seconds=data.get("after_seconds"),
         notes=tuple(dict.fromkeys(told.notes)),
         steps=tuple(steps),
-        to_come=tuple(each for each in Step if each not in begun) if runs else (),
+        to_come=tuple(_to_come(job, begun)) if runs else (),
     )
+
+
+def _to_come(job: Job, begun: Collection[str]) -> Iterator[tuple[str, float | None]]:
+    known = job.time_left.to_come if job.time_left else ()
+    seconds = {each.step: each.seconds for each in known}
+    return ((each, seconds.get(each)) for each in Step if each not in begun)
 
 
 def _current(step: StepProgress, told: _Told, until: datetime) -> ShownStep:
@@ -172,7 +178,7 @@ def _current(step: StepProgress, told: _Told, until: datetime) -> ShownStep:
         step.started_at,
         step.finished_at,
         _bar(told.began_at, step.started_at, step.finished_at or until, until),
-        getattr(step, "seconds_left", None),
+        step.seconds_left,
     )
 
 

@@ -616,6 +616,19 @@ def test_what_was_published_may_be_withdrawn_and_published_anew(job_store: Store
     assert job_store.records.artifacts(job.id) == (other,)
 
 
+def test_recent_events_come_in_pages_the_latest_first(job_store: Store) -> None:
+    job = claimed(job_store)
+    for number in range(3):
+        job_store.attempts.record(job.id, 1, "note", str(number))
+    events = job_store.records.events(job.id)[::-1]
+    assert job_store.records.recent_events(job.id) == events
+    first = job_store.records.recent_events(job.id, limit=2)
+    assert first == events[:2]
+    assert job_store.records.recent_events(job.id, before=first[-1].id) == events[2:]
+    with pytest.raises(JobNotFound):
+        job_store.users("other").recent_events(job.id)
+
+
 def test_the_last_event_of_a_type(job_store: Store) -> None:
     job = claimed(job_store)
     assert job_store.records.last_event(job.id, "note") is None

@@ -23,7 +23,7 @@ def test_the_page_has_them_without_asking_the_bucket(
     html = client.get(f"/jobs/{job_id}").text
     assert f'href="/v1/jobs/{job_id}/artifacts/keep-0.8/files/model.safetensors" download' in html
     assert f'title="{WEIGHTS.sha256}">{WEIGHTS.sha256}<' in html
-    assert "1.2 MB in 1 files" in html
+    assert "1.2 MB in 1 file<" in html
     assert f"eigenpress download --url http://testserver {job_id} keep-0.8<" in html
     assert f'hx-get="/jobs/{job_id}/artifacts" hx-trigger="load"' in html
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from api.app import create_app
 from api.pages.job import page as page_module
 from api.pages.job import parts as parts_module
 from api.pages.job.parts import LIVE_TYPES
+from api.pages.job.timeline import timeline
+from api.pages.rendering import templates
 from api.pages.rows import progress_of
-from api.schemas.jobs import Job
+from api.schemas.jobs import Job, StepToCome, TimeLeft
 from api.services import Services
 from service.domain.job import DEFAULT_TENANT, FileEntry
 from service.domain.principal import Scope
@@ -149,6 +152,21 @@ def test_a_job_that_waits_for_its_next_attempt_says_so(
     assert f"Why attempt 1 failed {LOST.detail}" in text
 
 
+def test_the_time_left_is_said_where_it_is_known(store: Store, second_attempt: str) -> None:
+    def steps(left: TimeLeft) -> str:
+        job = Job.of(store.records.get(second_attempt), root_path="", dashboard_url="")
+        job = job.model_copy(update={"time_left": left})
+        told = timeline(job, store.records.events(second_attempt), datetime.now(UTC))
+        return text_of(templates().get_template("job_steps.html").render(job=job, attempts=told))
+
+    to_come = [StepToCome(step=Step.SOLVE, seconds=65.0)]
+    known = steps(TimeLeft(seconds=125.0, to_come=to_come))
+    assert known.startswith("About 2 min 5 s left.")
+    assert "Then: solve (1 min 5 s), allocate, assemble, prove, evaluate, publish." in known
+    unknown = steps(TimeLeft(seconds=None, to_come=[], reason="Too early to say."))
+    assert unknown.startswith("Too early to say.")
+
+
 def test_warnings_are_shown(client: TestClient, store: Store, second_attempt: str) -> None:
     store.attempts.record(second_attempt, 2, "texts.short", "It is short.", is_warning=True)
     head = client.get(f"/jobs/{second_attempt}/head", headers=HTMX).text
@@ -228,18 +246,16 @@ def test_a_job_of_a_newer_version_is_shown_as_far_as_it_is_known(
 def test_thousands_of_layers_are_shown_at_once(
     client: TestClient, succeeded: Succeeded, layers: str
 ) -> None:
-    """The quickest of three answers counts: what else the machine does only delays the others."""
+    """It is the process's time that counts: what else the machine does only delays it."""
     report = a_report(5000, name="keep-0.8")
     if layers == "experts":
         for number, each in enumerate(report["targets"][0]["layers"]):
             each["name"] = f"model.layers.{number // 128}.mlp.experts.{number % 128}.w1"
     job_id = succeeded(report)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        answer = client.get(f"/jobs/{job_id}")
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < MOST_SECONDS
+    client.get("/")  # compiles templates
+    start = time.process_time()
+    answer = client.get(f"/jobs/{job_id}")
+    assert time.process_time() - start < MOST_SECONDS
     assert len(answer.content) < MOST_BYTES
 
 
