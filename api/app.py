@@ -16,6 +16,7 @@ from api import errors
 from api.audit import AuditLog
 from api.board import Board
 from api.browsers import SameSite
+from api.event_stream import OpenStreams
 from api.feed import Feed
 from api.limits import BodyLimit
 from api.metrics.metrics import Metrics
@@ -109,6 +110,7 @@ class State(TypedDict):
 
     services: Services
     feed: Feed
+    streams: OpenStreams
     metrics: Metrics
     answered: Note
     board: Board
@@ -126,10 +128,14 @@ def create_app(
         sys.setswitchinterval(SWITCH_SECONDS)
         with open_services(chosen) as services:
             news = services.store.news
-            async with Feed(news.after) as feed, Board(news.standing) as board:
+            async with (
+                Feed(news.after) as feed,
+                Board(news.standing) as board,
+                OpenStreams(services.store.keys.valid) as streams,
+            ):
                 # A server waits for its streams before it ends the lifespan.
                 with calling_on_signals(feed.close), calling_on_signals(board.close):
-                    measured = Metrics(services.store.statistics, feed.open_streams)
+                    measured = Metrics(services.store.statistics, streams.count)
                     await run_in_threadpool(_begin, measured)
                     # A full collection of what the start has made takes 0.1 s without answers.
                     if not gc.get_freeze_count():
@@ -137,6 +143,7 @@ def create_app(
                     yield {
                         "services": services,
                         "feed": feed,
+                        "streams": streams,
                         "board": board,
                         "metrics": measured,
                         "answered": measured.answered,

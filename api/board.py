@@ -11,12 +11,13 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, Self, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
+from api.event_stream import Permit
 from api.feed import HEARTBEAT_SECONDS, PAUSE_SECONDS, READERS, STREAM_SECONDS
 from api.frames import FIRST, HEARTBEAT
 from service.errors import EigenpressError, FollowersFull
@@ -58,8 +59,8 @@ class _Watch:
     """A list, and how its jobs stood at the last look."""
 
     open_list: OpenList
+    news: asyncio.Event
     standing: Standing | None = None
-    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def offer(self, asked: Collection[str], standing: Standing) -> None:
         if not self.open_list.shown.keys() - asked:  # else it has grown since
@@ -79,7 +80,7 @@ class _Watch:
         return changed, newest if mine.newest is not None and newest > mine.newest else None
 
     async def wait(self, seconds: float) -> bool:
-        """Whether there was a look within `seconds`, or the server stops."""
+        """Whether there was a look within `seconds`, or the stream has to end."""
         try:
             await asyncio.wait_for(self.news.wait(), seconds)
         except TimeoutError:
@@ -121,13 +122,16 @@ class Board:
         if jobs + sum(len(each.open_list.shown) for each in self._watches) > MAX_JOBS:
             raise FollowersFull
 
-    async def follow(self, open_list: OpenList) -> AsyncGenerator[bytes, None]:
-        """The frames that keep the list up to date, until the server stops or `STREAM_SECONDS`."""
+    async def follow(self, open_list: OpenList, permit: Permit) -> AsyncGenerator[bytes, None]:
+        """The frames that keep the list up to date.
+
+        The stream ends when the server stops, `permit` lapses, or after `STREAM_SECONDS`.
+        """
         until = self._loop.time() + STREAM_SECONDS
         yield FIRST
         silent_since = self._loop.time()
-        with self._watching(open_list) as watch:
-            while not self._closed and self._loop.time() < until:
+        with self._watching(open_list, permit) as watch:
+            while not (self._closed or permit.lapsed) and self._loop.time() < until:
                 changed, newest = watch.changes()
                 if changed or newest:
                     frames = await self._rendered(open_list, changed, newest)
@@ -148,8 +152,8 @@ class Board:
             return HEARTBEAT
 
     @contextmanager
-    def _watching(self, open_list: OpenList) -> Iterator[_Watch]:
-        watch = _Watch(open_list)
+    def _watching(self, open_list: OpenList, permit: Permit) -> Iterator[_Watch]:
+        watch = _Watch(open_list, permit.news)
         self._watches.add(watch)
         self._opened.set()
         try:

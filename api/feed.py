@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,16 +20,11 @@ from typing import Protocol, Self, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
+from api.event_stream import Permit
 from api.frames import DELETED, FIRST, HEARTBEAT, end_frame, event_frame
 from service.domain.job import Event
 from service.domain.states import TERMINAL
-from service.errors import (
-    DatabaseUnavailable,
-    EigenpressError,
-    FollowersFull,
-    JobNotFound,
-    TooManyFollowers,
-)
+from service.errors import DatabaseUnavailable, EigenpressError, JobNotFound
 from service.store.news import NewEvents
 
 log = logging.getLogger(__name__)
@@ -41,10 +36,8 @@ PAUSE_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
 """A stream is never silent for longer, or proxies would cut it."""
 STREAM_SECONDS = 3600.0
-"""Then a stream ends and its client follows again, which checks its key again."""
+"""Then a stream ends and its client follows again."""
 
-MAX_FOLLOWERS = 2000
-MAX_FOLLOWERS_PER_TENANT = 1000
 MAX_WAITING_EVENTS = 256
 """Events that wait for one follower."""
 PAGE_EVENTS = 100
@@ -77,10 +70,11 @@ class _Follower:
 
     missed: bool
     """Whether there were events that it has to read from the database."""
+    _news: asyncio.Event
+    """Set when it has something to do."""
     end: str | None = None
     """The job's state, once it has ended or was deleted."""
     _waiting: deque[tuple[int, bytes]] = field(default_factory=deque)
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def offer(self, frames: Sequence[tuple[int, bytes]]) -> None:
         if len(self._waiting) + len(frames) > MAX_WAITING_EVENTS:
@@ -124,13 +118,12 @@ class _Job:
 class Feed:
     """The followers of one API process; an async context manager. It sleeps if there are none.
 
-    Its methods are for the thread of the event loop, but for `check_room` and `close`.
+    Its methods are for the thread of the event loop, but for `close`.
     """
 
     def __init__(self, look: LookForNews) -> None:
         self._look = look
         self._jobs: dict[str, _Job] = {}
-        self._open: Counter[str] = Counter()
         self._followed = asyncio.Event()
         self._readers = CapacityLimiter(READERS)
         self._loop = asyncio.get_running_loop()
@@ -155,54 +148,29 @@ class Feed:
             for follower in job.followers:
                 follower.wake()
 
-    def check_room(self, tenant: str) -> None:
-        """Raise TooManyFollowers or FollowersFull if there is no room for another stream."""
-        if self._open[tenant] >= MAX_FOLLOWERS_PER_TENANT:
-            raise TooManyFollowers(
-                f"Your tenant follows {MAX_FOLLOWERS_PER_TENANT} streams of events already, which "
-                "is as many as it may: close some of them."
-            )
-        if self._open.total() >= MAX_FOLLOWERS:
-            raise FollowersFull
-
-    def open_streams(self) -> int:
-        """How many streams are open."""
-        return self._open.total()
-
-    @contextmanager
-    def counted(self, tenant: str) -> Iterator[None]:
-        """Count a stream of this tenant while it is open."""
-        self._open[tenant] += 1
-        try:
-            yield
-        finally:
-            self._open[tenant] -= 1
-            if not self._open[tenant]:
-                del self._open[tenant]
-
     async def follow(
-        self, history: ReadHistory, job_id: str, after: int
+        self, history: ReadHistory, job_id: str, after: int, permit: Permit
     ) -> AsyncGenerator[bytes, None]:
         """The frames of the job's events above the id `after`, from the past and as they happen.
 
         The stream ends with a last frame when the job has ended or was deleted. It also ends,
-        without that frame, when the server stops or after `STREAM_SECONDS`.
+        without that frame, when the server stops, `permit` lapses, or after `STREAM_SECONDS`.
         """
         until = self._loop.time() + STREAM_SECONDS
         yield FIRST
         place = _Place(after)
         read = partial(history, job_id, limit=PAGE_EVENTS)
         try:
-            async for frames in self._pages(read, place):
+            async for frames in self._pages(read, place, permit):
                 yield frames
-            with self._joined(job_id, place.after) as follower:
-                while not self._closed and self._loop.time() < until:
+            with self._joined(job_id, place.after, permit) as follower:
+                while not self._must_end(permit) and self._loop.time() < until:
                     if new := [each for each in follower.take() if each[0] > place.after]:
                         place.after = new[-1][0]
                         yield b"".join(frame for _, frame in new)
                     elif follower.missed:
                         follower.missed = False
-                        async for frames in self._pages(read, place):
+                        async for frames in self._pages(read, place, permit):
                             yield frames
                     elif follower.end:
                         yield end_frame(follower.end, place.after)
@@ -213,13 +181,13 @@ class Feed:
             yield end_frame(DELETED, place.after)
 
     async def _pages(
-        self, read: Callable[..., list[Event]], place: _Place
+        self, read: Callable[..., list[Event]], place: _Place, permit: Permit
     ) -> AsyncGenerator[bytes, None]:
         """The frames of the job's events so far, page by page; `place` moves along.
 
         During an outage of the database there are heartbeats instead. Raises JobNotFound.
         """
-        while not self._closed:
+        while not self._must_end(permit):
             try:
                 page = await self._in_thread(partial(read, after=place.after))
             except DatabaseUnavailable:
@@ -232,11 +200,14 @@ class Feed:
             if len(page) < PAGE_EVENTS:
                 return
 
+    def _must_end(self, permit: Permit) -> bool:
+        return self._closed or permit.lapsed
+
     @contextmanager
-    def _joined(self, job_id: str, after: int) -> Iterator[_Follower]:
+    def _joined(self, job_id: str, after: int, permit: Permit) -> Iterator[_Follower]:
         """A follower of the job that has read the events up to the id `after`."""
         job = self._jobs.setdefault(job_id, _Job(after))
-        follower = _Follower(missed=job.after > after)
+        follower = _Follower(job.after > after, permit.news)
         job.followers.add(follower)
         self._followed.set()
         try:

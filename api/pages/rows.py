@@ -14,8 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from api.access import Caller, ReaderDep, SubmitterDep
 from api.board import Board
-from api.event_stream import EventStream
-from api.feed import Feed
+from api.event_stream import EventStream, OpenStreamsDep, Permit
 from api.pages.filters import PageFilterDep
 from api.pages.rendering import HEADERS, rendered
 from api.pages.route import PageRoute
@@ -112,11 +111,6 @@ async def _board(request: Request) -> Board:
     return board
 
 
-async def _feed(request: Request) -> Feed:
-    feed: Feed = request.state.feed
-    return feed
-
-
 @dataclass
 class OpenList:
     """The list on one open page."""
@@ -169,7 +163,7 @@ def rows(
     caller: ReaderDep,
     wanted: PageFilterDep,
     board: Annotated[Board, Depends(_board)],
-    feed: Annotated[Feed, Depends(_feed)],
+    streams: OpenStreamsDep,
     shown: Annotated[
         tuple[Annotated[str, Query(pattern=SHOWN_PATTERN)], ...], Query(max_length=MAX_SHOWN)
     ] = (),
@@ -180,11 +174,12 @@ def rows(
     An event `new` has all rows of jobs above `newest`. So a stream may break and begin again with
     the same query.
     """
-    feed.check_room(caller.tenant)
+    streams.check_room(caller.tenant)
     board.check_room(len(shown))
     known = dict(map(_shown, shown))
     open_list = OpenList(request, services, caller, wanted, known, newest)
-    return EventStream(board.follow(open_list), feed, caller.tenant)
+    permit = Permit(caller.principal)
+    return EventStream(board.follow(open_list, permit), streams, permit)
 
 
 def _shown(text: str) -> tuple[str, Progress]:

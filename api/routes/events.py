@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from api.access import ReaderDep
-from api.event_stream import MEDIA_TYPE, EventStream, wants_stream
+from api.event_stream import MEDIA_TYPE, EventStream, OpenStreamsDep, Permit, wants_stream
 from api.feed import Feed
 from api.frames import end_frame, event_frame
 from api.routes import JobId, guarded, problems
@@ -47,6 +47,7 @@ def events(
     response: Response,
     caller: ReaderDep,
     feed: Annotated[Feed, Depends(_feed)],
+    streams: OpenStreamsDep,
     after: Annotated[
         int, Query(ge=0, le=MAX_EVENT_ID, description="Only events with a greater id.")
     ] = 0,
@@ -77,5 +78,6 @@ def events(
     ended = caller.users.get(job_id).state in TERMINAL
     if ended and not caller.users.events(job_id, after=start, limit=1):
         return Response(status_code=204)
-    feed.check_room(caller.tenant)
-    return EventStream(feed.follow(caller.users.events, job_id, start), feed, caller.tenant)
+    streams.check_room(caller.tenant)
+    permit = Permit(caller.principal)
+    return EventStream(feed.follow(caller.users.events, job_id, start, permit), streams, permit)

@@ -1,4 +1,4 @@
-"""The commands about keys and tenants, for administrators."""
+"""The commands about keys, tenants and the audit log, for administrators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from service.cli.connection import AsJson, Url, connect, console, note, print_json
 from service.client import access
-from service.client.answers import Key, Tenant
+from service.client.answers import AuditRecord, Key, Tenant
 from service.client.client import DEFAULT_URL
 from service.domain.principal import Scope
 
@@ -195,6 +195,44 @@ def tenant_usage(name: TenantName, as_json: AsJson = False, url: Url = DEFAULT_U
     )
 
 
+def audit(
+    tenant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only changes with keys of this tenant.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many.")] = 20,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Show who changed what, newest first."""
+    found: list[AuditRecord] = []
+    cursor = None
+    with connect(url) as client:
+        while len(found) < limit:
+            page = client.send(access.audit(min(limit - len(found), PAGE), cursor, tenant))
+            found += page["records"]
+            if (cursor := page["next_cursor"]) is None:
+                break
+    if as_json:
+        print_json(found)
+        return
+    _print_table(
+        ("when", "tenant", "key", "action", "subject", "address"),
+        [
+            (
+                _moment(record["at"]),
+                record["tenant"],
+                record["key_id"],
+                record["action"],
+                record["subject"],
+                record["address"] or "",
+            )
+            for record in found
+        ],
+    )
+    if cursor is not None:
+        note("There are more. Show them with --limit.")
+
+
 def _settings(
     max_running: int | None,
     max_queued: int | None,
@@ -257,6 +295,10 @@ def _key_state(key: Key) -> str:
 
 def _day(time: str | None) -> str | None:
     return None if time is None else datetime.fromisoformat(time).astimezone().date().isoformat()
+
+
+def _moment(time: str) -> str:
+    return datetime.fromisoformat(time).astimezone().isoformat(" ", "seconds")
 
 
 def _seconds(text: str) -> int:

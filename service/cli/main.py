@@ -1,8 +1,8 @@
 """The command line, `eigenpress`: its commands and its error messages.
 
-The commands about jobs, webhooks, keys and tenants talk to a server and need only the light base of
-this package; those of `service.cli.server` run one. A user's mistake ends with a line that tells
-what to do; only a defect shows a traceback.
+The commands of `service.cli.server` run a server; all others talk to one, and need only the light
+base of this package. A user's mistake ends with a line that tells what to do; only a defect shows a
+traceback.
 
 The exit status is 0, 1 for a failure (also of the watched job), 2 for a wrong command line or 130
 after Ctrl-C.
@@ -76,6 +76,7 @@ app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Jobs")
 app.add_typer(access.keys, name="keys", rich_help_panel="Access")
 access.tenants.add_typer(credentials.app, name="credentials")
 app.add_typer(access.tenants, name="tenants", rich_help_panel="Access")
+app.command(rich_help_panel="Access")(access.audit)
 for command in HERE:
     app.command(rich_help_panel="On this machine")(command)
 

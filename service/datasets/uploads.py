@@ -39,8 +39,8 @@ PART_BYTES = 8 * 2**20
 """S3 takes 10,000 parts, each but the last of 5 MiB or more."""
 LEASE_SECONDS = 900.0
 RENEWAL_SECONDS = 60.0
-RENEWAL_BYTES = 64 * 2**20
-"""A renewal also asks whether the tenant may have more: an upload outgrows its limit by no more."""
+RENEWAL_BYTES = PART_BYTES
+"""A renewal also counts what has arrived: each upload outgrows its tenant's limit by no more."""
 
 SUFFIXES: dict[Format, str] = {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}
 

@@ -98,15 +98,16 @@ class Datasets:
         return dataset_id
 
     def renew(self, dataset_id: str, received: int, lease_seconds: float) -> None:
-        """Renew the lease of an upload that has so many bytes by now.
+        """Renew the lease of an upload that has so many bytes by now, which count from now on.
 
         Raises UploadAbandoned once a cleaner has given it up, and QuotaExceeded if the tenant
         would have more bytes than it may have.
         """
         with self._database.writing() as connection:
-            refuse_bytes(connection, self._tenant, received)
+            refuse_bytes(connection, self._tenant, received, upload=dataset_id)
             until = clock(connection) + timedelta(seconds=lease_seconds)
-            self._update_upload(connection, dataset_id, {"lease_until": until})
+            values = {"lease_until": until, "received": received}
+            self._update_upload(connection, dataset_id, values)
 
     def complete(self, dataset_id: str, contents: Contents) -> Dataset:
         """Make an uploaded dataset visible.
@@ -121,7 +122,7 @@ class Datasets:
             "sha256": contents.sha256,
         }
         with self._database.writing() as connection:
-            refuse_bytes(connection, self._tenant, contents.bytes)
+            refuse_bytes(connection, self._tenant, contents.bytes, upload=dataset_id)
             return _dataset(self._update_upload(connection, dataset_id, values))
 
     def give_up(self, dataset_id: str) -> None:

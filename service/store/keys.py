@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -74,6 +75,13 @@ class Keys:
         if row.last_used_at is None or now - row.last_used_at >= USE_IS_NOTED_EVERY:
             self._note_use(row.id, now)
         return Principal(row.id, row.tenant, Scope(row.scope))
+
+    def valid(self, ids: Collection[str]) -> set[str]:
+        """Those of these keys' ids whose keys are neither revoked nor expired."""
+        with self._database.reading() as connection:
+            now = clock(connection)
+            found = connection.execute(select(keys).where(keys.c.id.in_(ids)))
+            return {row.id for row in found if _key(row).is_valid(now)}
 
     def _note_use(self, id_: str, now: datetime) -> None:
         stale = or_(keys.c.last_used_at.is_(None), keys.c.last_used_at < now)

@@ -223,6 +223,7 @@ datasets = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("lease_until", UtcDateTime, comment="When its upload is dead; null once complete."),
     Column("deleted_at", UtcDateTime, comment="When it was deleted, or its upload given up."),
+    Column("received", BigInteger, comment="Bytes that its upload had at its last renewal."),
     Column("bytes", BigInteger, comment="Null until the upload is complete, as those that follow."),
     Column("documents", BigInteger),
     Column("empty_rows", BigInteger, comment="Null also where nobody has counted them."),

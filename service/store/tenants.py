@@ -105,11 +105,16 @@ def refuse_beyond_limits(connection: Connection, name: str) -> None:
     _refuse_bytes(connection, row, 0)
 
 
-def refuse_bytes(connection: Connection, name: str, more: int = 0) -> None:
-    """Raise QuotaExceeded if the tenant has as many bytes as it may, or would with `more`."""
+def refuse_bytes(
+    connection: Connection, name: str, more: int = 0, *, upload: str | None = None
+) -> None:
+    """Raise QuotaExceeded if the tenant has as many bytes as it may, or would with `more`.
+
+    These are all the bytes of the dataset `upload`, if it is given.
+    """
     row = _locked_limits(connection, name)
     if row is not None:
-        _refuse_bytes(connection, row, more)
+        _refuse_bytes(connection, row, more, upload)
 
 
 def _locked_limits(connection: Connection, name: str) -> Row[Any] | None:
@@ -123,28 +128,36 @@ def _locked_limits(connection: Connection, name: str) -> Row[Any] | None:
     return connection.execute(query.with_for_update()).one()
 
 
-def _refuse_bytes(connection: Connection, row: Row[Any], more: int) -> None:
+def _refuse_bytes(
+    connection: Connection, row: Row[Any], more: int, upload: str | None = None
+) -> None:
     if row.max_stored_bytes is None:
         return
-    taken = stored_bytes(connection, row.name)
+    taken = stored_bytes(connection, row.name, besides=upload)
     if taken + max(more, 1) > row.max_stored_bytes:
         raise QuotaExceeded(
-            f"Artifacts and datasets of the tenant take {taken} bytes, and it may have "
+            f"Artifacts, datasets and uploads of the tenant take {taken} bytes, and it may have "
             f"{row.max_stored_bytes}. Delete jobs or datasets that are no longer needed."
         )
 
 
-def stored_bytes(connection: Connection, name: str) -> int:
-    """What the tenant's artifacts and datasets take in the bucket."""
+def stored_bytes(connection: Connection, name: str, *, besides: str | None = None) -> int:
+    """What the tenant's artifacts and datasets take in the bucket, but for the dataset `besides`.
+
+    Of a dataset whose upload is under way, that is what had arrived at its last renewal.
+    """
     artifacts, datasets = tables.artifacts, tables.datasets
     of_artifacts = (
         select(func.coalesce(func.sum(artifacts.c.bytes), 0))
         .join(jobs, jobs.c.id == artifacts.c.job_id)
         .where(jobs.c.tenant == name, jobs.c.deleted_at.is_(None))
     )
-    of_datasets = select(func.coalesce(func.sum(datasets.c.bytes), 0)).where(
+    arrived = func.coalesce(datasets.c.bytes, datasets.c.received)
+    of_datasets = select(func.coalesce(func.sum(arrived), 0)).where(
         datasets.c.tenant == name, datasets.c.deleted_at.is_(None)
     )
+    if besides is not None:
+        of_datasets = of_datasets.where(datasets.c.id != besides)
     return sum(int(connection.execute(each).scalar_one()) for each in (of_artifacts, of_datasets))
 
 

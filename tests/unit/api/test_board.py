@@ -11,10 +11,12 @@ import pytest
 
 from api import board as board_module
 from api.board import Board
+from api.event_stream import Permit
 from api.frames import FIRST, HEARTBEAT
 from api.pages.rows import progress_of
 from api.schemas.jobs import Job
 from service.domain.job import DEFAULT_TENANT
+from service.domain.principal import Principal, Scope
 from service.domain.states import JobState, Step
 from service.errors import DatabaseUnavailable, FollowersFull, ModelInvalid
 from service.store.news import Progress, Standing
@@ -91,6 +93,10 @@ async def following(frames: AsyncGenerator[bytes, None], text: str) -> str:
     raise AssertionError("the stream has ended")
 
 
+def permit() -> Permit:
+    return Permit(Principal("k3x9v0qd27sp", DEFAULT_TENANT, Scope.READER))
+
+
 def create(store: Store) -> str:
     return store.users(DEFAULT_TENANT).create(small_spec()).id
 
@@ -116,7 +122,7 @@ def test_a_list_follows_progress_ends_deletions_and_new_jobs(store: Store) -> No
         users, attempts = store.users(DEFAULT_TENANT), store.attempts
         async with (
             Board(store.news.standing) as board,
-            aclosing(board.follow(shown)) as frames,
+            aclosing(board.follow(shown, permit())) as frames,
         ):
             assert await anext(frames) == FIRST
             await asyncio.to_thread(store.claims.claim)
@@ -146,8 +152,8 @@ def test_lists_without_new_jobs_and_of_other_tenants_stay_as_they_are(store: Sto
         looks = Looks(store)
         async with (
             Board(looks) as board,
-            aclosing(board.follow(older)) as frames,
-            aclosing(board.follow(shown)) as others,
+            aclosing(board.follow(older, permit())) as frames,
+            aclosing(board.follow(shown, permit())) as others,
         ):
             await asyncio.gather(anext(frames), anext(others))
             await asyncio.to_thread(store.users("other").create, small_spec())
@@ -167,7 +173,10 @@ def test_an_outage_of_the_database_only_delays(store: Store) -> None:
     async def follow() -> None:
         looks, job_id = Looks(store), create(store)
         looks.trouble = DatabaseUnavailable("away")
-        async with Board(looks) as board, aclosing(board.follow(List(store, job_id))) as frames:
+        async with (
+            Board(looks) as board,
+            aclosing(board.follow(List(store, job_id), permit())) as frames,
+        ):
             await anext(frames)
             waiting = asyncio.ensure_future(following(frames, job_id))
             await asyncio.to_thread(store.claims.claim)
@@ -193,7 +202,7 @@ def test_a_list_that_cannot_be_rendered_is_rendered_later(store: Store) -> None:
         shown.frames = failing  # type: ignore[method-assign]
         async with (
             Board(store.news.standing) as board,
-            aclosing(board.follow(shown)) as frames,
+            aclosing(board.follow(shown, permit())) as frames,
         ):
             await anext(frames)
             await asyncio.to_thread(store.claims.claim)
@@ -210,7 +219,7 @@ def test_there_is_room_for_so_many_jobs(job_store: Store, monkeypatch: pytest.Mo
         shown = List(job_store, create(job_store), create(job_store))
         async with Board(job_store.news.standing) as board:
             board.check_room(2)
-            async with aclosing(board.follow(shown)) as frames:
+            async with aclosing(board.follow(shown, permit())) as frames:
                 await anext(frames)
                 waiting = asyncio.ensure_future(anext(frames, None))
                 await asyncio.sleep(0)
@@ -230,8 +239,25 @@ def test_a_quiet_list_has_heartbeats(job_store: Store, monkeypatch: pytest.Monke
         shown = List(job_store, create(job_store))
         async with (
             Board(job_store.news.standing) as board,
-            aclosing(board.follow(shown)) as frames,
+            aclosing(board.follow(shown, permit())) as frames,
         ):
             assert [await anext(frames) for _ in range(3)] == [FIRST, HEARTBEAT, HEARTBEAT]
+
+    run(follow())
+
+
+def test_a_list_whose_permit_lapses_ends_at_once(job_store: Store) -> None:
+    async def follow() -> None:
+        shown, lapsing = List(job_store, create(job_store)), permit()
+        async with (
+            Board(job_store.news.standing) as board,
+            aclosing(board.follow(shown, lapsing)) as frames,
+        ):
+            await anext(frames)
+            waiting = asyncio.ensure_future(anext(frames, None))
+            await asyncio.sleep(0)
+            lapsing.lapse()
+            assert await waiting is None
+            assert not board._watches
 
     run(follow())

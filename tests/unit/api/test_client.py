@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from api.app import create_app
+from api.event_stream import OpenStreams
 from api.feed import Feed
 from api.services import Services
 from service.client import (
@@ -152,7 +153,12 @@ class Application(httpx.AsyncBaseTransport, httpx.BaseTransport):
         app = create_app(services.settings)
 
         async def with_services(scope: Any, receive: Any, send: Any) -> None:
-            state = {"services": services, "feed": Feed(services.store.news.after)}
+            store = services.store
+            state = {
+                "services": services,
+                "feed": Feed(store.news.after),
+                "streams": OpenStreams(store.keys.valid),
+            }
             await app(scope | {"state": state}, receive, send)
 
         self._asgi = httpx.ASGITransport(with_services)

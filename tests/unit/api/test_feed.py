@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from api import feed as feed_module
+from api.event_stream import Permit
 from api.feed import Feed
 from api.frames import HEARTBEAT
 from service.domain.job import DEFAULT_TENANT, Event
+from service.domain.principal import Principal, Scope
 from service.domain.states import JobState
-from service.errors import DatabaseUnavailable, FollowersFull, StorageUnavailable, TooManyFollowers
+from service.errors import DatabaseUnavailable, StorageUnavailable
 from service.store.news import NewEvents
 from service.store.store import Store
 from tests.fixtures.jobs import at_once, small_spec
@@ -84,12 +86,19 @@ def run(act: Coroutine[Any, Any, None]) -> None:
     asyncio.run(bounded())
 
 
+def permit() -> Permit:
+    return Permit(Principal("k3x9v0qd27sp", DEFAULT_TENANT, Scope.READER))
+
+
 class Stream:
     """What a client makes of a stream."""
 
     def __init__(self, feed: Feed, store: Store, job_id: str, after: int = 0) -> None:
         users = store.users(DEFAULT_TENANT)
-        self.frames: AsyncGenerator[bytes, None] = feed.follow(users.events, job_id, after)
+        self.permit = permit()
+        self.frames: AsyncGenerator[bytes, None] = feed.follow(
+            users.events, job_id, after, self.permit
+        )
         self.ids: list[int] = []
         self.beats = 0
         self.end: dict[str, Any] | None = None
@@ -305,7 +314,7 @@ def test_an_outage_during_the_history_is_heartbeats(job_store: Store) -> None:
 
         async with Feed(job_store.news.after) as feed:
             stream = Stream(feed, job_store, job.id)
-            stream.frames = feed.follow(history, job.id, 0)
+            stream.frames = feed.follow(history, job.id, 0, permit())
             await stream.read()
             assert stream.beats == 2
             assert stream.ids == job.events
@@ -348,6 +357,33 @@ def test_a_closed_feed_ends_its_streams_without_an_end(job_store: Store) -> None
     run(follow())
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_stream_whose_permit_lapses_ends_at_once_without_an_end(
+    job_store: Store, joined: bool
+) -> None:
+    async def follow() -> None:
+        job = Running(job_store)
+        async with Feed(job_store.news.after) as feed:
+            stream, other = (Stream(feed, job_store, job.id) for _ in range(2))
+            if joined:
+                reads = [asyncio.create_task(each.read()) for each in (stream, other)]
+                while not feed._jobs or len(feed._jobs[job.id].followers) < 2:
+                    await asyncio.sleep(0.005)
+            stream.permit.lapse()
+            if joined:
+                await reads[0]
+                assert not reads[1].done()
+                job.fail()
+                await reads[1]
+                assert other.end is not None
+            else:
+                await stream.read()
+                assert stream.ids == []
+            assert stream.end is None
+
+    run(follow())
+
+
 def test_a_stream_ends_after_its_time(job_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_module, "STREAM_SECONDS", 0.05)
     monkeypatch.setattr(feed_module, "HEARTBEAT_SECONDS", 0.01)
@@ -377,25 +413,6 @@ def test_a_follower_who_leaves_leaves_nothing_behind(job_store: Store) -> None:
     run(follow())
 
 
-def test_followers_are_bounded_per_tenant_and_in_all(
-    job_store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feed_module, "MAX_FOLLOWERS_PER_TENANT", 1)
-    monkeypatch.setattr(feed_module, "MAX_FOLLOWERS", 2)
-
-    async def follow() -> None:
-        feed = Feed(job_store.news.after)
-        with feed.counted("one"):
-            with pytest.raises(TooManyFollowers, match="1 streams"):
-                feed.check_room("one")
-            feed.check_room("two")
-            with feed.counted("two"), pytest.raises(FollowersFull):
-                feed.check_room("three")
-        feed.check_room("one")
-
-    run(follow())
-
-
 def test_what_others_were_offered_while_a_follower_joined_is_read_by_it(job_store: Store) -> None:
     async def follow() -> None:
         job, users = Running(job_store), job_store.users(DEFAULT_TENANT)
@@ -414,7 +431,7 @@ def test_what_others_were_offered_while_a_follower_joined_is_read_by_it(job_stor
                 return answers.pop() if answers else users.events(job_id, after=after, limit=limit)
 
             second = Stream(feed, job_store, job.id)
-            second.frames = feed.follow(history, job.id, 0)
+            second.frames = feed.follow(history, job.id, 0, permit())
             await second.read(until=job.events[-1])
             job.fail()
             await asyncio.gather(reading, second.read())
@@ -449,9 +466,9 @@ def test_a_look_for_followers_who_have_left_is_not_for_those_who_came(job_store:
     async def follow() -> None:
         job = Running(job_store)
         feed = Feed(job_store.news.after)
-        with feed._joined(job.id, 5) as gone:
+        with feed._joined(job.id, 5, permit()) as gone:
             asked = dict(feed._jobs)
-        with feed._joined(job.id, 1) as come:
+        with feed._joined(job.id, 1, permit()) as come:
             feed._hand_out(job_store.news.after({job.id: 0}), asked)
             assert feed._jobs[job.id].after == 1
             assert not gone.take()

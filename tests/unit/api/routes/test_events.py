@@ -14,10 +14,11 @@ from fastapi.testclient import TestClient
 from starlette.types import Message
 
 from api import event_stream
-from api import feed as feed_module
-from api.event_stream import EventStream, wants_stream
+from api.access import NO_KEY_ID
+from api.event_stream import EventStream, OpenStreams, Permit, wants_stream
 from api.feed import Feed
 from service.domain.job import DEFAULT_TENANT
+from service.domain.principal import Principal, Scope
 from service.store.store import Store
 from tests.fixtures.jobs import small_spec
 from tests.fixtures.waiting import wait_until
@@ -143,7 +144,7 @@ def test_streams_are_bounded_and_end_with_their_connection(
     status: int,
     code: str,
 ) -> None:
-    monkeypatch.setattr(feed_module, bound, 1)
+    monkeypatch.setattr(event_stream, bound, 1)
     path = f"/v1/jobs/{job_id}/events"
     with following(live, job_id) as lines:
         assert next_frame(lines)
@@ -186,10 +187,13 @@ def test_a_client_that_takes_nothing_is_dropped(
 
     async def answer() -> None:
         async with asyncio.timeout(20), Feed(store.news.after) as feed:
-            frames = feed.follow(store.users(DEFAULT_TENANT).events, job_id, 0)
-            stream = EventStream(frames, feed, DEFAULT_TENANT)
+            permit = Permit(Principal(NO_KEY_ID, DEFAULT_TENANT, Scope.READER))
+            frames = feed.follow(store.users(DEFAULT_TENANT).events, job_id, 0, permit)
+            streams = OpenStreams(store.keys.valid)
+            stream = EventStream(frames, streams, permit)
             await stream({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
-            assert not feed._open
+            assert streams.count() == 0
+            streams.check_room(DEFAULT_TENANT)
             assert not feed._jobs
             assert [frame async for frame in frames] == []
 

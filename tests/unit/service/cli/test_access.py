@@ -1,4 +1,4 @@
-"""`eigenpress keys` and `tenants`, and the key that commands send; an HTTP server is the API."""
+"""`eigenpress keys`, `tenants` and `audit`, and the key of commands; an HTTP server is the API."""
 
 from __future__ import annotations
 
@@ -100,6 +100,43 @@ class TestTenants:
         api.answers["GET /v1/tenants/team-a/usage"] = (200, used)
         assert eigenpress("tenants", "usage", "team-a") == 0
         assert eigenpress.out == "1 running, 2 queued, 3.0 GB stored\n"
+
+
+RECORD: dict[str, Any] = {
+    "id": 7,
+    "at": TIME,
+    "tenant": "team-a",
+    "key_id": "k3x9v0qd27sp",
+    "action": "submit",
+    "subject": "/v1/jobs/[job]",
+    "address": "192.0.2.1",
+}
+
+
+class TestAudit:
+    def test_shows_who_changed_what(self, api: Api, eigenpress: Eigenpress) -> None:
+        records = [RECORD, {**RECORD, "id": 6, "key_id": "none", "address": None}]
+        api.answers["GET /v1/audit"] = (200, {"records": records, "next_cursor": None})
+        assert eigenpress("audit") == 0
+        heading, *lines = eigenpress.out.splitlines()
+        assert heading.split() == ["when", "tenant", "key", "action", "subject", "address"]
+        columns = [line.split() for line in lines]
+        assert columns[0][2:] == [*map(RECORD.get, ("tenant", "key_id", "action", "subject")),
+                                  "192.0.2.1"]  # fmt: skip
+        assert columns[1][2:] == ["team-a", "none", "submit", "/v1/jobs/[job]"]
+        assert eigenpress.err == ""
+
+    def test_follows_pages_up_to_the_limit(
+        self, api: Api, eigenpress: Eigenpress, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("service.cli.access.PAGE", 2)
+        api.answers["GET /v1/audit"] = (200, {"records": [RECORD] * 2, "next_cursor": "more"})
+        assert eigenpress("audit", "--json", "--limit", "4", "--tenant", "team-a") == 0
+        assert json.loads(eigenpress.out) == [RECORD] * 4
+        query = {"limit": ["2"], "tenant": ["team-a"]}
+        assert api.queries == [query, {**query, "cursor": ["more"]}]
+        assert eigenpress("audit", "--limit", "2") == 0
+        assert "--limit" in eigenpress.err
 
 
 class TestTheKeyOfRequests:

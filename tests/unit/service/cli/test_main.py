@@ -17,7 +17,7 @@ from tests.fixtures.command_line import JOB, JOB_ID, Api, Eigenpress
 COMMANDS = [
     "submit", "estimate", "jobs", "show", "watch", "events", "logs", "label", "priority", "cancel",
     "retry", "delete", "report", "download", "datasets", "webhooks", "keys", "tenants",
-    "serve", "api", "dispatcher", "migrate", "expand",
+    "audit", "serve", "api", "dispatcher", "migrate", "expand",
 ]  # fmt: skip
 
 

@@ -241,6 +241,23 @@ def test_an_upload_stops_as_it_outgrows_its_tenant(
     assert nothing_is_left(job_store, bucket)
 
 
+def test_of_two_uploads_at_once_only_one_fits(
+    job_store: Store, bucket: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "RENEWAL_BYTES", len(ROWS))
+    job_store.tenants.create(DEFAULT_TENANT, Limits(max_stored_bytes=3 * len(ROWS)), Places())
+    first, second = (start(job_store, bucket, "jsonl") for _ in range(2))
+    for each in (first, second, first):
+        each.write(ROWS)
+    assert job_store.tenants.usage(DEFAULT_TENANT).stored_bytes == 3 * len(ROWS)
+    with pytest.raises(QuotaExceeded, match=f"take {2 * len(ROWS)} bytes"):
+        second.write(ROWS)
+    second.abort()
+    first.write(ROWS)
+    assert first.finish().bytes == 3 * len(ROWS)
+    assert job_store.tenants.usage(DEFAULT_TENANT).stored_bytes == 3 * len(ROWS)
+
+
 def test_an_upload_beyond_the_limit_of_its_tenant_ends_refused(
     job_store: Store, bucket: MemoryStorage
 ) -> None:

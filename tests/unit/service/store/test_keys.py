@@ -78,6 +78,19 @@ def test_an_unknown_key_is_not_revoked(job_store: Store, id_: str) -> None:
     assert len(str(caught.value)) < 200
 
 
+def test_the_valid_ones_of_many_keys(
+    job_store: Store, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revoked, kept = (job_store.keys.create(tenant, Scope.READER)[0].id for _ in range(2))
+    expiring, _ = job_store.keys.create(tenant, Scope.READER, lifetime=timedelta(seconds=60))
+    job_store.keys.create(tenant, Scope.READER)
+    job_store.keys.revoke(revoked)
+    asked = {revoked, kept, expiring.id, "unknown"}
+    assert job_store.keys.valid(asked) == {kept, expiring.id}
+    after(monkeypatch, timedelta(seconds=60))
+    assert job_store.keys.valid(asked) == {kept}
+
+
 def test_the_last_use_is_noted_once_a_minute(
     job_store: Store, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
