@@ -17,7 +17,6 @@ from api.access import ADMIN_KEY_ID, NO_KEY_ID
 from api.event_stream import OpenStreams, Permit
 from service.domain.job import DEFAULT_TENANT
 from service.domain.principal import Principal, Scope
-from service.domain.tenant import Limits, Places
 from service.errors import DatabaseUnavailable, FollowersFull, TooManyFollowers
 from service.settings import Settings
 from service.store import keys as store_keys
@@ -147,7 +146,6 @@ def test_a_stream_ends_once_its_key_is_no_longer_valid(
 ) -> None:
     for module in (feed, board):  # a stream that does not end is silent, and the client gives up
         monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 10 * SECONDS)
-    store.tenants.create(DEFAULT_TENANT, Limits(), Places())
     key, text = store.keys.create(DEFAULT_TENANT, Scope.READER, lifetime=HOUR)
     job_id = store.users(DEFAULT_TENANT).create(small_spec()).id
     path = "/rows" if page else f"/v1/jobs/{job_id}/events"

@@ -245,7 +245,7 @@ def test_of_two_uploads_at_once_only_one_fits(
     job_store: Store, bucket: MemoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "RENEWAL_BYTES", len(ROWS))
-    job_store.tenants.create(DEFAULT_TENANT, Limits(max_stored_bytes=3 * len(ROWS)), Places())
+    job_store.tenants.change(DEFAULT_TENANT, Limits(max_stored_bytes=3 * len(ROWS)), Places())
     first, second = (start(job_store, bucket, "jsonl") for _ in range(2))
     for each in (first, second, first):
         each.write(ROWS)
