@@ -12,8 +12,7 @@ from starlette.responses import Response
 
 from api.access import Caller, ReaderDep
 from api.board import Board
-from api.event_stream import EventStream
-from api.feed import Feed
+from api.event_stream import EventStream, OpenStreamsDep, Permit
 from api.frames import END
 from api.pages.job.parts import steps_values
 from api.pages.rendering import rendered
@@ -34,11 +33,6 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 async def _board(request: Request) -> Board:
     board: Board = request.state.board
     return board
-
-
-async def _feed(request: Request) -> Feed:
-    feed: Feed = request.state.feed
-    return feed
 
 
 @dataclass
@@ -79,14 +73,15 @@ def live(
     services: ServicesDep,
     caller: ReaderDep,
     board: Annotated[Board, Depends(_board)],
-    feed: Annotated[Feed, Depends(_feed)],
+    streams: OpenStreamsDep,
     shown: Annotated[str, Query(pattern=SHOWN_PATTERN)],
 ) -> Response:
     """The steps, each time that they differ from those that the page shows."""
     caller.users.get(job_id)
-    feed.check_room(caller.tenant)
+    streams.check_room(caller.tenant)
     board.check_room(1)
     state, attempt, done = shown.split(".")
     known = {job_id: Progress(JobState(state), int(attempt), int(done))}
     open_job = OpenJob(request, services, caller, known)
-    return EventStream(board.follow(open_job), feed, caller.tenant)
+    permit = Permit(caller.principal)
+    return EventStream(board.follow(open_job, permit), streams, permit)
