@@ -316,7 +316,6 @@ def test_nothing_that_a_stranger_wrote_becomes_markup(
 
 
 def test_a_reader_looks_and_changes_nothing(guarded: TestClient, store: Store, make: Make) -> None:
-    store.tenants.create(DEFAULT_TENANT, Limits(), Places())
     ids = [make(JobState.RUNNING), make(JobState.FAILED)]
     _, text = store.keys.create(DEFAULT_TENANT, Scope.READER)
     full = [guarded.get(f"/jobs/{job_id}").text for job_id in ids]
