@@ -29,7 +29,6 @@ LIVE_TYPES = (
     "steps.predicted",
     "tensors.unused",
     "texts.short",
-    "steps.predicted",
     "texts.skipped",
     "texts.used",
 )
