@@ -5,6 +5,7 @@
   const HEIGHT = 260;
   const COMPACT_HEIGHT = 190;
   const COLOURS = 5;
+  const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [4, 4]];
   const plots = new Map();
 
   const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -105,6 +106,7 @@
           label: each.label,
           stroke: variable(`--series-${(number % COLOURS) + 1}`),
           width: each.line ? 2 : 0,
+          dash: DASHES[number % COLOURS],
           spanGaps: true,
           points: {
             show: each.names.length > 0 || !each.line,

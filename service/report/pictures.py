@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 from service.quantities import size_text
 from service.report.fields import Part, at, names
+from service.report.loading import is_low_rank
 
 BLOCKS_IN_CHART = 5
 """Spectra of so many blocks are in one chart: the first, the last, and those between."""
@@ -64,12 +65,14 @@ class MapCell:
 
     block: int
     kept: float
-    """The share of its bytes in 16 bits."""
+    """The share of its parameters, or of 16 bits for each."""
     words: str
+    dense: bool
 
     @property
-    def shade(self) -> int:
-        return min(SHADES, max(0, round(self.kept * SHADES)))
+    def shade(self) -> str:
+        """Of the cell's colour; a layer that stayed dense has one of its own."""
+        return "dense" if self.dense else str(min(SHADES, max(0, round(self.kept * SHADES))))
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class MapRow:
     @property
     def dense(self) -> int:
         """In how many blocks it stayed as it was."""
-        return sum(cell.kept >= 1 for cell in self.cells)
+        return sum(cell.dense for cell in self.cells)
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,12 @@ class Heatmap:
 
 
 def kind_of(name: str) -> str:
-    """What layers of all blocks have in common.
+    """What layers of all blocks have in common: their names' last two parts, without numbers.
 
     >>> kind_of("model.layers.11.self_attn.q_proj"), kind_of("model.layers.3.mlp.experts.7.w1")
-    ('q_proj', 'w1')
+    ('self_attn.q_proj', 'experts.w1')
     """
-    return name.rpartition(".")[2]
+    return ".".join([part for part in name.split(".") if not part.isdecimal()][-2:])
 
 
 def block_of(name: str) -> int:
@@ -126,27 +129,48 @@ def curve(report: Part, targets: Sequence[Part]) -> Chart | None:
     texts = names(points, "perplexity")
     if not texts:
         return None
-    shares = {target.get("name"): at(target, "size", "linear_bytes_fraction") for target in targets}
+    made = {str(target.get("name")): target for target in targets}
     series = []
     for text in texts:
         found = sorted(
-            (
-                shares.get(point.get("name")) or point["linear_fraction"],
-                at(point, "perplexity", text),
-                str(point.get("name") or point.get("kind")),
-            )
+            (_size(point, made), at(point, "perplexity", text), _name(point))
             for point in points
-            if at(point, "perplexity", text) is not None
+            if at(point, "perplexity", text) is not None and not _is_of_bits(point)
         )
-        places = tuple((share, perplexity) for share, perplexity, _ in found)
+        places = tuple(
+            (size, perplexity, _error(made.get(name), text)) for size, perplexity, name in found
+        )
         series.append(Series(text, places, tuple(name for *_, name in found), line=False))
     return Chart(
         "Size and quality",
-        "Lower is better; the dense model is at 100%.",
-        Axis("bytes of the linear layers, of 16 bits for each weight", percent=True),
+        "Lower is better; the dense model is at 100%. Bars are standard errors of the change.",
+        Axis("size of the linear layers: parameters, or bits of 16", percent=True),
         Axis("perplexity", logarithmic=True),
         tuple(series),
     )
+
+
+def _size(point: Part, made: Mapping[str, Part]) -> float:
+    """Of the linear layers, beside dense ones: in parameters for low rank, in bits for integers."""
+    target = made.get(str(point.get("name")), {})
+    own = None if is_low_rank(target) else at(target, "size", "linear_bytes_fraction")
+    return float(point["linear_fraction"] if own is None else own)
+
+
+def _is_of_bits(point: Part) -> bool:
+    """Whether it is a probe of integers, whose size a report does not have."""
+    return point.get("kind") == "probe" and point["linear_fraction"] >= 1
+
+
+def _name(point: Part) -> str:
+    return str(point.get("name") or point.get("kind"))
+
+
+def _error(target: Part | None, text: str) -> float:
+    """The standard error of a target's change of perplexity; 0 for the dense model and probes."""
+    measured = at(target, "perplexity", text) or {}
+    ratio, error = measured.get("ratio"), measured.get("ratio_standard_error")
+    return float(measured["perplexity"] / ratio * error) if ratio and error else 0.0
 
 
 def kept_by_block(target: Part) -> Heatmap | None:
@@ -168,14 +192,24 @@ def kept_by_block(target: Part) -> Heatmap | None:
 
 def _cell(block: int, layers: Sequence[Part]) -> MapCell:
     shares = [_share(layer) for layer in layers]
-    words = _form(layers[0]) if len(layers) == 1 else f"median of {len(layers)} experts"
-    return MapCell(block, median(shares), words)
+    words = _form(layers[0])
+    if len(layers) > 1:
+        least, most = min(shares), max(shares)
+        words = f"median of {len(layers)} experts, {least:.0%} to {most:.0%}"
+    return MapCell(block, median(shares), words, all(map(_is_dense, layers)))
+
+
+def _is_dense(layer: Part) -> bool:
+    return layer.get("rank") is None and layer.get("bits") is None
 
 
 def _share(layer: Part) -> float:
-    whole = 2 * layer["in_features"] * layer["out_features"]
-    dense = layer.get("rank") is None and layer.get("bits") is None
-    return 1.0 if dense else min(1.0, layer["bytes"] / whole)
+    """Of its parameters in low rank; as integers, of 16 bits for each."""
+    if _is_dense(layer):
+        return 1.0
+    whole: int = layer["in_features"] * layer["out_features"]
+    kept: float = layer["bytes"] / 2 if layer.get("rank") is None else layer["parameters"]
+    return min(1.0, kept / whole)
 
 
 def _form(layer: Part) -> str:

@@ -65,6 +65,8 @@ class ReportView:
     report: Part
     title: str
     verdicts: tuple[Verdict, ...]
+    remark: str | None
+    """Of the source's own size, where it is no plain checkpoint."""
     models: tuple[str, ...]
     """The columns of the tables: the dense model, and the artifacts."""
     tables: tuple[Table, ...]
@@ -86,6 +88,7 @@ class ReportView:
             report=report,
             title=str(at(report, "job", "name") or at(report, "job", "id") or "Report"),
             verdicts=tuple(_verdict(report, target) for target in targets),
+            remark=_remark(report),
             models=("dense", *(str(target.get("name")) for target in targets)),
             tables=tuple(_tables(report, targets)),
             curve=curve(report, targets),
@@ -100,6 +103,16 @@ class ReportView:
 
 def _verdict(report: Part, target: Part) -> Verdict:
     return Verdict(str(target.get("name")), "; ".join(_findings(report, target)) + ".")
+
+
+def _remark(report: Part) -> str | None:
+    size = at(report, "model", "source_bytes")
+    if at(report, "model", "source_format") != "gguf" or not size:
+        return None
+    return (
+        f"The source is a GGUF file of {size_text(size)}, which holds the dense model in few bits; "
+        f"the sizes above are beside all of its parameters in {report.get('dtype')}."
+    )
 
 
 def _findings(report: Part, target: Part) -> Iterator[str]:
@@ -239,7 +252,9 @@ def _settings(report: Part) -> Iterator[tuple[str, str]]:
     model, calibration = report.get("model") or {}, report.get("calibration") or {}
     source = model.get("source") or {}
     if source:
-        place = next((source[key] for key in ("path", "uri", "repository") if key in source), "")
+        place = next((source[key] for key in ("path", "uri", "id") if key in source), "")
+        if source.get("revision"):
+            place = f"{place} at {source['revision']}"
         yield "model", f"{place} ({model.get('architecture')}, {model.get('dtype')})"
     if model.get("source_bytes"):
         form = "GGUF file" if model.get("source_format") == "gguf" else "checkpoint"

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import pytest
 from pyarrow import parquet
 from s3transfer.utils import OSUtils
 
-import service.inputs.hub
 import service.inputs.s3
 import service.inputs.texts.sources
 import service.storage.s3
@@ -45,6 +45,7 @@ from service.errors import (
     StorageUnavailable,
     UnsafeWeights,
 )
+from service.inputs.models import sources
 from service.inputs.models.files import ModelHeaders
 from service.inputs.models.sources import check_model, fetch_model
 from service.inputs.opening import HeldFiles
@@ -368,11 +369,11 @@ class TestHubModel:
         settings = with_settings(hub_endpoint="http://127.0.0.1:9")
         refused(HubUnavailable, None, fetch, self.SOURCE, settings)
 
-    @pytest.mark.timeout(60)
     def test_a_silent_hub(
         self, with_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(service.inputs.hub, "ANSWER_SECONDS", 0.2)
+        patient = sources._hub_model
+        monkeypatch.setattr(sources, "_hub_model", partial(patient, answer_seconds=0.2))
         with socket.create_server(("127.0.0.1", 0)) as silent:
             port = silent.getsockname()[1]
             settings = with_settings(hub_endpoint=f"http://127.0.0.1:{port}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
@@ -80,9 +82,10 @@ def settings(tmp_path: Path, allowed_root: Path) -> Settings:
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
+def store(settings: Settings, migrated_database: Path) -> Iterator[Store]:
+    settings.data_dir.mkdir()
+    shutil.copy(migrated_database, settings.data_dir / "eigenpress.db")
     with closing(Store(settings.database)) as store:
-        store.migrate()
         yield store
 
 
@@ -122,18 +125,41 @@ def services(
         yield Services(settings, store, storage, cluster, checks, estimates, rates, logs, receiver)
 
 
+class Application:
+    """The application, on one test's services after the other; making it takes longer than a test.
+
+    Of the settings it knows itself, those of all tests are the defaults.
+    """
+
+    def __init__(self) -> None:
+        self._services: Services | None = None
+        self._app = create_app(Settings(**S3), self._opened)
+
+    def on(self, services: Services) -> FastAPI:
+        self._services = services
+        return self._app
+
+    def _opened(self, _: Settings) -> nullcontext[Services]:
+        assert self._services is not None
+        return nullcontext(self._services)
+
+
+@pytest.fixture(scope="session")
+def application() -> Application:
+    return Application()
+
+
 @pytest.fixture
-def client(services: Services) -> Iterator[TestClient]:
+def client(services: Services, application: Application) -> Iterator[TestClient]:
     """A client of the application, which answers 500 as a server would instead of raising."""
-    app = create_app(services.settings, lambda _: nullcontext(services))
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(application.on(services), raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture
-def live(services: Services) -> Iterator[httpx.Client]:
+def live(services: Services, application: Application) -> Iterator[httpx.Client]:
     """A client of the application on a real server; the one above cannot read endless answers."""
-    app = create_app(services.settings, lambda _: nullcontext(services))
+    app = application.on(services)
     port = choose_port(0, "test")
     config = uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)

@@ -75,7 +75,7 @@ def a_report(layers: int = 4, text: str = "held-out", name: str = "keep-0.6") ->
                 "decode_tokens_per_second": 19.0,
                 "continuations": [f"{name} cut"],
                 "layers": [
-                    layer(each, rank=8, bytes=1024) if number % 2 else layer(each)
+                    layer(each, rank=8, bytes=1024, parameters=512) if number % 2 else layer(each)
                     for number, each in enumerate(names)
                 ],
             }
@@ -134,7 +134,9 @@ def test_every_number_of_the_tables_is_the_report_s() -> None:
 def test_pictures_have_the_report_s_numbers() -> None:
     view = ReportView.of(a_report())
     assert view.curve is not None
-    assert view.curve.series[0].points == ((0.6, 14.7), (1.0, 10.5))
+    low, dense = view.curve.series[0].points
+    assert (low[:2], dense) == ((0.6, 14.7), (1.0, 10.5, 0.0))
+    assert low[2] == pytest.approx(14.7 / 1.4 * 0.0125)  # the error of the change
     assert view.curve.series[0].names == ("keep-0.6", "dense")
     (kept,) = view.kept
     assert [(cell.block, cell.kept, cell.words) for cell in kept.rows[0].cells[:2]] == [
@@ -143,6 +145,36 @@ def test_pictures_have_the_report_s_numbers() -> None:
     ]
     assert kept.rows[0].dense == 2
     assert view.spectra[0].series[0].points == ((1, 0.3), (8, 0.8), (32, 1.0))
+
+
+def test_sizes_are_beside_the_dense_layers_in_the_artifact_s_own_precision() -> None:
+    """Artifacts of GGUF files are in float32 by default: bytes are not those of 16 bits."""
+    report = a_report()
+    target = report["targets"][0]
+    target["size"]["linear_bytes_fraction"] = 1.2
+    for each in target["layers"]:
+        each["bytes"] *= 2
+    view = ReportView.of(report)
+    assert view.curve is not None
+    assert view.curve.series[0].points[0][0] == 0.6
+    assert [cell.kept for cell in view.kept[0].rows[0].cells[:2]] == [1.0, 0.25]
+    for each in target["layers"]:
+        each |= {"rank": None, "bits": 4, "bytes": 1024}
+    target["size"]["linear_bytes_fraction"] = 0.25
+    view = ReportView.of(report)
+    assert view.curve is not None
+    assert view.curve.series[0].points[0][0] == 0.25
+    assert {cell.kept for cell in view.kept[0].rows[0].cells} == {0.25}
+
+
+def test_the_source_is_named_so_that_one_finds_it() -> None:
+    report = a_report()
+    report["model"] |= {"source_format": "gguf", "source_bytes": 98_362_432}
+    report["model"]["source"] = {"source": "hub", "id": "team/model", "revision": "abc"}
+    view = ReportView.of(report)
+    assert view.remark is not None
+    assert "98.4 MB" in view.remark
+    assert dict(view.settings)["model"].startswith("team/model at abc (LlamaForCausalLM")
 
 
 def test_what_the_models_write_stands_side_by_side() -> None:
@@ -154,8 +186,9 @@ def test_what_the_models_write_stands_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "block"),
     [
-        ("model.layers.11.self_attn.q_proj", "q_proj", 11),
-        ("model.layers.3.mlp.experts.7.w1", "w1", 3),
+        ("model.layers.11.self_attn.q_proj", "self_attn.q_proj", 11),
+        ("model.layers.3.mlp.experts.7.w1", "experts.w1", 3),
+        ("model.layers.3.mlp.shared_expert.w1", "shared_expert.w1", 3),
         ("lm_head", "lm_head", 0),
     ],
 )
@@ -166,12 +199,12 @@ def test_layers_are_told_apart_by_kind_and_block(name: str, kind: str, block: in
 def test_experts_are_shown_by_their_median() -> None:
     report = a_report()
     report["targets"][0]["layers"] = [
-        layer(f"model.layers.0.mlp.experts.{number}.w1", rank=8, bytes=1024 * (number + 1))
+        layer(f"model.layers.0.mlp.experts.{number}.w1", rank=8, parameters=512 * (number + 1))
         for number in range(3)
     ]
     (kept,) = ReportView.of(report).kept
     assert [(cell.kept, cell.words) for cell in kept.rows[0].cells] == [
-        (0.5, "median of 3 experts")
+        (0.5, "median of 3 experts, 25% to 75%")
     ]
 
 
