@@ -26,29 +26,23 @@ class History:
         self._seen: set[int] = set()
         """The ids above the first look's."""
 
-    def new_events(self) -> Iterator[Event]:
-        """Those that no look has found yet. Raises DatabaseUnavailable."""
+    def pages(self) -> Iterator[Sequence[Event]]:
+        """Those that no look has found yet, some at a time. Raises DatabaseUnavailable.
+
+        A page counts as found when the next one is asked for: whoever fails over it gets it again.
+        """
         if not self._looks:
-            self._looks.append((self._clock(), self._statistics.last_event()))
             # What is committed late was there before, but for a moment.
+            self._looks.append((self._clock(), self._statistics.last_event()))
             return
-        while found := self._page():
-            for event in found:
-                if event.id not in self._seen:
-                    self._seen.add(event.id)
-                    yield event
-            if len(found) < PAGE:
-                break
+        after, full = self._looks[0][1], True
+        while full:
+            found = self._statistics.events_after(after, limit=PAGE)
+            full = len(found) == PAGE
+            yield [event for event in found if event.id not in self._seen]
+            self._seen.update(event.id for event in found)
+            after = found[-1].id if found else after
         self._advance()
-
-    def _page(self) -> Sequence[Event]:
-        after = self._after if self._after is not None else self._looks[0][1]
-        page = self._statistics.events_after(after, limit=PAGE)
-        self._after = page[-1].id if len(page) == PAGE else None
-        return page
-
-    _after: int | None = None
-    """Where the next page of this look begins; None: at the first look's id."""
 
     def _advance(self) -> None:
         now = self._clock()

@@ -15,7 +15,7 @@ from api.metrics.history import History
 from service.client.versions import VERSION
 from service.domain.job import Event, EventType
 from service.domain.states import JobState, Step
-from service.errors import DatabaseUnavailable
+from service.errors import DatabaseUnavailable, EigenpressError
 from service.store.census import Statistics, Waiting
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,11 @@ class Metrics:
             "Whether the database answered when the metrics were asked for.",
             registry=registry,
         )
+        # A counter that appears with its first event would hide it: that is no increase.
+        for type_ in EventType:
+            self._events.labels(type_)
+        for error in errors_below(EigenpressError):
+            (self._retries if error.retryable else self._failures).labels(error.code)
         build = Gauge(
             "eigenpress_build_info", "The version, as a label.", ("version",), registry=registry
         )
@@ -98,20 +103,24 @@ class Metrics:
     def begin(self) -> None:
         """Count events from now on. Raises DatabaseUnavailable."""
         with self._lock:
-            self._count(list(self._history.new_events()))
+            self._look()
 
     def text(self) -> bytes:
         """All metrics, for Prometheus; those of jobs are left out while the database is away."""
         census: Collector | None = None
         with self._lock:
             try:
-                self._count(list(self._history.new_events()))
+                self._look()
                 census = _Census(self._statistics)
             except DatabaseUnavailable as error:
                 log.warning("No metrics of jobs: %s", error.detail)
             self._database_up.set(census is not None)
             text = generate_latest(self._registry)
         return text if census is None else text + _text_of(census)
+
+    def _look(self) -> None:
+        for events in self._history.pages():
+            self._count(events)
 
     def _count(self, events: Sequence[Event]) -> None:
         calibrated = [event.job_id for event in events if _finishes(event, Step.CALIBRATE)]
@@ -136,6 +145,13 @@ class Metrics:
         self._steps.labels(event.data.get("step", "unknown")).observe(event.data.get("seconds", 0))
         if _finishes(event, Step.SOLVE):
             self._solved.inc(event.data.get("total", 0))
+
+
+def errors_below(error: type[EigenpressError]) -> Iterator[type[EigenpressError]]:
+    """The class and all of its subclasses."""
+    yield error
+    for each in error.__subclasses__():
+        yield from errors_below(each)
 
 
 def _finishes(event: Event, step: Step) -> bool:
@@ -165,7 +181,7 @@ class _Census(Collector):
         )
         oldest = GaugeMetricFamily(
             "eigenpress_queue_oldest_seconds",
-            "Since the oldest job that waits was submitted.",
+            "Since the first job that waits could have begun.",
             labels=("tenants",),
         )
         for is_default, name in TENANT_CLASSES.items():

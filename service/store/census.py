@@ -22,7 +22,7 @@ class Waiting:
 
     jobs: int
     oldest_seconds: float
-    """Since the oldest one was submitted; 0 if there is none."""
+    """Since the first one could have begun, or begun again; 0 if there is none."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Statistics:
             select(
                 is_default.label("is_default"),
                 func.count().label("number"),
-                func.min(jobs.c.created_at).label("oldest"),
+                func.min(func.coalesce(jobs.c.available_at, jobs.c.created_at)).label("oldest"),
             )
             .where(jobs.c.state == JobState.QUEUED)
             .group_by(is_default)

@@ -108,6 +108,7 @@ def test_requests_are_timed_by_their_routes(client: TestClient, running: str) ->
     for path in (f"/v1/jobs/{running}", "/v1/jobs/job-none", "/nowhere"):
         client.get(path)
     found = samples(client)
+    assert found['eigenpress_failures_total{cause="model_invalid"}'] == 0  # there from the start
     name = "eigenpress_http_request_seconds_count"
     assert found[f'{name}{{method="GET",route="/v1/jobs/{{job_id}}",status="2xx"}}'] == 1
     assert found[f'{name}{{method="GET",route="/v1/jobs/{{job_id}}",status="4xx"}}'] == 1
@@ -190,7 +191,7 @@ def test_every_event_is_found_once_also_one_that_is_committed_late() -> None:
     history = History(database, lambda: now)  # type: ignore[arg-type]
 
     def found() -> list[int]:
-        return [event.id for event in history.new_events()]
+        return [event.id for page in history.pages() for event in page]
 
     assert found() == []
     database.ids |= {7, 8}
@@ -203,5 +204,8 @@ def test_every_event_is_found_once_also_one_that_is_committed_late() -> None:
         assert found() == [max(database.ids)]
     assert len(history._seen) < 5
     database.ids |= set(range(1000, 3500))
-    assert found() == [*range(1000, 3500)]
+    pages = history.pages()
+    assert [len(next(pages)) for _ in range(2)] == [997, 1000]  # beside 3 that are known
+    pages.close()  # over the second page somebody failed
+    assert found() == [*range(1997, 3500)]
     assert found() == []
