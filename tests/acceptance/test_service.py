@@ -281,7 +281,8 @@ def test_a_job_by_the_web_page(
     page.wait_for_url("**/jobs/job-*")
     expect(page.get_by_role("heading", name="by-page")).to_be_visible()
     expect(page.locator("#steps")).to_contain_text("resolve", timeout=120_000)
-    page.get_by_role("button", name="Cancel").click()
+    page.locator("summary", has_text="Cancel").click()
+    page.get_by_role("button", name="Cancel the job").click()
     expect(page.locator("#head")).to_contain_text("Cancelled", timeout=60_000)
 
     page.goto(f"/jobs/{done['id']}")
