@@ -112,6 +112,8 @@ def pictures(inputs: Path, ids: dict[str, str]) -> list[Picture]:
         Picture("jobs-phone-dark", "/", **phone, scheme="dark"),
         Picture("new-job", "/new", height=1000, fill=form),
         Picture("new-job-phone-dark", "/new", **phone, scheme="dark", fill=form),
+        Picture("job", f"/jobs/{ids['smollm2-kron']}", height=1200),
+        Picture("job-failed-dark", f"/jobs/{ids['smollm2-short']}", height=900, scheme="dark"),
         Picture("compare", compared, height=1000),
         Picture("compare-dark", compared, height=1000, scheme="dark"),
     ]
