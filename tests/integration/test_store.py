@@ -8,8 +8,10 @@ from contextlib import closing
 import pytest
 from sqlalchemy import Engine, create_engine, delete
 
+from service.domain.job import DEFAULT_TENANT
 from service.store.store import Store
 from service.store.tables import metadata
+from service.store.tenants import ensure_tenant
 
 pytest.register_assert_rewrite("tests.unit.service.store.test_credentials")
 pytest.register_assert_rewrite("tests.unit.service.store.test_datasets")
@@ -55,4 +57,5 @@ def job_store(engine: Engine, shared_store: Store) -> Store:
     with engine.begin() as connection:
         for table in reversed(metadata.sorted_tables):
             connection.execute(delete(table))
+        ensure_tenant(connection, DEFAULT_TENANT)  # as a migration does
     return shared_store
