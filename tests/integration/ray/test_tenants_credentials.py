@@ -17,6 +17,7 @@ from service.domain.credentials import S3Keys
 from service.domain.job import Job
 from service.domain.states import JobState
 from service.domain.tenant import Limits, Places
+from service.errors import ObjectMissing
 from service.logs.kept import read_index
 from service.standalone.ray_head import LocalRay
 from service.storage.s3 import ObjectStorage
@@ -90,7 +91,10 @@ def test_a_job_reads_with_them_and_nothing_that_is_written_has_them(
 
     storage = ObjectStorage.from_settings(installation.settings)
     wait_until(lambda: read_index(storage, job.id, 1))
-    written = [storage.get_bytes(each.key) for each in storage.list_objects(f"jobs/{job.id}/")]
+    written = []
+    for each in storage.list_objects(f"jobs/{job.id}/"):
+        with suppress(ObjectMissing):  # a checkpoint, which the cleanup removes meanwhile
+            written.append(storage.get_bytes(each.key))
     session = Path(str(local_ray._session))
     files = [
         path
