@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
@@ -125,41 +124,18 @@ def services(
         yield Services(settings, store, storage, cluster, checks, estimates, rates, logs, receiver)
 
 
-class Application:
-    """The application, on one test's services after the other; making it takes longer than a test.
-
-    Of the settings it knows itself, those of all tests are the defaults.
-    """
-
-    def __init__(self) -> None:
-        self._services: Services | None = None
-        self._app = create_app(Settings(**S3), self._opened)
-
-    def on(self, services: Services) -> FastAPI:
-        self._services = services
-        return self._app
-
-    def _opened(self, _: Settings) -> nullcontext[Services]:
-        assert self._services is not None
-        return nullcontext(self._services)
-
-
-@pytest.fixture(scope="session")
-def application() -> Application:
-    return Application()
-
-
 @pytest.fixture
-def client(services: Services, application: Application) -> Iterator[TestClient]:
+def client(services: Services) -> Iterator[TestClient]:
     """A client of the application, which answers 500 as a server would instead of raising."""
-    with TestClient(application.on(services), raise_server_exceptions=False) as client:
+    app = create_app(services.settings, lambda _: nullcontext(services))
+    with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture
-def live(services: Services, application: Application) -> Iterator[httpx.Client]:
+def live(services: Services) -> Iterator[httpx.Client]:
     """A client of the application on a real server; the one above cannot read endless answers."""
-    app = application.on(services)
+    app = create_app(services.settings, lambda _: nullcontext(services))
     port = choose_port(0, "test")
     config = uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)

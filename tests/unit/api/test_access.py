@@ -33,7 +33,6 @@ from service.store import keys as store_keys
 from service.store.database import clock
 from service.store.store import Store
 from tests.fixtures.webhooks import URL
-from tests.unit.api.conftest import Application
 from tests.unit.service.store.test_datasets import uploaded
 
 ADMIN_KEY = "ep_" + 40 * "a"
@@ -54,8 +53,9 @@ def guarded(services: Services) -> Services:
 
 
 @pytest.fixture
-def client(guarded: Services, application: Application) -> Iterator[TestClient]:
-    with TestClient(application.on(guarded), raise_server_exceptions=False) as client:
+def client(guarded: Services) -> Iterator[TestClient]:
+    app = create_app(guarded.settings, lambda _: nullcontext(guarded))
+    with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
