@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from service.domain.job import Event
 from service.store.census import Statistics
@@ -26,7 +26,7 @@ class History:
         self._seen: set[int] = set()
         """The ids above the first look's."""
 
-    def pages(self) -> Iterator[Sequence[Event]]:
+    def pages(self) -> Generator[Sequence[Event], None, None]:
         """Those that no look has found yet, some at a time. Raises DatabaseUnavailable.
 
         A page counts as found when the next one is asked for: whoever fails over it gets it again.
