@@ -20,7 +20,7 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from api.services import Services, ServicesDep
-from service.domain.job import DEFAULT_TENANT
+from service.domain.job import DEFAULT_TENANT, Submitter
 from service.domain.principal import Principal, Scope
 from service.errors import EigenpressError, KeyInvalid, KeyMissing, ScopeInsufficient
 from service.store.users import Users
@@ -83,7 +83,7 @@ def needs(scope: Scope) -> Callable[..., Caller]:
                 f"The key's scope is {principal.scope}; this request needs {scope}."
             )
         request.state.principal = principal  # for the audit log
-        return Caller(principal, services.store.users(principal.tenant))
+        return Caller(principal, services.store.users(principal.tenant, _submitter(principal)))
 
     return caller
 
@@ -119,6 +119,13 @@ def _principal(text: str | None, request: Request, services: Services) -> Princi
         raise
     services.rates.count(f"key:{principal.key_id}")
     return principal
+
+
+def _submitter(principal: Principal) -> Submitter | None:
+    """Whose jobs this request submits; None where keys are not required."""
+    if principal.key_id == NO_KEY_ID:
+        return None
+    return Submitter(principal.key_id, principal.key_name)
 
 
 def authenticate(text: str | None, services: Services) -> Principal:
