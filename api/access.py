@@ -19,6 +19,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
+from api.queries import refuse_unknown_parameters
 from api.services import Services, ServicesDep
 from service.domain.job import DEFAULT_TENANT, Submitter
 from service.domain.principal import Principal, Scope
@@ -67,7 +68,8 @@ class Caller:
 def needs(scope: Scope) -> Callable[..., Caller]:
     """The dependency of a route that needs a key of this scope, or of one that includes it.
 
-    Its answer is the same for every path, whatever there is at it: it comes first.
+    Its answer is the same for every path, whatever there is at it: it comes first. Then
+    it refuses query parameters that the route does not know.
     """
 
     def caller(
@@ -83,6 +85,7 @@ def needs(scope: Scope) -> Callable[..., Caller]:
                 f"The key's scope is {principal.scope}; this request needs {scope}."
             )
         request.state.principal = principal  # for the audit log
+        refuse_unknown_parameters(request)
         return Caller(principal, services.store.users(principal.tenant, _submitter(principal)))
 
     return caller

@@ -161,6 +161,30 @@ def test_no_route_answers_a_key_that_is_wrong_revoked_expired_or_absent(
         assert (response.status_code, response.json()["code"]) == (401, "key_missing"), path
 
 
+def test_every_route_refuses_a_query_parameter_that_it_does_not_know(client: TestClient) -> None:
+    """Whoever has no key learns nothing of it."""
+    refused = 0
+    for method, path, _ in routes(client):
+        if is_page(path):
+            continue
+        answer = request(client, method, f"{path}?surprise=1&limit=1&hub=&=2", {}, ADMIN_KEY)
+        assert answer.status_code == 422, path
+        found = {(each["code"], each["param"]) for each in answer.json()["errors"]}
+        refusals = {("invalid_parameter", name) for name in ("surprise", "hub", None)}
+        assert found - {("invalid_parameter", "limit")} == refusals, path
+        stranger = request(client, method, f"{path}?surprise=1", {}, "ep_guess")
+        assert stranger.status_code == 401, path
+        refused += 1
+    assert refused > 40
+    answer = client.get("/v1/jobs?status=failed", headers=bearer(ADMIN_KEY)).json()
+    assert answer["detail"] == (
+        "status: There is no such query parameter; this request takes created_after, "
+        "created_before, cursor, label, limit, method, name, state"
+    )
+    answer = client.get("/v1/keys/current?=x", headers=bearer(ADMIN_KEY)).json()
+    assert answer["detail"] == "query: There is no such query parameter; this request takes none"
+
+
 def test_a_key_may_be_any_bytes(client: TestClient) -> None:
     response = client.get("/v1/jobs", headers={b"Authorization": b"Bearer \xe9\xff"})
     assert (response.status_code, response.json()["code"]) == (401, "key_invalid")
