@@ -2,67 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
-import pytest
 from fastapi.testclient import TestClient
-from pydantic import SecretStr
 
 from api.access import ADMIN_KEY_ID
-from api.app import create_app
-from api.services import Services
 from service.domain.job import DEFAULT_TENANT
 from service.domain.principal import Scope
 from service.store.store import Store
-
-ADMIN_KEY = "ep_" + 40 * "a"
-
-
-@pytest.fixture
-def guarded(services: Services) -> Iterator[TestClient]:
-    """A client of a server that requires keys."""
-    settings = services.settings.model_copy(
-        update={"require_keys": True, "admin_key": SecretStr(ADMIN_KEY)}
-    )
-    app = create_app(settings, lambda _: nullcontext(replace(services, settings=settings)))
-    with TestClient(app) as client:
-        yield client
-
-
-def bearer(text: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {text}"}
+from tests.unit.api.conftest import ADMIN_KEY
+from tests.unit.api.test_access import bearer
 
 
 def test_a_job_shows_the_key_that_submitted_it(
-    guarded: TestClient, store: Store, job_body: dict[str, Any]
+    keyed: TestClient, store: Store, job_body: dict[str, Any]
 ) -> None:
     laptop, text = store.keys.create(DEFAULT_TENANT, Scope.SUBMITTER, name="laptop")
     nameless, other = store.keys.create(DEFAULT_TENANT, Scope.SUBMITTER)
     once = {"Idempotency-Key": "one"}
-    first = guarded.post("/v1/jobs", json=job_body, headers=bearer(text) | once).json()
+    first = keyed.post("/v1/jobs", json=job_body, headers=bearer(text) | once).json()
     by_laptop = {"key_id": laptop.id, "key_name": "laptop"}
     assert first["submitted_by"] == by_laptop
-    again = guarded.post("/v1/jobs", json=job_body, headers=bearer(other) | once).json()
+    again = keyed.post("/v1/jobs", json=job_body, headers=bearer(other) | once).json()
     assert (again["id"], again["submitted_by"]) == (first["id"], by_laptop)
     for headers in (bearer(other), bearer(ADMIN_KEY)):
-        guarded.post("/v1/jobs", json=job_body, headers=headers)
-    guarded.delete(f"/v1/keys/{laptop.id}", headers=bearer(ADMIN_KEY))  # its jobs keep it
-    listed = guarded.get("/v1/jobs", headers=bearer(other))
+        keyed.post("/v1/jobs", json=job_body, headers=headers)
+    keyed.delete(f"/v1/keys/{laptop.id}", headers=bearer(ADMIN_KEY))  # its jobs keep it
+    listed = keyed.get("/v1/jobs", headers=bearer(other))
     assert [job["submitted_by"] for job in listed.json()["jobs"]] == [
         {"key_id": ADMIN_KEY_ID, "key_name": None},
         {"key_id": nameless.id, "key_name": None},
         by_laptop,
     ]
-    got = guarded.get(f"/v1/jobs/{first['id']}", headers=bearer(other))
+    got = keyed.get(f"/v1/jobs/{first['id']}", headers=bearer(other))
     assert got.json()["submitted_by"] == by_laptop
     for page in ("/", f"/jobs/{first['id']}", f"/jobs/{first['id']}/head"):
-        shown = guarded.get(page, headers=bearer(other)).text
+        shown = keyed.get(page, headers=bearer(other)).text
         assert f'by <span title="key {laptop.id}">laptop</span>' in shown, page
         assert text.split("_")[2] not in shown + listed.text + got.text
-    assert f">{nameless.id}</span>" in guarded.get("/", headers=bearer(other)).text
+    assert f">{nameless.id}</span>" in keyed.get("/", headers=bearer(other)).text
 
 
 def test_where_keys_are_not_required_a_job_has_no_submitter(
