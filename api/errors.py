@@ -229,7 +229,8 @@ def param_of(location: Sequence[str | int]) -> str | None:
     """
     place, *parts = location
     if place == "body":
-        parts = field_path(parts[1:] if parts and parts[0] in BODY_TAGS else parts)
+        inside = parts[1:] if parts and parts[0] in BODY_TAGS else parts
+        return ".".join(map(_name, field_path(inside))) or None
     return ".".join(_name(str(part)) for part in parts) or None
 
 
