@@ -68,8 +68,8 @@ class Caller:
 def needs(scope: Scope) -> Callable[..., Caller]:
     """The dependency of a route that needs a key of this scope, or of one that includes it.
 
-    Its answer is the same for every path, whatever there is at it: it comes first. Then
-    it refuses query parameters that the route does not know.
+    Its answer is the same for every path, whatever there is at it: it comes first. After
+    it come the query parameters, which the route must know.
     """
 
     def caller(
