@@ -19,8 +19,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
+from api.queries import refuse_unknown_parameters
 from api.services import Services, ServicesDep
-from service.domain.job import DEFAULT_TENANT
+from service.domain.job import DEFAULT_TENANT, Submitter
 from service.domain.principal import Principal, Scope
 from service.errors import EigenpressError, KeyInvalid, KeyMissing, ScopeInsufficient
 from service.store.users import Users
@@ -67,7 +68,8 @@ class Caller:
 def needs(scope: Scope) -> Callable[..., Caller]:
     """The dependency of a route that needs a key of this scope, or of one that includes it.
 
-    Its answer is the same for every path, whatever there is at it: it comes first.
+    Its answer is the same for every path, whatever there is at it: it comes first. After
+    it come the query parameters, which the route must know.
     """
 
     def caller(
@@ -83,7 +85,8 @@ def needs(scope: Scope) -> Callable[..., Caller]:
                 f"The key's scope is {principal.scope}; this request needs {scope}."
             )
         request.state.principal = principal  # for the audit log
-        return Caller(principal, services.store.users(principal.tenant))
+        refuse_unknown_parameters(request)
+        return Caller(principal, services.store.users(principal.tenant, _submitter(principal)))
 
     return caller
 
@@ -119,6 +122,13 @@ def _principal(text: str | None, request: Request, services: Services) -> Princi
         raise
     services.rates.count(f"key:{principal.key_id}")
     return principal
+
+
+def _submitter(principal: Principal) -> Submitter | None:
+    """Whose jobs this request submits; None where keys are not required."""
+    if principal.key_id == NO_KEY_ID:
+        return None
+    return Submitter(principal.key_id, principal.key_name)
 
 
 def authenticate(text: str | None, services: Services) -> Principal:

@@ -217,7 +217,7 @@ def _item(error: Mapping[str, Any], *, shown: bool) -> ProblemItem:
         message = f"Input should be one of {error['ctx']['expected_tags']}"
     return ProblemItem(
         code=InvalidParameter.code if kind in PYDANTIC_CODES else kind,
-        detail=f"{param or 'body'}: {message}{_shown(error) if shown else ''}",
+        detail=f"{param or error['loc'][0]}: {message}{_shown(error) if shown else ''}",
         param=param,
     )
 
@@ -227,10 +227,11 @@ def param_of(location: Sequence[str | int]) -> str | None:
 
     ``("body", "model", "local", "path")`` is ``model.path``; None is the body as a whole.
     """
-    parts = location[1:]
-    if parts and parts[0] in BODY_TAGS:
-        parts = parts[1:]
-    return ".".join(map(_name, field_path(parts))) or None
+    place, *parts = location
+    if place == "body":
+        inside = parts[1:] if parts and parts[0] in BODY_TAGS else parts
+        return ".".join(map(_name, field_path(inside))) or None
+    return ".".join(_name(str(part)) for part in parts) or None
 
 
 def _shown(error: Mapping[str, Any]) -> str:

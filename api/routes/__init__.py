@@ -39,3 +39,13 @@ def guarded(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem responses of a route, for the OpenAPI document."""
     return {status: {"model": Problem, "description": _DESCRIPTIONS[status]} for status in statuses}
+
+
+def makes(parameter: str, *operations: str, named: str = "id") -> dict[int | str, dict[str, Any]]:
+    """The links of an answer 201 to the operations on what it made, for the OpenAPI document.
+
+    Each takes in `parameter` of its path what the answer has in the field `named`.
+    """
+    parameters = {parameter: f"$response.body#/{named}"}
+    links = {each: {"operationId": each, "parameters": parameters} for each in operations}
+    return {201: {"links": links}}

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from api.access import ReaderDep, SubmitterDep
 from api.cursors import decode_cursor, encode_cursor
 from api.limits import declared_bytes, pieces
-from api.routes import guarded, problems
+from api.routes import guarded, makes, problems
 from api.schemas.datasets import DATASET_ID_EXAMPLE, Dataset, DatasetPage
 from api.services import ServicesDep
 from service.datasets.uploads import Wanted, too_large
@@ -48,7 +48,7 @@ FILE = {
     "",
     status_code=201,
     summary="Upload a dataset",
-    responses=problems(408, 409, 413, 415),
+    responses=problems(408, 409, 413, 415) | makes("dataset_id", "get_dataset", "delete_dataset"),
     openapi_extra=FILE,
 )
 async def upload_dataset(

@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from api.access import ReaderDep, SubmitterDep
 from api.cursors import decode_cursor, encode_cursor
-from api.routes import JobId, guarded, problems
+from api.routes import JobId, guarded, makes, problems
 from api.routes.job_filters import JobFilterDep
 from api.schemas.jobs import Job, JobPage
 from api.services import Services, ServicesDep
@@ -84,6 +84,7 @@ CHANGES = {
     status_code=201,
     summary="Submit a job",
     responses=problems(400, 408, 413, 415)
+    | makes("job_id", "get_job", "change", "cancel", "delete", "events", "logs", "artifacts")
     | {200: {"model": Job, "description": "The job that an earlier request with this key made."}},
 )
 async def submit(

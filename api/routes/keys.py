@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Path, Query
 
 from api.access import AdminDep, ReaderDep
 from api.cursors import decode_cursor, encode_cursor
-from api.routes import guarded, problems
+from api.routes import guarded, makes, problems
 from api.schemas.keys import KEY_ID_EXAMPLE, CreatedKey, CurrentKey, Key, KeyPage, NewKey
 from api.services import ServicesDep
 from service.domain.keys import KEY_ID_PATTERN
@@ -34,7 +34,12 @@ EXAMPLES = {
 }
 
 
-@router.post("", status_code=201, summary="Make a key", responses=problems(400, 404, 408, 413, 415))
+@router.post(
+    "",
+    status_code=201,
+    summary="Make a key",
+    responses=problems(400, 404, 408, 413, 415) | makes("key_id", "revoke_key"),
+)
 def create_key(
     new: Annotated[NewKey, Body(openapi_examples=EXAMPLES)],
     services: ServicesDep,

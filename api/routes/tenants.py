@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Path, Query
 
 from api.access import AdminDep
 from api.cursors import decode_cursor, encode_cursor
-from api.routes import guarded, problems
+from api.routes import guarded, makes, problems
 from api.schemas.tenants import NewTenant, Tenant, TenantPage, TenantSettings, Usage
 from api.services import ServicesDep
 from service.domain.spec import NAME_PATTERN
@@ -33,7 +33,11 @@ EXAMPLES = {"limited": {"summary": "With limits", "value": SETTINGS}}
 
 
 @router.post(
-    "", status_code=201, summary="Make a tenant", responses=problems(400, 408, 409, 413, 415)
+    "",
+    status_code=201,
+    summary="Make a tenant",
+    responses=problems(400, 408, 409, 413, 415)
+    | makes("tenant", "get_tenant", "change_tenant", "tenant_usage", named="name"),
 )
 def create_tenant(
     new: Annotated[NewTenant, Body(openapi_examples=NEW_EXAMPLES)],

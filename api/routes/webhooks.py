@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Path, Query, Request, Response
 
 from api.access import Caller, ReaderDep, SubmitterDep
 from api.cursors import decode_cursor, encode_cursor
-from api.routes import guarded, problems
+from api.routes import guarded, makes, problems
 from api.schemas.webhooks import (
     MESSAGE_ID_EXAMPLE,
     WEBHOOK_ID_EXAMPLE,
@@ -63,7 +63,22 @@ NEW = {
 CHANGE = {"enable": {"summary": "Enable it again", "value": {"enabled": True}}}
 
 
-@router.post("", status_code=201, summary="Create a webhook", responses=problems(409) | BODY)
+@router.post(
+    "",
+    status_code=201,
+    summary="Create a webhook",
+    responses=problems(409)
+    | BODY
+    | makes(
+        "webhook_id",
+        "get_webhook",
+        "change_webhook",
+        "delete_webhook",
+        "rotate_webhook",
+        "test_webhook",
+        "list_deliveries",
+    ),
+)
 def create_webhook(
     new: Annotated[NewWebhook, Body(openapi_examples=NEW)],
     request: Request,

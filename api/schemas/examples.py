@@ -27,6 +27,7 @@ JOB: Json = {
     },
     "attempt": 1,
     "created_at": NOON,
+    "submitted_by": {"key_id": "k3x9v0qd27sp", "key_name": "laptop"},
     "started_at": NOON,
     "finished_at": None,
     "steps": [

@@ -103,6 +103,13 @@ class Links(Schema):
     ray_dashboard: str | None = Field(default=None, description="Null before the first attempt.")
 
 
+class Submitter(Schema):
+    """The API key that submitted a job."""
+
+    key_id: str = Field(description="`admin` for the key from the server's settings.")
+    key_name: str | None = Field(default=None, examples=["laptop"])
+
+
 class Job(Schema):
     """A job: its specification, its state and its progress."""
 
@@ -117,6 +124,10 @@ class Job(Schema):
     )
     attempt: int = Field(description="The current or last attempt; 0 before the first.")
     created_at: datetime
+    submitted_by: Submitter | None = Field(
+        default=None,
+        description="Null where keys are not required, and of a job of an earlier version.",
+    )
     started_at: datetime | None = Field(default=None, description="Of the current attempt.")
     finished_at: datetime | None = None
     steps: list[StepProgress] = Field(description="Of the current attempt, in order.")
@@ -144,6 +155,7 @@ class Job(Schema):
             spec=_shown_spec(job),
             attempt=job.attempt,
             created_at=job.created_at,
+            submitted_by=job.submitted_by and Submitter.model_validate(job.submitted_by),
             started_at=job.started_at,
             finished_at=job.finished_at,
             steps=[_shown_step(step, left) for step in job.steps],

@@ -37,7 +37,10 @@ class TenantSettings(BaseModel):
         default=None, ge=0, le=1_000_000, description="Null: any number."
     )
     max_stored_bytes: int | None = Field(
-        default=None, ge=0, le=MAX_BYTES, description="Of artifacts and datasets; null: any."
+        default=None,
+        ge=0,
+        le=MAX_BYTES,
+        description="Of artifacts, datasets, and what uploads under way have sent; null: any.",
     )
     allowed_roots: FolderList | None = Field(
         default=None,
@@ -109,4 +112,6 @@ class Usage(Schema):
 
     running_jobs: int
     queued_jobs: int
-    stored_bytes: int = Field(description="Of its artifacts and datasets.")
+    stored_bytes: int = Field(
+        description="Of its artifacts, its datasets, and what its uploads under way have sent."
+    )

@@ -35,7 +35,11 @@ MaxQueued = Annotated[
 ]
 MaxStored = Annotated[
     str | None,
-    typer.Option("--max-stored", metavar="SIZE", help="Artifacts and datasets, as in 200GB."),
+    typer.Option(
+        "--max-stored",
+        metavar="SIZE",
+        help="Artifacts, datasets and uploads under way, as in 200GB.",
+    ),
 ]
 Allow = Annotated[
     list[Path] | None,

@@ -100,6 +100,7 @@ def details(job: Answer, now: datetime) -> RenderableType:
         ("method", spec.get("method")),
         ("targets", ", ".join(map(_target, spec["targets"]))),
         ("submitted", f"{job['created_at']}, {duration(_since(job['created_at'], now))} ago"),
+        ("by", _submitter(job)),
         ("left", _left(job) or _time_left(job).get("reason")),
         ("took", _took(job)),
     ):
@@ -120,6 +121,13 @@ def _place(source: Answer | None) -> str:
     if source.get("source") == "hub":
         return f"hub:{source.get('id')}@{source.get('revision')}"
     return str(source.get("path") or source.get("uri") or source.get("id") or "")
+
+
+def _submitter(job: Answer) -> str:
+    """The key that submitted the job; an older server does not say."""
+    key = job.get("submitted_by") or {}
+    name, key_id = key.get("key_name"), key.get("key_id", "")
+    return f"{name} (key {key_id})" if name else key_id and f"key {key_id}"
 
 
 def outcome(job: Answer) -> Text:

@@ -64,6 +64,13 @@ class JobWarning(TypedDict):
     message: str
 
 
+class Submitter(TypedDict):
+    """The API key that submitted a job."""
+
+    key_id: str
+    key_name: str | None
+
+
 class Job(TypedDict):
     """A job: its specification, its state and its progress."""
 
@@ -73,6 +80,7 @@ class Job(TypedDict):
     spec: Json
     attempt: int
     created_at: str
+    submitted_by: Submitter | None
     started_at: str | None
     finished_at: str | None
     steps: list[StepProgress]

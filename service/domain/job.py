@@ -128,6 +128,14 @@ class JobWarning:
 
 
 @dataclass(frozen=True)
+class Submitter:
+    """The API key that submitted a job."""
+
+    key_id: str
+    key_name: str | None
+
+
+@dataclass(frozen=True)
 class Job:
     """A job as it stood when it was read."""
 
@@ -151,6 +159,8 @@ class Job:
     last_failure: Failure | None = None
     """The error of the last failed attempt, while the job is retried."""
     tenant: str = DEFAULT_TENANT
+    submitted_by: Submitter | None = None
+    """None where no key was required, and of a job of an earlier version."""
     attempts_before: int = 0
     """Attempts before the last retry by its user; these no longer count."""
     available_at: datetime | None = None

@@ -24,8 +24,9 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class Principal:
-    """The key of a request: its id, its tenant and its scope."""
+    """The key of a request: its id, its tenant, its scope and its name."""
 
     key_id: str
     tenant: str
     scope: Scope
+    key_name: str | None = None

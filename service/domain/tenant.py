@@ -13,7 +13,7 @@ class Limits:
     max_running_jobs: int | None = None
     max_queued_jobs: int | None = None
     max_stored_bytes: int | None = None
-    """Of its artifacts and datasets in the bucket."""
+    """Of its artifacts and datasets in the bucket, and of its uploads under way."""
 
 
 @dataclass(frozen=True)

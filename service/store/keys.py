@@ -74,7 +74,7 @@ class Keys:
             raise KeyInvalid
         if row.last_used_at is None or now - row.last_used_at >= USE_IS_NOTED_EVERY:
             self._note_use(row.id, now)
-        return Principal(row.id, row.tenant, Scope(row.scope))
+        return Principal(row.id, row.tenant, Scope(row.scope), row.name)
 
     def valid(self, ids: Collection[str]) -> set[str]:
         """Those of these keys' ids whose keys are neither revoked nor expired."""

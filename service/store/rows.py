@@ -17,6 +17,7 @@ from service.domain.job import (
     JobHead,
     JobWarning,
     StepProgress,
+    Submitter,
 )
 from service.domain.prediction import PREDICTED, Prediction, prediction_of
 from service.domain.states import TERMINAL, JobState, Step
@@ -147,6 +148,7 @@ def _job(
         last_failure=None if state in TERMINAL else failure,
         steps=tuple(sorted(steps, key=lambda progress: _STEP_ORDER[progress.step])),
         tenant=row.tenant,
+        submitted_by=None if row.key_id is None else Submitter(row.key_id, row.key_name),
         attempts_before=row.attempts_before,
         available_at=row.available_at,
         lease_until=row.lease_until,

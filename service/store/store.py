@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
-from service.domain.job import DEFAULT_TENANT
+from service.domain.job import DEFAULT_TENANT, Submitter
 from service.store import tables
 from service.store.attempts import Attempts
 from service.store.audit import Audit
@@ -49,9 +49,12 @@ class Store:
         self.deliveries = Deliveries(self._database)
         self.stored_datasets = StoredDatasets(self._database)
 
-    def users(self, tenant: str) -> Users:
-        """The jobs database as this tenant's users may see and change it."""
-        return Users(self._database, tenant)
+    def users(self, tenant: str, submitter: Submitter | None = None) -> Users:
+        """The jobs database as this tenant's users may see and change it.
+
+        Jobs that are created through it are the submitter's.
+        """
+        return Users(self._database, tenant, submitter)
 
     def webhooks(self, tenant: str) -> Webhooks:
         """The webhooks of this tenant."""

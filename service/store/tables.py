@@ -100,6 +100,8 @@ jobs = Table(
     Column("name", String(64), comment="The specification's, to filter by, as is the method."),
     Column("method", String(64)),
     Column("warnings", JSON(none_as_null=True), comment="[{type, message}] of its attempt."),
+    Column("key_id", String(12), comment="Of the key that submitted it; null: without one."),
+    Column("key_name", String(63)),
     Index(None, "state", "id"),
     Index(None, "state", "tenant", "rank", "id"),
     Index(None, "clean_after"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from service.domain.datasets import datasets_of
-from service.domain.job import EventType, Job, new_job_id
+from service.domain.job import EventType, Job, Submitter, new_job_id
 from service.domain.labels import merged
 from service.domain.patch import JobPatch
 from service.domain.spec import JobSpec, read_stored_limits
@@ -38,9 +39,10 @@ jobs = tables.jobs
 class Users(Records):
     """The reads and writes of one tenant's users. Threads may share it."""
 
-    def __init__(self, database: Database, tenant: str) -> None:
+    def __init__(self, database: Database, tenant: str, submitter: Submitter | None = None) -> None:
         super().__init__(database, tenant)
         self._tenant: str = tenant
+        self._submitter = submitter
 
     @property
     def datasets(self) -> Datasets:
@@ -109,6 +111,8 @@ class Users(Records):
             "name": spec.name,
             "method": spec.method,
         }
+        if self._submitter is not None:
+            row |= asdict(self._submitter)
         ensure_tenant(connection, self._tenant)
         connection.execute(insert(jobs).values(row))
         if spec.labels:

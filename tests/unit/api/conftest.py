@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from api.services import Services
 from service.cluster.ray_jobs import AttemptStatus, RayCluster, Unknown
 from service.datasets.receiver import Receiver
 from service.domain.placement import Machine
+from service.encryption import new_key
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
 from service.logs.attempt_logs import AttemptLogs
@@ -31,6 +33,8 @@ from service.storage.s3 import ObjectStorage
 from service.store.store import Store
 from tests.fixtures.storage import MemoryStorage
 from tests.fixtures.waiting import wait_until
+
+ADMIN_KEY = "ep_" + 40 * "a"
 
 S3: dict[str, Any] = {
     "s3_endpoint_url": "http://s3.test:8333",
@@ -128,6 +132,22 @@ def services(
 def client(services: Services) -> Iterator[TestClient]:
     """A client of the application, which answers 500 as a server would instead of raising."""
     app = create_app(services.settings, lambda _: nullcontext(services))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def guarded(services: Services) -> Services:
+    """The services of a server that requires keys."""
+    secrets = {"admin_key": SecretStr(ADMIN_KEY), "encryption_key": SecretStr(new_key())}
+    settings = services.settings.model_copy(update={"require_keys": True, **secrets})
+    return replace(services, settings=settings)
+
+
+@pytest.fixture
+def keyed(guarded: Services) -> Iterator[TestClient]:
+    """A client of a server that requires keys, without one."""
+    app = create_app(guarded.settings, lambda _: nullcontext(guarded))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

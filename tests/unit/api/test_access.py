@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -14,7 +13,6 @@ import pytest
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext, iter_route_contexts
 from fastapi.testclient import TestClient
-from pydantic import SecretStr
 
 from api.access import ADMIN_KEY_ID, COOKIE, PUBLIC, needs
 from api.app import create_app
@@ -27,36 +25,21 @@ from service.domain.principal import Scope
 from service.domain.sign_in import sign_in_code
 from service.domain.spec import JobSpec
 from service.domain.tenant import Limits, Places
-from service.encryption import new_key
 from service.errors import StorageUnavailable
 from service.store import keys as store_keys
 from service.store.database import clock
 from service.store.store import Store
 from tests.fixtures.webhooks import URL
+from tests.unit.api.conftest import ADMIN_KEY
 from tests.unit.service.store.test_datasets import uploaded
 
-ADMIN_KEY = "ep_" + 40 * "a"
 OTHER = "other"
 NO_RULES = Dependant()
 
 
 @pytest.fixture
-def guarded(services: Services) -> Services:
-    settings = services.settings.model_copy(
-        update={
-            "require_keys": True,
-            "admin_key": SecretStr(ADMIN_KEY),
-            "encryption_key": SecretStr(new_key()),
-        }
-    )
-    return replace(services, settings=settings)
-
-
-@pytest.fixture
-def client(guarded: Services) -> Iterator[TestClient]:
-    app = create_app(guarded.settings, lambda _: nullcontext(guarded))
-    with TestClient(app, raise_server_exceptions=False) as client:
-        yield client
+def client(keyed: TestClient) -> TestClient:
+    return keyed
 
 
 @pytest.fixture

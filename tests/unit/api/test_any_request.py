@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -60,6 +60,8 @@ WITHOUT_KEY = max(10, EXAMPLES // 10)
 """Requests for each operation without one: they end before their bodies matter."""
 WORKFLOWS = max(10, EXAMPLES // 3)
 """Sequences of requests in which answers give the next requests their ids."""
+FEW = 10
+"""Sequences of two or three operations, which take every link between them."""
 STEPS = 8
 """Requests of a sequence."""
 
@@ -75,6 +77,7 @@ CHECKS = [
 WEIGHTS = FileEntry("model.safetensors", 1000, "ab" * 32)
 SPECIFYING = ("POST /v1/jobs", "POST /v1/estimates")
 """The operations whose body is a job's specification."""
+MAKING_KEYS = "POST /v1/keys"
 FOUND = {"name": "keep-0.8", "path": WEIGHTS.path}
 REPORT = {"targets": [{"name": "keep-0.8", "perplexity": None}]}
 
@@ -279,39 +282,93 @@ def test_no_request_without_a_key_breaks_the_api(stranger: TestClient, label: st
     check()
 
 
-def test_no_sequence_of_requests_breaks_the_api(
+@dataclass
+class Walked:
+    """What some sequences of requests did; each text ends with the first digit of the status."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    """By operation."""
+    links: Counter[str] = field(default_factory=Counter)
+    """By the link that gave the request its id."""
+
+
+@pytest.fixture
+def walk(
     client: TestClient, jobs: Jobs, store: Store, storage: Any, job_body: dict[str, Any]
-) -> None:
+) -> Callable[[Any, int], Walked]:
+    """Makes so many sequences of requests for the operations of a schema."""
+
+    def walk(schema: Any, number: int) -> Walked:
+        walked = Walked()
+
+        class Workflow(schema.as_state_machine()):  # type: ignore[misc]
+            def setup(self) -> None:
+                """Each begins with the same things, or the same requests had other answers."""
+                storage.empty()
+                with store._database.writing() as connection:
+                    for table in reversed(metadata.sorted_tables):
+                        connection.execute(delete(table))
+                jobs.forget()
+                jobs.id_of(JobState.SUCCEEDED)
+                uploaded(store)
+                a_webhook(store)
+
+            def step(self, input: Any) -> Any:  # noqa: A002  (as it is called)
+                output = super().step(input)
+                if input.transition is not None and input.is_applied:
+                    status = output.response.status_code // 100
+                    walked.links[f"{input.transition.id} {status}"] += 1
+                return output
+
+            def call(self, case: Case[Any], **_: Any) -> Response:
+                label = case.operation.label
+                if label in SPECIFYING and isinstance(case.body, dict):
+                    case.body = job_body | {"labels": case.body.get("labels", {})}
+                if label == MAKING_KEYS and isinstance(case.body, dict):
+                    case.body["tenant"] = DEFAULT_TENANT
+                response = answer_to(client, case)
+                walked.answers[f"{label} {response.status_code // 100}"] += 1
+                return Response.from_any(response)
+
+            def validate_response(self, response: Response, case: Case[Any], **_: Any) -> None:
+                case.validate_response(response, checks=CHECKS)
+
+        sequences = deterministic(number, stateful_step_count=STEPS)
+        run_state_machine_as_test(Workflow, settings=sequences)
+        return walked
+
+    return walk
+
+
+def test_no_sequence_of_requests_breaks_the_api(walk: Callable[[Any, int], Walked]) -> None:
     """What one answer names, the next requests take: made, read, changed, deleted."""
-    seen: Counter[str] = Counter()
+    answers = walk(SCHEMA, WORKFLOWS).answers
+    done = {each for each in answers if each.endswith(" 2")}
+    assert sum("{" in each for each in done) > 4, answers  # with an id from an answer before
 
-    class Workflow(SCHEMA.as_state_machine()):  # type: ignore[misc]
-        def setup(self) -> None:
-            """Each begins with the same things, or the same requests had other answers."""
-            storage.empty()
-            with store._database.writing() as connection:
-                for table in reversed(metadata.sorted_tables):
-                    connection.execute(delete(table))
-            jobs.forget()
-            jobs.id_of(JobState.SUCCEEDED)
-            uploaded(store)
-            a_webhook(store)
 
-        def call(self, case: Case[Any], **_: Any) -> Response:
-            if case.operation.label in SPECIFYING and isinstance(case.body, dict):
-                case.body = job_body | {"labels": case.body.get("labels", {})}
-            response = answer_to(client, case)
-            seen[f"{case.operation.label} {response.status_code // 100}"] += 1
-            return Response.from_any(response)
-
-        def validate_response(self, response: Response, case: Case[Any], **_: Any) -> None:
-            case.validate_response(response, checks=CHECKS)
-
-    run_state_machine_as_test(
-        Workflow, settings=deterministic(WORKFLOWS, stateful_step_count=STEPS)
-    )
-    done = {each for each in seen if each.endswith(" 2")}
-    assert sum("{" in each for each in done) > 4, seen  # with an id from an answer before
+@pytest.mark.parametrize(
+    ("operations", "links"),
+    [
+        (
+            ["submit", "cancel", "delete"],
+            {
+                "POST /v1/jobs -> [201] cancel -> POST /v1/jobs/{job_id}/cancel 2",
+                "POST /v1/jobs -> [201] delete -> DELETE /v1/jobs/{job_id} 4",  # it waits
+                "POST /v1/jobs -> [201] delete -> DELETE /v1/jobs/{job_id} 2",  # cancelled before
+            },
+        ),
+        (
+            ["create_key", "revoke_key"],
+            {"POST /v1/keys -> [201] revoke_key -> DELETE /v1/keys/{key_id} 2"},
+        ),
+    ],
+)
+def test_the_links_of_what_was_made_lead_on(
+    walk: Callable[[Any, int], Walked], operations: list[str], links: set[str]
+) -> None:
+    walked = walk(SCHEMA.include(operation_id=operations), FEW)
+    assert links <= walked.links.keys(), walked
 
 
 def test_every_operation_is_tried(client: TestClient) -> None:

@@ -107,6 +107,20 @@ def test_the_time_left_or_why_it_is_not_known_is_a_detail() -> None:
     assert "left       The job waits." in shown(details(job(spec=spec, time_left=unknown), NOW))
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ({"key_id": "k3x9v0qd27sp", "key_name": "laptop"}, "by         laptop (key k3x9v0qd27sp)"),
+        ({"key_id": "admin", "key_name": None}, "by         key admin"),
+    ],
+)
+def test_the_key_that_submitted_it_is_a_detail(key: dict[str, Any], said: str) -> None:
+    spec = job()["spec"] | {"method": "svd"}
+    assert said in shown(details(job(spec=spec, submitted_by=key), NOW))
+    for unknown in (job(spec=spec, submitted_by=None), job(spec=spec)):
+        assert "\nby " not in shown(details(unknown, NOW))
+
+
 def test_a_list_says_how_much_is_left() -> None:
     assert "calibrate 48/1,280 sequences, 31 min 0 s left" in shown(jobs_table([job(**LEFT)], NOW))
 

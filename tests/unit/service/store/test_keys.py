@@ -26,7 +26,8 @@ def after(monkeypatch: pytest.MonkeyPatch, time: timedelta) -> None:
 
 def test_a_key_stands_for_its_tenant_and_scope(job_store: Store, tenant: str) -> None:
     made, text = job_store.keys.create(tenant, Scope.READER, name="laptop")
-    assert job_store.keys.authenticate(text) == Principal(made.id, tenant, Scope.READER)
+    found = job_store.keys.authenticate(text)
+    assert found == Principal(made.id, tenant, Scope.READER, "laptop")
     assert made.id == key_id(text)
 
 
