@@ -242,6 +242,7 @@ def test_ray_is_started_as_by_compose(manifests: list[Manifest]) -> None:
     groups = [(ray["headGroupSpec"], "ray-head")]
     groups += [(group, "ray-worker") for group in ray["workerGroupSpecs"]]
     by_kuberay = {"head", "block", "address", "port", "dashboard-host", "dashboard-port"}
+    by_kuberay |= {"metrics-export-port"}
     for group, service in groups:
         options = [word.removeprefix("--").split("=") for word in COMPOSE[service]["command"][2:]]
         expected = {name: (value or ["true"])[0] for name, *value in options}
