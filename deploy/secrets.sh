@@ -33,6 +33,7 @@ random 10 | keep eigenpress_s3_access_key_id
 random 24 | keep eigenpress_s3_secret_access_key
 random 32 | keep ray_auth_token
 random 24 | keep eigenpress_metrics_token
+random 24 | keep grafana_admin_password
 printf 'ep_%s' "$(random 32)" | keep eigenpress_admin_key
 keep s3_identities <<EOF
 {"identities": [{"name": "eigenpress", "actions": ["Admin", "Read", "Write", "List"],

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from datetime import timedelta
 
 from service.domain.job import Event
 from service.store.census import Statistics
 
-LATE_SECONDS = 60.0
-"""How much later than a greater id an event may be committed: transactions are short."""
+LATE = timedelta(seconds=60)
+"""How long after an event one with a smaller id may be committed: transactions are short."""
 PAGE = 1000
+LOOK_SECONDS = 2.0
+"""After so long no further page is read: what is left after weeks without a look is found by the
+next ones. Prometheus waits ten seconds."""
 
 
 class History:
@@ -20,33 +23,30 @@ class History:
     def __init__(self, statistics: Statistics, clock: Callable[[], float] = time.monotonic) -> None:
         self._statistics = statistics
         self._clock = clock
-        self._looks: deque[tuple[float, int]] = deque()
-        """When, and up to which id, the database was read; the first one is older than
-        LATE_SECONDS, if there is such."""
+        self._settled: int | None = None
+        """No event with this id or a smaller one is to come."""
         self._seen: set[int] = set()
-        """The ids above the first look's."""
+        """The ids above it that were found."""
 
     def pages(self) -> Generator[Sequence[Event], None, None]:
         """Those that no look has found yet, some at a time. Raises DatabaseUnavailable.
 
         A page counts as found when the next one is asked for: whoever fails over it gets it again.
         """
-        if not self._looks:
+        if self._settled is None:
             # What is committed late was there before, but for a moment.
-            self._looks.append((self._clock(), self._statistics.last_event()))
+            self._settled = self._statistics.last_event()
             return
-        after, full = self._looks[0][1], True
-        while full:
+        end = self._clock() + LOOK_SECONDS
+        # What is older than this has no earlier one that this look would not find.
+        settled_at = self._statistics.now() - LATE
+        after, more = self._settled, True
+        while more:
             found = self._statistics.events_after(after, limit=PAGE)
-            full = len(found) == PAGE
             yield [event for event in found if event.id not in self._seen]
             self._seen.update(event.id for event in found)
+            old = [event.id for event in found if event.at <= settled_at]
+            self._settled = max(old, default=self._settled)
+            self._seen = {each for each in self._seen if each > self._settled}
             after = found[-1].id if found else after
-        self._advance()
-
-    def _advance(self) -> None:
-        now = self._clock()
-        self._looks.append((now, max(self._seen, default=self._looks[-1][1])))
-        while len(self._looks) > 1 and now - self._looks[1][0] > LATE_SECONDS:
-            self._looks.popleft()
-        self._seen = {each for each in self._seen if each > self._looks[0][1]}
+            more = len(found) == PAGE and self._clock() < end

@@ -70,6 +70,11 @@ class Statistics:
             }
         return Census(found, waiting)
 
+    def now(self) -> datetime:
+        """The time by the database's clock, as events have it."""
+        with self._database.reading() as connection:
+            return clock(connection)
+
     def last_event(self) -> int:
         """The largest id of an event; 0 if there is none."""
         with self._database.reading() as connection:

@@ -25,11 +25,13 @@ from service.errors import Failure
 from service.settings import Settings
 from service.standalone.ports import LOOPBACK, choose_port
 from service.store.store import Store
+from tests.fixtures.composition import read_compose_file
 from tests.fixtures.jobs import small_spec
 from tests.fixtures.waiting import wait_until
 from tests.integration.test_datasets import served
 
 MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
+SERVICES = read_compose_file({})["services"]
 DASHBOARD = json.loads((MONITORING / "grafana/dashboards/eigenpress.json").read_text())
 ALERTS = yaml.safe_load((MONITORING / "alerts.yml").read_text())
 RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
@@ -165,6 +167,22 @@ def test_the_files_are_as_prometheus_wants_them(api: tuple[str, Store]) -> None:
         [promtool, "check", "metrics"], input=text, capture_output=True, check=False
     )
     assert found.returncode == 0, found
+
+
+def test_prometheus_takes_the_job_for_ray_whose_nodes_have_the_port() -> None:
+    text = (MONITORING / "prometheus.yml").read_text()
+    *_, ray = yaml.safe_load(re.sub(r"^  # (?=[ -])", "  ", text, flags=re.M))["scrape_configs"]
+    (discovery,) = ray["dns_sd_configs"]
+    for name in discovery["names"]:
+        assert f"--metrics-export-port={discovery['port']}" in SERVICES[name]["command"]
+    checked = subprocess.run(
+        [installed("promtool"), "check", "config", "--syntax-only", "/dev/stdin"],
+        input=yaml.safe_dump({"scrape_configs": [ray]}),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked
 
 
 def test_every_alert_is_explained() -> None:

@@ -153,6 +153,22 @@ def test_of_rays_nodes_only_the_head_opens_the_tenants_credentials() -> None:
     }
 
 
+def test_prometheus_has_the_metrics_token_and_grafana_only_its_own_password() -> None:
+    """Whoever signs in to Grafana may read its data source, but not what opens the API."""
+    having = {
+        name: set(SERVICES[name].get("secrets", ())) for name in ("prometheus", "grafana", "api")
+    }
+    assert having["prometheus"] == {"eigenpress_metrics_token"} < having["api"]
+    (password,) = having["grafana"]
+    environment = SERVICES["grafana"]["environment"]
+    assert environment["GF_SECURITY_ADMIN_PASSWORD__FILE"] == f"/run/secrets/{password}"
+    assert [name for name, each in SERVICES.items() if password in each.get("secrets", ())] == [
+        "grafana"
+    ]
+    prometheus = (ROOT / "deploy" / "monitoring" / "prometheus.yml").read_text()
+    assert "credentials_file: /run/secrets/eigenpress_metrics_token}" in prometheus
+
+
 def test_only_the_api_and_s3_can_be_published_beyond_loopback() -> None:
     published = {
         name: port

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from math import ceil
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from api.app import create_app
-from api.metrics.history import LATE_SECONDS, History
+from api.metrics.history import LATE, LOOK_SECONDS, PAGE, History
 from api.services import Services
 from service.domain.job import DEFAULT_TENANT, Artifact, Event, FileEntry
 from service.domain.retry_policy import RetryPolicy
@@ -173,39 +176,82 @@ class TestAccess:
 
 
 class Committed:
-    """A database in which events become visible one by one."""
+    """A database in which events become visible one by one, and its clock."""
 
     def __init__(self, *ids: int) -> None:
-        self.ids = set(ids)
+        self.time = datetime(2026, 1, 1, tzinfo=UTC)
+        self.written: dict[int, datetime] = {}
+        self.read = 0
+        self.commit(*ids)
+
+    def commit(self, *ids: int) -> None:
+        self.written |= dict.fromkeys(ids, self.time)
+
+    def now(self) -> datetime:
+        return self.time
 
     def last_event(self) -> int:
-        return max(self.ids, default=0)
+        return max(self.written, default=0)
 
-    def events_after(self, event_id: int, *, limit: int) -> list[Any]:
-        found = sorted(each for each in self.ids if each > event_id)[:limit]
-        return [Event(each, "job-1", 1, None, "x", "", {}) for each in found]  # type: ignore[arg-type]
+    def events_after(self, event_id: int, *, limit: int) -> list[Event]:
+        found = sorted(each for each in self.written if each > event_id)[:limit]
+        self.read += len(found)
+        return [Event(each, "job-1", 1, self.written[each], "x", "", {}) for each in found]
 
 
-def test_every_event_is_found_once_also_one_that_is_committed_late() -> None:
-    now, database = 0.0, Committed(5)
-    history = History(database, lambda: now)  # type: ignore[arg-type]
+class TestHistory:
+    @pytest.fixture
+    def database(self) -> Committed:
+        return Committed(5)
 
-    def found() -> list[int]:
-        return [event.id for page in history.pages() for event in page]
+    @pytest.fixture
+    def find(self, database: Committed) -> Callable[[], list[int]]:
+        """A look at the database, in which every page takes a second."""
+        seconds = count()
+        history = History(database, lambda: next(seconds))  # type: ignore[arg-type]
 
-    assert found() == []
-    database.ids |= {7, 8}
-    assert found() == [7, 8]
-    database.ids |= {6, 9}
-    assert found() == [6, 9]
-    for _ in range(5):
-        now += LATE_SECONDS / 2
-        database.ids.add(max(database.ids) + 1)
-        assert found() == [max(database.ids)]
-    assert len(history._seen) < 5
-    database.ids |= set(range(1000, 3500))
-    pages = history.pages()
-    assert [len(next(pages)) for _ in range(2)] == [997, 1000]  # beside 3 that are known
-    pages.close()  # over the second page somebody failed
-    assert found() == [*range(1997, 3500)]
-    assert found() == []
+        def look() -> list[int]:
+            return [event.id for page in history.pages() for event in page]
+
+        assert look() == []
+        return look
+
+    def test_every_event_is_found_once_also_one_that_is_committed_late(
+        self, database: Committed, find: Callable[[], list[int]]
+    ) -> None:
+        database.commit(7, 8)
+        assert find() == [7, 8]
+        database.time += LATE
+        database.commit(6, 9)
+        assert find() == [6, 9]
+        for _ in range(5):
+            database.time += LATE / 2
+            database.commit(database.last_event() + 1)
+            assert find() == [database.last_event()]
+        assert database.read < 25  # no look begins with what has been found long ago
+
+    def test_weeks_without_a_look_are_made_up_for_by_several(
+        self, database: Committed, find: Callable[[], list[int]]
+    ) -> None:
+        backlog = [*range(6, 6 + 5 * PAGE)]
+        database.commit(*backlog)
+        database.time += timedelta(weeks=3)
+        database.commit(backlog[-1] + 1)
+        found, looks = [], 0
+        while new := find():
+            assert len(new) <= LOOK_SECONDS * PAGE
+            found += new
+            looks += 1
+        assert found == [*backlog, backlog[-1] + 1]
+        assert looks == ceil(len(found) / PAGE / LOOK_SECONDS)
+        assert database.read <= len(found) + 1  # nothing old twice
+
+    def test_a_page_over_which_somebody_failed_is_found_again(self, database: Committed) -> None:
+        history = History(database, lambda: 0.0)  # type: ignore[arg-type]
+        assert [*history.pages()] == []
+        database.commit(*range(10, 10 + 5 * PAGE // 2))
+        pages = history.pages()
+        assert [len(next(pages)) for _ in range(2)] == [PAGE, PAGE]
+        pages.close()
+        assert [len(page) for page in history.pages()] == [0, PAGE, PAGE // 2]
+        assert [*history.pages()] == [[], [], []]

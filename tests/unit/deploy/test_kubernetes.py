@@ -12,19 +12,20 @@ import jsonschema
 import pytest
 import yaml
 
-from api.routes import health
+from api.routes import health, metrics
 from service.cluster.ray_jobs import TOKEN_MODE, TOKEN_VARIABLE
 from service.domain.placement import Placement, Resources, plan_placement
 from service.settings import PREFIX, SECRETS_VARIABLE, Settings
 from tests.fixtures.composition import read_compose_file
 from tests.fixtures.manifests import (
+    KUBERNETES,
     OVERLAYS,
     ROOT,
     Manifest,
     containers,
     only,
     pod_templates,
-    read_overlay,
+    read_manifests,
 )
 
 SCHEMAS: dict[str, Any] = json.loads(
@@ -33,8 +34,9 @@ SCHEMAS: dict[str, Any] = json.loads(
 COMPOSE: dict[str, Any] = read_compose_file({})["services"]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 NAMES = ("cpu", "gpu")
-RENDERED = {name: read_overlay(name) for name in NAMES}
-ALL = [manifest for name in NAMES for manifest in RENDERED[name]]
+RENDERED = {name: read_manifests(OVERLAYS / name) for name in NAMES}
+MONITORING = read_manifests(KUBERNETES / "monitoring")
+ALERTS = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yml").read_text())
 
 both = pytest.mark.parametrize("manifests", RENDERED.values(), ids=NAMES)
 
@@ -47,7 +49,7 @@ def problems(manifest: Manifest) -> list[str]:
     return [error.message for error in validator.iter_errors(manifest)]
 
 
-@both
+@pytest.mark.parametrize("manifests", [*RENDERED.values(), MONITORING], ids=[*NAMES, "monitoring"])
 def test_manifests_are_valid(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         assert not problems(manifest), manifest["metadata"]["name"]
@@ -62,22 +64,31 @@ def test_manifests_are_valid(manifests: list[Manifest]) -> None:
         ("RayCluster", "maxReplicas", "maximumReplicas"),
         ("RayCluster", '"num-cpus": "0"', '"num-cpus": 0'),
         ("RayCluster", "volumeMounts", "mounts"),
+        ("ServiceMonitor", "jobLabel", "jobLable"),
+        ("ServiceMonitor", '"port": "http"', '"port": 8400'),
+        ("PrometheusRule", "annotations", "annotation"),
+        ("PrometheusRule", '"10m"', '"10 minutes"'),
     ],
 )
 def test_mistakes_are_noticed(kind: str, old: str, new: str) -> None:
-    texts = [json.dumps(each) for each in RENDERED["gpu"] if each["kind"] == kind]
+    manifests = [*RENDERED["gpu"], *MONITORING]
+    texts = [json.dumps(each) for each in manifests if each["kind"] == kind]
     (text, *_) = [text for text in texts if old in text]
     assert problems(json.loads(text.replace(old, new)))
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-def test_kustomize_reads_an_overlay_as_these_tests_do() -> None:
-    command = ["kubectl", "kustomize", str(OVERLAYS / "gpu")]
+@pytest.mark.parametrize("folder", ["overlays/gpu", "monitoring"])
+def test_kustomize_reads_a_folder_as_these_tests_do(folder: str) -> None:
+    command = ["kubectl", "kustomize", str(KUBERNETES / folder)]
     rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     by_name = {
         (each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(rendered)
     }
-    ours = {(each["kind"], each["metadata"]["name"]): each for each in RENDERED["gpu"]}
+    ours = {
+        (each["kind"], each["metadata"]["name"]): each
+        for each in read_manifests(KUBERNETES / folder)
+    }
     assert by_name == ours
 
 
@@ -129,12 +140,15 @@ def test_secrets_are_files_where_the_settings_look(manifests: list[Manifest]) ->
 
 
 @both
-def test_only_the_api_gets_the_administrators_key(manifests: list[Manifest]) -> None:
+@pytest.mark.parametrize("secret", ["eigenpress-admin", "eigenpress-metrics"])
+def test_only_the_api_gets_the_administrators_key_and_the_metrics_token(
+    manifests: list[Manifest], secret: str
+) -> None:
     getting = [
         {container["name"] for container in template["spec"]["containers"]}
         for template in pod_templates(manifests)
         for volume in template["spec"]["volumes"]
-        if volume["name"] == "secrets" and "eigenpress-admin" in secrets_of(volume)
+        if volume["name"] == "secrets" and secret in secrets_of(volume)
     ]
     assert getting == [{"api"}]
 
@@ -228,6 +242,7 @@ def test_ray_is_started_as_by_compose(manifests: list[Manifest]) -> None:
     groups = [(ray["headGroupSpec"], "ray-head")]
     groups += [(group, "ray-worker") for group in ray["workerGroupSpecs"]]
     by_kuberay = {"head", "block", "address", "port", "dashboard-host", "dashboard-port"}
+    by_kuberay |= {"metrics-export-port"}
     for group, service in groups:
         options = [word.removeprefix("--").split("=") for word in COMPOSE[service]["command"][2:]]
         expected = {name: (value or ["true"])[0] for name, *value in options}
@@ -361,3 +376,36 @@ def test_ray_is_addressed_by_the_service_that_kuberay_makes(manifests: list[Mani
     service = f"{cluster['metadata']['name']}-head-svc"
     assert settings["EIGENPRESS_RAY_ADDRESS"] == f"http://{service}:{ports['dashboard']}"
     assert ports == {"gcs": 6379, "dashboard": 8265}
+
+
+class TestMonitoring:
+    def test_prometheus_reads_the_pods_of_the_api_with_its_token(self) -> None:
+        monitor = only(MONITORING, "ServiceMonitor", "eigenpress-api")["spec"]
+        (endpoint,) = monitor["endpoints"]
+        (service,) = (
+            each
+            for each in RENDERED["gpu"]
+            if each["kind"] == "Service"
+            and matches(monitor["selector"], each["metadata"]["labels"])
+        )
+        assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+        assert endpoint["path"] in [route.path for route in metrics.router.routes]  # type: ignore[attr-defined]
+        expressions = [rule["expr"] for group in ALERTS["groups"] for rule in group["rules"]]
+        named = set(re.findall('job="(.*?)"', "\n".join(expressions)))
+        assert named == {service["metadata"]["labels"][monitor["jobLabel"]]}
+
+    def test_its_token_is_the_setting_of_the_api_and_may_be_missing(self) -> None:
+        monitor = only(MONITORING, "ServiceMonitor", "eigenpress-api")["spec"]
+        token = monitor["endpoints"][0]["authorization"]["credentials"]
+        assert token["key"] == f"{PREFIX}METRICS_TOKEN".lower()
+        deployment = only(RENDERED["gpu"], "Deployment", "eigenpress-api")
+        (volume,) = (
+            each
+            for each in deployment["spec"]["template"]["spec"]["volumes"]
+            if each["name"] == "secrets"
+        )
+        source = {"secret": {"name": token["name"], "optional": True}}
+        assert source in volume["projected"]["sources"]
+
+    def test_the_alerts_are_those_of_compose(self) -> None:
+        assert only(MONITORING, "PrometheusRule")["spec"] == ALERTS
