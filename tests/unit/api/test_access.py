@@ -33,6 +33,7 @@ from service.store import keys as store_keys
 from service.store.database import clock
 from service.store.store import Store
 from tests.fixtures.webhooks import URL
+from tests.unit.api.conftest import Applications
 from tests.unit.service.store.test_datasets import uploaded
 
 ADMIN_KEY = "ep_" + 40 * "a"
@@ -53,9 +54,8 @@ def guarded(services: Services) -> Services:
 
 
 @pytest.fixture
-def client(guarded: Services) -> Iterator[TestClient]:
-    app = create_app(guarded.settings, lambda _: nullcontext(guarded))
-    with TestClient(app, raise_server_exceptions=False) as client:
+def client(guarded: Services, applications: Applications) -> Iterator[TestClient]:
+    with TestClient(applications.on(guarded), raise_server_exceptions=False) as client:
         yield client
 
 
