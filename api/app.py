@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from functools import cache
 from typing import Any, TypedDict
 
 from fastapi import FastAPI
@@ -137,9 +138,7 @@ def create_app(
                 with calling_on_signals(feed.close), calling_on_signals(board.close):
                     measured = Metrics(services.store.statistics, streams.count)
                     await run_in_threadpool(_begin, measured)
-                    # A full collection of what the start has made takes 0.1 s without answers.
-                    if not gc.get_freeze_count():
-                        gc.freeze()
+                    _freeze()
                     yield {
                         "services": services,
                         "feed": feed,
@@ -170,6 +169,15 @@ def create_app(
         app.include_router(routes.router)
     _declare_problems(app)
     return app
+
+
+@cache
+def _freeze() -> None:
+    """Once in a process: a full collection of what the start has made takes 0.1 s without answers.
+
+    (To ask Python whether anything is frozen takes long afterwards, for it counts.)
+    """
+    gc.freeze()
 
 
 def _begin(measured: Metrics) -> None:

@@ -338,6 +338,13 @@ class Settings(BaseSettings):
         return url.replace("@", f":{password}@", 1)
 
     @property
+    def database_file(self) -> Path | None:
+        """The file of an SQLite database; None on PostgreSQL."""
+        parts = urlsplit(self.database)
+        path = parts.path[1:]
+        return Path(path).absolute() if parts.scheme == "sqlite" and path else None
+
+    @property
     def served_hosts(self) -> tuple[str, ...]:
         """The names under which clients reach the API; any if there are none.
 

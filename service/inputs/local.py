@@ -31,14 +31,18 @@ def refuse_outside(path: str, resolved: Path, settings: Settings, param: str) ->
     """Raise `PathNotAllowed` unless the path, resolved, lies in an allowed root.
 
     The server's data folder, which has its keys and everyone's jobs, is never allowed, nor is a
-    folder that contains it. The error does not tell where links lead, which may be a secret.
+    folder that contains it. The same goes for an SQLite database elsewhere, for a second reason:
+    if a process that has it open closes another descriptor of its file, SQLite's locks are gone,
+    and processes write into different journals. The error does not tell where links lead, which may
+    be a secret.
     """
-    data_dir = settings.data_dir.resolve()
-    if resolved.is_relative_to(data_dir) or data_dir.is_relative_to(resolved):
-        raise PathNotAllowed(
-            f"{path} is part of the server's data folder, or contains it; no job reads that.",
-            param=param,
-        )
+    ours = {"data folder": settings.data_dir, "jobs database": settings.database_file}
+    for name, place in ours.items():
+        if place is not None and _overlap(resolved, place.resolve()):
+            raise PathNotAllowed(
+                f"{path} is part of the server's {name}, or contains it; no job reads that.",
+                param=param,
+            )
     if any(resolved.is_relative_to(root) for root in settings.allowed_roots):
         return
     roots = ", ".join(map(str, settings.allowed_roots))
@@ -47,4 +51,13 @@ def refuse_outside(path: str, resolved: Path, settings: Settings, param: str) ->
         if roots
         else "This server reads no local paths. Its operator can set EIGENPRESS_ALLOWED_ROOTS.",
         param=param,
+    )
+
+
+def _overlap(path: Path, place: Path) -> bool:
+    """Whether one is in the other. Beside an SQLite database lie its journals, ``DATABASE-wal``."""
+    return (
+        path.is_relative_to(place)
+        or place.is_relative_to(path)
+        or (path.parent == place.parent and path.name.startswith(f"{place.name}-"))
     )

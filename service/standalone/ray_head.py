@@ -42,6 +42,10 @@ START_SECONDS = 120.0
 STOP_SECONDS = 15.0
 """How long Ray may take to stop by itself before its processes are killed."""
 
+LEFT_SECONDS = 5.0
+"""How long a process that the head has left may take; a driver takes 3. Some of a head that was
+killed, or did not start, ignore being told."""
+
 _MAX_TEMP_CHARACTERS = 30
 """Ray's sockets lie some 75 characters below it, and the system allows 107 (macOS 103) in all."""
 
@@ -320,7 +324,7 @@ def _members(mark: str, session_id: int | None) -> set[psutil.Process]:
 
 
 def _wait_for(processes: Iterable[psutil.Process]) -> None:
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + LEFT_SECONDS
     while any(map(is_running, processes)) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
 

@@ -145,9 +145,9 @@ JOIN = "import ray; ray.init(); print('joined')"
 
 
 def test_nobody_joins_it_without_the_token(ray: LocalRay, tmp_path: Path) -> None:
-    """Ray tries for 20 s."""
     environment = {
         **os.environ,
+        "RAY_NUM_REDIS_GET_RETRIES": "3",  # one each second; by default 20
         "RAY_ADDRESS": start_driver(ray, tmp_path, ADDRESS),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as the head has it
     }
@@ -214,6 +214,7 @@ def test_nothing_is_left_even_of_a_driver_that_ignores_being_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head_first: bool
 ) -> None:
     monkeypatch.setattr(local_ray_module, "STOP_SECONDS", 4.0)
+    monkeypatch.setattr(local_ray_module, "LEFT_SECONDS", 1.0)
     sockets = Path(tempfile.mkdtemp(prefix="sockets-"))  # as short a path as the real one's
     monkeypatch.setattr(tempfile, "tempdir", str(sockets))
     others = set(psutil.Process().children())

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
@@ -74,6 +75,39 @@ class OfflineCluster(RayCluster):
         return Unknown()
 
 
+def unreachable(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("Nobody is there.", request=request)
+
+
+class Applications:
+    """The application, for one test after the other: building its routes takes longer than a test.
+
+    Of the settings it knows itself only the names that it serves; the others come with the
+    services. So there is one for each set of names.
+    """
+
+    def __init__(self) -> None:
+        self._services: Services | None = None
+        self._apps: dict[tuple[str, ...], FastAPI] = {}
+
+    def on(self, services: Services) -> FastAPI:
+        """The application, whose next start is on these services."""
+        self._services = services
+        hosts = services.settings.served_hosts
+        if hosts not in self._apps:
+            self._apps[hosts] = create_app(services.settings, self._opened)
+        return self._apps[hosts]
+
+    def _opened(self, _: Settings) -> nullcontext[Services]:
+        assert self._services is not None
+        return nullcontext(self._services)
+
+
+@pytest.fixture(scope="session")
+def applications() -> Applications:
+    return Applications()
+
+
 @pytest.fixture
 def settings(tmp_path: Path, allowed_root: Path) -> Settings:
     return Settings(
@@ -106,7 +140,9 @@ def storage(shared_storage: OfflineStorage) -> OfflineStorage:
 
 @pytest.fixture
 def cluster(settings: Settings) -> Iterator[OfflineCluster]:
-    with closing(OfflineCluster(settings.ray_address, settings.driver_command)) as cluster:
+    # A transport of its own spares it the certificates of authorities, 15 ms.
+    nobody = httpx.MockTransport(unreachable)
+    with closing(OfflineCluster(settings.ray_address, settings.driver_command, nobody)) as cluster:
         yield cluster
 
 
@@ -129,10 +165,9 @@ def services(
 
 
 @pytest.fixture
-def client(services: Services) -> Iterator[TestClient]:
+def client(services: Services, applications: Applications) -> Iterator[TestClient]:
     """A client of the application, which answers 500 as a server would instead of raising."""
-    app = create_app(services.settings, lambda _: nullcontext(services))
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(applications.on(services), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -145,18 +180,17 @@ def guarded(services: Services) -> Services:
 
 
 @pytest.fixture
-def keyed(guarded: Services) -> Iterator[TestClient]:
+def keyed(guarded: Services, applications: Applications) -> Iterator[TestClient]:
     """A client of a server that requires keys, without one."""
-    app = create_app(guarded.settings, lambda _: nullcontext(guarded))
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(applications.on(guarded), raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture
-def live(services: Services) -> Iterator[httpx.Client]:
+def live(services: Services, applications: Applications) -> Iterator[httpx.Client]:
     """A client of the application on a real server; the one above cannot read endless answers."""
-    app = create_app(services.settings, lambda _: nullcontext(services))
     port = choose_port(0, "test")
+    app = applications.on(services)
     config = uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

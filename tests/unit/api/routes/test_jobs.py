@@ -240,9 +240,9 @@ def test_a_failed_job_shows_why(client: TestClient, store: Store, job_body: dict
 
 
 def test_links_carry_the_prefix_that_a_proxy_mounts_the_server_under(
-    client: TestClient, job_body: dict[str, Any]
+    client: TestClient, job_body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client.app.root_path = "/eigenpress"  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.app, "root_path", "/eigenpress")
     job = _submit(client, job_body)
     assert job["links"]["events"] == f"/eigenpress/v1/jobs/{job['id']}/events"
 

@@ -80,6 +80,30 @@ def test_the_data_folder_is_never_read_nor_a_folder_that_contains_it(tmp_path: P
         assert caught.value.param == "model.path"
 
 
+def test_the_jobs_database_is_never_read_wherever_it_lies(tmp_path: Path) -> None:
+    folder = tmp_path / "root" / "db"
+    (folder / "texts").mkdir(parents=True)
+    names = ("jobs.db", "jobs.db-wal", "jobs.db-shm", "link", "jobs.txt")
+    for name in names[:3]:
+        (folder / name).touch()
+    (folder / "link").symlink_to(folder / "jobs.db")
+    (folder / "jobs.txt").touch()
+    settings = Settings(
+        allowed_roots=(tmp_path / "root",),
+        data_dir=tmp_path / "data",
+        database_url=f"sqlite:///{folder / 'jobs.db'}",
+    )
+
+    def read(path: Path) -> Path:
+        return allowed_path(str(path), settings, ModelNotFound, "model.path")
+
+    for path in (folder / "texts", folder / "jobs.txt"):
+        assert read(path) == path
+    for path in (*(folder / name for name in names[:4]), folder, folder.parent):
+        with pytest.raises(PathNotAllowed, match="part of the server's jobs database, or contains"):
+            read(path)
+
+
 def test_an_absent_path(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="nothing at"):
         allowed(tmp_path / "absent", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -95,16 +96,11 @@ def test_a_job_reads_with_them_and_nothing_that_is_written_has_them(
     for each in storage.list_objects(f"jobs/{job.id}/"):
         with suppress(ObjectMissing):  # a checkpoint, which the cleanup removes meanwhile
             written.append(storage.get_bytes(each.key))
-    session = Path(str(local_ray._session))
-    files = [
-        path
-        for folder in (session, installation.settings.data_dir)
-        for path in folder.rglob("*")
-        if path.is_file()
-    ]
-    assert any(f"job-driver-{job.id}-1.log" == path.name for path in files)
-    assert any(path.name == "eigenpress.db" for path in files)
-    assert [path for path in files if RIGHT.encode() in content(path)] == []
+    folders = (Path(str(local_ray._session)), installation.settings.data_dir)
+    names = {path.name for path in files_with(job.id, *folders)}
+    assert f"job-driver-{job.id}-1.log" in names
+    assert names & {"eigenpress.db", "eigenpress.db-wal"}
+    assert files_with(RIGHT, *folders) == []
     assert not [text for text in written if RIGHT.encode() in text]
 
 
@@ -121,11 +117,17 @@ def test_a_job_reads_with_nothing_else_where_its_tenant_has_some(
     assert "canarywrongsecret" not in f"{job} {events}"
 
 
-def content(path: Path) -> bytes:
-    """What is in a file, unless Ray has just removed it."""
-    with suppress(FileNotFoundError):
-        return path.read_bytes()
-    return b""
+def files_with(text: str, *folders: Path) -> list[Path]:
+    """The files below the folders that contain the text, except those that go meanwhile.
+
+    Another process reads them. This one has the database open, and closing any file descriptor of
+    a database drops SQLite's locks on it: the next process that closes the database would then
+    take itself for the last one and remove the journal, which this one goes on to write.
+    """
+    command = ["grep", "--recursive", "--files-with-matches", "--text", "--fixed-strings"]
+    command += ["--no-messages", "-e", text, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return [Path(line) for line in done.stdout.splitlines()]
 
 
 def records(ray: LocalRay) -> Iterator[tuple[str, bytes]]:
