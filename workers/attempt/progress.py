@@ -23,6 +23,7 @@ from service.estimates.history import measured_jobs
 from service.estimates.speeds import Measured
 from service.retrying import retry
 from service.store.store import Store
+from service.tracing import span
 
 MIN_SECONDS_BETWEEN_WRITES = 0.5
 
@@ -55,7 +56,8 @@ class Progress:
         meter = StepMeter(self, step, unit)
         start = time.perf_counter()
         meter.expect(1)
-        yield meter
+        with span(f"step.{step}"):
+            yield meter
         self.seconds[step.value] = round(time.perf_counter() - start, 3)
         meter.finish()
 
