@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,6 +88,7 @@ class Worker:
         if log_fields is not None:
             fields = {**log_fields, "actor": f"worker-{number}"}
             configure_logging(Settings().log_format, **fields)
+            log.info("Started on %s", socket.gethostname())
         self.held = HeldFiles(Settings().scratch_dir / attempt)
         self.worker = Worker(spec, attempt, number, threads, self.held, places)
         self.assembler = Assembler(spec, attempt, self.worker)

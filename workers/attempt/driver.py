@@ -80,6 +80,7 @@ def _run(
 ) -> int:
     about = {"eigenpress.job": job.id, "eigenpress.attempt": job.attempt}
     progress = Progress(store, job.id, job.attempt, patience_seconds=settings.retry_timeout_seconds)
+    log.info("The attempt begins")
     try:
         _join_cluster(scratch.name)
         _stop_on_sigterm(scratch)
@@ -103,6 +104,7 @@ def _run(
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+    log.info("The attempt succeeded")
     return 0
 
 
