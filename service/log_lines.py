@@ -76,7 +76,7 @@ def log_fields() -> dict[str, Any]:
 
 
 def bind(**fields: Any) -> None:
-    """Have all later lines of this task (or thread) say these fields, except those that are None."""
+    """Have all later lines of this task or thread say the fields that are not None."""
     _of_task.set({**_of_task.get(), **_given(fields)})
 
 

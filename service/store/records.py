@@ -90,7 +90,7 @@ class Records:
             return None if row is None else rows.event(row)
 
     def origin(self, job_id: str) -> Mapping[str, Any]:
-        """What is known of the request that last put the job into the queue; see `service.tracing.origin`."""
+        """The request that last put the job into the queue: see `service.tracing.origin`."""
         events = tables.events
         query = (
             select(events.c.data)
