@@ -54,7 +54,7 @@ from service.store.store import Store
 from service.tracing import span, start_tracing
 from service.webhooks.deliverer import delivering
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("service.dispatch.dispatcher")  # not `__main__`
 
 PAUSE_TICKS = 10
 """How many passes claim nothing after the cluster answered but accepted no submission."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from service.cli import server
+from service.log_lines import UVICORN_LOG
 from tests.fixtures.command_line import JOB, JOB_ID, Api, Eigenpress
 
 COMMANDS = [
