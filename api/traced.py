@@ -24,7 +24,7 @@ class Traced:
             return
         method = scope["method"]
         about = {"http.request.method": method}
-        with span(method, Headers(scope=scope), server=True, **about) as current:
+        with span(method, Headers(scope=scope), about, server=True) as current:
 
             async def noted(message: Message) -> None:
                 if message["type"] == "http.response.start" and current is not None:

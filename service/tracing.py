@@ -56,7 +56,11 @@ def is_tracing() -> bool:
 
 @contextmanager
 def span(
-    name: str, parent: Mapping[str, str] | None = None, *, server: bool = False, **attributes: Any
+    name: str,
+    parent: Mapping[str, str] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    server: bool = False,
 ) -> Iterator[Span | None]:
     """A span of what the block does; None if nothing is traced.
 

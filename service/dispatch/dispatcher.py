@@ -230,7 +230,7 @@ class Dispatcher:
     def _submit(self, job: Job) -> None:
         origin = self._store.records.origin(job.id)
         about = {"eigenpress.job": job.id, "eigenpress.attempt": job.attempt}
-        with bound(request_id=origin.get("request_id")), span("dispatch", origin, **about):
+        with bound(request_id=origin.get("request_id")), span("dispatch", origin, about):
             self._submit_for(job)
 
     def _submit_for(self, job: Job) -> None:

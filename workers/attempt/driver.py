@@ -88,7 +88,7 @@ def _run(
         places = _retry(settings, users.places)
         credentials = _retry(settings, lambda: open_credentials(users, settings))
         needed = credentials.needed_by(job.spec, settings.hub_endpoint)
-        with span("attempt", origin, **about):
+        with span("attempt", origin, about):
             report = run_attempt(job, progress, settings, places, needed)
         _retry(settings, lambda: store.attempts.succeed(job.id, job.attempt, report))
     except AttemptStale:

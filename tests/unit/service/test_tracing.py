@@ -17,7 +17,7 @@ from tests.fixtures.spans import Spans, id_of, parent_of, trace_of
 
 
 def test_spans_nest_and_have_attributes(spans: Spans) -> None:
-    with span("outer", **{"eigenpress.job": "job-1"}), span("inner"):
+    with span("outer", None, {"eigenpress.job": "job-1"}), span("inner"):
         pass
     inner, outer = spans()
     assert (inner.name, outer.name) == ("inner", "outer")
