@@ -15,16 +15,32 @@ from typing import Any
 import httpx
 import pytest
 
+from service.cluster.ray_jobs import RayCluster
 from service.domain.job import DEFAULT_TENANT
 from service.domain.spec import Limits
-from service.domain.states import JobState
+from service.domain.states import JobState, Step
+from service.log_lines import bound
+from service.logs.attempt_logs import AttemptLogs
+from service.logs.kept import read_index
+from service.logs.mask import Mask
 from service.settings import Settings
 from service.standalone.ports import LOOPBACK, choose_port
+from service.standalone.s3_server import LocalS3
+from service.storage.s3 import ObjectStorage
 from service.store.store import Store
+from tests.fixtures.installation import Installation, ended
 from tests.fixtures.jobs import small_spec
 from tests.fixtures.waiting import wait_until
 
 STOP_SECONDS = 60
+OF_RAY = (
+    ":job_id:",
+    ":actor_name:",
+    "job_manager.py",
+    "Running entrypoint",
+    "The driver's exit code",
+)
+"""What Ray and the shell of a driver add to logs."""
 FORGED = "%0A2026-01-01%20INFO%20forged"
 """A line, in a path."""
 
@@ -144,3 +160,34 @@ def test_of_a_worker(environment: dict[str, str]) -> None:
         assert fields == {"job": "job-1", "attempt": 2, "actor": "worker-3", "request_id": "r-1"}
     assert (failed["level"], failed["message"]) == ("ERROR", "load failed")
     assert "AttributeError" in failed["exc_info"]
+
+
+def test_of_a_job_on_ray(tmp_path: Path, local_s3: LocalS3) -> None:
+    installation = Installation(tmp_path, local_s3, log_format="json")
+    settings, users = installation.settings, installation.store.users(DEFAULT_TENANT)
+    with installation.ray(num_cpus=2), installation.dispatching():
+        with bound(request_id="r-1"):
+            job = users.create(installation.spec())
+        job = installation.wait_for(job, ended)
+        assert job.state is JobState.SUCCEEDED, job.failure
+        storage = ObjectStorage.from_settings(settings)
+        wait_until(lambda: read_index(storage, job.id, 1))
+        with RayCluster(settings.ray_address, settings.driver_command) as cluster:
+            logs = AttemptLogs(cluster, storage, Mask.of(settings))
+            text = {
+                source: logs.page(job, 1, source, 0, 2**20).text
+                for source in ("driver", "worker-0")
+            }
+    lines_of = {source: each.splitlines() for source, each in text.items()}
+    others = [line for each in lines_of.values() for line in each if not line.startswith("{")]
+    assert [line for line in others if not any(word in line for word in OF_RAY)] == []
+    written = {
+        source: [json.loads(line) for line in each if line.startswith("{")]
+        for source, each in lines_of.items()
+    }
+    for line in (*written["driver"], *written["worker-0"]):
+        assert (line["job"], line["attempt"], line["request_id"]) == (job.id, 1, "r-1")
+    assert {line["actor"] for line in written["driver"]} == {"driver", "worker-0"}
+    assert {line["actor"] for line in written["worker-0"]} == {"worker-0"}
+    begun = [line["message"] for line in written["driver"] if "begins" in line["message"]]
+    assert begun == ["The attempt begins", *(f"Step {step} begins" for step in Step)]

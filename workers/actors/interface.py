@@ -86,6 +86,9 @@ class Worker:
         from workers.actors.worker import Worker
 
         if log_fields is not None:
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()  # nobody watches
             fields = {**log_fields, "actor": f"worker-{number}"}
             configure_logging(Settings().log_format, **fields)
             log.info("Started on %s", socket.gethostname())
