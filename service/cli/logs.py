@@ -9,6 +9,7 @@ import typer
 from service.cli.connection import AsJson, JobId, Url, connect, note, print_json
 from service.client import following
 from service.client.client import DEFAULT_URL
+from service.log_lines import readable
 from service.printable import printable, uncoloured
 
 PATIENCE_SECONDS = 60.0
@@ -45,7 +46,7 @@ def logs(
             if page["start"] > shown_until:
                 skipped = page["start"] - shown_until
                 note(f"{skipped:,} bytes before this were not kept.")
-            typer.echo(printable(uncoloured(page["text"])), nl=False)
+            typer.echo(printable(readable(uncoloured(page["text"]))), nl=False)
             shown_until = page["next_after"]
             if not (page["text"] or follow):
                 break

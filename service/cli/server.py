@@ -17,6 +17,7 @@ import typer
 from service.cli.defaults import with_default
 from service.cli.rendering import PrintableConsole
 from service.errors import InvalidParameter
+from service.log_lines import UVICORN_LOG
 from service.settings import Settings
 
 
@@ -113,6 +114,8 @@ def api(
         host,
         "--port",
         str(port),
+        "--log-config",
+        str(UVICORN_LOG),
         needs="uvicorn",
         extra="server",
     )

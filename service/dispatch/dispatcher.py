@@ -44,15 +44,17 @@ from service.errors import (
     EncryptionKeyWrong,
     SubmissionRefused,
 )
+from service.log_lines import bound, configure_logging
 from service.logs.mask import Mask
 from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
 from service.storage.s3 import ObjectStorage
 from service.store.claims import CLAIM_SECONDS
 from service.store.store import Store
+from service.tracing import span, start_tracing
 from service.webhooks.deliverer import delivering
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("service.dispatch.dispatcher")  # not `__main__`
 
 PAUSE_TICKS = 10
 """How many passes claim nothing after the cluster answered but accepted no submission."""
@@ -116,7 +118,8 @@ class Dispatcher:
     def _pass(self) -> None:
         overdue = self._store.claims.end_overdue()
         for job in overdue:
-            log.warning("%s: %s", job.id, job.failure and job.failure.detail)
+            with bound(job=job.id, attempt=job.attempt or None):
+                log.warning("%s", job.failure and job.failure.detail)
         reachable = self._try("The Ray cluster", self._cluster.check)
         for job in overdue if reachable else ():
             self._start(self._attending, job, self._stop)
@@ -137,7 +140,7 @@ class Dispatcher:
         if job.state is JobState.RUNNING and job.submitted_at is None:
             if job.lapsed:
                 mine = self._store.claims.take_over(job.id, job.attempt, self.owner, CLAIM_SECONDS)
-                log.warning("%s: attempt %d taken over", job.id, job.attempt)
+                log.warning("Attempt %d taken over", job.attempt)
                 self._submit(mine)
             return
         status = self._cluster.status(job.id, job.attempt)
@@ -162,7 +165,7 @@ class Dispatcher:
 
     def _end_cancelled(self, job: JobHead) -> None:
         self._store.claims.end_cancelled(job.id, job.attempt)
-        log.info("%s: cancelled", job.id)
+        log.info("Cancelled")
 
     def _attend_silent(self, job: JobHead, status: AttemptStatus) -> None:
         """End the attempt of a lost or silent driver, unless the driver has ended it itself."""
@@ -180,9 +183,7 @@ class Dispatcher:
             self._settings.retry_policy,
             only_if_lapsed=active,
         )
-        log.warning(
-            "%s: attempt %d was lost (%s); the job is %s", job.id, job.attempt, error.code, state
-        )
+        log.warning("Attempt %d was lost (%s); the job is %s", job.attempt, error.code, state)
         if active:
             # This follows the commit: while commits fail, renewals fail, too, and the driver may
             # be alive.
@@ -227,6 +228,12 @@ class Dispatcher:
                 self._cleaning.start(name, self._try, name, self._cleaner.keep_log, job.id, before)
 
     def _submit(self, job: Job) -> None:
+        origin = self._store.records.origin(job.id)
+        about = {"eigenpress.job": job.id, "eigenpress.attempt": job.attempt}
+        with bound(request_id=origin.get("request_id")), span("dispatch", origin, about):
+            self._submit_for(job)
+
+    def _submit_for(self, job: Job) -> None:
         try:
             if job.attempt > 1:
                 # The driver of a failed attempt may still run, and hold devices.
@@ -235,14 +242,14 @@ class Dispatcher:
         except SubmissionRefused as error:
             policy = self._settings.retry_policy
             self._store.attempts.fail(job.id, job.attempt, error.failure(), policy)
-            log.warning("%s: %s", job.id, error)
+            log.warning("%s", error)
         except ClusterUnavailable as error:
             self._pause.begin(PAUSE_TICKS)
             self._store.claims.release(job.id, job.attempt, error.detail)
             raise
         else:
             self._store.claims.submitted(job.id, job.attempt, self._settings.start_seconds)
-            log.info("%s: attempt %d submitted", job.id, job.attempt)
+            log.info("Attempt %d submitted", job.attempt)
 
     def _may_judge(self, job: JobHead) -> bool:
         """Whether the job's lease expired while its driver could have renewed it."""
@@ -270,7 +277,11 @@ class Dispatcher:
     # Errors.
 
     def _start(self, executor: KeyedExecutor, job: _Job, act: Callable[[_Job], None]) -> None:
-        executor.start(submission_id(job.id, job.attempt), self._try, job.id, act, job)
+        executor.start(submission_id(job.id, job.attempt), self._try_for, job, act)
+
+    def _try_for(self, job: _Job, act: Callable[[_Job], None]) -> None:
+        with bound(job=job.id, attempt=job.attempt or None):
+            self._try(job.id, act, job)
 
     def _try(self, subject: str, act: Callable[..., None], *args: object) -> bool:
         """Return whether the call succeeded; logs the first of repeated errors and their end."""
@@ -296,10 +307,9 @@ class Dispatcher:
 
 def main() -> None:
     """Run a dispatcher until SIGTERM or Ctrl-C."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
-    for talkative in ("alembic", "httpx"):  # the latter logs every request
-        logging.getLogger(talkative).setLevel(logging.WARNING)
     settings = Settings()
+    configure_logging(settings.log_format, actor="dispatcher")
+    start_tracing("eigenpress-dispatcher")
     store = Store(settings.database)
     try:
         store.migrate()
@@ -308,7 +318,8 @@ def main() -> None:
         with cluster, stop_on_signals() as stop, delivering(store, settings):
             Dispatcher(store, cluster, storage, settings).run(stop)
     except EigenpressError as error:
-        sys.exit(f"The dispatcher cannot start: {error}")
+        log.critical("The dispatcher cannot start: %s", error)
+        sys.exit(1)
     finally:
         store.close()
 

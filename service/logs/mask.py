@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
+from json import dumps
 from urllib.parse import quote, urlsplit
 
 from pydantic import SecretStr
@@ -74,6 +75,7 @@ class Mask:
 @lru_cache(maxsize=4)
 def _pattern(secrets: frozenset[str]) -> re.Pattern[bytes]:
     long = {each for each in secrets if MIN_CHARACTERS <= len(each) <= REACH_BYTES}
-    known = sorted(long | {quote(each, safe="") for each in long}, key=len, reverse=True)
+    in_urls, in_json = {quote(each, safe="") for each in long}, {dumps(each)[1:-1] for each in long}
+    known = sorted(long | in_urls | in_json, key=len, reverse=True)
     forms = (*(re.escape(each.encode()) for each in known), *_FORMS)
     return re.compile(b"|".join(forms))

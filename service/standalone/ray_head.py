@@ -72,6 +72,9 @@ BOUNDS = {
 }
 """What keeps Ray's memory from growing with every job; the environment may say otherwise."""
 
+WHOLE_LINES = {"RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_DEDUP_LOGS": "0"}
+"""With it a worker's line of JSON stays one in the driver's log."""
+
 NOT_FOR_JOBS = (
     "EIGENPRESS_ADMIN_KEY",
     "EIGENPRESS_ENCRYPTION_KEY",
@@ -240,8 +243,10 @@ class LocalRay:
         session = str(self._session)
         own = {"PATH": path, "TMPDIR": session, _MARK: session}
         inherited = {k: v for k, v in os.environ.items() if k not in NOT_FOR_JOBS}
+        in_json = self._env.get("EIGENPRESS_LOG_FORMAT") == "json"
         return {
             **BOUNDS,
+            **(WHOLE_LINES if in_json else {}),
             **inherited,
             **self._env,
             **_ENVIRONMENT,

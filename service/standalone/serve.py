@@ -35,6 +35,7 @@ from service.domain.keys import new_key as new_api_key
 from service.domain.sign_in import sign_in_code
 from service.encryption import new_key as new_encryption_key
 from service.errors import InfrastructureError
+from service.log_lines import UVICORN_LOG
 from service.settings import Settings
 from service.signals import StopRequest, stop_on_signals
 from service.standalone.ports import LOOPBACK, answers, choose_port
@@ -228,6 +229,8 @@ class Installation:
             "uvicorn",
             "--factory",
             "api.app:create_app",
+            "--log-config",
+            str(UVICORN_LOG),
             *where,
             alone,
             EIGENPRESS_ADMIN_KEY=self._admin_key,

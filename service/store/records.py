@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, func, select
@@ -14,7 +14,7 @@ from service.printable import shortened
 from service.store import rows, tables
 from service.store.database import Database
 from service.store.listing import ALL, JobFilter, page
-from service.store.rows import job_row, read_jobs
+from service.store.rows import QUEUEING, job_row, read_jobs
 
 jobs = tables.jobs
 
@@ -88,6 +88,19 @@ class Records:
             self._visible(connection, job_id)
             row = connection.execute(query).one_or_none()
             return None if row is None else rows.event(row)
+
+    def origin(self, job_id: str) -> Mapping[str, Any]:
+        """The request that last put the job into the queue: see `service.tracing.origin`."""
+        events = tables.events
+        query = (
+            select(events.c.data)
+            .where(events.c.job_id == job_id, events.c.type.in_(QUEUEING))
+            .order_by(events.c.id.desc())
+            .limit(1)
+        )
+        with self._database.reading() as connection:
+            data: Mapping[str, Any] = connection.execute(query).scalar_one_or_none() or {}
+            return data
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """The artifacts published so far; they are final once the job has succeeded."""

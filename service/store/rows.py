@@ -26,6 +26,9 @@ from service.printable import shortened
 from service.store import tables
 from service.store.database import clock
 
+QUEUEING = (EventType.QUEUED, EventType.REQUEUED)
+"""The events with which a user puts a job into the queue: by submitting it, or by a retry."""
+
 _STEP_ORDER = {step: position for position, step in enumerate(Step)}
 
 
@@ -103,10 +106,10 @@ def _lapsed(row: Row[Any], now: datetime | None) -> bool:
 
 
 def queued_at(connection: Connection, job_id: str) -> datetime:
-    """When the job's user last put it into the queue: by submitting it, or by a retry."""
+    """When the job's user last put it into the queue."""
     events = tables.events
     query = select(func.max(events.c.at)).where(
-        events.c.job_id == job_id, events.c.type.in_((EventType.QUEUED, EventType.REQUEUED))
+        events.c.job_id == job_id, events.c.type.in_(QUEUEING)
     )
     at: datetime = connection.execute(query).scalar_one()
     return at

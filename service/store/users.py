@@ -32,6 +32,7 @@ from service.store.transitions import (
     mark_deleted,
     transition,
 )
+from service.tracing import origin
 
 jobs = tables.jobs
 
@@ -118,7 +119,8 @@ class Users(Records):
         if spec.labels:
             index_labels(connection, job_id, self._tenant, spec.labels)
         hold_datasets(connection, self._tenant, job_id, datasets_of(spec))
-        append(connection, job_id, None, EventType.QUEUED, "The job waits for a dispatcher.")
+        message = "The job waits for a dispatcher."
+        append(connection, job_id, None, EventType.QUEUED, message, origin())
         return read_job(connection, job_id)
 
     def change(self, job_id: str, patch: JobPatch) -> Job:
@@ -205,6 +207,7 @@ class Users(Records):
                 JobState.QUEUED,
                 EventType.REQUEUED,
                 "The user retried the job; it waits for a dispatcher.",
+                data=origin(),
                 finished_at=None,
                 clean_after=None,
                 available_at=None,

@@ -19,7 +19,7 @@ from api.schemas.problems import Problem
 from service.encryption import Encryption
 from service.settings import CONFIG_VARIABLE, SECRETS_VARIABLE, Settings
 from service.standalone import s3_security
-from service.standalone.ray_head import BOUNDS
+from service.standalone.ray_head import BOUNDS, WHOLE_LINES
 from tests.fixtures.composition import COMPOSE_FILE, ROOT, read_compose_file, start_order
 from tests.fixtures.wheels import wheel_folder
 
@@ -104,6 +104,13 @@ def test_only_known_settings_are_set() -> None:
 @pytest.mark.parametrize("service", ["ray-head", "ray-worker"])
 def test_ray_keeps_as_few_records_as_under_serve(service: str) -> None:
     assert BOUNDS.items() <= SERVICES[service]["environment"].items()
+
+
+@pytest.mark.parametrize("service", ["ray-head", "ray-worker"])
+def test_lines_of_json_stay_so_in_the_log_of_a_driver(service: str) -> None:
+    environment = SERVICES[service]["environment"]
+    assert environment["EIGENPRESS_LOG_FORMAT"] == "json"
+    assert WHOLE_LINES.items() <= environment.items()
 
 
 def test_the_proxy_takes_its_configuration() -> None:

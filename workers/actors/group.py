@@ -14,6 +14,7 @@ from service.domain.placement import ACCELERATOR_LABEL, Placement, Resources, fi
 from service.domain.spec import JobSpec
 from service.domain.tenant import EVERY_PLACE, Places
 from service.errors import ClusterUnavailable, InsufficientResources
+from service.log_lines import log_fields
 from workers.actors.autoscaling import autoscales, refuses
 from workers.actors.interface import ASSEMBLING, SERVING, Worker
 from workers.actors.placement import POLL_SECONDS
@@ -128,5 +129,13 @@ class ActorGroup:
                     placement_group=self._group, placement_group_bundle_index=number
                 ),
             )
-            .remote(self._spec, self._attempt, number, placement.cpus, placement.gpus, self._places)
+            .remote(
+                self._spec,
+                self._attempt,
+                number,
+                placement.cpus,
+                placement.gpus,
+                self._places,
+                log_fields(),
+            )
         )

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from service.domain.spec import JobSpec
 from service.domain.tenant import EVERY_PLACE, Places
 from service.errors import EigenpressError
 from service.inputs.opening import HeldFiles
+from service.log_lines import configure_logging
 from service.settings import Settings
 from workers.actors.failures import named
 from workers.compression.errors import is_panic
@@ -75,12 +77,21 @@ class Worker:
         threads: int,
         gpus: int,
         places: Places = EVERY_PLACE,
+        log_fields: Mapping[str, Any] | None = None,
     ) -> None:
+        """`log_fields` are those of the driver; with them the process writes its own log."""
         if not gpus:
             _hide_gpus()
         from workers.actors.assembler import Assembler
         from workers.actors.worker import Worker
 
+        if log_fields is not None:
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()  # nobody watches
+            fields = {**log_fields, "actor": f"worker-{number}"}
+            configure_logging(Settings().log_format, **fields)
+            log.info("Started on %s", socket.gethostname())
         self.held = HeldFiles(Settings().scratch_dir / attempt)
         self.worker = Worker(spec, attempt, number, threads, self.held, places)
         self.assembler = Assembler(spec, attempt, self.worker)

@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -26,9 +26,11 @@ from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH
 from service.credentials import open_credentials
 from service.domain.job import Job
 from service.errors import AttemptStale, ClusterUnavailable, DatabaseUnavailable, SchemaMismatch
+from service.log_lines import bound, configure_logging
 from service.retrying import retry
 from service.settings import Settings
 from service.store.store import Store
+from service.tracing import span, start_tracing
 from workers.actors.failures import named
 from workers.attempt.heartbeat import Heartbeat
 from workers.attempt.pipeline import run_attempt, worker_pids
@@ -57,20 +59,28 @@ def main(job_id: str, attempt: int) -> int:
         if job.attempt != attempt:
             raise AttemptStale
         end_stale = partial(_end, EXIT_STALE, scratch)
-        with Heartbeat(store, job_id, attempt, settings.lease_seconds, end_stale):
-            return _run(job, store, settings, scratch)
+        origin = _retry(settings, lambda: store.records.origin(job_id))
+        with (
+            bound(request_id=origin.get("request_id")),
+            Heartbeat(store, job_id, attempt, settings.lease_seconds, end_stale),
+        ):
+            return _run(job, store, settings, scratch, origin)
     except SchemaMismatch as error:
-        log.error("%s, attempt %d: %s", job_id, attempt, error)
+        log.error("%s", error)
         return EXIT_SCHEMA_MISMATCH
     except AttemptStale as error:
-        log.warning("%s, attempt %d: %s", job_id, attempt, error)
+        log.warning("%s", error)
         return EXIT_STALE
     finally:
         store.close()
 
 
-def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
+def _run(
+    job: Job, store: Store, settings: Settings, scratch: Path, origin: Mapping[str, str]
+) -> int:
+    about = {"eigenpress.job": job.id, "eigenpress.attempt": job.attempt}
     progress = Progress(store, job.id, job.attempt, patience_seconds=settings.retry_timeout_seconds)
+    log.info("The attempt begins")
     try:
         _join_cluster(scratch.name)
         _stop_on_sigterm(scratch)
@@ -78,12 +88,13 @@ def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
         places = _retry(settings, users.places)
         credentials = _retry(settings, lambda: open_credentials(users, settings))
         needed = credentials.needed_by(job.spec, settings.hub_endpoint)
-        report = run_attempt(job, progress, settings, places, needed)
+        with span("attempt", origin, about):
+            report = run_attempt(job, progress, settings, places, needed)
         _retry(settings, lambda: store.attempts.succeed(job.id, job.attempt, report))
     except AttemptStale:
         raise
     except Exception as error:
-        log.exception("%s, attempt %d failed", job.id, job.attempt)
+        log.exception("The attempt failed")
         failure = named(error, worker_pids(progress)).failure()
         _retry(
             settings,
@@ -93,6 +104,7 @@ def _run(job: Job, store: Store, settings: Settings, scratch: Path) -> int:
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+    log.info("The attempt succeeded")
     return 0
 
 
@@ -128,6 +140,7 @@ def _stop_on_sigterm(scratch: Path) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    job_id, number = sys.argv[1], int(sys.argv[2])
+    configure_logging(Settings().log_format, job=job_id, attempt=number, actor="driver")
+    start_tracing("eigenpress-driver")
+    sys.exit(main(job_id, number))

@@ -23,6 +23,7 @@ from service.estimates.history import measured_jobs
 from service.estimates.speeds import Measured
 from service.retrying import retry
 from service.store.store import Store
+from service.tracing import span
 
 MIN_SECONDS_BETWEEN_WRITES = 0.5
 
@@ -54,10 +55,13 @@ class Progress:
         """One step; it counts as finished only when the block ends without an error."""
         meter = StepMeter(self, step, unit)
         start = time.perf_counter()
+        log.info("Step %s begins", step)
         meter.expect(1)
-        yield meter
+        with span(f"step.{step}"):
+            yield meter
         self.seconds[step.value] = round(time.perf_counter() - start, 3)
         meter.finish()
+        log.info("Step %s ended after %.1f seconds", step, self.seconds[step.value])
 
     def note(
         self, type_: str, message: str, data: Mapping[str, object], *, is_warning: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Query
@@ -10,6 +10,7 @@ from fastapi import Depends, Query
 from api.routes.logs import MAX_ATTEMPT, MAX_OFFSET
 from service.domain.job import Job
 from service.errors import EigenpressError
+from service.log_lines import readable
 from service.logs.attempt_logs import DRIVER, AttemptLogs, LogPage
 
 LOG_BYTES = 2**15
@@ -49,7 +50,8 @@ def log_values(job: Job, wanted: WantedLog, logs: AttemptLogs) -> dict[str, Any]
         log = _read(job, attempt, wanted, logs)
     except EigenpressError as error:  # the rest of the page has nothing to do with it
         return values | {"log": None, "problem": error, "sources": [wanted.source]}
-    return values | {"log": log, "problem": None, "sources": log.sources or (wanted.source,)}
+    shown = replace(log, text=readable(log.text))
+    return values | {"log": shown, "problem": None, "sources": log.sources or (wanted.source,)}
 
 
 def _read(job: Job, attempt: int, wanted: WantedLog, logs: AttemptLogs) -> LogPage:

@@ -131,7 +131,9 @@ def test_jobs_wait_for_ray_and_then_end_as_their_drivers_do(
 
         dispatcher.send_signal(signal.SIGTERM)
         assert dispatcher.wait(30) == 0
-    assert log.read_text().count("WARNING __main__ The Ray cluster") <= 2  # once per outage
+    assert (
+        log.read_text().count("WARNING service.dispatch.dispatcher The Ray cluster") <= 2
+    )  # once per outage
 
 
 def started(store: Store, job: Job, folder: Path) -> int:
@@ -207,4 +209,6 @@ def test_a_database_that_cannot_be_opened_is_said_without_a_traceback(
     log = tmp_path / "dispatcher.log"
     with dispatching(env, log) as dispatcher:
         assert dispatcher.wait(30) == 1
-    assert log.read_text().startswith("The dispatcher cannot start: The jobs database")
+    (line,) = log.read_text().splitlines()
+    assert "CRITICAL" in line
+    assert "The dispatcher cannot start: The jobs database" in line

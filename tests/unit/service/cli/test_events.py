@@ -64,6 +64,19 @@ class TestLogs:
         assert eigenpress.out == "one\n\\x1b[2Jtwo\n"
         assert "100 bytes before this were not kept" in eigenpress.err
 
+    def test_lines_of_json_are_printed_as_text(self, eigenpress: Eigenpress, api: Api) -> None:
+        line = {
+            "timestamp": "2026-11-28T09:30:00+00:00",
+            "level": "INFO",
+            "logger": "eigenpress.driver",
+            "message": "one\n\x1b[2J",
+        }
+        page = LOG | {"text": json.dumps(line) + "\n"}
+        api.answers[f"GET /v1/jobs/{JOB_ID}/logs"] = (200, page)
+        assert eigenpress("logs", JOB_ID) == 0
+        text = r"2026-11-28 09:30:00.000+00:00 INFO eigenpress.driver one\n\x1b[2J"
+        assert eigenpress.out == f"{text}\n"
+
     def test_say_what_is_missing(self, eigenpress: Eigenpress, api: Api) -> None:
         lost = LOG | {"text": "", "start": 0, "missing": "Its machine is gone."}
         api.answers[f"GET /v1/jobs/{JOB_ID}/logs"] = (200, lost)

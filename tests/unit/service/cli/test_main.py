@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from service.cli import server
+from service.log_lines import UVICORN_LOG
 from tests.fixtures.command_line import JOB, JOB_ID, Api, Eigenpress
 
 COMMANDS = [
@@ -343,7 +344,8 @@ def test_a_settings_file_that_is_not_there_is_named(
     ("arguments", "module"),
     [
         (["api", "--port", "1"], ["uvicorn", "--factory", "api.app:create_app", "--host",
-                                  "127.0.0.1", "--port", "1"]),
+                                  "127.0.0.1", "--port", "1", "--log-config",
+                                  str(UVICORN_LOG)]),
         (["dispatcher"], ["service.dispatch.dispatcher"]),
         (["expand", ".", "out"], ["workers.artifact.expand", ".", "out"]),
         (["expand", ".", "a.gguf", "--gguf"], ["workers.artifact.gguf_file", ".", "a.gguf"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydantic import SecretStr
 
@@ -87,3 +89,12 @@ def test_credentials_of_tenants_are_masked_as_soon_as_there_are_any(job_store: S
         Mask.of(SETTINGS, {}, store=job_store)(text)
     job_store.credentials.delete("team-a", "hub")
     assert Mask.of(SETTINGS, {}, store=job_store)(b"text") == b"text"
+
+
+def test_a_secret_is_masked_in_a_line_of_json() -> None:
+    secret = 'can"ary\\größer'
+    line = json.dumps({"message": f"the key is {secret}, and so on"}).encode()
+    masked = Mask([secret])(line)
+    asterisks = "*" * len(json.dumps(secret).strip('"'))
+    assert len(masked) == len(line)
+    assert json.loads(masked) == {"message": f"the key is {asterisks}, and so on"}

@@ -24,10 +24,13 @@ from service.errors import (
     JobNotFound,
     ModelInvalid,
 )
+from service.log_lines import bound, log_fields
 from service.settings import Settings
 from service.store.records import Records
 from service.store.store import Store
+from service.tracing import span
 from tests.fixtures.jobs import rewrite_spec
+from tests.fixtures.spans import Spans, id_of, parent_of
 from workers.attempt import driver
 from workers.attempt.driver import EXIT_FAILED, EXIT_STALE, main
 
@@ -224,3 +227,32 @@ def test_a_specification_of_a_newer_version_fails_the_job_by_name(
     assert ended.failure is not None
     assert ended.failure.code == "specification_unknown"
     assert ended.failure.param == "evaluation.not_yet"
+
+
+def test_an_attempt_continues_the_trace_of_the_request_that_queued_its_job(
+    attempt: tuple[Store, Job],
+    monkeypatch: pytest.MonkeyPatch,
+    spans: Spans,
+) -> None:
+    store, job = attempt
+    users = store.users(DEFAULT_TENANT)
+    run_as(monkeypatch, raising(ModelInvalid("no model")))
+    assert main(job.id, 1) == EXIT_FAILED
+    assert store.records.get(job.id).state is JobState.FAILED
+    with bound(request_id="r-1"), span("request"):
+        users.retry(job.id)
+    store.claims.claim()
+    logged = []
+
+    def run(_job: Job) -> Any:
+        logged.append(log_fields())
+        raise ModelInvalid("swordfish")
+
+    run_as(monkeypatch, run)
+    assert main(job.id, 2) == EXIT_FAILED
+    *_, request, traced = spans()
+    assert logged == [{"request_id": "r-1"}]
+    assert (traced.name, parent_of(traced)) == ("attempt", id_of(request))
+    assert traced.attributes == {"eigenpress.job": job.id, "eigenpress.attempt": 2}
+    assert traced.status.description == "ModelInvalid"
+    assert "swordfish" not in traced.to_json()

@@ -13,6 +13,8 @@ from service.domain.spec import JobSpec
 from service.domain.states import Step
 from service.errors import AttemptStale
 from service.store.store import Store
+from service.tracing import span
+from tests.fixtures.spans import Spans, id_of, parent_of
 from workers.attempt import progress as progress_module
 from workers.attempt.progress import MIN_SECONDS_BETWEEN_WRITES, Progress
 
@@ -134,3 +136,10 @@ def test_a_stale_attempt_fails_at_its_next_write(
     ):
         with pytest.raises(AttemptStale):
             write()
+
+
+def test_a_step_is_a_span_of_its_attempt(progress: Progress, spans: Spans) -> None:
+    with span("attempt"), progress.step(Step.RESOLVE, "workers"):
+        pass
+    step, attempt = spans()
+    assert (step.name, parent_of(step)) == ("step.resolve", id_of(attempt))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Generator
 
@@ -53,6 +54,33 @@ def test_newer_lines_follow_and_say_when_there_are_none(
     (newer,) = re.findall(r'href="([^"]+)"[^>]*>Newer lines', html)
     assert lines(client.get(newer.replace("&amp;", "&")).text)[0] == LINES[len(lines(html))]
     assert "There is nothing more." in client.get(f"/jobs/{second_attempt}/logs?after=900").text
+
+
+@pytest.mark.usefixtures("printing")
+def test_lines_of_json_are_shown_as_text(
+    client: TestClient,
+    second_attempt: str,
+    cluster: OfflineCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = {
+        "timestamp": "2026-11-28T09:30:00+00:00",
+        "level": "INFO",
+        "logger": "eigenpress.driver",
+    }
+
+    def read() -> Generator[bytes, None, None]:
+        yield b"".join(
+            json.dumps({**line, "message": f"<{number}>"}).encode() + b"\n" for number in range(9)
+        )
+
+    monkeypatch.setattr(cluster, "logs", lambda *_: {"driver": read})
+    monkeypatch.setattr(logs_module, "LOG_BYTES", 300)
+    html = client.get(f"/jobs/{second_attempt}/logs").text
+    shown = [f"2026-11-28 09:30:00.000+00:00 INFO eigenpress.driver &lt;{n}&gt;\n" for n in (7, 8)]
+    assert "".join(shown) in html
+    assert "timestamp" not in html
+    assert client.get(f"/v1/jobs/{second_attempt}/logs").json()["text"].startswith('{"timestamp"')
 
 
 @pytest.mark.usefixtures("printing")
