@@ -1,0 +1,179 @@
+"""Training of low-rank layers after the cut, by the gradients of some loss of the whole model.
+
+Each layer's factors are trained with Adam (Kingma and Ba, arXiv 1412.6980) in coordinates in which
+the layer's input and its code have unit variance. With E[x xᵀ] + ε = V Λ Vᵀ, `down` is stepped as
+`down` V Λ^½; and each of its rows is divided by the deviation of what it computes, by which the
+column of `up` is multiplied. So one step size fits every layer, in proportion to what it has lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workers.compression.eigen import eigh
+from workers.compression.solve import Factors
+
+STEP_SIZE = 0.004
+"""Of a layer that has lost all its spectrum, relative to the size of what is trained."""
+
+BETAS = 0.9, 0.95
+EPSILON = 1e-14
+"""As in Adam. Gradients are means over tokens, so they are small."""
+
+WARM_UP = 0.1
+LAST_RATE = 0.05
+"""The share of the steps in which the rate grows, and the rate at the end of its cosine."""
+
+DAMPING = 0.01
+"""Relative to the mean of the input's second moments."""
+
+
+def rate(step: int, steps: int) -> float:
+    """The factor of the step size at a step, which is one of 0 to `steps` − 1."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(1, steps - warm)
+    return LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Coordinates w of a layer's input, x = V Λ^½ w, in which it has unit variance."""
+
+    vectors: Tensor  # (in, in): V
+    deviations: Tensor  # (in,): Λ^½, positive
+
+    @classmethod
+    def of(cls, name: str, moment: Tensor, dtype: torch.dtype = torch.float64) -> Whitening:
+        """Of the input's second moment, (in, in); see `eigh` for `dtype` and the errors."""
+        values, vectors = eigh(name, moment, dtype)
+        damping = DAMPING * values.clamp_min(0).mean()
+        deviations = (values.clamp_min(0) + damping).sqrt()
+        return cls(vectors.float(), deviations.clamp_min(torch.finfo(torch.float32).tiny).float())
+
+    def deviation(self, down: Tensor) -> Tensor:
+        """The root of the mean square of each row's product with the input, (r,)."""
+        return (down @ self.vectors * self.deviations).norm(dim=1)
+
+    def of_gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient with respect to `down` V Λ^½, given that with respect to `down`."""
+        return gradient @ self.vectors / self.deviations
+
+    def to_change(self, change: Tensor) -> Tensor:
+        """The change of `down` that is this change of `down` V Λ^½."""
+        return (change / self.deviations) @ self.vectors.T
+
+
+class FactoredLinear(nn.Module):
+    """A layer by its factors, whose gradients are wanted."""
+
+    def __init__(self, factors: Factors) -> None:
+        super().__init__()
+        self.down, self.up = nn.Parameter(factors.down), nn.Parameter(factors.up)
+        self.bias = None if factors.bias is None else nn.Parameter(factors.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, up, bias = self.down, self.up, self.bias
+        if not torch.is_autocast_enabled(x.device.type):
+            down, up = down.to(x.dtype), up.to(x.dtype)
+            bias = None if bias is None else bias.to(x.dtype)
+        return functional.linear(functional.linear(x, down), up, bias)
+
+    def gradients(self) -> Factors:
+        """Those of the factors, in their shapes; zero if nothing has reached the layer."""
+
+        def of(parameter: nn.Parameter) -> Tensor:
+            return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+        bias = None if self.bias is None else of(self.bias)
+        return Factors(of(self.down), of(self.up), bias)
+
+
+class Training:
+    """One layer in training: its factors in float32, and Adam's means of their gradients.
+
+    `lost` is the share of the layer's spectrum that its rank has dropped.
+    """
+
+    def __init__(self, factors: Factors, lost: float, whitening: Whitening) -> None:
+        deviation = whitening.deviation(factors.down.float())
+        scale = deviation.clamp_min(1e-6 * deviation.max()).clamp_min(1e-30)
+        self._whitening = whitening
+        self._size = STEP_SIZE * math.sqrt(lost)
+        self._values = {"down": factors.down.float() / scale[:, None], "up": factors.up * scale}
+        if factors.bias is not None:
+            self._values["bias"] = factors.bias.float().clone()
+        self._sizes = {name: _root_mean_square(value) for name, value in self._values.items()}
+        self._sizes["down"] = 1 / math.sqrt(factors.down.shape[1])  # its rows have length 1 there
+        self._kept = self._copied()
+        self._forget()
+
+    @property
+    def factors(self) -> Factors:
+        """As they are now; no later step changes them."""
+        values = self._values
+        return Factors(values["down"], values["up"], values.get("bias"))
+
+    def step(self, gradients: Sequence[Factors], tokens: int, rate: float) -> None:
+        """Take a step against the sum of some gradients, which are sums over tokens."""
+        self._steps += 1
+        corrections = [1 - beta**self._steps for beta in BETAS]
+        for name, value in self._values.items():
+            parts = [getattr(each, name).to(value) for each in gradients]
+            gradient = sum(parts[1:], start=parts[0]) / tokens
+            if name == "down":
+                gradient = self._whitening.of_gradient(gradient)
+            mean = self._means[name].lerp_(gradient, 1 - BETAS[0])
+            square = self._squares[name].lerp_(gradient.square(), 1 - BETAS[1])
+            change = (mean / corrections[0]) / ((square / corrections[1]).sqrt() + EPSILON)
+            if name == "down":
+                change = self._whitening.to_change(change)
+            self._values[name] = value - self._size * self._sizes[name] * rate * change
+
+    def keep(self) -> None:
+        """Keep the factors as they are now."""
+        self._kept = self._copied()
+
+    def go_back(self) -> None:
+        """Take the factors that were kept last, and forget the gradients."""
+        self._values = dict(self._kept)
+        self._forget()
+
+    def state(self) -> dict[str, Tensor]:
+        """What `resume` needs, if the factors are those that were kept."""
+        parts = {"value": self._values, "mean": self._means, "square": self._squares}
+        state = {
+            f"{part}.{name}": tensor for part, all_ in parts.items() for name, tensor in all_.items()
+        }
+        return state | {"steps": torch.tensor([self._steps])}
+
+    def resume(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state of a training of the same layer. Raises KeyError."""
+        for part, tensors in (
+            ("value", self._values),
+            ("mean", self._means),
+            ("square", self._squares),
+        ):
+            for name in tensors:
+                tensors[name] = state[f"{part}.{name}"].to(tensors[name]).clone()
+        self._steps = int(state["steps"])
+        self._kept = self._copied()
+
+    def _copied(self) -> dict[str, Tensor]:
+        return dict(self._values)  # a step makes new tensors
+
+    def _forget(self) -> None:
+        self._steps = 0
+        self._means = {name: torch.zeros_like(value) for name, value in self._values.items()}
+        self._squares = {name: torch.zeros_like(value) for name, value in self._values.items()}
+
+
+def _root_mean_square(tensor: Tensor) -> float:
+    return float(tensor.square().mean().sqrt())
