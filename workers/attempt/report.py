@@ -19,6 +19,7 @@ from service.report.loading import Loading, is_low_rank
 from service.report.metadata import card_metadata
 from workers.actors.replies import ModelSummary
 from workers.artifact.size import CheckpointSize
+from workers.attempt.course import RecoveredTarget
 from workers.attempt.probes import Probe
 from workers.attempt.text_usage import text_warnings
 from workers.compression.candidates import (
@@ -26,6 +27,7 @@ from workers.compression.candidates import (
     Forms,
     LayerCandidates,
     Width,
+    rank_of,
     total_bytes,
     total_cost,
     total_error,
@@ -76,6 +78,7 @@ class TargetResult:
     size: CheckpointSize
     proof: Proof
     evaluation: Evaluation | None
+    recovery: RecoveredTarget | None = None
 
 
 def job_report(
@@ -320,9 +323,22 @@ def _target(
         },
         "dropped_energy_fraction": _ratio(error, energy),
         "predicted_loss_increase": error / 2 if method == "impact-kron" else None,
+        "recovery": result.recovery and _recovery(result.recovery),
         "proof": asdict(result.proof),
         **measured,
         "layers": [_layer(shapes[layer.name], layer, result.forms) for layer in options],
+    }
+
+
+def _recovery(recovered: RecoveredTarget) -> dict[str, Any]:
+    """What the training of a target came to; divergences are per token aside, in nats."""
+    step, divergence = recovered.course.best
+    return {
+        **recovered.course.as_data(),
+        "kept_step": step,
+        "divergence_before": _finite(recovered.course.checks[0][1]),
+        "divergence_after": _finite(divergence),
+        "seconds": recovered.seconds,
     }
 
 
@@ -412,7 +428,7 @@ def _layer(shape: LinearLayer, options: LayerCandidates, forms: Forms) -> dict[s
         "name": options.name,
         "out_features": shape.out_features,
         "in_features": shape.in_features,
-        "rank": form if isinstance(form, int) else None,
+        "rank": rank_of(form),
         "bits": form.bits if isinstance(form, Width) else None,
         "parameters": options.cost(form),
         "bytes": options.nbytes(form),

@@ -58,9 +58,13 @@ class Whitening:
         deviations = (values.clamp_min(0) + damping).sqrt()
         return cls(vectors.float(), deviations.clamp_min(torch.finfo(torch.float32).tiny).float())
 
+    def to(self, device: torch.device) -> Whitening:
+        return Whitening(self.vectors.to(device), self.deviations.to(device))
+
     def deviation(self, down: Tensor) -> Tensor:
         """The root of the mean square of each row's product with the input, (r,)."""
-        return (down @ self.vectors * self.deviations).norm(dim=1)
+        lengths: Tensor = (down @ self.vectors * self.deviations).square().sum(1).sqrt()
+        return lengths
 
     def of_gradient(self, gradient: Tensor) -> Tensor:
         """The gradient with respect to `down` V Λ^½, given that with respect to `down`."""
@@ -74,13 +78,18 @@ class Whitening:
 class FactoredLinear(nn.Module):
     """A layer by its factors, whose gradients are wanted."""
 
+    bias: nn.Parameter | None
+
     def __init__(self, factors: Factors) -> None:
         super().__init__()
         self.down, self.up = nn.Parameter(factors.down), nn.Parameter(factors.up)
-        self.bias = None if factors.bias is None else nn.Parameter(factors.bias)
+        bias = None if factors.bias is None else nn.Parameter(factors.bias)
+        self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        down, up, bias = self.down, self.up, self.bias
+        down: Tensor = self.down
+        up: Tensor = self.up
+        bias: Tensor | None = self.bias
         if not torch.is_autocast_enabled(x.device.type):
             down, up = down.to(x.dtype), up.to(x.dtype)
             bias = None if bias is None else bias.to(x.dtype)
@@ -99,12 +108,17 @@ class FactoredLinear(nn.Module):
 class Training:
     """One layer in training: its factors in float32, and Adam's means of their gradients.
 
-    `lost` is the share of the layer's spectrum that its rank has dropped.
+    They are in the host's memory; steps are computed on `device`. `lost` is the share of the
+    layer's spectrum that its rank has dropped.
     """
 
-    def __init__(self, factors: Factors, lost: float, whitening: Whitening) -> None:
+    def __init__(
+        self, factors: Factors, lost: float, whitening: Whitening, device: torch.device
+    ) -> None:
+        factors = factors.to(torch.device("cpu"))
         deviation = whitening.deviation(factors.down.float())
         scale = deviation.clamp_min(1e-6 * deviation.max()).clamp_min(1e-30)
+        self._device = device
         self._whitening = whitening
         self._size = STEP_SIZE * math.sqrt(lost)
         self._values = {"down": factors.down.float() / scale[:, None], "up": factors.up * scale}
@@ -112,8 +126,10 @@ class Training:
             self._values["bias"] = factors.bias.float().clone()
         self._sizes = {name: _root_mean_square(value) for name, value in self._values.items()}
         self._sizes["down"] = 1 / math.sqrt(factors.down.shape[1])  # its rows have length 1 there
-        self._kept = self._copied()
-        self._forget()
+        self._kept = dict(self._values)  # a step makes new tensors
+        self._steps = 0
+        self._means = {name: torch.zeros_like(value) for name, value in self._values.items()}
+        self._squares = {name: torch.zeros_like(value) for name, value in self._values.items()}
 
     @property
     def factors(self) -> Factors:
@@ -125,54 +141,51 @@ class Training:
         """Take a step against the sum of some gradients, which are sums over tokens."""
         self._steps += 1
         corrections = [1 - beta**self._steps for beta in BETAS]
+        whitening, host = self._whitening.to(self._device), torch.device("cpu")
         for name, value in self._values.items():
-            parts = [getattr(each, name).to(value) for each in gradients]
+            parts = [getattr(each, name).to(self._device) for each in gradients]
             gradient = sum(parts[1:], start=parts[0]) / tokens
             if name == "down":
-                gradient = self._whitening.of_gradient(gradient)
-            mean = self._means[name].lerp_(gradient, 1 - BETAS[0])
-            square = self._squares[name].lerp_(gradient.square(), 1 - BETAS[1])
+                gradient = whitening.of_gradient(gradient)
+            mean = torch.lerp(self._means[name].to(self._device), gradient, 1 - BETAS[0])
+            square = self._squares[name].to(self._device)
+            square = torch.lerp(square, gradient.square(), 1 - BETAS[1])
             change = (mean / corrections[0]) / ((square / corrections[1]).sqrt() + EPSILON)
             if name == "down":
-                change = self._whitening.to_change(change)
-            self._values[name] = value - self._size * self._sizes[name] * rate * change
+                change = whitening.to_change(change)
+            self._means[name], self._squares[name] = mean.to(host), square.to(host)
+            scale = self._size * self._sizes[name] * rate
+            self._values[name] = value - scale * change.to(host)
 
     def keep(self) -> None:
         """Keep the factors as they are now."""
-        self._kept = self._copied()
+        self._kept = dict(self._values)
 
     def go_back(self) -> None:
         """Take the factors that were kept last, and forget the gradients."""
         self._values = dict(self._kept)
-        self._forget()
+        self._steps = 0
+        for tensors in (self._means, self._squares):
+            for name, tensor in tensors.items():
+                tensors[name] = torch.zeros_like(tensor)
 
     def state(self) -> dict[str, Tensor]:
         """What `resume` needs, if the factors are those that were kept."""
-        parts = {"value": self._values, "mean": self._means, "square": self._squares}
-        state = {
-            f"{part}.{name}": tensor for part, all_ in parts.items() for name, tensor in all_.items()
-        }
-        return state | {"steps": torch.tensor([self._steps])}
+        state = {"steps": torch.tensor([self._steps])}
+        for part, tensors in self._parts().items():
+            state |= {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+        return state
 
     def resume(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state of a training of the same layer. Raises KeyError."""
-        for part, tensors in (
-            ("value", self._values),
-            ("mean", self._means),
-            ("square", self._squares),
-        ):
+        for part, tensors in self._parts().items():
             for name in tensors:
                 tensors[name] = state[f"{part}.{name}"].to(tensors[name]).clone()
         self._steps = int(state["steps"])
-        self._kept = self._copied()
+        self._kept = dict(self._values)
 
-    def _copied(self) -> dict[str, Tensor]:
-        return dict(self._values)  # a step makes new tensors
-
-    def _forget(self) -> None:
-        self._steps = 0
-        self._means = {name: torch.zeros_like(value) for name, value in self._values.items()}
-        self._squares = {name: torch.zeros_like(value) for name, value in self._values.items()}
+    def _parts(self) -> dict[str, dict[str, Tensor]]:
+        return {"value": self._values, "mean": self._means, "square": self._squares}
 
 
 def _root_mean_square(tensor: Tensor) -> float:

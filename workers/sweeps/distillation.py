@@ -108,13 +108,17 @@ class Distillation:
         self._state = hidden.grad
         return {name: module.gradients() for name, module in factored.items()}
 
+    def clear(self) -> None:
+        """Forget all hidden states, the teacher's included."""
+        self._boundaries.clear()
+
     @contextmanager
     def _block(
         self, number: int, following: int | None, student: Student
     ) -> Iterator[tuple[nn.Module, dict[str, FactoredLinear]]]:
         """The block with its weights and the student's layers, which are also given by name."""
         model, device = self._passage.model, self._passage.device
-        factored = {name: FactoredLinear(_to(each, device)) for name, each in student.items()}
+        factored = {name: FactoredLinear(each.to(device)) for name, each in student.items()}
         with self._weights.hold(number, following) as block:
             dense = {name: model.get_submodule(name) for name in student}
             for name, module in factored.items():
@@ -133,8 +137,3 @@ class Distillation:
         return torch.autocast(
             self._passage.device.type, torch.bfloat16, enabled=self._mixed_precision
         )
-
-
-def _to(factors: Factors, device: torch.device) -> Factors:
-    bias = None if factors.bias is None else factors.bias.to(device)
-    return Factors(factors.down.to(device), factors.up.to(device), bias)

@@ -54,7 +54,9 @@ def differentiated(model: Any, student: dict[str, Factors]) -> tuple[float, dict
     found = whole(TOKENS).logits.log_softmax(-1)
     divergence = (wanted.exp() * (wanted - found)).sum()
     divergence.backward()
-    return float(divergence.detach()), {name: module.gradients() for name, module in modules.items()}
+    return float(divergence.detach()), {
+        name: module.gradients() for name, module in modules.items()
+    }
 
 
 def taught(passage: Passage) -> Tensor:
