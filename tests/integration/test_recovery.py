@@ -126,7 +126,7 @@ def test_steps_that_are_ten_times_too_large_do_not_make_an_artifact_worse(
 def test_a_recovery_that_gains_nothing_says_so_and_changes_nothing(
     local_installation: LocalInstallation,
 ) -> None:
-    job = run(local_installation, epochs=1, step_size=100.0)
+    job = run(local_installation, epochs=1, batch_size=16, step_size=100.0)
     (said, _) = local_installation.events(job, GAINED_NOTHING)
     assert said["target"] == "keep-0.7"
     assert target(local_installation, job)["recovery"]["kept_step"] == 0

@@ -23,8 +23,9 @@ STEP_SIZE = 0.004
 """Of a layer that has lost all its spectrum, relative to the size of what is trained."""
 
 BETAS = 0.9, 0.95
-EPSILON = 1e-14
-"""As in Adam. Gradients are means over tokens, so they are small."""
+EPSILON = 0.01
+"""As in Adam, but relative to the root mean square of a tensor's steps, because gradients differ by
+orders of magnitude. So numbers whose gradient is but rounding do not move."""
 
 WARM_UP = 0.1
 LAST_RATE = 0.05
@@ -150,7 +151,7 @@ class Training:
             mean = torch.lerp(self._means[name].to(self._device), gradient, 1 - BETAS[0])
             square = self._squares[name].to(self._device)
             square = torch.lerp(square, gradient.square(), 1 - BETAS[1])
-            change = (mean / corrections[0]) / ((square / corrections[1]).sqrt() + EPSILON)
+            change = _adam(mean / corrections[0], square / corrections[1])
             if name == "down":
                 change = whitening.to_change(change)
             self._means[name], self._squares[name] = mean.to(host), square.to(host)
@@ -186,6 +187,12 @@ class Training:
 
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         return {"value": self._values, "mean": self._means, "square": self._squares}
+
+
+def _adam(mean: Tensor, square: Tensor) -> Tensor:
+    """The direction of a step; zero where all gradients are."""
+    least = EPSILON * square.mean().sqrt()
+    return mean / (square.sqrt() + least).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _root_mean_square(tensor: Tensor) -> float:
