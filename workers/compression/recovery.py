@@ -55,9 +55,11 @@ class Whitening:
     def of(cls, name: str, moment: Tensor, dtype: torch.dtype = torch.float64) -> Whitening:
         """Of the input's second moment, (in, in); see `eigh` for `dtype` and the errors."""
         values, vectors = eigh(name, moment, dtype)
-        damping = DAMPING * values.clamp_min(0).mean()
-        deviations = (values.clamp_min(0) + damping).sqrt()
-        return cls(vectors.float(), deviations.clamp_min(torch.finfo(torch.float32).tiny).float())
+        values = values.clamp_min(0)
+        values += DAMPING * values.mean()
+        if not values.any():  # the input is always zero, in any coordinates
+            values = torch.ones_like(values)
+        return cls(vectors.float(), values.sqrt().float())
 
     def to(self, device: torch.device) -> Whitening:
         return Whitening(self.vectors.to(device), self.deviations.to(device))
@@ -122,7 +124,10 @@ class Training:
         self._device = device
         self._whitening = whitening
         self._size = STEP_SIZE * math.sqrt(lost)
-        self._values = {"down": factors.down.float() / scale[:, None], "up": factors.up * scale}
+        self._values = {
+            "down": factors.down.float() / scale[:, None],
+            "up": factors.up.float() * scale,
+        }
         if factors.bias is not None:
             self._values["bias"] = factors.bias.float().clone()
         self._sizes = {name: _root_mean_square(value) for name, value in self._values.items()}
@@ -144,7 +149,7 @@ class Training:
         corrections = [1 - beta**self._steps for beta in BETAS]
         whitening, host = self._whitening.to(self._device), torch.device("cpu")
         for name, value in self._values.items():
-            parts = [getattr(each, name).to(self._device) for each in gradients]
+            parts = [getattr(each, name).to(self._device, torch.float32) for each in gradients]
             gradient = sum(parts[1:], start=parts[0]) / tokens
             if name == "down":
                 gradient = whitening.of_gradient(gradient)
