@@ -27,6 +27,7 @@ from workers.compression.candidates import (
     Forms,
     LayerCandidates,
     Width,
+    as_cut,
     rank_of,
     total_bytes,
     total_cost,
@@ -141,7 +142,8 @@ def job_report(
             "prompts": list(spec.evaluation.prompts),
         },
         "targets": [
-            _target(result, model, options, spec.method, dense, documents) for result in results
+            _target(result, model, options, spec.method, dense, documents, probes)
+            for result in results
         ],
         "curve": _curve(model, options, dense, results, probes),
         "spectra": _spectra(options),
@@ -297,6 +299,7 @@ def _target(
     method: str,
     dense: Evaluation | None,
     documents: Mapping[str, int],
+    probes: Sequence[Probe],
 ) -> dict[str, Any]:
     dense_cost = sum(layer.dense_cost for layer in options)
     kept = total_cost(options, result.forms)
@@ -323,21 +326,26 @@ def _target(
         },
         "dropped_energy_fraction": _ratio(error, energy),
         "predicted_loss_increase": error / 2 if method == "impact-kron" else None,
-        "recovery": result.recovery and _recovery(result.recovery),
+        "recovery": result.recovery and _recovery(result, result.recovery, probes),
         "proof": asdict(result.proof),
         **measured,
         "layers": [_layer(shapes[layer.name], layer, result.forms) for layer in options],
     }
 
 
-def _recovery(recovered: RecoveredTarget) -> dict[str, Any]:
+def _recovery(
+    result: TargetResult, recovered: RecoveredTarget, probes: Sequence[Probe]
+) -> dict[str, Any]:
     """What the training of a target came to; divergences are per token aside, in nats."""
     step, divergence = recovered.course.best
+    cut = as_cut(result.forms)
+    before = next((probe.losses for probe in probes if probe.forms == cut), {})
     return {
         **recovered.course.as_data(),
         "kept_step": step,
         "divergence_before": _finite(recovered.course.checks[0][1]),
         "divergence_after": _finite(divergence),
+        "perplexity_before": {name: _finite(loss.perplexity) for name, loss in before.items()},
         "seconds": recovered.seconds,
     }
 

@@ -70,6 +70,13 @@ def rank_of(form: Form) -> int | None:
     return form if isinstance(form, int) else None
 
 
+def as_cut(forms: Forms) -> Forms:
+    """The forms before any layer was trained."""
+    return {
+        name: form.rank if isinstance(form, Recovered) else form for name, form in forms.items()
+    }
+
+
 class Storage(Enum):
     """The form in which a layer of rank r is stored; it determines the cost of a rank."""
 
