@@ -268,7 +268,9 @@ def _settings(report: Part) -> Iterator[tuple[str, str]]:
             yield name.replace("_", " "), str(report[name])
     recovery = at(report, "job", "specification", "recovery")
     if recovery is not None:
-        taken = next((each for t in report.get("targets") or () if (each := t.get("recovery"))), None)
+        taken = next(
+            (each for t in report.get("targets") or () if (each := t.get("recovery"))), None
+        )
         yield "recovery", "" if taken is None else f"{taken['steps']} steps for each target"
     if calibration.get("tokens"):
         yield (

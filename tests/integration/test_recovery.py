@@ -51,7 +51,7 @@ def run(installation: LocalInstallation, *, workers: int = 2, **recovery: Any) -
 def target(installation: LocalInstallation, job: Job, name: str = KEEP) -> dict[str, Any]:
     report = installation.store.records.report(job.id)
     assert report is not None
-    (found,) = [each for each in report["targets"] if each["name"] == name]
+    found: dict[str, Any] = next(each for each in report["targets"] if each["name"] == name)
     return found
 
 

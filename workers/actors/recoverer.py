@@ -15,7 +15,7 @@ import torch
 from service.settings import Settings
 from workers.actors.replies import TrainingStep
 from workers.actors.room import boundary_store
-from workers.actors.worker import Worker
+from workers.actors.worker import Worker, cut
 from workers.compression.eigen import solving_dtype
 from workers.compression.recovery import Training, Whitening, rate
 from workers.compression.solve import Factors
@@ -60,7 +60,7 @@ class Recoverer:
         boundaries, _ = boundary_store(stored.device, self._settings, self._scratch)
         tokens = [torch.tensor(batch) for batch in batches]
         mixed = self._worker.mixed_precision
-        observed = tuple(self._worker.group(name) for name in groups)
+        observed = tuple(self._worker.groups[name] for name in groups)
         self._teaching = CalibrationSweep(
             stored.passage,
             stored,
@@ -98,15 +98,16 @@ class Recoverer:
             found = Whitening.of(group, moment, solving_dtype(device))
             self._whitenings[group] = found.to(torch.device("cpu"))
 
-    def begin_target(self, ranks: Mapping[str, int]) -> None:
+    def begin_recovery(self, ranks: Mapping[str, int]) -> None:
         """Cut the layers that this worker owns to these ranks, to train them."""
         self._trainings = {}
         for name, rank in ranks.items():
-            spectrum = self._worker.solutions[name].solution.spectrum
+            solution = self._worker.solutions[name].solution
+            spectrum = solution.spectrum
             self._trainings[name] = Training(
-                self._worker.factors(name, rank),
+                cut(self._worker.stored, solution, rank),
                 float(spectrum[rank:].sum() / spectrum.sum()),
-                self._whitenings[self._worker.group_of(name)],
+                self._whitenings[self._worker.group_of[name]],
                 self._worker.stored.device,
             )
 
@@ -162,17 +163,17 @@ class Recoverer:
         for training in self._trainings.values():
             training.go_back()
 
-    def save(self, target: str, noted: Mapping[str, Any]) -> str | None:
+    def save_recovery(self, target: str, noted: Mapping[str, Any]) -> str | None:
         """Write a checkpoint, with what the driver has noted; the reason if that fails."""
         layers = {name: training.state() for name, training in self._trainings.items()}
         return self._worker.kept_recovery.write(target, noted, layers)
 
-    def saved(self, target: str) -> tuple[list[Mapping[str, Any]], list[Refusal]]:
+    def saved_recovery(self, target: str) -> tuple[list[Mapping[str, Any]], list[Refusal]]:
         """What is noted in the checkpoints of this target, and the damaged ones."""
         self._saved, refused = self._worker.kept_recovery.restore(target)
         return [each.noted for each in self._saved], refused
 
-    def resume(self, noted: Mapping[str, Any] | None) -> None:
+    def resume_recovery(self, noted: Mapping[str, Any] | None) -> None:
         """Go on from one of the checkpoints; None: from none of them."""
         for each in self._saved:
             if each.noted == noted:
@@ -181,13 +182,13 @@ class Recoverer:
                 break
         self._saved = []
 
-    def end_target(self, target: str) -> None:
+    def end_recovery(self, target: str) -> None:
         """The layers of a target are those that were kept last."""
         for name, training in self._trainings.items():
             self._worker.recovered.put(target, name, training.factors)
         self._trainings = {}
 
-    def end(self) -> None:
+    def end_teaching(self) -> None:
         """Forget the text and the coordinates of inputs."""
         if self._distillation is not None:
             self._distillation.clear()

@@ -54,7 +54,7 @@ from workers.compression.rounding.embeddings import rounded_rows
 from workers.compression.rounding.grid import RoundedWeight
 from workers.compression.rounding.group import round_group
 from workers.compression.shapes import InputGroup, VocabularyMatrix
-from workers.compression.solve import Factors, solve_group
+from workers.compression.solve import Factors, Solution, solve_group
 from workers.compression.state import SolvedLayer
 from workers.compression.statistics import GroupStatistics, Observation, merged
 from workers.compression.unfuse import router_paths
@@ -129,8 +129,8 @@ class Worker:
         )
         self.carried: list[str] = []  # names of stored tensors that the model does not use
         self.vocabulary: tuple[VocabularyMatrix, ...] = ()  # what a target rounds of it
-        self._groups: dict[str, InputGroup] = {}
-        self._group_of: dict[str, str] = {}
+        self.groups: dict[str, InputGroup] = {}
+        self.group_of: dict[str, str] = {}
         memory = worker_memory_bytes(self._device, self._settings)
         self.solutions = Solutions(memory, self._scratch / "solved")
         self.recovered = RecoveredLayers(self._scratch / "recovered")
@@ -194,8 +194,8 @@ class Worker:
         groups = traced_groups(self.source)
         layers = [layer for group in groups for layer in group.layers]
         self.vocabulary = check_roundable(self.source, self._spec, layers)
-        self._groups = {group.name: group for group in groups}
-        self._group_of = {la.name: group.name for group in groups for la in group.layers}
+        self.groups = {group.name: group for group in groups}
+        self.group_of = {la.name: group.name for group in groups for la in group.layers}
         self._stored = stored = StoredModel(self.source, self._device)
         parameters = parameter_count(stored.model)
         self._check_vocabulary_fits(parameters)
@@ -290,7 +290,7 @@ class Worker:
             self._settings.checkpoint_blocks,
             self._settings.checkpoint_share_of_time,
         )
-        self._kept_solutions = SolvedCheckpoints(checkpoints, self._groups.values())
+        self._kept_solutions = SolvedCheckpoints(checkpoints, self.groups.values())
         self._kept_recovery = RecoveryCheckpoints(checkpoints, self.number)
         options: dict[str, list[LayerCandidates]] = {}
 
@@ -309,7 +309,7 @@ class Worker:
         """
         self._calibrator = Calibrator(
             self.stored,
-            tuple(self._groups.values()),
+            tuple(self.groups.values()),
             self._method.observations | ({Observation.BOTH_SIDES} if self._widths else set()),
             mixed_precision=self.mixed_precision,
             settings=self._settings,
@@ -348,14 +348,14 @@ class Worker:
         Errors and costs are returned; factors and integers stay here. Raises SolveFailed.
         """
         whole = merged(shard.to(self._device) for shard in shards)
-        layers = self._groups[group].layers
+        layers = self.groups[group].layers
         tensors = self.stored.read([f"{layer.name}.weight" for layer in layers])
         weights = {layer.name: tensors[f"{layer.name}.weight"] for layer in layers}
         solutions = solve_group(
-            self._groups[group], weights, whole, self._method, dtype=solving_dtype(self._device)
+            self.groups[group], weights, whole, self._method, dtype=solving_dtype(self._device)
         )
         rounded = round_group(
-            self._groups[group], weights, whole, self._widths, self._artifact_dtype
+            self.groups[group], weights, whole, self._widths, self._artifact_dtype
         )
         solved = {
             name: SolvedLayer(solution.to_host(), tuple(each.to_host() for each in rounded[name]))
@@ -398,15 +398,8 @@ class Worker:
     def _low_rank(self, layer: str, form: int | Recovered) -> Interpolation:
         if isinstance(form, Recovered):
             return interpolate(self.recovered.get(form.target, layer))
-        return interpolate(self.factors(layer, form))
-
-    def factors(self, layer: str, rank: int) -> Factors:
-        """The best factors of a layer that this worker has solved, at a rank."""
         solution = self.solutions[layer].solution
-        weight, bias = f"{layer}.weight", f"{layer}.bias"
-        names = [weight, bias] if solution.layer.has_bias else [weight]
-        tensors = self.stored.read(names)
-        return solution.truncate(rank, tensors[weight], tensors.get(bias))
+        return interpolate(cut(self.stored, solution, form))
 
     def release(self) -> None:
         """Forget factors and model: every artifact is written. What follows loads models anew."""
@@ -498,19 +491,11 @@ class Worker:
         assert self._stored is not None  # noqa: S101 - between `load` and `release`
         return self._stored
 
-    def group(self, name: str) -> InputGroup:
-        """The layers that share this group's input."""
-        return self._groups[name]
-
-    def group_of(self, layer: str) -> str:
-        """The group of a layer."""
-        return self._group_of[layer]
-
     @cached_property
     def blocks(self) -> tuple[tuple[str, ...], ...]:
         """The names of the compressible layers in each block."""
         blocks: list[list[str]] = [[] for _ in self.stored.passage.blocks]
-        for layer in (layer for group in self._groups.values() for layer in group.layers):
+        for layer in (layer for group in self.groups.values() for layer in group.layers):
             blocks[self.stored.block_of(layer.name)].append(layer.name)
         return tuple(map(tuple, blocks))
 
@@ -530,6 +515,13 @@ class Worker:
     def _calibrating(self) -> Calibrator:
         assert self._calibrator is not None  # noqa: S101 - `begin_calibration` comes first
         return self._calibrator
+
+
+def cut(stored: StoredModel, solution: Solution, rank: int) -> Factors:
+    """The best factors of a layer at a rank."""
+    weight, bias = f"{solution.layer.name}.weight", f"{solution.layer.name}.bias"
+    tensors = stored.read([weight, bias] if solution.layer.has_bias else [weight])
+    return solution.truncate(rank, tensors[weight], tensors.get(bias))
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -32,11 +32,8 @@ from workers.resumption.write_throttle import WriteThrottle
 BLOCKS_IN_FLIGHT = 2
 """For how many blocks the factors are in the object store at once."""
 
-CHECKED, GAINED_NOTHING, SKIPPED = (
-    "recovery.checked",
-    "recovery.gained_nothing",
-    "checkpoint.skipped",
-)
+CHECKED = "recovery.checked"
+GAINED_NOTHING = "recovery.gained_nothing"
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,7 @@ class Recoveries:
 
     def _resumed(self, target: str) -> Course:
         """Where an earlier attempt has come to, as far as all workers have it."""
-        replies = ray.get([worker.recovery_saved.remote(target) for worker in self._workers])
+        replies = ray.get([worker.saved_recovery.remote(target) for worker in self._workers])
         for _, refused in replies:
             for refusal in refused:
                 refuse(self._progress, refusal)
@@ -190,7 +187,7 @@ class Recoveries:
         for number, trouble in enumerate(ray.get(saving)):
             if trouble is not None:
                 self._progress.note(
-                    SKIPPED,
+                    "checkpoint.skipped",
                     f"Worker {number} could not write a checkpoint and went on: {trouble}",
                     {"worker": number, "reason": trouble},
                 )

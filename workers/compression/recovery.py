@@ -23,7 +23,7 @@ STEP_SIZE = 0.004
 """Of a layer that has lost all its spectrum, relative to the size of what is trained."""
 
 BETAS = 0.9, 0.95
-EPSILON = 0.01
+EPSILON = 0.001
 """As in Adam, but relative to the root mean square of a tensor's steps, because gradients differ by
 orders of magnitude. So numbers whose gradient is but rounding do not move."""
 

@@ -25,7 +25,7 @@ def test_every_sequence_is_trained_on_or_kept_aside(
     assert (len(batches.training), len(batches.aside)) == (training, aside)
     assert {len(batch) for batch in batches.training} == {size}
     every = [each for batch in (*batches.training, batches.aside) for each in batch]
-    assert sorted(every) == sequences(count)
+    assert sorted(map(list, every)) == sequences(count)
     assert batches.aside == sequences(count)[-aside:]
 
 
@@ -33,7 +33,9 @@ def test_workers_share_every_batch() -> None:
     batches = Batches.of(sequences(96), 4, seed=0)
     shares = [batches.shares(number, 3) for number in range(3)]
     for number, batch in enumerate((*batches.training, batches.aside)):
-        assert sorted(each for share in shares for each in share[number]) == sorted(batch)
+        assert sorted(list(each) for share in shares for each in share[number]) == sorted(
+            map(list, batch)
+        )
         assert all(share[number] for share in shares)
 
 

@@ -94,8 +94,9 @@ def test_steps_are_those_of_adam_in_white_coordinates(factors: Factors, moment: 
     layer = training(factors, moment)
     given, rates = [gradients(10 * step) for step in range(4)], [0.5, 1.0, 0.7, 0.2]
     for each, factor in zip(given, rates, strict=True):
-        halves = [Factors(each.down / 2, each.up / 2, each.bias / 2) for _ in range(2)]
-        layer.step(halves, 10, factor)
+        assert each.bias is not None
+        half = Factors(each.down / 2, each.up / 2, each.bias / 2)
+        layer.step([half, half], 10, factor)
     expected = stepped(factors, moment, given, rates)
     for name in ("down", "up", "bias"):
         moved = getattr(layer.factors, name).double()
@@ -111,7 +112,7 @@ def test_a_layer_that_has_lost_nothing_and_one_without_gradients_do_not_move(
     assert torch.equal(whole.factors.up, before.up)
     layer = training(factors, moment)
     before = layer.factors
-    zero = Factors(*(torch.zeros_like(each) for each in (before.down, before.up, before.bias)))
+    zero = Factors(torch.zeros(RANK, IN), torch.zeros(OUT, RANK), torch.zeros(OUT))
     layer.step([zero], 10, 1.0)
     assert torch.equal(layer.factors.down, before.down)
 
