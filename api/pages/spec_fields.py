@@ -31,6 +31,7 @@ from service.domain.spec import (
     LocalData,
     LocalPath,
     QualityTarget,
+    Recovery,
     S3Data,
     S3Prefix,
     SizeTarget,
@@ -125,7 +126,11 @@ def fields(rows: Mapping[str, Sequence[int]]) -> Iterator[Field]:
     yield from _of(JobSpec, "")
     yield from _chosen("model", "source", MODELS)
     yield from _chosen("calibration.data", "source", TEXTS)
-    for name, model in (("calibration", Calibration), ("evaluation", Evaluation)):
+    for name, model in (
+        ("calibration", Calibration),
+        ("recovery", Recovery),
+        ("evaluation", Evaluation),
+    ):
         yield from _of(model, f"{name}.")
     yield from _of(Limits, "limits.")
     for number in rows["targets"]:

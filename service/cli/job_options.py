@@ -139,6 +139,15 @@ def job(
             rich_help_panel=SIZE,
         ),
     ] = None,
+    recover: Annotated[
+        int | None,
+        typer.Option(
+            metavar="EPOCHS",
+            help="Train the layers of what --keep makes after the cut, towards the dense model's "
+            "predictions, and so often on each sequence; 3 is usual. Unset: they stay as cut.",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
     dtype: Annotated[
         Dtype | None,
         typer.Option(
@@ -300,6 +309,7 @@ def job(
         max_perplexity_increase=max_perplexity_increase or [],
         method=method,
         allocation=allocation,
+        recovery={"epochs": recover},
         evaluation=[
             _parsed(
                 partial(evaluation_dataset, commit_of=_commit_of("dataset")), each, "--evaluate"

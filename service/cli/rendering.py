@@ -78,7 +78,8 @@ def job_view(job: Answer, now: datetime) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     reached = {step["step"]: step for step in job["steps"]}
     to_come = {each["step"]: each["seconds"] for each in _time_left(job).get("to_come", ())}
-    for name in Step:
+    left_out = set() if job["spec"].get("recovery") else {Step.RECOVER}
+    for name in (step for step in Step if step not in left_out):
         rows.add_row(*_step_row(name, reached.get(name), to_come.get(name), now))
     return Group(_heading(job, now), rows, *map(_warning, _warnings(job)))
 

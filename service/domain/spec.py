@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from service.domain.labels import Labels
+from service.domain.states import Step
 from service.errors import SpecificationUnknown
 from service.printable import shortened
 
@@ -502,6 +503,25 @@ class Limits(Body):
     )
 
 
+class Recovery(Body):
+    """Training of the layers of low rank, after the cut, towards the dense model's predictions.
+
+    It uses the calibration's text and needs no labels. Some of the sequences are kept aside: the
+    factors that predict these best are kept, so that training never makes a model worse on them.
+    """
+
+    epochs: int = Field(
+        default=3, ge=1, le=64, description="How often each sequence is trained on."
+    )
+    batch_size: int = Field(default=4, ge=1, le=4096, description="Sequences per step.")
+    step_size: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=100.0,
+        description="Relative to the usual one. Steps get smaller where they make the model worse.",
+    )
+
+
 class JobSpec(Body):
     """One compression job: a model, its calibration text, a method and its targets."""
 
@@ -511,6 +531,11 @@ class JobSpec(Body):
     method: Method = "impact-kron"
     allocation: AllocationKind = "global"
     evaluation: Evaluation = Evaluation()
+    recovery: Recovery | None = Field(
+        default=None,
+        description="Unset: the layers stay as they are cut. `{}`: as is usual. Targets in bytes "
+        "are not trained.",
+    )
     targets: Annotated[
         tuple[Target, ...], Field(min_length=1, max_length=MAX_TARGETS), _array(MAX_TARGETS)
     ]
@@ -549,6 +574,47 @@ class JobSpec(Body):
     def widths(self) -> tuple[int, ...]:
         """The bits of all integers that any target may use, ascending."""
         return tuple(sorted({bits for target in self.targets for bits in bits_of(target)}))
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of its attempts, in order."""
+        left_out = {
+            Step.RECOVER: self.recovery is None,
+            Step.EVALUATE: not self.evaluation.enabled,
+        }
+        return tuple(step for step in Step if not left_out.get(step, False))
+
+    @field_validator("recovery")
+    @classmethod
+    def _recovery_has_text(cls, recovery: Recovery | None, info: ValidationInfo) -> Recovery | None:
+        calibration: Calibration | None = info.data.get("calibration")  # None if it is invalid
+        if recovery and calibration and calibration.sequences < 2 * recovery.batch_size:
+            raise PydanticCustomError(
+                "invalid_parameter",
+                "needs two batches of {size} sequences, one of them to be kept aside; the "
+                "calibration has {count}: set 'calibration.sequences' to {least} or more, or a "
+                "smaller 'recovery.batch_size'",
+                {
+                    "size": recovery.batch_size,
+                    "count": calibration.sequences,
+                    "least": 2 * recovery.batch_size,
+                },
+            )
+        return recovery
+
+    @field_validator("targets")
+    @classmethod
+    def _some_target_is_recovered(
+        cls, targets: tuple[Target, ...], info: ValidationInfo
+    ) -> tuple[Target, ...]:
+        if info.data.get("recovery") is not None and all(map(bits_of, targets)):
+            raise PydanticCustomError(
+                "invalid_parameter",
+                "have no layers of low rank, which alone are trained: leave 'recovery' out, or add "
+                "a target with 'keep'",
+                {},
+            )
+        return targets
 
     @field_validator("targets")
     @classmethod

@@ -39,12 +39,13 @@ class JobState(StrEnum):
 
 
 class Step(StrEnum):
-    """The steps of an attempt, in order."""
+    """The steps of an attempt, in order; which of them a job has, `JobSpec.steps` says."""
 
     RESOLVE = "resolve"
     CALIBRATE = "calibrate"
     SOLVE = "solve"
     ALLOCATE = "allocate"
+    RECOVER = "recover"
     ASSEMBLE = "assemble"
     PROVE = "prove"
     EVALUATE = "evaluate"

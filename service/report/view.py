@@ -185,6 +185,10 @@ def _qualities(models: Sequence[Part]) -> Iterator[Row]:
                 measure,
                 change=(change, shown),
             )
+    for text in names([at(model, "recovery") or {} for model in models], "perplexity_before"):
+        yield _row(
+            f"perplexity as cut, {text}", models, "{:.3f}", "recovery", "perplexity_before", text
+        )
     for task in names(models, "tasks"):
         for metric in names([at(model, "tasks", task) or {} for model in models], "metrics"):
             yield _row(
@@ -262,6 +266,12 @@ def _settings(report: Part) -> Iterator[tuple[str, str]]:
     for name in ("method", "allocation", "dtype", "mixed_precision"):
         if report.get(name) is not None:
             yield name.replace("_", " "), str(report[name])
+    recovery = at(report, "job", "specification", "recovery")
+    if recovery is not None:
+        taken = next(
+            (each for t in report.get("targets") or () if (each := t.get("recovery"))), None
+        )
+        yield "recovery", "" if taken is None else f"{taken['steps']} steps for each target"
     if calibration.get("tokens"):
         yield (
             "calibration",

@@ -67,7 +67,7 @@ def _hide_gpus() -> None:
 
 
 class Worker:
-    """See `workers.actors.worker` and `workers.actors.assembler`: one of each, in one process."""
+    """See `workers.actors.worker`, `recoverer` and `assembler`: one of each, in one process."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class Worker:
         if not gpus:
             _hide_gpus()
         from workers.actors.assembler import Assembler
+        from workers.actors.recoverer import Recoverer
         from workers.actors.worker import Worker
 
         if log_fields is not None:
@@ -94,6 +95,7 @@ class Worker:
             log.info("Started on %s", socket.gethostname())
         self.held = HeldFiles(Settings().scratch_dir / attempt)
         self.worker = Worker(spec, attempt, number, threads, self.held, places)
+        self.recoverer = Recoverer(attempt, self.worker)
         self.assembler = Assembler(spec, attempt, self.worker)
 
     place = _passed_on("place")
@@ -111,6 +113,24 @@ class Worker:
     statistics = _passed_on("statistics", SERVING)
     solve = _passed_on("solve")
     compressed = _passed_on("compressed", SERVING)
+    begin_teaching = _passed_on("begin_teaching", to="recoverer")
+    teach = _passed_on("teach", to="recoverer")
+    inputs = _passed_on("inputs", to="recoverer")
+    whiten = _passed_on("whiten", to="recoverer")
+    begin_recovery = _passed_on("begin_recovery", to="recoverer")
+    saved_recovery = _passed_on("saved_recovery", to="recoverer")
+    resume_recovery = _passed_on("resume_recovery", to="recoverer")
+    trained = _passed_on("trained", SERVING, to="recoverer")
+    enter = _passed_on("enter", to="recoverer")
+    forward = _passed_on("forward", to="recoverer")
+    divergence = _passed_on("divergence", to="recoverer")
+    backward = _passed_on("backward", to="recoverer")
+    train = _passed_on("train", to="recoverer")
+    keep = _passed_on("keep", to="recoverer")
+    go_back = _passed_on("go_back", to="recoverer")
+    save_recovery = _passed_on("save_recovery", to="recoverer")
+    end_recovery = _passed_on("end_recovery", to="recoverer")
+    end_teaching = _passed_on("end_teaching", to="recoverer")
     release = _passed_on("release")
     begin_measuring = _passed_on("begin_measuring")
     measure_block = _passed_on("measure_block")

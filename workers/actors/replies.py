@@ -62,6 +62,16 @@ class ModelSummary:
 
 
 @dataclass(frozen=True)
+class TrainingStep:
+    """One step of a recovery, which its owners take with every layer."""
+
+    number: int  # counted from 0
+    steps: int  # of the whole recovery
+    tokens: int  # of the batch
+    factor: float  # of the step size
+
+
+@dataclass(frozen=True)
 class TakenOver:
     """The groups that a worker need not solve again, and the checkpoints that it refused."""
 

@@ -1,4 +1,4 @@
-"""The solved layers of a worker, in memory while there is room, else in files."""
+"""The solved layers of a worker, in memory while there is room, and those that were trained."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from workers.compression.shapes import LinearLayer
+from workers.compression.solve import Factors
 from workers.compression.state import SolvedLayer, read_solved, solved_tensors
 
 
@@ -43,5 +44,34 @@ class Solutions:
         """Forget all solutions."""
         self._held.clear()
         for _, path in self._files.values():
+            path.unlink()
+        self._files.clear()
+
+
+class RecoveredLayers:
+    """The factors of trained layers by target, in files of `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[tuple[str, str], Path] = {}
+
+    def put(self, target: str, layer: str, factors: Factors) -> None:
+        """Keep the factors of a layer."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{len(self._files)}.safetensors"
+        tensors = {"down": factors.down, "up": factors.up}
+        if factors.bias is not None:
+            tensors["bias"] = factors.bias
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+        self._files[target, layer] = path
+
+    def get(self, target: str, layer: str) -> Factors:
+        """The factors of a layer. Raises KeyError."""
+        tensors = {key: each.clone() for key, each in load_file(self._files[target, layer]).items()}
+        return Factors(tensors["down"], tensors["up"], tensors.get("bias"))
+
+    def clear(self) -> None:
+        """Forget all factors."""
+        for path in self._files.values():
             path.unlink()
         self._files.clear()

@@ -42,10 +42,10 @@ from workers.actors.measurer import Measurer
 from workers.actors.replies import ModelSummary, TakenOver, WorkerPlace
 from workers.actors.room import machine_sizes, model_memory_bytes, worker_memory_bytes
 from workers.actors.scratch import attempts_in, remove_attempts
-from workers.actors.solutions import Solutions
+from workers.actors.solutions import RecoveredLayers, Solutions
 from workers.actors.versions import own_versions
 from workers.artifact.checkpoint_writer import check_roundable, check_writable
-from workers.compression.candidates import LayerCandidates, Width
+from workers.compression.candidates import LayerCandidates, Recovered, Width
 from workers.compression.checkpoint import Replacement
 from workers.compression.eigen import solving_dtype
 from workers.compression.interpolation import Interpolation, interpolate
@@ -54,7 +54,7 @@ from workers.compression.rounding.embeddings import rounded_rows
 from workers.compression.rounding.grid import RoundedWeight
 from workers.compression.rounding.group import round_group
 from workers.compression.shapes import InputGroup, VocabularyMatrix
-from workers.compression.solve import solve_group
+from workers.compression.solve import Factors, Solution, solve_group
 from workers.compression.state import SolvedLayer
 from workers.compression.statistics import GroupStatistics, Observation, merged
 from workers.compression.unfuse import router_paths
@@ -87,6 +87,7 @@ from workers.resumption.calibrated import Calibrated
 from workers.resumption.calibration import CalibrationCheckpoints
 from workers.resumption.checkpoints import Checkpoints, Place
 from workers.resumption.fingerprint import model_digest
+from workers.resumption.recovery import RecoveryCheckpoints
 from workers.resumption.solved import SolvedCheckpoints
 from workers.sweeps.passes import Pass
 from workers.text.texts import Texts, check_token_ids, read_texts
@@ -123,14 +124,16 @@ class Worker:
         self._scratch = self._settings.scratch_dir / attempt / f"worker-{number}"
         self._versions = own_versions()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._mixed_precision = spec.mixed_precision == "bf16" or (
+        self.mixed_precision = spec.mixed_precision == "bf16" or (
             spec.mixed_precision == "auto" and multiplies_bfloat16(self._device)
         )
         self.carried: list[str] = []  # names of stored tensors that the model does not use
         self.vocabulary: tuple[VocabularyMatrix, ...] = ()  # what a target rounds of it
-        self._groups: dict[str, InputGroup] = {}
+        self.groups: dict[str, InputGroup] = {}
+        self.group_of: dict[str, str] = {}
         memory = worker_memory_bytes(self._device, self._settings)
-        self._solutions = Solutions(memory, self._scratch / "solved")
+        self.solutions = Solutions(memory, self._scratch / "solved")
+        self.recovered = RecoveredLayers(self._scratch / "recovered")
         self._made: LRUCache[tuple[Any, ...], Replacement] = LRUCache(
             min(CACHED_BYTES, memory), getsizeof=lambda layer: layer.nbytes
         )
@@ -141,6 +144,7 @@ class Worker:
         self._measurer: Measurer | None = None
         self._kept_calibration: CalibrationCheckpoints | None = None
         self._kept_solutions: SolvedCheckpoints | None = None
+        self._kept_recovery: RecoveryCheckpoints | None = None
 
     def place(self) -> WorkerPlace:
         context = ray.get_runtime_context()
@@ -152,7 +156,7 @@ class Worker:
             str(self._device),
             _device_kind(self._device),
             torch.get_num_threads(),
-            self._mixed_precision,
+            self.mixed_precision,
             context.get_accelerator_ids()["GPU"],
             os.environ.get("CUDA_VISIBLE_DEVICES"),
             self._versions,
@@ -190,14 +194,15 @@ class Worker:
         groups = traced_groups(self.source)
         layers = [layer for group in groups for layer in group.layers]
         self.vocabulary = check_roundable(self.source, self._spec, layers)
-        self._groups = {group.name: group for group in groups}
+        self.groups = {group.name: group for group in groups}
+        self.group_of = {la.name: group.name for group in groups for la in group.layers}
         self._stored = stored = StoredModel(self.source, self._device)
         parameters = parameter_count(stored.model)
         self._check_vocabulary_fits(parameters)
         self._measurer = Measurer(
             stored,
             self.source,
-            mixed_precision=self._mixed_precision,
+            mixed_precision=self.mixed_precision,
             settings=self._settings,
             scratch=self._scratch / "measured",
         )
@@ -243,7 +248,7 @@ class Worker:
     def _check_prompts(self) -> None:
         wanted = self._spec.evaluation
         if wanted.prompts:
-            tokenizer, longest = load_tokenizer(self.source), positions(self._opened.model.config)
+            tokenizer, longest = load_tokenizer(self.source), positions(self.stored.model.config)
             check_prompts(wanted.prompts, wanted.completion_tokens, tokenizer, longest)
 
     @cached_property
@@ -266,7 +271,7 @@ class Worker:
     def exercises(self) -> list[Exercise]:
         """Read the problems of the job's tasks; one worker does it for all, once it has loaded."""
         tokenizer: Any = TextTokenizer(self.source)
-        longest = positions(self._opened.model.config)
+        longest = positions(self.stored.model.config)
         return read_exercises(self._spec, tokenizer, longest, self._settings, self._credentials)
 
     def digest(self) -> str:
@@ -285,7 +290,8 @@ class Worker:
             self._settings.checkpoint_blocks,
             self._settings.checkpoint_share_of_time,
         )
-        self._kept_solutions = SolvedCheckpoints(checkpoints, self._groups.values())
+        self._kept_solutions = SolvedCheckpoints(checkpoints, self.groups.values())
+        self._kept_recovery = RecoveryCheckpoints(checkpoints, self.number)
         options: dict[str, list[LayerCandidates]] = {}
 
         def keep(group: str, layers: Sequence[SolvedLayer]) -> None:
@@ -302,10 +308,10 @@ class Worker:
         See `workers.actors.calibrator.Calibrator.begin`.
         """
         self._calibrator = Calibrator(
-            self._opened,
-            tuple(self._groups.values()),
+            self.stored,
+            tuple(self.groups.values()),
             self._method.observations | ({Observation.BOTH_SIDES} if self._widths else set()),
-            mixed_precision=self._mixed_precision,
+            mixed_precision=self.mixed_precision,
             settings=self._settings,
             scratch=self._scratch,
         )
@@ -342,14 +348,14 @@ class Worker:
         Errors and costs are returned; factors and integers stay here. Raises SolveFailed.
         """
         whole = merged(shard.to(self._device) for shard in shards)
-        layers = self._groups[group].layers
-        tensors = self._opened.read([f"{layer.name}.weight" for layer in layers])
+        layers = self.groups[group].layers
+        tensors = self.stored.read([f"{layer.name}.weight" for layer in layers])
         weights = {layer.name: tensors[f"{layer.name}.weight"] for layer in layers}
         solutions = solve_group(
-            self._groups[group], weights, whole, self._method, dtype=solving_dtype(self._device)
+            self.groups[group], weights, whole, self._method, dtype=solving_dtype(self._device)
         )
         rounded = round_group(
-            self._groups[group], weights, whole, self._widths, self._artifact_dtype
+            self.groups[group], weights, whole, self._widths, self._artifact_dtype
         )
         solved = {
             name: SolvedLayer(solution.to_host(), tuple(each.to_host() for each in rounded[name]))
@@ -361,7 +367,7 @@ class Worker:
 
     def _keep(self, layers: Sequence[SolvedLayer]) -> list[LayerCandidates]:
         for each in layers:
-            self._solutions.put(each)
+            self.solutions.put(each)
         return [each.options(self._artifact_dtype.itemsize) for each in layers]
 
     @cached_property
@@ -372,7 +378,7 @@ class Worker:
         assert isinstance(dtype, torch.dtype)  # noqa: S101 - the specification has such names
         return dtype
 
-    def compressed(self, layer: str, form: int | Width) -> Replacement:
+    def compressed(self, layer: str, form: int | Recovered | Width) -> Replacement:
         """A layer that this worker has solved, in a form that is not dense, and as it is stored.
 
         Any worker can round the embedding and the output layer.
@@ -380,25 +386,25 @@ class Worker:
         if any(layer == matrix.name for matrix in self.vocabulary):
             return self._rounded_matrix(layer)
         if isinstance(form, Width):
-            return self._solutions[layer].weight(form)
-        return self._at_rank(layer, form)
+            return self.solutions[layer].weight(form)
+        return self._low_rank(layer, form)
 
     @cachedmethod(lambda self: self._made)
     def _rounded_matrix(self, name: str) -> RoundedWeight:
-        weight = self._opened.read([f"{name}.weight"])[f"{name}.weight"]
+        weight = self.stored.read([f"{name}.weight"])[f"{name}.weight"]
         return rounded_rows(weight, self._artifact_dtype).to(torch.device("cpu"))
 
     @cachedmethod(lambda self: self._made)
-    def _at_rank(self, layer: str, rank: int) -> Interpolation:
-        solution = self._solutions[layer].solution
-        weight, bias = f"{layer}.weight", f"{layer}.bias"
-        names = [weight, bias] if solution.layer.has_bias else [weight]
-        tensors = self._opened.read(names)
-        return interpolate(solution.truncate(rank, tensors[weight], tensors.get(bias)))
+    def _low_rank(self, layer: str, form: int | Recovered) -> Interpolation:
+        if isinstance(form, Recovered):
+            return interpolate(self.recovered.get(form.target, layer))
+        solution = self.solutions[layer].solution
+        return interpolate(cut(self.stored, solution, form))
 
     def release(self) -> None:
         """Forget factors and model: every artifact is written. What follows loads models anew."""
-        self._solutions.clear()
+        self.solutions.clear()
+        self.recovered.clear()
         self._made.clear()
         self._calibrator = self._measurer = self._stored = None
         self._model = self._loaded_from = None
@@ -480,16 +486,17 @@ class Worker:
         return self._model
 
     @property
-    def _opened(self) -> StoredModel:
+    def stored(self) -> StoredModel:
+        """The source model, until `release`."""
         assert self._stored is not None  # noqa: S101 - between `load` and `release`
         return self._stored
 
-    @property
+    @cached_property
     def blocks(self) -> tuple[tuple[str, ...], ...]:
         """The names of the compressible layers in each block."""
-        blocks: list[list[str]] = [[] for _ in self._opened.passage.blocks]
-        for layer in (layer for group in self._groups.values() for layer in group.layers):
-            blocks[self._opened.block_of(layer.name)].append(layer.name)
+        blocks: list[list[str]] = [[] for _ in self.stored.passage.blocks]
+        for layer in (layer for group in self.groups.values() for layer in group.layers):
+            blocks[self.stored.block_of(layer.name)].append(layer.name)
         return tuple(map(tuple, blocks))
 
     @property
@@ -499,9 +506,22 @@ class Worker:
         return self._measurer
 
     @property
+    def kept_recovery(self) -> RecoveryCheckpoints:
+        """The checkpoints of recoveries."""
+        assert self._kept_recovery is not None  # noqa: S101 - `resume` comes first
+        return self._kept_recovery
+
+    @property
     def _calibrating(self) -> Calibrator:
         assert self._calibrator is not None  # noqa: S101 - `begin_calibration` comes first
         return self._calibrator
+
+
+def cut(stored: StoredModel, solution: Solution, rank: int) -> Factors:
+    """The best factors of a layer at a rank."""
+    weight, bias = f"{solution.layer.name}.weight", f"{solution.layer.name}.bias"
+    tensors = stored.read([weight, bias] if solution.layer.has_bias else [weight])
+    return solution.truncate(rank, tensors[weight], tensors.get(bias))
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

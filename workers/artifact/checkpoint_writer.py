@@ -31,7 +31,7 @@ from workers.artifact import integers
 from workers.artifact.safetensors_file import WrittenTensor, write_safetensors
 from workers.artifact.size import CheckpointSize
 from workers.compression import checkpoint
-from workers.compression.candidates import Width
+from workers.compression.candidates import Forms, Width, rank_of
 from workers.compression.checkpoint import BaseClasses, Replacement
 from workers.compression.errors import UnsupportedLayer
 from workers.compression.rounding.grid import RoundedWeight
@@ -97,7 +97,7 @@ def check_roundable(
 def write_checkpoint(
     source: Path,
     folder: Path,
-    forms: Mapping[str, int | Width],
+    forms: Forms,
     compressed: Compressed,
     dtype: torch.dtype,
     vocabulary: Sequence[VocabularyMatrix] = (),
@@ -128,7 +128,7 @@ def write_checkpoint(
                 if layer in forms and parameter == "weight":
                     for key, tensor in replacements.tensors(layer):
                         yield key, _cast(key, tensor, dtype)
-                elif not isinstance(forms.get(layer), int):  # a low rank has brought its own bias
+                elif rank_of(forms.get(layer)) is None:  # a low rank has brought its own bias
                     read = piece.read() if read is None else read
                     yield name, _cast(name, read[name], dtype)
         for key, tensor in tensors.carried():

@@ -1,6 +1,7 @@
 """One attempt from beginning to end: its steps, on one group of actors.
 
     resolve ─> calibrate ─> solve ─> allocate ─> assemble ─> prove ─> evaluate ─> publish
+                                          └> recover ─^
 
 Each step uses the results of the steps before it and returns plain data; big tensors stay on the
 workers. At the end of `resolve` the attempt takes over the results of the job's earlier attempts
@@ -34,11 +35,13 @@ from workers.actors.placement import assign_owners, choose_placement, shares
 from workers.actors.replies import ModelSummary, WorkerPlace
 from workers.actors.versions import check_versions, own_versions
 from workers.artifact.size import CheckpointSize
+from workers.attempt.course import RecoveredTarget
 from workers.attempt.loss_sweeps import LossSweeps
 from workers.attempt.measurements import Measurements, Subject
 from workers.attempt.predicting import cluster_here, predict
 from workers.attempt.probes import Probe, Probes
 from workers.attempt.progress import Progress
+from workers.attempt.recovery import Recoveries, has_ranks, with_recovered
 from workers.attempt.report import Evaluation, TargetResult, job_report, model_card
 from workers.attempt.resume import Resumption, resume
 from workers.attempt.schedule import Call, drive
@@ -153,11 +156,19 @@ class Attempt:
             calibration_loss = self.calibrate(texts, resumed, sweeping)
             options = self.solve(model, resumed, sweeping)
             choices, probes = self.allocate(model, options, texts, resumed)
+            choices, recovered = self.recover(model, choices, texts)
             assembled = self.assemble(model, choices, texts)
             proofs = self.prove(assembled)
             dense, evaluations = self.evaluate(model, texts, exercises, assembled, resumed)
             results = [
-                TargetResult(artifact.target, artifact.forms, artifact.size, proof, evaluation)
+                TargetResult(
+                    artifact.target,
+                    artifact.forms,
+                    artifact.size,
+                    proof,
+                    evaluation,
+                    recovered.get(artifact.target.name),
+                )
                 for artifact, proof, evaluation in zip(assembled, proofs, evaluations, strict=True)
             ]
             report = job_report(
@@ -339,14 +350,39 @@ class Attempt:
             units = [[layer.name for layer in group.layers] for group in model.groups]
             choices = Choices(self.spec, model.parameters, options, units, model.vocabulary)
             chosen = choices.of_targets(probes.increase)
-            sizes_of_curve = [
+            measured = [
                 forms
                 for forms in choices.of_curve()
                 if forms not in chosen  # those are measured as artifacts
             ]
-            probes.measure(sizes_of_curve, [text.name for text in texts.evaluation])
+            if self.spec.recovery and self.spec.evaluation.enabled:
+                measured += [forms for forms in chosen if has_ranks(forms)]  # before their recovery
+            probes.measure(measured, [text.name for text in texts.evaluation])
             resumed.journal.flush()
             return chosen, probes.done
+
+    def recover(
+        self, model: ModelSummary, choices: Sequence[Forms], texts: Texts
+    ) -> tuple[list[Forms], dict[str, RecoveredTarget]]:
+        """Train the layers of low rank, if that is asked for; the forms that artifacts have."""
+        targets = {
+            target.name: forms
+            for target, forms in zip(self.spec.targets, choices, strict=True)
+            if has_ranks(forms)
+        }
+        if self.spec.recovery is None or not targets:
+            return list(choices), {}
+        with self.progress.step(Step.RECOVER, "steps") as meter:
+            recoveries = Recoveries(
+                self.workers, self.owned, model, self.spec, texts.calibration, self.progress, meter
+            )
+            recovered = recoveries.run(targets)
+        gained = {name for name, each in recovered.items() if each.gained}
+        forms = [
+            with_recovered(target.name, forms) if target.name in gained else forms
+            for target, forms in zip(self.spec.targets, choices, strict=True)
+        ]
+        return forms, recovered
 
     def _sweeps(self, model: ModelSummary) -> LossSweeps:
         dtype = model.artifact_dtype(self.spec.dtype)

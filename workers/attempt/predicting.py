@@ -63,7 +63,7 @@ def predict(
     is None, with the reason.
     """
     if model is None:
-        unknown: dict[Step, float | None] = dict.fromkeys(_steps(spec))
+        unknown: dict[Step, float | None] = dict.fromkeys(spec.steps)
         return Prediction(placement, VERSION, seconds=unknown, unknown=NO_SHAPES)
     times = step_times(model, step_costs(model, spec, cluster), cluster)
     modelled = {step: times[step].seconds for step in times}
@@ -75,14 +75,9 @@ def predict(
         modelled,
         {
             step: None if tasks and step is Step.EVALUATE else round(seconds[step], 3)
-            for step in _steps(spec)
+            for step in spec.steps
         },
         resumed,
         curves(model, spec, cluster, times),
         NO_TASKS if tasks else None,
     )
-
-
-def _steps(spec: JobSpec) -> list[Step]:
-    """The steps that an attempt of the job has."""
-    return [step for step in Step if step is not Step.EVALUATE or spec.evaluation.enabled]

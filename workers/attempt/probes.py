@@ -64,9 +64,9 @@ class Probes:
     def measure(self, sizes: Sequence[Forms], datasets: Sequence[str]) -> None:
         """Measure the losses of all sizes on these datasets, in one sweep."""
         missing = [
-            forms
-            for forms in sizes
-            if not self._measured[frozenset(forms.items())].keys() >= set(datasets)
+            dict(forms)
+            for forms in dict.fromkeys(frozenset(each.items()) for each in sizes)
+            if not self._measured[forms].keys() >= set(datasets)
         ]
         for forms, losses in zip(missing, self._losses(missing, datasets), strict=True):
             self._measured[frozenset(forms.items())] |= losses

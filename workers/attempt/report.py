@@ -19,6 +19,7 @@ from service.report.loading import Loading, is_low_rank
 from service.report.metadata import card_metadata
 from workers.actors.replies import ModelSummary
 from workers.artifact.size import CheckpointSize
+from workers.attempt.course import RecoveredTarget
 from workers.attempt.probes import Probe
 from workers.attempt.text_usage import text_warnings
 from workers.compression.candidates import (
@@ -26,6 +27,8 @@ from workers.compression.candidates import (
     Forms,
     LayerCandidates,
     Width,
+    as_cut,
+    rank_of,
     total_bytes,
     total_cost,
     total_error,
@@ -76,6 +79,7 @@ class TargetResult:
     size: CheckpointSize
     proof: Proof
     evaluation: Evaluation | None
+    recovery: RecoveredTarget | None = None
 
 
 def job_report(
@@ -138,7 +142,8 @@ def job_report(
             "prompts": list(spec.evaluation.prompts),
         },
         "targets": [
-            _target(result, model, options, spec.method, dense, documents) for result in results
+            _target(result, model, options, spec.method, dense, documents, probes)
+            for result in results
         ],
         "curve": _curve(model, options, dense, results, probes),
         "spectra": _spectra(options),
@@ -294,6 +299,7 @@ def _target(
     method: str,
     dense: Evaluation | None,
     documents: Mapping[str, int],
+    probes: Sequence[Probe],
 ) -> dict[str, Any]:
     dense_cost = sum(layer.dense_cost for layer in options)
     kept = total_cost(options, result.forms)
@@ -320,9 +326,27 @@ def _target(
         },
         "dropped_energy_fraction": _ratio(error, energy),
         "predicted_loss_increase": error / 2 if method == "impact-kron" else None,
+        "recovery": result.recovery and _recovery(result, result.recovery, probes),
         "proof": asdict(result.proof),
         **measured,
         "layers": [_layer(shapes[layer.name], layer, result.forms) for layer in options],
+    }
+
+
+def _recovery(
+    result: TargetResult, recovered: RecoveredTarget, probes: Sequence[Probe]
+) -> dict[str, Any]:
+    """What the training of a target came to; divergences are per token aside, in nats."""
+    step, divergence = recovered.course.best
+    cut = as_cut(result.forms)
+    before = next((probe.losses for probe in probes if probe.forms == cut), {})
+    return {
+        **recovered.course.as_data(),
+        "kept_step": step,
+        "divergence_before": _finite(recovered.course.checks[0][1]),
+        "divergence_after": _finite(divergence),
+        "perplexity_before": {name: _finite(loss.perplexity) for name, loss in before.items()},
+        "seconds": recovered.seconds,
     }
 
 
@@ -412,7 +436,7 @@ def _layer(shape: LinearLayer, options: LayerCandidates, forms: Forms) -> dict[s
         "name": options.name,
         "out_features": shape.out_features,
         "in_features": shape.in_features,
-        "rank": form if isinstance(form, int) else None,
+        "rank": rank_of(form),
         "bits": form.bits if isinstance(form, Width) else None,
         "parameters": options.cost(form),
         "bytes": options.nbytes(form),

@@ -74,14 +74,15 @@ def resume(
     )
     refused += [refusal for each in calibrated for refusal in each.refused]
     for refusal in refused:
-        _refuse(progress, refusal)
+        refuse(progress, refusal)
     _remove_unused(lambda: journal.remove(refused))
     resumption = Resumption(journal, solved, calibrated)
     _announce(progress, resumption, fingerprint)
     return resumption
 
 
-def _refuse(progress: Progress, refusal: Refusal) -> None:
+def refuse(progress: Progress, refusal: Refusal) -> None:
+    """Record that a checkpoint is not used."""
     progress.note(
         "checkpoint.refused",
         f"{refusal.key} is not used: {refusal.reason}.",
@@ -119,7 +120,7 @@ def _refuse_others(checkpoints: Checkpoints, fingerprint: Fingerprint, progress:
         checkpoints, folders.pop(fingerprint.digest[:FINGERPRINT_DIGITS], []), fingerprint, progress
     )
     for name, found in folders.items():
-        _refuse(progress, Refusal(f"{root}{name}/", _difference(checkpoints, found, fingerprint)))
+        refuse(progress, Refusal(f"{root}{name}/", _difference(checkpoints, found, fingerprint)))
         _remove_unused(partial(checkpoints.delete, f"{root}{name}/"))
     if folders:
         progress.withdraw("Another computation published these; all artifacts are built again.")
@@ -143,7 +144,7 @@ def _write_parts(
             checkpoints.read_sealed(key)
             return
     except Refused as error:
-        _refuse(progress, error.refusal)
+        refuse(progress, error.refusal)
     try:
         checkpoints.put_sealed(checkpoints.place.prefix + PARTS, dict(fingerprint.parts))
     except EigenpressError as error:

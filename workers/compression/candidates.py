@@ -48,11 +48,33 @@ class Width:
         return (1 << self.bits - 1) - 1
 
 
-Form = int | Width | None
+@dataclass(frozen=True)
+class Recovered:
+    """A low rank with factors that were trained after the cut, for one of the job's targets."""
+
+    rank: int
+    target: str
+
+
+Form = int | Recovered | Width | None
 """What becomes of a layer: low rank, with its rank; integers, with their width; None: dense."""
 
 Forms = Mapping[str, Form]
 """The form of each layer."""
+
+
+def rank_of(form: Form) -> int | None:
+    """The rank of a layer in this form; None if it has its full rank."""
+    if isinstance(form, Recovered):
+        return form.rank
+    return form if isinstance(form, int) else None
+
+
+def as_cut(forms: Forms) -> Forms:
+    """The forms before any layer was trained."""
+    return {
+        name: form.rank if isinstance(form, Recovered) else form for name, form in forms.items()
+    }
 
 
 class Storage(Enum):
@@ -100,8 +122,8 @@ class LayerCandidates:
 
     def cost(self, form: Form) -> int:
         """The number of parameters of the stored layer; rounding changes none."""
-        if isinstance(form, int):
-            return self.fixed_cost + self.storage.parameters(form, self.sides)
+        if (rank := rank_of(form)) is not None:
+            return self.fixed_cost + self.storage.parameters(rank, self.sides)
         return self.dense_cost
 
     def nbytes(self, form: Form) -> int:
@@ -115,12 +137,14 @@ class LayerCandidates:
         return self.cost(self.tile if self.max_rank else None)
 
     def error(self, form: Form) -> float:
-        """The sum of the dropped eigenvalues, or the price of the rounding; 0 if it is dense."""
-        if form is None:
-            return 0.0
+        """The sum of the dropped eigenvalues, or the price of the rounding; 0 if it is dense.
+
+        It is that of the cut: what training recovers afterwards is not predicted.
+        """
         if isinstance(form, Width):
             return self._rounded(form).error
-        return float(self.spectrum[form:].sum())
+        rank = rank_of(form)
+        return 0.0 if rank is None else float(self.spectrum[rank:].sum())
 
     def _rounded(self, width: Width) -> RoundedCandidate:
         return next(each for each in self.rounded if each.width == width)

@@ -58,6 +58,10 @@ class Factors:
     def rank(self) -> int:
         return self.down.shape[0]
 
+    def to(self, device: torch.device) -> Factors:
+        bias = None if self.bias is None else self.bias.to(device)
+        return Factors(self.down.to(device), self.up.to(device), bias)
+
 
 @dataclass(frozen=True)
 class Solution:

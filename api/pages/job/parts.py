@@ -26,6 +26,8 @@ from service.report.fields import at
 LIVE_TYPES = (
     *EventType,
     *sorted(NOTES - frozenset(EventType)),
+    "recovery.checked",
+    "recovery.gained_nothing",
     "steps.predicted",
     "tensors.unused",
     "texts.short",

@@ -9,6 +9,7 @@ from typing import Any
 
 from api.schemas.jobs import Job, StepProgress
 from service.domain.job import Event, EventType
+from service.domain.spec import JobSpec
 from service.domain.states import IN_FLIGHT, Step
 
 OUTCOMES: Mapping[str, str] = {
@@ -166,7 +167,8 @@ def _attempt(told: _Told, job: Job, now: datetime) -> Attempt:
 def _to_come(job: Job, begun: Collection[str]) -> Iterator[tuple[str, float | None]]:
     known = job.time_left.to_come if job.time_left else ()
     seconds = {each.step: each.seconds for each in known}
-    return ((each, seconds.get(each)) for each in Step if each not in begun)
+    steps = job.spec.steps if isinstance(job.spec, JobSpec) else tuple(Step)
+    return ((each, seconds.get(each)) for each in steps if each not in begun)
 
 
 def _current(step: StepProgress, told: _Told, until: datetime) -> ShownStep:

@@ -59,11 +59,11 @@ def statistics_operations(group: Group, method: str, widths: Sequence[int] = ())
     sided = single = 0
     if MOMENTS in observed:
         of_outputs = group.keeps_outputs and not widths
-        single += sum(map(_gram, outputs if of_outputs else [group.inputs]))
+        single += sum(map(gram_operations, outputs if of_outputs else [group.inputs]))
     if GRADIENT_MOMENTS in observed and widths:
-        single += sum(map(_gram, outputs))
+        single += sum(map(gram_operations, outputs))
     elif GRADIENT_MOMENTS in observed:
-        single += sum(_gram(layer.smaller_side) for layer in group.layers)
+        single += sum(gram_operations(layer.smaller_side) for layer in group.layers)
         sided += sum(2 * layer.weights for layer in group.layers if layer.outputs > layer.inputs)
     if ROW_FISHER in observed:
         single += 2 * group.weights
@@ -157,7 +157,7 @@ def block_statistics(block: Block, method: str, widths: Sequence[int] = ()) -> i
 
 
 @lru_cache
-def _gram(size: int) -> int:
+def gram_operations(size: int) -> int:
     """The operations of one row of `workers.compression.statistics._gram`."""
     starts = range(0, size, GRAM_BLOCK)
     return sum(2 * min(GRAM_BLOCK, size - start) * (size - start) for start in starts)

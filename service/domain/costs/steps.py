@@ -9,7 +9,6 @@ where it holds all of them, as it does for a small model.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -37,6 +36,7 @@ from service.domain.costs.formulas import (
     statistics_operations,
     stride,
 )
+from service.domain.costs.recovery import rank_of, recovery_cost
 from service.domain.costs.shapes import NUMBER_BYTES, Block, Group, Linear, Model
 from service.domain.spec import (
     HELD_OUT,
@@ -46,6 +46,7 @@ from service.domain.spec import (
     S3Prefix,
     SizeTarget,
     Target,
+    bits_of,
     rounds_embeddings,
 )
 from service.domain.states import Step
@@ -172,6 +173,7 @@ class _Prediction:
             Step.CALIBRATE: self._calibration(),
             Step.SOLVE: self._solving(),
             Step.ALLOCATE: self._allocation(),
+            Step.RECOVER: self._recovery(),
             Step.ASSEMBLE: self._assembly(),
             Step.PROVE: self._proof(),
             Step.EVALUATE: evaluated + self._decoding() if spec.evaluation.enabled else Cost(),
@@ -332,6 +334,25 @@ class _Prediction:
                 total += self._measurement([1.0], {target.dataset}, dense=False)
         curve = self._spec.evaluation.curve
         return total + (self._measurement(curve, self._texts, dense=False) if curve else Cost())
+
+    def _recovery(self) -> Cost:
+        """Training the layers of targets in ranks, which other targets have no part in."""
+        keeps = [
+            keep
+            for keep, target in zip(self._keeps, self._spec.targets, strict=True)
+            if not bits_of(target)
+        ]
+        cost = recovery_cost(self._model, self._spec, self._cluster, keeps)
+        if cost == Cost():
+            return cost
+        device, host = self._measuring(keeps[:1], outside=1)
+        activations = max(map(self._activations, set(self._model.blocks)))
+        return replace(
+            cost,
+            device_held=cost.device_held + device + activations + self._logits,
+            host_held=cost.host_held + host,
+            files_held=self._solutions_in_files,
+        )
 
     def _measurement(
         self, keeps: Sequence[float], texts: Collection[str], *, dense: bool, makes: int = 1
@@ -565,7 +586,7 @@ class _Prediction:
         """Truncating and interpolating the layers of one variant that a worker owns."""
         total = 0.0
         for la, copies in self._layers.items():
-            rank = _rank(la, keep)
+            rank = rank_of(la, keep)
             each = 2 * la.weights * (la.smaller_side + 2 * rank)
             total += copies * (each + rank * rank * (la.outputs + la.inputs))
         return total / self._cluster.workers
@@ -614,12 +635,6 @@ def _in_float32(cost: Cost) -> Cost:
     """The same work without products in a lower precision."""
     single = cost.float32_operations + cost.model_operations
     return replace(cost, model_operations=0, float32_operations=single)
-
-
-def _rank(layer: Linear, keep: float) -> float:
-    """The rank at which a layer has this fraction of its weights."""
-    sides = layer.outputs + layer.inputs
-    return (sides - math.sqrt(sides * sides - 4 * keep * layer.weights)) / 2
 
 
 def _generated_tokens(spec: JobSpec) -> int:

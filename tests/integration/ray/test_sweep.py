@@ -19,7 +19,7 @@ from service.domain.job import DEFAULT_TENANT, Job
 from service.domain.states import JobState
 from service.storage.s3 import ObjectStorage
 from tests.fixtures.installation import Installation, ended
-from tests.fixtures.models import byte_tokenizer, tiny_llama_config, tiny_model
+from tests.fixtures.models import save_model_of_numbers
 from workers.text.texts import read_texts
 
 INCREASE = 0.2
@@ -27,23 +27,6 @@ TARGETS = [{"keep": 0.7}, {"max_perplexity_increase": INCREASE}]
 CURVE = [0.4, 0.55]
 RUNS = {"one": 1, "two": 2}
 """The same job with so many workers."""
-
-
-def train_on_numbers(folder: Path) -> None:
-    """A tiny Llama that has learned the installation's text: compressing it costs something."""
-    tokenizer = byte_tokenizer(adds_bos=False)
-    model = tiny_model(tiny_llama_config()).train()
-    text = "".join(f"The number is {number}.\n" * 4 for number in range(30))
-    tokens = torch.tensor(tokenizer(text)["input_ids"])
-    starts = torch.randint(len(tokens) - 32, (150, 16), generator=torch.Generator().manual_seed(0))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for batch in starts:
-        input_ids = torch.stack([tokens[start : start + 32] for start in batch])
-        optimizer.zero_grad()
-        model(input_ids=input_ids, labels=input_ids).loss.backward()
-        optimizer.step()
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +38,7 @@ def installation(running_installation: Installation) -> Installation:
 def jobs(installation: Installation) -> Mapping[str, Job]:
     """The job, run several times."""
     installation.inputs.mkdir(exist_ok=True)
-    train_on_numbers(installation.inputs / "trained")
+    save_model_of_numbers(installation.inputs / "trained")
     body = {
         "model": {"source": "local", "path": str(installation.inputs / "trained")},
         "targets": TARGETS,

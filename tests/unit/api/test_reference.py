@@ -55,7 +55,8 @@ def test_every_event_is_explained() -> None:
     files = [file for folder in ("service", "workers") for file in (ROOT / folder).rglob("*.py")]
     sources = "\n".join(file.read_text() for file in files)
     noted = re.findall(
-        r"(?:progress\.note\(\s*|(?:PLACED|PREDICTED|WAITING|SKIPPED|SHORT) = )\"([\w.]+)\"",
+        r"(?:progress\.note\(\s*|(?:PLACED|PREDICTED|WAITING|SKIPPED|SHORT|CHECKED"
+        r"|GAINED_NOTHING) = )\"([\w.]+)\"",
         sources,
     )
     assert len(noted) >= 5

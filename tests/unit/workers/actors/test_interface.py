@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 
 from service.errors import EigenpressError, ModelInvalid, OutOfMemory
 from service.inputs.opening import HeldFiles
-from workers.actors import assembler, interface, worker
+from workers.actors import assembler, interface, recoverer, worker
 
 
 def public_methods(cls: type) -> set[str]:
@@ -21,9 +21,12 @@ def public_methods(cls: type) -> set[str]:
 
 
 def test_every_method_is_passed_on() -> None:
-    acting = public_methods(worker.Worker), public_methods(assembler.Assembler)
-    assert public_methods(interface.Worker) == acting[0] | acting[1]
-    assert not acting[0] & acting[1]
+    acting = [
+        public_methods(each) for each in (worker.Worker, recoverer.Recoverer, assembler.Assembler)
+    ]
+    passed_on = public_methods(interface.Worker)
+    assert passed_on == set.union(*acting)
+    assert len(passed_on) == sum(map(len, acting))
 
 
 class Unpicklable(Exception):

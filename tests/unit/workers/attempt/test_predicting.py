@@ -9,7 +9,7 @@ import pytest
 from bench.scale import CONFIGURATIONS, SPEC
 from service.domain.costs.shapes import model_shapes
 from service.domain.placement import Placement
-from service.domain.spec import MultipleChoice
+from service.domain.spec import MultipleChoice, Recovery
 from service.domain.states import Step
 from service.estimates.speeds import Measured
 from service.settings import Settings
@@ -51,7 +51,8 @@ def test_the_cluster_is_that_of_the_workers_machines() -> None:
 
 def test_steps_are_predicted_by_the_model_and_by_jobs() -> None:
     alone = predict(LLAMA, SPEC, PLACEMENT, HERE, [], {})
-    assert alone.seconds.keys() == alone.modelled.keys() == set(Step)
+    assert alone.seconds.keys() == set(SPEC.steps) == set(Step) - {Step.RECOVER}
+    assert alone.modelled.keys() == set(Step)
     for step, seconds in alone.seconds.items():
         assert seconds == pytest.approx(alone.modelled[step], abs=0.001)
     twice = Measured(alone.modelled, {step: 2 * each for step, each in alone.modelled.items()})
@@ -63,6 +64,17 @@ def test_steps_are_predicted_by_the_model_and_by_jobs() -> None:
         assert seconds == pytest.approx(2 * alone.modelled[step], abs=0.001)
     assert alone.unknown is None
     assert Step.CALIBRATE in alone.curves
+
+
+def test_recovery_takes_time_and_memory() -> None:
+    spec = SPEC.model_copy(update={"recovery": Recovery(epochs=2)})
+    found, twice = (
+        predict(LLAMA, each, PLACEMENT, HERE, [], {}).seconds[Step.RECOVER]
+        for each in (spec, spec.model_copy(update={"recovery": Recovery(epochs=4)}))
+    )
+    assert found
+    assert twice
+    assert 1.7 * found < twice < 2 * found
 
 
 def test_the_time_of_tasks_is_not_known() -> None:
@@ -81,5 +93,5 @@ def test_an_unknown_architecture_and_a_job_without_evaluation() -> None:
     spec = SPEC.model_copy(update={"evaluation": evaluation})
     found = predict(None, spec, PLACEMENT, HERE, [], {})
     assert found.unknown == NO_SHAPES
-    assert found.seconds == dict.fromkeys(set(Step) - {Step.EVALUATE})
+    assert found.seconds == dict.fromkeys(set(Step) - {Step.EVALUATE, Step.RECOVER})
     assert found.modelled == {}

@@ -1,0 +1,147 @@
+"""Training of one layer, beside plain formulas in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from workers.compression.recovery import (
+    BETAS,
+    DAMPING,
+    EPSILON,
+    STEP_SIZE,
+    Training,
+    Whitening,
+    rate,
+)
+from workers.compression.solve import Factors
+
+CPU = torch.device("cpu")
+OUT, IN, RANK, LOST = 7, 5, 3, 0.25
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def moment() -> Tensor:
+    inputs = random(100, IN, seed=1) @ random(IN, IN, seed=2)
+    return inputs.T @ inputs / 100
+
+
+@pytest.fixture
+def factors() -> Factors:
+    return Factors(random(RANK, IN, seed=3), random(OUT, RANK, seed=4), random(OUT, seed=5))
+
+
+def training(factors: Factors, moment: Tensor) -> Training:
+    return Training(factors, LOST, Whitening.of("layer", moment), CPU)
+
+
+def gradients(seed: int) -> Factors:
+    return Factors(
+        random(RANK, IN, seed=seed), random(OUT, RANK, seed=seed + 1), random(OUT, seed=seed + 2)
+    )
+
+
+def test_a_layer_in_training_computes_what_it_did(factors: Factors, moment: Tensor) -> None:
+    begun = training(factors, moment).factors
+    assert (begun.up @ begun.down).double().allclose(factors.up @ factors.down, atol=1e-5)
+    # Its code has unit variance, but for the damping.
+    variance = (begun.down.double() @ moment @ begun.down.double().T).diagonal()
+    assert ((variance > 0.9) & (variance <= 1)).all()
+
+
+def stepped(factors: Factors, moment: Tensor, all_gradients: list[Factors], rates: Any) -> Factors:
+    """The same steps in float64, with the coordinates of the module's docstring written out."""
+    values, vectors = torch.linalg.eigh(moment)
+    root = vectors @ (values + DAMPING * values.mean()).sqrt().diag()  # x = root · w
+    scale = (factors.down @ root).norm(dim=1)
+    trained = {
+        "down": (factors.down / scale[:, None]) @ root,
+        "up": factors.up * scale,
+        "bias": factors.bias,
+    }
+    sizes = {
+        name: STEP_SIZE * math.sqrt(LOST) * float(each.square().mean().sqrt())
+        for name, each in trained.items()
+        if each is not None
+    }
+    means = {name: torch.zeros_like(each) for name, each in trained.items() if each is not None}
+    squares = {name: torch.zeros_like(each) for name, each in means.items()}
+    for step, (gradient, rate_) in enumerate(zip(all_gradients, rates, strict=True), 1):
+        for name in means:
+            each = getattr(gradient, name) / 10
+            each = each @ torch.linalg.inv(root).T if name == "down" else each
+            means[name] = BETAS[0] * means[name] + (1 - BETAS[0]) * each
+            squares[name] = BETAS[1] * squares[name] + (1 - BETAS[1]) * each**2
+            square = squares[name] / (1 - BETAS[1] ** step)
+            least = EPSILON * square.mean().sqrt()
+            change = means[name] / (1 - BETAS[0] ** step) / (square.sqrt() + least)
+            trained[name] = trained[name] - sizes[name] * rate_ * change
+    down, up, bias = trained["down"], trained["up"], trained["bias"]
+    assert down is not None
+    assert up is not None
+    return Factors(down @ torch.linalg.inv(root), up, bias)
+
+
+def test_steps_are_those_of_adam_in_white_coordinates(factors: Factors, moment: Tensor) -> None:
+    layer = training(factors, moment)
+    given, rates = [gradients(10 * step) for step in range(4)], [0.5, 1.0, 0.7, 0.2]
+    for each, factor in zip(given, rates, strict=True):
+        assert each.bias is not None
+        half = Factors(each.down / 2, each.up / 2, each.bias / 2)
+        layer.step([half, half], 10, factor)
+    expected = stepped(factors, moment, given, rates)
+    for name in ("down", "up", "bias"):
+        moved = getattr(layer.factors, name).double()
+        assert moved.allclose(getattr(expected, name), rtol=1e-4, atol=1e-5), name
+
+
+def test_a_layer_that_has_lost_nothing_and_one_without_gradients_do_not_move(
+    factors: Factors, moment: Tensor
+) -> None:
+    whole = Training(factors, 0.0, Whitening.of("layer", moment), CPU)
+    before = whole.factors
+    whole.step([gradients(1)], 10, 1.0)
+    assert torch.equal(whole.factors.up, before.up)
+    layer = training(factors, moment)
+    before = layer.factors
+    zero = Factors(torch.zeros(RANK, IN), torch.zeros(OUT, RANK), torch.zeros(OUT))
+    layer.step([zero], 10, 1.0)
+    assert torch.equal(layer.factors.down, before.down)
+
+
+def test_going_back_and_resuming_are_exact(factors: Factors, moment: Tensor) -> None:
+    layer, other = training(factors, moment), training(factors, moment)
+    layer.step([gradients(1)], 10, 1.0)
+    layer.keep()
+    kept = layer.factors
+    other.resume({name: each.clone() for name, each in layer.state().items()})
+    for each in (layer, other):
+        each.step([gradients(2)], 10, 0.5)
+    assert torch.equal(layer.factors.down, other.factors.down)
+    assert not torch.equal(layer.factors.down, kept.down)
+    layer.go_back()
+    assert torch.equal(layer.factors.down, kept.down)
+
+
+def test_an_input_that_is_always_zero_does_no_harm(factors: Factors) -> None:
+    layer = training(factors, torch.zeros(IN, IN, dtype=torch.float64))
+    layer.step([gradients(1)], 10, 1.0)
+    assert all(each.isfinite().all() for each in layer.state().values())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 24, 1000])
+def test_the_rate_grows_and_then_falls(steps: int) -> None:
+    rates = [rate(step, steps) for step in range(steps)]
+    highest = rates.index(max(rates))
+    assert max(rates) == 1.0
+    assert highest <= max(1, 0.1 * steps)
+    assert all(0 < each <= 1 for each in rates)
+    assert rates[highest:] == sorted(rates[highest:], reverse=True)

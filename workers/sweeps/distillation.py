@@ -1,0 +1,139 @@
+"""Gradients of a compressed model's divergence from the dense one, one block at a time.
+
+The student is the model with factors in place of some of its layers. A forward sweep takes a batch
+through its blocks and keeps the hidden states between them; the teacher's last hidden state gives
+the divergence and its gradient; a backward sweep computes each block again and takes the gradient
+back through it. The gradients are those of automatic differentiation of the whole model, and at any
+time the weights of one block are needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from workers.compression.recovery import FactoredLinear
+from workers.compression.solve import Factors
+from workers.sweeps.boundaries import Boundaries
+from workers.sweeps.passage import BlockCall, BlockWeights, Passage, tokens_at_once
+
+Student = Mapping[str, Factors]
+"""The factors in a block, by the names of the layers in whose places they are."""
+
+
+class Distillation:
+    """One worker's batches of full sequences, (batch, length).
+
+    `taught` gives the teacher's last hidden state for a batch by its number. For each batch call
+    `enter`, `forward` for every block in order, and `divergence`; then perhaps `backward` for every
+    block in reverse. With `mixed_precision` the model runs under `torch.autocast` in bfloat16.
+    """
+
+    def __init__(
+        self,
+        passage: Passage,
+        weights: BlockWeights,
+        batches: Sequence[Tensor],
+        taught: Callable[[int], Tensor],
+        boundaries: Boundaries,
+        *,
+        mixed_precision: bool = False,
+    ) -> None:
+        self._passage = passage
+        self._weights = weights
+        self._batches = batches
+        self._taught = taught
+        self._boundaries = boundaries
+        self._mixed_precision = mixed_precision
+        self._index = 0
+        self._calls: tuple[BlockCall, ...] = ()
+        self._state = torch.empty(0)  # the hidden state, or its gradient on the way back
+
+    @property
+    def blocks(self) -> int:
+        return len(self._passage.blocks)
+
+    def enter(self, index: int) -> None:
+        """Take up a batch."""
+        self._index = index
+        with self._autocast():
+            self._state, self._calls = self._passage.enter(self._batches[index])
+
+    @torch.no_grad()
+    def forward(self, number: int, student: Student, *, returns: bool) -> None:
+        """Take the batch through a block; `returns` says whether `backward` will be called."""
+        if returns:
+            self._boundaries.put(("student", number), self._state)
+        following = number + 1 if number + 1 < self.blocks else None
+        with self._block(number, following, student) as (block, _), self._autocast():
+            self._state = self._calls[number](block, self._state)
+
+    def divergence(self, *, returns: bool) -> float:
+        """The sum over the batch's tokens of KL(teacher ‖ student), in nats."""
+        hidden, taught = self._state, self._taught(self._index)
+        gradient = torch.zeros_like(hidden)
+        rows, sums = tokens_at_once(self._passage), []
+        for sequence, (student, teacher) in enumerate(zip(hidden, taught, strict=True)):
+            for start in range(0, len(student), rows):
+                chosen = slice(start, start + rows)
+                piece = student[None, chosen].detach().requires_grad_(returns)
+                with torch.set_grad_enabled(returns), self._autocast():
+                    logits = self._passage.leave(piece)
+                with torch.no_grad(), self._autocast():
+                    wanted = self._log_probabilities(self._passage.leave(teacher[None, chosen]))
+                found, probable = self._log_probabilities(logits.detach()), wanted.exp()
+                sums.append(float((probable * (wanted - found)).sum(dtype=torch.float64)))
+                if returns:
+                    logits.backward((found.exp_() - probable).to(logits.dtype))  # type: ignore[no-untyped-call]
+                    assert piece.grad is not None  # noqa: S101 - for mypy
+                    gradient[sequence, chosen] = piece.grad[0]
+        self._state = gradient
+        return math.fsum(sums)
+
+    def backward(self, number: int, student: Student) -> dict[str, Factors]:
+        """Take the gradient back through a block; the gradients of its factors, by layer."""
+        hidden = self._boundaries.get(("student", number), self._passage.device)
+        hidden = hidden.detach().requires_grad_()
+        self._boundaries.drop(("student", number))
+        following = number - 1 if number else None
+        with self._block(number, following, student) as (block, factored):
+            with torch.enable_grad(), self._autocast():
+                output = self._calls[number](block, hidden)
+            output.backward(self._state)  # type: ignore[no-untyped-call]
+        assert hidden.grad is not None  # noqa: S101 - for mypy
+        self._state = hidden.grad
+        return {name: module.gradients() for name, module in factored.items()}
+
+    def clear(self) -> None:
+        """Forget all hidden states, the teacher's included."""
+        self._boundaries.clear()
+
+    @contextmanager
+    def _block(
+        self, number: int, following: int | None, student: Student
+    ) -> Iterator[tuple[nn.Module, dict[str, FactoredLinear]]]:
+        """The block with its weights and the student's layers, which are also given by name."""
+        model, device = self._passage.model, self._passage.device
+        factored = {name: FactoredLinear(each.to(device)) for name, each in student.items()}
+        with self._weights.hold(number, following) as block:
+            dense = {name: model.get_submodule(name) for name in student}
+            for name, module in factored.items():
+                model.set_submodule(name, module)
+            try:
+                yield block, factored
+            finally:
+                for name, module in dense.items():
+                    model.set_submodule(name, module)
+
+    @staticmethod
+    def _log_probabilities(logits: Tensor) -> Tensor:
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self._passage.device.type, torch.bfloat16, enabled=self._mixed_precision
+        )
