@@ -115,8 +115,9 @@ def logs(
 ) -> Response:
     """The end of a log, or what comes before or after a part of it."""
     values = log_values(caller.users.get(job_id), wanted, services.logs)
-    shown = get_job(job_id, request, services, caller)
-    return _part(request, "job_log.html", job=shown, **values)
+    job = get_job(job_id, request, services, caller)
+    follows = "hx-request" in request.headers
+    return _part(request, "job_log.html", job=job, follows=follows, **values)
 
 
 def _part(request: Request, template: str, **values: Any) -> Response:
