@@ -112,9 +112,11 @@ def events(
 
 
 @router.get("/jobs/{job_id}/request.yaml")
-def request_file(job_id: JobId, caller: ReaderDep) -> Response:
+def request_file(
+    job_id: JobId, request: Request, services: ServicesDep, caller: ReaderDep
+) -> Response:
     """The job's request, without its defaults, as a file for `eigenpress submit --file`."""
-    spec = caller.users.get(job_id).spec
+    spec = get_job(job_id, request, services, caller).spec
     body = (
         spec.model_dump(mode="json", exclude_defaults=True) if isinstance(spec, JobSpec) else spec
     )
