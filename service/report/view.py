@@ -262,7 +262,7 @@ def _settings(report: Part) -> Iterator[tuple[str, str]]:
     for name in ("method", "allocation", "dtype", "mixed_precision"):
         if report.get(name) is not None:
             yield name.replace("_", " "), str(report[name])
-    if calibration.get("tokens"):
+    if {"sequences", "sequence_length", "documents"} <= calibration.keys():
         yield (
             "calibration",
             f"{calibration['sequences']:,} sequences of {calibration['sequence_length']:,} tokens "
