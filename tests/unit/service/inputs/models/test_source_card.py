@@ -85,7 +85,8 @@ def test_no_readme_breaks_a_job(text: str) -> None:
 
 def test_a_gguf_file_says_it_in_its_metadata(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
-    metadata = WHOLE | {
+    metadata = {
+        **WHOLE,
         "general.name": "Smollm2 135M",
         "general.license": "other",
         "general.license.name": "own",
