@@ -30,7 +30,7 @@ ESTIMATE = "keep-0.8"
 FIELDS = {
     "calibration.data.local.pattern": "**/*.py",
     "calibration.sequences": "16",
-    "calibration.sequence_length": "256",
+    "calibration.sequence_length": "128",
     "calibration.batch_size": "8",
     "evaluation.sequences": "8",
     "evaluation.decode_tokens": "8",

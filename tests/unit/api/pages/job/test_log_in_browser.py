@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 import httpx
 import pytest
@@ -10,7 +11,9 @@ from playwright.sync_api import Page, expect
 
 from api import log_feed as log_feed_module
 from service.cluster.ray_jobs import Active, Ended
-from service.errors import SolveFailed
+from service.domain.job import DEFAULT_TENANT
+from service.domain.spec import JobSpec
+from service.errors import SolveFailed, WorkerLost
 from service.store.store import Store
 from tests.fixtures.browser import NewPage, serious_faults
 from tests.fixtures.jobs import at_once
@@ -85,6 +88,32 @@ def test_lines_come_as_they_are_printed_and_nothing_is_asked(
     expect(log).to_contain_text("last line")
     expect(page.locator(".log-bar [role=status]")).to_have_text("The log is complete.")
     expect(page.locator(".log-bar button")).to_be_hidden()
+
+
+def test_a_log_appears_when_an_attempt_begins_and_again_with_the_next_one(
+    live: httpx.Client,
+    new_page: NewPage,
+    store: Store,
+    job_body: dict[str, Any],
+    printing: Printing,
+) -> None:
+    job_id = store.users(DEFAULT_TENANT).create(JobSpec.model_validate(job_body)).id
+    page = new_page(str(live.base_url))
+    with page.expect_response("**/live?*"), page.expect_response("**/events?after=*"):
+        page.goto(f"/jobs/{job_id}")
+    page.get_by_text("What the attempt's processes printed").click()
+    expect(page.locator(".log-part")).to_contain_text("No attempt has begun.")
+    printing.print("first line")
+    store.claims.claim()
+    expect(page.get_by_label("Log of driver, attempt 1")).to_have_text("first line\n")
+    printing.print("second line")
+    expect(page.locator("pre.log")).to_have_text("first line\nsecond line\n")
+    store.attempts.fail(job_id, 1, WorkerLost("It died.").failure(), at_once(3))
+    printing.data = b"of the second attempt\n"
+    store.claims.claim()
+    expect(page.get_by_label("Log of driver, attempt 2")).to_have_text("of the second attempt\n")
+    printing.print("and more")
+    expect(page.locator("pre.log")).to_contain_text("and more")
 
 
 def test_it_is_paused_and_scrolled_by_keyboard(
