@@ -20,7 +20,7 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --progress --numprocesses $
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo bench bench-api bench-bits bench-estimates bench-quality bench-serving screenshots serve test test-unit \
+.PHONY: help venv demo bench bench-api bench-bits bench-estimates bench-quality bench-serving screenshots serve test test-unit walk \
         test-integration test-acceptance test-fuzz test-chaos test-chaos-short test-serving lint format clean
 
 help:  ## List the targets
@@ -72,6 +72,9 @@ bench-estimates: $(STAMP)  ## Time and memory of jobs beside their estimates, in
 
 bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md (half an hour or more)
 	@$(BIN)/python -m bench.quality $(QUALITY_ARGS)
+
+walk: $(STAMP)  ## A visitor's walk over the web page in Chromium, with the demo's model; takes minutes
+	@$(BIN)/python -m bench.page_walk
 
 screenshots: $(STAMP)  ## Pictures of the web page, into docs/images
 	@$(BIN)/python -m bench.screenshots

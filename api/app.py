@@ -20,6 +20,7 @@ from api.browsers import SameSite
 from api.event_stream import OpenStreams
 from api.feed import Feed
 from api.limits import BodyLimit
+from api.log_feed import LogFeed
 from api.metrics.metrics import Metrics
 from api.metrics.timing import Note, Timed
 from api.pages import assets as page_assets
@@ -30,6 +31,7 @@ from api.pages import rows as job_rows
 from api.pages import sign_in
 from api.pages.job import actions as job_actions
 from api.pages.job import live as job_live
+from api.pages.job import log_stream as job_log_stream
 from api.pages.job import page as job_page
 from api.request_ids import Named
 from api.routes import (
@@ -104,6 +106,7 @@ PAGES = (
     compare_page,
     job_page,
     job_live,
+    job_log_stream,
     job_actions,
     sign_in,
     page_assets,
@@ -119,6 +122,7 @@ class State(TypedDict):
     metrics: Metrics
     answered: Note
     board: Board
+    log_feed: LogFeed
 
 
 def create_app(
@@ -137,10 +141,15 @@ def create_app(
             async with (
                 Feed(news.after) as feed,
                 Board(news.standing) as board,
+                LogFeed() as log_feed,
                 OpenStreams(services.store.keys.valid) as streams,
             ):
                 # A server waits for its streams before it ends the lifespan.
-                with calling_on_signals(feed.close), calling_on_signals(board.close):
+                with (
+                    calling_on_signals(feed.close),
+                    calling_on_signals(board.close),
+                    calling_on_signals(log_feed.close),
+                ):
                     measured = Metrics(services.store.statistics, streams.count)
                     await run_in_threadpool(_begin, measured)
                     _freeze()
@@ -149,6 +158,7 @@ def create_app(
                         "feed": feed,
                         "streams": streams,
                         "board": board,
+                        "log_feed": log_feed,
                         "metrics": measured,
                         "answered": measured.answered,
                     }

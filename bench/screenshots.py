@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 import uvicorn
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from pydantic import SecretStr
 from sqlalchemy import select, update
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -45,7 +45,7 @@ from service.settings import Settings
 from service.standalone.ports import LOOPBACK, choose_port
 from service.store import tables
 from service.store.store import Store
-from tests.fixtures.browser import CHROMIUM
+from tests.fixtures.browser import CHROMIUM, launched
 from tests.fixtures.jobs import at_once
 from tests.fixtures.models import byte_tokenizer
 from tests.fixtures.waiting import wait_until
@@ -157,11 +157,7 @@ def browser() -> Iterator[Browser]:
     path = shutil.which(CHROMIUM)
     if path is None:
         raise SystemExit("Pictures need chromium: apt-get install chromium")
-    arguments = ["--no-sandbox", "--no-proxy-server"]
-    with (
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=path, args=arguments) as chromium,
-    ):
+    with launched(path) as chromium:
         yield chromium
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from api.errors import MAX_LISTED_ERRORS, problem_items
@@ -17,7 +15,7 @@ from api.pages import spec_fields
 from api.pages.spec_fields import Field, Form, chosen_in
 from api.pages.spec_form import LABELS, MORE, Read
 from api.schemas.problems import ProblemItem
-from service.cli.job_file import PLAIN_SCALARS
+from service.cli.job_file import job_yaml
 from service.domain.spec import JobSpec
 
 TOKEN = "once"  # noqa: S105  (the field with the form's idempotency key)
@@ -137,15 +135,6 @@ class Parsed:
         return cls(None if read.problems else spec, read.problems, [])
 
 
-class Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Writes quotes also around texts that `eigenpress submit` would read as something else."""
-
-
-for kind, pattern, first in PLAIN_SCALARS:
-    tag = f"tag:yaml.org,2002:{kind}"
-    Dumper.add_implicit_resolver(tag, re.compile(rf"^{pattern}$"), first)
-
-
 @dataclass(frozen=True)
 class Sending:
     """The form as a request: what a terminal would send."""
@@ -168,5 +157,4 @@ class Sending:
 
     @property
     def _eigenpress(self) -> str:
-        text = yaml.dump(dict(self.body), Dumper=Dumper, sort_keys=False, allow_unicode=True)
-        return f"eigenpress submit --url {self.url} --file - <<'END'\n{text}END"
+        return f"eigenpress submit --url {self.url} --file - <<'END'\n{job_yaml(self.body)}END"

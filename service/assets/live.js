@@ -16,7 +16,7 @@
 
     constructor(url) {
       super();
-      this.#url = url;
+      this.#url = url; // or a function that says where the stream goes on
       this.closed = false;
       document.addEventListener("visibilitychange", () => this.#follow());
       window.addEventListener("pagehide", () => this.#leave());
@@ -45,7 +45,7 @@
     }
 
     #open() {
-      this.#source = new EventSource(this.#url);
+      this.#source = new EventSource(typeof this.#url === "function" ? this.#url() : this.#url);
       this.#source.onopen = (event) => {
         this.#pause = FIRST_PAUSE;
         this.onopen?.(event);

@@ -2,8 +2,12 @@
 "use strict";
 
 (() => {
-  const HEIGHT = 260;
+  const HEIGHT = 320; // CSS pixels
   const COMPACT_HEIGHT = 190;
+  const NARROW = 480;
+  const AXIS_ROOM = 90; // what the axis of x takes of a height
+  const TICK_ROOM = 24; // between two ticks of y
+  const SHORT_NAME = 16; // characters
   const COLOURS = 5;
   const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [4, 4]];
   const plots = new Map();
@@ -29,9 +33,38 @@
 
   const FONT = "12px system-ui, sans-serif";
 
-  function axis(each, colour, grid) {
+  // Ticks of a logarithmic scale: as many as have room, at numbers that one likes to read.
+  const STEPS = [[1], [1, 3], [1, 2, 5], [1, 2, 3, 5, 7], [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9]];
+
+  function logarithmicTicks(least, most, height) {
+    const count = Math.max(2, Math.floor(height / TICK_ROOM));
+    if (most / least < 3) {
+      const step = niceStep((most - least) / count);
+      const first = Math.ceil(least / step);
+      return Array.from({ length: Math.floor(most / step) - first + 1 }, (_, each) => (first + each) * step);
+    }
+    const perNeper = height / Math.log(most / least);
+    for (const steps of [...STEPS].reverse()) {
+      const ticks = [];
+      for (let power = Math.floor(Math.log10(least)); 10 ** power <= most; power += 1) {
+        ticks.push(...steps.map((step) => step * 10 ** power).filter((tick) => tick >= least && tick <= most));
+      }
+      const gaps = ticks.slice(1).map((tick, number) => perNeper * Math.log(tick / ticks[number]));
+      if (ticks.length >= 2 && Math.min(...gaps) >= TICK_ROOM) return ticks;
+    }
+    return [least, most].map((each) => Number(each.toPrecision(2)));
+  }
+
+  function niceStep(least) {
+    const power = 10 ** Math.floor(Math.log10(least));
+    return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= least);
+  }
+
+  const short = (label) => label.split(":")[0];
+
+  function axis(each, colour, grid, isNarrow) {
     return {
-      label: each.label,
+      label: isNarrow ? short(each.label) : each.label,
       font: FONT,
       labelFont: FONT,
       stroke: colour,
@@ -60,29 +93,64 @@
     };
   }
 
-  // The names of points, beside them; on the left of those that are too far right.
+  // The names of points, beside them: where they cover no point and no other name, shortened if need
+  // be. A name without room is left out; the table of numbers has it.
   function labels(chart, colour) {
     return (plot) => {
       const { ctx, bbox } = plot;
+      const named = chart.series.find((each) => each.names.length);
+      if (!named) return;
+      const size = 12 * devicePixelRatio;
+      const place = ([x, y]) => [plot.valToPos(x, "x", true), plot.valToPos(y, "y", true)];
+      const taken = chart.series.flatMap((each) => each.points.map(place)).map(([left, top]) => (
+        { left: left - size / 2, right: left + size / 2, top: top - size / 2, bottom: top + size / 2 }
+      ));
       ctx.save();
-      ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
+      ctx.font = `${size}px system-ui, sans-serif`;
+      ctx.textAlign = "left";
+      ctx.textBaseline = "top";
       ctx.fillStyle = colour;
-      const [named] = chart.series.filter((each) => each.names.length);
-      (named?.points ?? []).forEach(([x, y], number) => {
-        const [left, top] = [plot.valToPos(x, "x", true), plot.valToPos(y, "y", true)];
-        const isRight = left > bbox.left + bbox.width / 2;
-        ctx.textAlign = isRight ? "right" : "left";
-        ctx.fillText(named.names[number], left, top - 8 * devicePixelRatio);
+      named.points.forEach((point, number) => {
+        const found = room(ctx, named.names[number], place(point), size, bbox, taken);
+        if (!found) return;
+        taken.push(found);
+        ctx.fillText(found.text, found.left, found.top);
       });
       ctx.restore();
     };
   }
 
-  function range(each) {
-    if (each.logarithmic) return (_, least, most) => [least / 1.15, most * 1.15];
+  // Where a name has room beside a point, or undefined.
+  function room(ctx, name, [x, y], size, bbox, taken) {
+    const texts = name.length > SHORT_NAME ? [name, `${name.slice(0, SHORT_NAME - 1)}…`] : [name];
+    for (const text of texts) {
+      const { width } = ctx.measureText(text);
+      for (const top of [y - 1.7 * size, y + 0.7 * size]) {
+        for (const left of [x, x - width, x - width / 2]) {
+          const box = { text, left, right: left + width, top, bottom: top + size };
+          const isInside = left >= bbox.left && box.right <= bbox.left + bbox.width
+            && top >= bbox.top - size && box.bottom <= bbox.top + bbox.height;
+          if (isInside && !taken.some((each) => overlap(each, box))) return box;
+        }
+      }
+    }
+    return undefined;
+  }
+
+  const overlap = (one, other) => one.left < other.right && other.left < one.right
+    && one.top < other.bottom && other.top < one.bottom;
+
+  // `room` is the share of a logarithmic scale that stays free at either end, for names of points.
+  function range(each, room = 0) {
+    if (each.logarithmic) {
+      return (_, least, most) => {
+        const factor = Math.max(1.15, (most / least) ** room);
+        return [least / factor, most * factor];
+      };
+    }
     return (_, least, most) => {
-      const room = (most - least || Math.abs(most) || 1) * 0.06;
-      return [each.percent ? Math.max(0, least - room) : least - room, most + room];
+      const margin = (most - least || Math.abs(most) || 1) * 0.06;
+      return [each.percent ? Math.max(0, least - margin) : least - margin, most + margin];
     };
   }
 
@@ -92,16 +160,24 @@
     plots.get(figure)?.destroy();
     const colour = variable("--pico-color") || getComputedStyle(document.body).color;
     const grid = variable("--pico-muted-border-color") || "rgba(128, 128, 128, 0.3)";
+    const isCompact = figure.classList.contains("compact");
+    const width = Math.max(200, place.clientWidth);
+    const height = isCompact ? COMPACT_HEIGHT : HEIGHT;
+    const yAxis = axis(chart.y, colour, grid, false);
+    if (chart.y.logarithmic) {
+      yAxis.splits = (_, __, least, most) => logarithmicTicks(least, most, height - AXIS_ROOM);
+      yAxis.filter = (_, splits) => splits;
+    }
     const options = {
-      width: Math.max(200, place.clientWidth),
-      height: figure.classList.contains("compact") ? COMPACT_HEIGHT : HEIGHT,
+      width,
+      height,
       scales: {
         x: { time: false, distr: chart.x.logarithmic ? 3 : 1, range: range(chart.x) },
-        y: { distr: chart.y.logarithmic ? 3 : 1, range: range(chart.y) },
+        y: { distr: chart.y.logarithmic ? 3 : 1, range: range(chart.y, 0.12) },
       },
-      axes: [axis(chart.x, colour, grid), axis(chart.y, colour, grid)],
+      axes: [axis(chart.x, colour, grid, width < NARROW), yAxis],
       series: [
-        { label: figure.classList.contains("compact") ? "at" : chart.x.label, value: (_, value) => shown(chart.x, value) },
+        { label: isCompact ? "at" : short(chart.x.label), value: (_, value) => shown(chart.x, value) },
         ...chart.series.map((each, number) => ({
           label: each.label,
           stroke: variable(`--series-${(number % COLOURS) + 1}`),

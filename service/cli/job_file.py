@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ def read_job(file: Path) -> Json:
     return body
 
 
+def job_yaml(job: Mapping[str, Any]) -> str:
+    """The job as YAML, from which `read_job` reads the same."""
+    import yaml  # takes a while
+
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]
+        """Writes quotes also around texts that are more than text in YAML 1.2 alone."""
+
+    _add_scalars(Dumper)
+    text: str = yaml.dump(dict(job), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def overlaid(job: Json, typed: Json) -> Json:
     """The job with what was typed in the place of its fields.
 
@@ -65,9 +78,7 @@ def _read_yaml(text: str, shown: str) -> Any:
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (as yaml declares it)
 
-    for kind, pattern, first in PLAIN_SCALARS:
-        tag = f"tag:yaml.org,2002:{kind}"
-        Loader.add_implicit_resolver(tag, re.compile(rf"^{pattern}$"), first)
+    _add_scalars(Loader)
     try:
         read = yaml.load(text, Loader)  # noqa: S506  (a safe one)
         return json.loads(json.dumps(read, allow_nan=False))
@@ -75,6 +86,12 @@ def _read_yaml(text: str, shown: str) -> Any:
         raise _wrong(f"{shown} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise _wrong(f"{shown} has what JSON has no form for: {error}") from error
+
+
+def _add_scalars(resolver: Any) -> None:
+    for kind, pattern, first in PLAIN_SCALARS:
+        tag = f"tag:yaml.org,2002:{kind}"
+        resolver.add_implicit_resolver(tag, re.compile(rf"^{pattern}$"), first)
 
 
 def _wrong(message: str) -> typer.BadParameter:

@@ -125,7 +125,7 @@ def block_of(name: str) -> int:
 
 def curve(report: Part, targets: Sequence[Part]) -> Chart | None:
     """Perplexity over size: the dense model, the artifacts and every size that was measured."""
-    points: Sequence[Part] = report.get("curve") or ()
+    points = [each for each in report.get("curve") or () if "linear_fraction" in each]
     texts = names(points, "perplexity")
     if not texts:
         return None
@@ -169,8 +169,9 @@ def _name(point: Part) -> str:
 def _error(target: Part | None, text: str) -> float:
     """The standard error of a target's change of perplexity; 0 for the dense model and probes."""
     measured = at(target, "perplexity", text) or {}
-    ratio, error = measured.get("ratio"), measured.get("ratio_standard_error")
-    return float(measured["perplexity"] / ratio * error) if ratio and error else 0.0
+    wanted = ("perplexity", "ratio", "ratio_standard_error")
+    perplexity, ratio, error = map(measured.get, wanted)
+    return float(perplexity / ratio * error) if perplexity and ratio and error else 0.0
 
 
 def kept_by_block(target: Part) -> Heatmap | None:
@@ -179,7 +180,8 @@ def kept_by_block(target: Part) -> Heatmap | None:
     found: dict[str, dict[int, list[Part]]] = {}
     for layer in layers:
         name = str(layer.get("name"))
-        found.setdefault(kind_of(name), {}).setdefault(block_of(name), []).append(layer)
+        if _share(layer) is not None:
+            found.setdefault(kind_of(name), {}).setdefault(block_of(name), []).append(layer)
     if not found:
         return None
     rows = tuple(
@@ -191,7 +193,7 @@ def kept_by_block(target: Part) -> Heatmap | None:
 
 
 def _cell(block: int, layers: Sequence[Part]) -> MapCell:
-    shares = [_share(layer) for layer in layers]
+    shares = [share for layer in layers if (share := _share(layer)) is not None]
     words = _form(layers[0])
     if len(layers) > 1:
         least, most = min(shares), max(shares)
@@ -203,20 +205,24 @@ def _is_dense(layer: Part) -> bool:
     return layer.get("rank") is None and layer.get("bits") is None
 
 
-def _share(layer: Part) -> float:
-    """Of its parameters in low rank; as integers, of 16 bits for each."""
+def _share(layer: Part) -> float | None:
+    """Of its parameters in low rank; as integers, of 16 bits for each. None if it is not known."""
     if _is_dense(layer):
         return 1.0
-    whole: int = layer["in_features"] * layer["out_features"]
-    kept: float = layer["bytes"] / 2 if layer.get("rank") is None else layer["parameters"]
-    return min(1.0, kept / whole)
+    inputs, outputs = layer.get("in_features"), layer.get("out_features")
+    kept = layer.get("bytes" if layer.get("rank") is None else "parameters")
+    if not inputs or not outputs or kept is None:
+        return None
+    return float(min(1.0, kept / (inputs * outputs * (2 if layer.get("rank") is None else 1))))
 
 
 def _form(layer: Part) -> str:
-    size = size_text(layer["bytes"])
+    words = "dense"
     if layer.get("rank") is not None:
-        return f"rank {layer['rank']}, {size}"
-    return f"{layer['bits']} bits, {size}" if layer.get("bits") is not None else f"dense, {size}"
+        words = f"rank {layer['rank']}"
+    elif layer.get("bits") is not None:
+        words = f"{layer['bits']} bits"
+    return words if layer.get("bytes") is None else f"{words}, {size_text(layer['bytes'])}"
 
 
 def spectra(found: Sequence[Part]) -> tuple[Chart, ...]:
@@ -243,7 +249,7 @@ def _by_kind(
     kinds: dict[str, dict[int, Part]] = {}
     for each in found:
         name = str(each.get("name"))
-        if each.get(counts):
+        if each.get(counts) and len(each[counts]) == len(each.get(shares) or ()):
             kinds.setdefault(kind_of(name), {}).setdefault(block_of(name), each)
     return tuple(
         Chart(

@@ -96,7 +96,7 @@ class ReportView:
             importance=importance(report.get("spectra") or ()),
             spectra=spectra(report.get("spectra") or ()),
             continued=tuple(_continued(report, targets)),
-            settings=tuple(_settings(report)),
+            settings=tuple(_settings(report, targets)),
             specification=at(report, "job", "specification"),
         )
 
@@ -251,7 +251,7 @@ def _continued(report: Part, targets: Sequence[Part]) -> Iterator[Continued]:
         yield Continued(str(prompt), tuple(written))
 
 
-def _settings(report: Part) -> Iterator[tuple[str, str]]:
+def _settings(report: Part, targets: Sequence[Part]) -> Iterator[tuple[str, str]]:
     """What one needs to know to make it again."""
     model, calibration = report.get("model") or {}, report.get("calibration") or {}
     source = model.get("source") or {}
@@ -266,13 +266,10 @@ def _settings(report: Part) -> Iterator[tuple[str, str]]:
     for name in ("method", "allocation", "dtype", "mixed_precision"):
         if report.get(name) is not None:
             yield name.replace("_", " "), str(report[name])
-    recovery = at(report, "job", "specification", "recovery")
-    if recovery is not None:
-        taken = next(
-            (each for t in report.get("targets") or () if (each := t.get("recovery"))), None
-        )
-        yield "recovery", "" if taken is None else f"{taken['steps']} steps for each target"
-    if calibration.get("tokens"):
+    steps = next(filter(None, (at(each, "recovery", "steps") for each in targets)), None)
+    if steps is not None:
+        yield "recovery", f"{steps} steps for each target"
+    if {"sequences", "sequence_length", "documents"} <= calibration.keys():
         yield (
             "calibration",
             f"{calibration['sequences']:,} sequences of {calibration['sequence_length']:,} tokens "

@@ -349,11 +349,15 @@ class ObjectStorage:
             self._retry(partial(self._abort, key, upload_id))
 
     def presign(self, key: str, seconds: int, *, head: bool = False) -> str:
-        """A URL that anybody may GET (or `head`) this one object from until it expires."""
+        """A URL that anybody may GET (or `head`) this one object from until it expires.
+
+        A browser that opens it saves the object, and never shows it as a page of the bucket's.
+        """
+        saved = {} if head else {"ResponseContentDisposition": "attachment"}
         with self._errors(key):
             url: str = self._signer.generate_presigned_url(
                 "head_object" if head else "get_object",
-                Params={"Bucket": self.bucket, "Key": key},
+                Params={"Bucket": self.bucket, "Key": key, **saved},
                 ExpiresIn=seconds,
             )
             return url

@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM, MambaConfig
 from bench.demo_server import Server, serving
 from service.client.answers import Job
 from service.client.client import ApiProblem, Client
-from service.client.http import headers_of
 from service.cluster.ray_jobs import authorization
 from service.domain.states import JobState
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
+from tests.fixtures import page_walk
 from tests.fixtures.browser import NewPage, serious_faults
 from tests.fixtures.models import save_tiny_model, tiny_llama_config
 from tests.fixtures.waiting import wait_until
@@ -263,44 +263,27 @@ def test_a_job_by_the_web_page(
     It takes some 30 seconds, in which a worker starts.
     """
     page = new_page(server.url)
-    page.goto("/new")
-    page.get_by_label("API key").fill(server.key)
-    page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url("**/new")
-    wanted = body(inputs, name="by-page")
-    page.locator("[name='model.local.path']").fill(wanted["model"]["path"])
-    page.locator("[name='calibration.data.local.path']").fill(str(inputs / "texts"))
-    page.locator("[name='name']").fill("by-page")
-    page.locator("summary", has_text="Calibration").click()
-    long = {"sequences": 400, "sequence_length": 32, "batch_size": 1}
-    for name, number in long.items():
-        page.locator(f"[name='calibration.{name}']").fill(str(number))
-    expect(page.locator("#estimate")).to_contain_text("keep-0.8")
-    expect(page.locator("#estimate")).not_to_contain_text("at most; this asks")
-    page.get_by_role("button", name="Submit the job").last.click()
-    page.wait_for_url("**/jobs/job-*")
-    expect(page.get_by_role("heading", name="by-page")).to_be_visible()
-    expect(page.locator("#steps")).to_contain_text("resolve", timeout=120_000)
-    page.locator("summary", has_text="Cancel").click()
-    page.get_by_role("button", name="Cancel the job").click()
-    expect(page.locator("#head")).to_contain_text("Cancelled", timeout=60_000)
+    page_walk.sign_in(page, server.key)
+    fields = {"sequences": "400", "sequence_length": "32", "batch_size": "1"}
+    long = page_walk.Wanted(
+        "by-page",
+        inputs / "llama",
+        inputs / "texts",
+        {f"calibration.{name}": number for name, number in fields.items()},
+    )
+    page_walk.submit(page, long, "keep-0.8")
+    page_walk.cancel(page, seconds=120)
 
     page.goto(f"/jobs/{done['id']}")
-    for name in NAMES:
-        expect(page.locator(".verdicts")).to_contain_text(name)
-    page.wait_for_selector("figure[data-chart] canvas")
-    assert page.locator("figure[data-chart] canvas").count() > 10
-    assert page.locator("figure.map svg").count() == len(NAMES)
+    page_walk.look_at_pictures(page, NAMES)
     assert serious_faults(page) == []
-    link = page.locator("a[href*='/files/report.json']").first.get_attribute("href")
-    answer = httpx.get(f"{server.url}{link}", headers=headers_of(server.key), follow_redirects=True)
-    assert answer.json() == client.report(done["id"])
+    assert json.loads(page_walk.download(page, "report.json")) == client.report(done["id"])
 
-    short = wanted["calibration"] | {"sequences": 500}
+    short = body(inputs)["calibration"] | {"sequences": 500}
     short["data"] = short["data"] | {"path": str(inputs / "short")}
     failed = client.submit(body(inputs, calibration=short))["id"]
     page.goto(f"/jobs/{failed}")
-    expect(page.locator("#head")).to_contain_text("calibration_too_short", timeout=120_000)
+    page_walk.read_failure(page, "calibration_too_short", seconds=120)
     page.goto("/")
     expect(page.locator(f"#{failed}")).to_contain_text("Failed")
 

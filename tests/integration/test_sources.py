@@ -318,7 +318,7 @@ class TestHubModel:
         self, settings: Settings, hub: HubServer, files: dict[str, bytes]
     ) -> None:
         folder = fetch(self.SOURCE, settings)
-        wanted = ("config.json", "model.safetensors", "tokenizer.json", TEMPLATE)
+        wanted = ("README.md", "config.json", "model.safetensors", "tokenizer.json", TEMPLATE)
         assert contents(folder) == {name: files[name] for name in wanted}
         assert sorted(hub.requests) == sorted(wanted)
         assert fetch(self.SOURCE, settings) == folder

@@ -376,6 +376,7 @@ def test_deleting_takes_more_than_one_batch(
 def test_a_presigned_url_needs_no_credentials(storage: ObjectStorage, prefix: str) -> None:
     storage.put_bytes(prefix + "a b+ü", b"for everybody")
     url = storage.presign(prefix + "a b+ü", 60)
+    assert httpx.get(url).headers["Content-Disposition"] == "attachment"
     assert httpx.get(url).content == b"for everybody"
     assert httpx.get(url.partition("?")[0]).status_code == 403
     ranged = httpx.get(url, headers={"Range": "bytes=4-6"})

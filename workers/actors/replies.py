@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from service.domain.costs.shapes import Model
+from service.inputs.models.source_card import SourceCard
 from workers.actors.versions import Versions
 from workers.compression.candidates import LayerCandidates
 from workers.compression.shapes import InputGroup, LinearLayer, VocabularyMatrix
@@ -50,6 +51,7 @@ class ModelSummary:
     left_dense: Mapping[str, str]  # the reason for each matrix that no target compresses
     carried: Mapping[str, str]  # the reason for each stored tensor that is copied though unused
     left_out: Mapping[str, str]  # the reason for each stored tensor that artifacts lack
+    card: SourceCard  # what the source says of its name and licence
     shapes: Model | None  # for predictions; None if the cost model does not know them
 
     @property

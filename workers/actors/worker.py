@@ -33,6 +33,7 @@ from service.domain.spec import (
 from service.domain.tenant import EVERY_PLACE, Places
 from service.errors import TargetUnreachable
 from service.inputs.checks import check_allowed
+from service.inputs.models.source_card import read_source_card
 from service.inputs.models.sources import fetch_model
 from service.inputs.opening import HeldFiles
 from service.inputs.places import within
@@ -225,6 +226,7 @@ class Worker:
             _left_dense(stored.model, groups, self.vocabulary),
             unused.carried,
             unused.left_out,
+            read_source_card(self.original),
             known_shapes(self.source),
         )
 

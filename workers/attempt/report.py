@@ -112,6 +112,7 @@ def job_report(
         },
         "model": {
             "source": spec.model.model_dump(mode="json"),
+            "card": model.card.known(),
             "architecture": model.architecture,
             "parameters": model.parameters,
             "linear_parameters": sum(layer.dense_cost for layer in options),

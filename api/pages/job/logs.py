@@ -7,11 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query
 
+from api.log_feed import shown
 from api.routes.logs import MAX_ATTEMPT, MAX_OFFSET
 from service.domain.job import Job
 from service.errors import EigenpressError
 from service.log_lines import readable
 from service.logs.attempt_logs import DRIVER, AttemptLogs, LogPage
+
+Source = Annotated[str, Query(pattern=r"^(driver|worker-(0|[1-9][0-9]{0,4}))$")]
 
 LOG_BYTES = 2**15
 """Shown at a time."""
@@ -29,7 +32,7 @@ class WantedLog:
 
 def _wanted(
     attempt: Annotated[int | None, Query(ge=1, le=MAX_ATTEMPT)] = None,
-    source: Annotated[str, Query(pattern=r"^(driver|worker-(0|[1-9][0-9]{0,4}))$")] = DRIVER,
+    source: Source = DRIVER,
     before: Annotated[int | None, Query(ge=0, le=MAX_OFFSET)] = None,
     after: Annotated[int | None, Query(ge=0, le=MAX_OFFSET)] = None,
 ) -> WantedLog:
@@ -43,7 +46,12 @@ def log_values(job: Job, wanted: WantedLog, logs: AttemptLogs) -> dict[str, Any]
     """For `job_log.html`."""
     attempt = wanted.attempt or job.attempt
     ends = wanted.before is None and wanted.after is None
-    values: dict[str, Any] = {"attempt": attempt, "source": wanted.source, "ends": ends}
+    values: dict[str, Any] = {
+        "attempt": attempt,
+        "source": wanted.source,
+        "ends": ends,
+        "shown": shown,
+    }
     if not attempt:
         return values | {"log": None, "problem": None, "sources": []}
     try:

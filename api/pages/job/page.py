@@ -26,7 +26,9 @@ from api.routes.events import MAX_EVENT_ID
 from api.routes.jobs import get_job
 from api.schemas.jobs import Job
 from api.services import Services, ServicesDep
+from service.cli.job_file import job_yaml
 from service.domain.job import Event
+from service.domain.spec import JobSpec
 from service.domain.states import JobState
 from service.report.view import ReportView
 from service.store.users import Users
@@ -109,14 +111,32 @@ def events(
     return page(request, "job_new_events.html", job=shown, **values)
 
 
+@router.get("/jobs/{job_id}/request.yaml")
+def request_file(
+    job_id: JobId, request: Request, services: ServicesDep, caller: ReaderDep
+) -> Response:
+    """The job's request, without its defaults, as a file for `eigenpress submit --file`."""
+    spec = get_job(job_id, request, services, caller).spec
+    body = (
+        spec.model_dump(mode="json", exclude_defaults=True) if isinstance(spec, JobSpec) else spec
+    )
+    headers = {
+        "Content-Disposition": f'attachment; filename="{job_id}.yaml"',
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(job_yaml(body), media_type="application/yaml", headers=headers)
+
+
 @router.get("/jobs/{job_id}/logs")
 def logs(
     job_id: JobId, request: Request, services: ServicesDep, caller: ReaderDep, wanted: LogDep
 ) -> Response:
     """The end of a log, or what comes before or after a part of it."""
     values = log_values(caller.users.get(job_id), wanted, services.logs)
-    shown = get_job(job_id, request, services, caller)
-    return _part(request, "job_log.html", job=shown, **values)
+    job = get_job(job_id, request, services, caller)
+    follows = "hx-request" in request.headers
+    return _part(request, "job_log.html", job=job, follows=follows, **values)
 
 
 def _part(request: Request, template: str, **values: Any) -> Response:

@@ -25,6 +25,8 @@ from service.printable import shortened
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+README_NAME = "README.md"
+"""The model card, whose metadata go into the cards of artifacts."""
 METADATA_KEY = "__metadata__"
 ADAPTER_NAME = "adapter_config.json"
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
@@ -127,7 +129,7 @@ def model_paths(folder: Path) -> Iterator[Path]:
 
 def is_wanted(name: str) -> bool:
     """Whether a file is fetched with the model whatever its weights are called."""
-    return name in (CONFIG_NAME, INDEX_NAME) or is_companion(name)
+    return name in (CONFIG_NAME, INDEX_NAME, README_NAME) or is_companion(name)
 
 
 def check_folder(folder: Path, param: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 from sqlalchemy import insert
 
 from api import board as board_module
@@ -16,7 +16,7 @@ from service.domain.job import DEFAULT_TENANT, new_job_id
 from service.domain.states import JobState, Step
 from service.store import tables
 from service.store.store import Store
-from tests.fixtures.browser import NewPage, serious_faults
+from tests.fixtures.browser import NewPage, check_looks
 from tests.unit.api.pages.conftest import PAYLOADS, Make, report_of
 
 FIRST_PAINT_MILLISECONDS = 300
@@ -38,16 +38,6 @@ HIDE = """(hidden) => {
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board_module, "LOOK_SECONDS", 0.05)
-
-
-def check_looks(page: Page) -> None:
-    """The page fits on a phone and on a screen, and can be used, in both schemes."""
-    for width in (390, 1400):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            assert serious_faults(page) == []
 
 
 def test_every_page_fits_and_can_be_used(live: httpx.Client, new_page: NewPage, make: Make) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import deepcopy
 from html.parser import HTMLParser
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +170,38 @@ def test_sizes_are_beside_the_dense_layers_in_the_artifact_s_own_precision() -> 
     assert {cell.kept for cell in view.kept[0].rows[0].cells} == {0.25}
 
 
+def parts_of(part: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of everything in a report."""
+    if path:
+        yield path
+    if isinstance(part, dict | list):
+        for name, inner in part.items() if isinstance(part, dict) else enumerate(part):
+            yield from parts_of(inner, (*path, name))
+
+
+def without(report: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
+    copied = deepcopy(report)
+    part: Any = copied
+    for name in path[:-1]:
+        part = part[name]
+    del part[path[-1]]
+    return copied
+
+
+def test_a_report_of_another_version_is_shown_without_what_it_lacks() -> None:
+    report = a_report()
+    report["targets"][0]["tasks"] = {"arc": {"metrics": {"acc": {"value": 0.5}}}}
+    paths = [*parts_of(report)]
+    assert ("targets", 0, "layers", 0, "in_features") in paths
+    for path in paths:
+        ReportView.of(without(report, path))
+    for field in ("in_features", "rank", "bytes", "name", "bits", "parameters", "out_features"):
+        older = a_report()
+        for each in older["targets"][0]["layers"]:
+            del each[field]
+        assert "60% of the size" in Elements(report_page(older)).text
+
+
 def test_the_source_is_named_so_that_one_finds_it() -> None:
     report = a_report()
     report["model"] |= {"source_format": "gguf", "source_bytes": 98_362_432}
@@ -252,3 +287,58 @@ def test_thousands_of_layers_make_a_page_that_can_be_used(
     page.goto(file.as_uri())
     page.wait_for_selector("canvas")
     assert page.evaluate("document.querySelectorAll('*').length") < 20_000
+
+
+WRITTEN = """
+window.written = [];
+const fill = CanvasRenderingContext2D.prototype.fillText;
+CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+  const { width } = this.measureText(text);
+  const left = { left: x, center: x - width / 2, right: x - width }[this.textAlign] ?? x;
+  window.written.push({ text, left, right: left + width, y, canvas: this.canvas.width });
+  fill.call(this, text, x, y);
+};
+"""
+"""Notes what is written into charts."""
+NAMES = ("bytes-0.25-transformers-embeddings-8", "keep-0.6", "keep-0.8", "keep-0.81")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(11.0, 16.1), (11.0, 11.2), (11.0, 350.0), (11.0, 40_000.0)]
+)
+@pytest.mark.parametrize("width", [390, 1400])
+def test_names_and_ticks_of_the_curve_can_be_read(
+    new_page: NewPage, tmp_path: Path, before: float, after: float, width: int
+) -> None:
+    report = a_report()
+    sizes = (0.25, 0.6, 0.8, 0.81)
+    made = after - before
+    report["curve"] = [
+        {
+            "kind": "target",
+            "name": name,
+            "linear_fraction": size,
+            "perplexity": {"held-out": after - made * (size - 0.25)},
+        }
+        for name, size in zip(NAMES, sizes, strict=True)
+    ] + report["curve"][:1]
+    file = tmp_path / "report.html"
+    file.write_text(report_page(report), "utf-8")
+    page = new_page("http://nowhere.test", viewport={"width": width, "height": 800})
+    page.add_init_script(WRITTEN)
+    page.goto(file.as_uri())
+    page.wait_for_selector("canvas")
+    written: list[dict[str, Any]] = page.evaluate("window.written")
+    beginnings = {name[:6] for name in (*NAMES, "dense")}
+    labels = [each for each in written if each["text"][:6] in beginnings]
+    axis = next(n for n, each in enumerate(written) if each["text"] == "perplexity")
+    ticks = written[axis + 1 : written.index(labels[0])]
+    assert all(float(each["text"].replace(",", "")) > 0 for each in ticks)
+    assert 2 <= len(ticks) <= 12
+    assert all(abs(one["y"] - two["y"]) >= 12 for one, two in pairwise(ticks))
+    assert len(labels) >= 3
+    assert any(each["text"].startswith("bytes-0.25") for each in labels)
+    for one, two in combinations(labels, 2):
+        apart = one["right"] <= two["left"] or two["right"] <= one["left"]
+        assert apart or abs(one["y"] - two["y"]) >= 12
+    assert all(each["left"] >= 0 and each["right"] <= each["canvas"] for each in labels)

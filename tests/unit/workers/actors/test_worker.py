@@ -15,6 +15,7 @@ from transformers import GPT2Config
 
 from service.domain.spec import JobSpec
 from service.errors import ModelInvalid
+from service.inputs.models.source_card import SourceCard
 from service.inputs.opening import HeldFiles
 from tests.fixtures.gguf_files import write_llama
 from tests.fixtures.models import save_tiny_model
@@ -78,16 +79,20 @@ def test_a_model_that_is_built_but_cannot_compute_is_refused(
 
 
 def test_a_gguf_file_counts_as_it_lies_on_the_disk(tmp_path: Path, data_dir: Path) -> None:
-    file = write_llama(tmp_path / "model.gguf", general_name="x" * 4000)
+    file = write_llama(tmp_path / "model.gguf", general_name="x" * 4000, general_license="mit")
     summary = worker_of(file, data_dir).load()
     assert (summary.source_format, summary.source_bytes) == ("gguf", file.stat().st_size)
     assert summary.bytes != summary.source_bytes  # of its expansion
+    assert summary.card == SourceCard(license="mit")  # no name is so long
 
 
 def test_a_folder_counts_with_its_weights_alone(
     tiny_llama: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    summary = worker_of(tiny_llama, data_dir).load()
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / "README.md").write_text("---\nbase_model: team/base\n---\n")
+    summary = worker_of(folder, data_dir).load()
+    assert summary.card == SourceCard(base_model=("team/base",))
     weights = (tiny_llama / "model.safetensors").stat().st_size
     assert (summary.source_format, summary.source_bytes) == ("safetensors", weights)
     assert not summary.unfused

@@ -15,6 +15,7 @@ import torch
 from service.domain.job import Job, new_job_id
 from service.domain.spec import HELD_OUT, ByteTarget, JobSpec, QualityTarget, SizeTarget
 from service.domain.states import JobState
+from service.inputs.models.source_card import SourceCard
 from workers.actors.replies import ModelSummary
 from workers.artifact.size import CheckpointSize
 from workers.attempt.probes import Probe
@@ -44,6 +45,7 @@ MODEL = ModelSummary(
     left_dense={"head": "outside the transformer blocks"},
     carried={"mtp.fc.weight": "copied", "mtp.norm.weight": "copied"},
     left_out={"v_head.weight": "foreign"},
+    card=SourceCard(license="mit"),
     shapes=None,
 )
 OPTIONS = [
@@ -396,6 +398,7 @@ def test_the_report_says_what_was_done(job: Job) -> None:
     assert again == job.spec
     assert report["model"] == {
         "source": {"source": "local", "path": "/models/small"},
+        "card": {"license": "mit"},
         "architecture": "LlamaForCausalLM",
         "parameters": 200,
         "linear_parameters": LINEAR,

@@ -16,7 +16,7 @@ from service.domain.spec import JobSpec
 from service.domain.states import JobState, Step
 from service.errors import SolveFailed
 from service.store.store import Store
-from tests.fixtures.browser import NewPage, serious_faults
+from tests.fixtures.browser import NewPage, check_looks, serious_faults
 from tests.fixtures.jobs import at_once
 from tests.unit.api.conftest import OfflineStorage
 from tests.unit.api.pages.conftest import PAYLOADS
@@ -39,16 +39,6 @@ def printing(monkeypatch: pytest.MonkeyPatch, cluster: object) -> None:
 
     monkeypatch.setattr(cluster, "status", lambda *_: Active())
     monkeypatch.setattr(cluster, "logs", lambda *_: {"driver": read, "worker-0": read})
-
-
-def check_looks(page: Page) -> None:
-    """The page fits on a phone and on a screen, and can be used, in both schemes."""
-    for width in (390, 1400):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            assert serious_faults(page) == []
 
 
 def open_all(page: Page) -> None:

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from api.pages.job import logs as logs_module
 from service.cluster.ray_jobs import Active
+from service.domain.states import JobState
 from service.errors import ClusterUnavailable
 from tests.unit.api.conftest import OfflineCluster
 from tests.unit.api.pages.conftest import Make
@@ -108,8 +109,8 @@ def test_a_lost_log_says_why(client: TestClient, second_attempt: str) -> None:
 
 
 def test_a_job_without_attempts_has_no_log(client: TestClient, make: Make) -> None:
-    job_id = make()
-    assert "No attempt has begun." in client.get(f"/jobs/{job_id}/logs").text
+    assert "No attempt has begun." in client.get(f"/jobs/{make()}/logs").text
+    job_id = make(JobState.CANCELLED)
     assert "hx-get" not in client.get(f"/jobs/{job_id}").text.partition('id="log-title"')[2]
 
 

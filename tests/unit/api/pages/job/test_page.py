@@ -25,6 +25,7 @@ from api.pages.rendering import templates
 from api.pages.rows import progress_of
 from api.schemas.jobs import Job, StepToCome, TimeLeft
 from api.services import Services
+from service.cli.job_file import read_job
 from service.domain.job import DEFAULT_TENANT, FileEntry
 from service.domain.principal import Scope
 from service.domain.spec import JobSpec
@@ -333,10 +334,49 @@ def test_another_tenant_s_job_does_not_exist(guarded: TestClient, store: Store, 
     store.tenants.create("other", Limits(), Places())
     _, text = store.keys.create("other", Scope.ADMIN)
     guarded.cookies.set("eigenpress_key", text)
-    for part in ("", *(f"/{each}" for each in PARTS), "/live?shown=running.1.1"):
+    for part in (
+        "",
+        *(f"/{each}" for each in PARTS),
+        "/live?shown=running.1.1",
+        "/logs/live?attempt=1&source=driver",
+        "/request.yaml",
+    ):
         answer = guarded.get(f"/jobs/{job_id}{part}")
         assert answer.status_code == 404
         assert "There is no job" in answer.text
+
+
+def test_its_request_is_a_file_that_submits_the_same_job(
+    client: TestClient, make: Make, store: Store, tmp_path: Path
+) -> None:
+    job_id = make(
+        JobState.FAILED,
+        name="no",
+        labels={"since": "2026-11-28", "build": "1e3", "empty": "", "answer": "~"},
+        targets=[{"keep": 0.8}, {"bytes_fraction": 0.25}, {"max_perplexity_increase": 1e-05}],
+        evaluation={"prompts": ["def f():\n\treturn 'ä\u2028'\n", "- a: b # c"]},
+        mixed_precision="no",
+    )
+    href = re.search(r'href="([^"]+)" download>YAML', client.get(f"/jobs/{job_id}").text)
+    assert href is not None
+    answer = client.get(href[1])
+    assert answer.headers["Content-Type"].startswith("application/yaml")
+    assert answer.headers["Content-Disposition"] == f'attachment; filename="{job_id}.yaml"'
+    file = tmp_path / "job.yaml"
+    file.write_bytes(answer.content)
+    made = client.post("/v1/jobs", json=read_job(file)).json()
+    assert store.records.get(made["id"]).spec == store.records.get(job_id).spec
+    assert made["spec"]["labels"]["build"] == "1e3"
+
+
+def test_a_request_of_another_version_is_a_file_too(
+    client: TestClient, make: Make, store: Store, tmp_path: Path
+) -> None:
+    job_id = make(JobState.FAILED)
+    rewrite_spec(store, store.records.get(job_id), newer=[1, None, "1_0", {"to": "no"}])
+    file = tmp_path / "job.yaml"
+    file.write_bytes(client.get(f"/jobs/{job_id}/request.yaml").content)
+    assert read_job(file) == client.get(f"/v1/jobs/{job_id}").json()["spec"]
 
 
 @pytest.mark.parametrize("shown", ["", "dead.1.2", "running.1", "running.-1.2", "running.1.2.3"])

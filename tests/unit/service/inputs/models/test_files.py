@@ -93,7 +93,7 @@ STRANGERS = [
     "model.safetensors",
     "manifest.json",
     "report.json",
-    "README.md",
+    "deep/README.md",
     "deep/tokenizer.json",
     "deep/tokenizer.model",
     "deep/chat_template.jinja",
@@ -114,7 +114,7 @@ def test_what_does_not(name: str) -> None:
     assert not is_wanted(name)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "README.md"])
 def test_what_is_fetched_and_never_copied(name: str) -> None:
     assert is_wanted(name)
     assert not is_companion(name)
