@@ -30,6 +30,7 @@ from api.event_stream import Permit
 from api.feed import HEARTBEAT_SECONDS, PAUSE_SECONDS, STREAM_SECONDS
 from api.frames import END, FIRST, HEARTBEAT
 from service.errors import EigenpressError, FollowersFull, JobNotFound, LogNotFound
+from service.log_lines import readable
 from service.logs.attempt_logs import LogPage
 from service.printable import printable, uncoloured
 
@@ -87,8 +88,8 @@ class Part:
 
 
 def shown(text: str) -> str:
-    """What people see of a log's text: without colours, and no character is invisible."""
-    return printable(uncoloured(text))
+    """What people see of a log's text: no JSON, no colours, and no character is invisible."""
+    return printable(uncoloured(readable(text)))
 
 
 class _Tail:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Query
@@ -11,7 +11,6 @@ from api.log_feed import shown
 from api.routes.logs import MAX_ATTEMPT, MAX_OFFSET
 from service.domain.job import Job
 from service.errors import EigenpressError
-from service.log_lines import readable
 from service.logs.attempt_logs import DRIVER, AttemptLogs, LogPage
 
 Source = Annotated[str, Query(pattern=r"^(driver|worker-(0|[1-9][0-9]{0,4}))$")]
@@ -58,8 +57,7 @@ def log_values(job: Job, wanted: WantedLog, logs: AttemptLogs) -> dict[str, Any]
         log = _read(job, attempt, wanted, logs)
     except EigenpressError as error:  # the rest of the page has nothing to do with it
         return values | {"log": None, "problem": error, "sources": [wanted.source]}
-    shown = replace(log, text=readable(log.text))
-    return values | {"log": shown, "problem": None, "sources": log.sources or (wanted.source,)}
+    return values | {"log": log, "problem": None, "sources": log.sources or (wanted.source,)}
 
 
 def _read(job: Job, attempt: int, wanted: WantedLog, logs: AttemptLogs) -> LogPage:
