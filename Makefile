@@ -20,8 +20,9 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --progress --numprocesses $
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo bench bench-api bench-bits bench-estimates bench-quality bench-serving screenshots serve test test-unit walk \
-        test-integration test-acceptance test-fuzz test-chaos test-chaos-short test-serving lint format clean
+.PHONY: help venv demo bench bench-api bench-bits bench-estimates bench-quality bench-recovery \
+        bench-serving screenshots walk serve test test-unit test-integration test-acceptance \
+        test-fuzz test-chaos test-chaos-short test-serving lint format clean
 
 help:  ## List the targets
 	@sed -En 's/^([a-z-]+):.*## (.+)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -75,6 +76,9 @@ bench-quality: $(STAMP)  ## Perplexity by method and size, into docs/quality.md 
 
 walk: $(STAMP)  ## A visitor's walk over the web page in Chromium, with the demo's model; takes minutes
 	@$(BIN)/python -m bench.page_walk
+
+bench-recovery: $(STAMP)  ## What recovery regains and takes, into docs/recovery.md
+	@$(BIN)/python -m bench.recovery --out docs $(RECOVERY_ARGS)
 
 screenshots: $(STAMP)  ## Pictures of the web page, into docs/images
 	@$(BIN)/python -m bench.screenshots

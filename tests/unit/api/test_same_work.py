@@ -20,7 +20,10 @@ from tests.fixtures.jobs import at_once
 from tests.unit.api.test_access import OTHER, a_webhook, bearer, key, request, routes
 from tests.unit.service.store.test_datasets import uploaded
 
-QUERIES = {"/jobs/{job_id}/live": "?shown=running.1.1"}
+QUERIES = {
+    "/jobs/{job_id}/live": "?shown=running.1.1",
+    "/jobs/{job_id}/logs/live": "?attempt=1&source=driver",
+}
 """What a route needs besides the path."""
 ENDS = ("succeeded", "failed", "cancelled", "queued")
 

@@ -23,7 +23,7 @@ def test_a_job_is_one_trace_from_its_client_to_ray(
     app = create_app(services.settings, lambda _: nullcontext(services))
     with TestClient(app) as client:
         caller = {"traceparent": f"00-{TRACE}-{CALLER}-01", "X-Request-ID": "r-1"}
-        job = client.post("/v1/jobs?secret=swordfish", json=job_body, headers=caller).json()
+        job = client.post("/v1/jobs", json=job_body, headers=caller).json()
     dispatcher = Dispatcher(services.store, FakeCluster(), services.storage, services.settings)
     with closing(dispatcher):
         dispatcher.tick()

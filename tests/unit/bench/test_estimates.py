@@ -54,6 +54,6 @@ def test_the_page_tells_first_jobs_from_corrected_ones() -> None:
     assert "- first jobs: time for 1 of 1, memory for 1;" in text
     assert "- corrected jobs: time for 1 of 1, memory for 0." in text
     rows = [line for line in text.splitlines() if line.startswith("| SmolLM2")]
-    assert rows[0].startswith("| SmolLM2-135M | 1 | none: a first job | 80 s | 112 s | 0.71 |")
-    assert rows[1].startswith("| SmolLM2-135M | 2 | 1 | 80 s | 112 s | 0.71 |")
+    assert rows[0].startswith("| SmolLM2-135M | 1 | none: a first job | 90 s | 126 s | 0.71 |")
+    assert rows[1].startswith("| SmolLM2-135M | 2 | 1 | 90 s | 126 s | 0.71 |")
     assert len(rows) == 4

@@ -188,7 +188,7 @@ def test_after_it_was_fetched_a_model_is_read_as_it_was(
 
 
 def test_a_fetched_model_has_no_other_files(model: Path, settings: Settings) -> None:
-    for name in ("optimizer.pt", "modeling_evil.py", "README.md", "extra.safetensors"):
+    for name in ("optimizer.pt", "modeling_evil.py", "NOTES.md", "extra.safetensors"):
         (model / name).write_text("{}")
     held = HeldFiles(settings.scratch_dir / "job-1-1")
     folder = fetch_model(LocalPath(source="local", path=str(model)), settings, held)

@@ -81,6 +81,6 @@ def test_an_artifact_that_the_report_lacks_has_only_its_files(
 def test_any_file_can_be_downloaded(client: TestClient, succeeded: Succeeded, path: str) -> None:
     job_id = succeeded(files=(FileEntry(path, 1, "cd" * 32),))
     html = client.get(f"/jobs/{job_id}").text
-    (address,) = re.findall(r'href="([^"]+)" download', html)
+    (address,) = re.findall(r'href="([^"]+/files/[^"]+)" download', html)
     assert address.endswith("/files/" + quote(path))
     assert client.get(address, follow_redirects=False).status_code == 302
