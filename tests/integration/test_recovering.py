@@ -20,12 +20,9 @@ KEEP = "keep-0.5"
 RECOVERY = {"epochs": 2}
 STEPS = [
     Moment("teach", 1),
-    Moment("whiten", 3),
     Moment("train", 30),
-    Moment("save_recovery", 1),
     Moment("divergence", 11),
     Moment("end_recovery", 2),
-    Moment("assemble", 1),
 ]
 """When the attempts of one job are killed, one after the other."""
 
