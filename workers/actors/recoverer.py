@@ -109,6 +109,7 @@ class Recoverer:
                 float(spectrum[rank:].sum() / spectrum.sum()),
                 self._whitenings[self._worker.group_of[name]],
                 self._worker.stored.device,
+                mixed_precision=self._worker.mixed_precision,
             )
 
     def trained(self, names: Sequence[str]) -> tuple[Factors, ...] | Factors | None:

@@ -112,16 +112,24 @@ class Training:
     """One layer in training: its factors in float32, and Adam's means of their gradients.
 
     They are in the host's memory; steps are computed on `device`. `lost` is the share of the
-    layer's spectrum that its rank has dropped.
+    layer's spectrum that its rank has dropped. With `mixed_precision` gradients and changes go
+    from one system of coordinates to the other by products in bfloat16.
     """
 
     def __init__(
-        self, factors: Factors, lost: float, whitening: Whitening, device: torch.device
+        self,
+        factors: Factors,
+        lost: float,
+        whitening: Whitening,
+        device: torch.device,
+        *,
+        mixed_precision: bool = False,
     ) -> None:
         factors = factors.to(torch.device("cpu"))
         deviation = whitening.deviation(factors.down.float())
         scale = deviation.clamp_min(1e-6 * deviation.max()).clamp_min(1e-30)
         self._device = device
+        self._mixed_precision = mixed_precision
         self._whitening = whitening
         self._size = STEP_SIZE * math.sqrt(lost)
         self._values = {
@@ -152,16 +160,20 @@ class Training:
             parts = [getattr(each, name).to(self._device, torch.float32) for each in gradients]
             gradient = sum(parts[1:], start=parts[0]) / tokens
             if name == "down":
-                gradient = whitening.of_gradient(gradient)
-            mean = torch.lerp(self._means[name].to(self._device), gradient, 1 - BETAS[0])
-            square = self._squares[name].to(self._device)
-            square = torch.lerp(square, gradient.square(), 1 - BETAS[1])
+                with self._autocast():
+                    gradient = whitening.of_gradient(gradient).float()
+            mean = self._means[name].to(self._device).lerp_(gradient, 1 - BETAS[0])
+            square = self._squares[name].to(self._device).lerp_(gradient.square_(), 1 - BETAS[1])
             change = _adam(mean / corrections[0], square / corrections[1])
             if name == "down":
-                change = whitening.to_change(change)
+                with self._autocast():
+                    change = whitening.to_change(change)
             self._means[name], self._squares[name] = mean.to(host), square.to(host)
             scale = self._size * self._sizes[name] * rate
-            self._values[name] = value - scale * change.to(host)
+            self._values[name] = torch.sub(value, change.to(host), alpha=scale)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed_precision)
 
     def keep(self) -> None:
         """Keep the factors as they are now."""
