@@ -48,14 +48,16 @@ def main() -> int:
 
 def measured(scratch: Path, epochs: int) -> tuple[dict[str, Any], dict[str, float]]:
     """The job's report, and the seconds of its steps. Raises JobFailed and ServerFailed."""
-    library, problems, data = scratch / "library", scratch / "problems.jsonl", scratch / "data"
+    texts, data = scratch / "texts", scratch / "data"
+    texts.mkdir()
     data.mkdir()
+    library, problems = texts / "library", texts / "problems.jsonl"
     demo_data.copy_standard_library(library)
     demo_data.write_problems(problems, PROBLEMS)
     model = demo_data.model_file()
     command = [str(Path(sys.executable).with_name("eigenpress")), "serve"]
     with (
-        serving(command, data, [model.parent, library, problems]) as server,
+        serving(command, data, [model.parent, texts]) as server,
         Client(server.url, key=server.key) as client,
     ):
         job = client.wait(client.submit(_specification(model, library, problems, epochs))["id"])

@@ -25,6 +25,7 @@ from workers.compression.statistics import (
     accumulation_dtype,
     merged,
 )
+from workers.model.blocks import Without
 from workers.resumption.checkpoints import Refusal
 from workers.resumption.recovery import SavedRecovery
 from workers.sweeps.calibration import CalibrationSweep, Observed
@@ -98,8 +99,10 @@ class Recoverer:
             found = Whitening.of(group, moment, solving_dtype(device))
             self._whitenings[group] = found.to(torch.device("cpu"))
 
-    def begin_recovery(self, ranks: Mapping[str, int]) -> None:
-        """Cut the layers that this worker owns to these ranks, to train them."""
+    def begin_recovery(self, ranks: Mapping[str, int], layers: Sequence[str]) -> None:
+        """Cut the layers that this worker owns to these ranks; all `layers` will be trained."""
+        if self._distillation is not None:
+            self._distillation.weights = Without(self._worker.stored, layers)
         self._trainings = {}
         for name, rank in ranks.items():
             solution = self._worker.solutions[name].solution

@@ -169,7 +169,12 @@ class Recoveries:
         own: list[dict[str, int]] = [{} for _ in self._workers]
         for name, rank in ranks.items():
             own[self._owners[name]][name] = rank
-        ray.get([w.begin_recovery.remote(each) for w, each in zip(self._workers, own, strict=True)])
+        ray.get(
+            [
+                worker.begin_recovery.remote(each, list(ranks))
+                for worker, each in zip(self._workers, own, strict=True)
+            ]
+        )
 
     def _resumed(self, target: str) -> Course:
         """Where an earlier attempt has come to, as far as all workers have it."""

@@ -7,9 +7,9 @@ memory for two blocks suffices for a model of any depth.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,18 @@ def _without_weights(source: Path, dtype: torch.dtype) -> Any:
             return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
+class Without:
+    """Gives blocks their weights without those of some layers, in whose places others are."""
+
+    def __init__(self, stored: StoredModel, layers: Iterable[str]) -> None:
+        self._stored = stored
+        self._layers = frozenset(layers)
+
+    def hold(self, number: int, following: int | None = None) -> AbstractContextManager[nn.Module]:
+        """The block, see `StoredModel.hold`."""
+        return self._stored.hold(number, following, self._layers)
+
+
 class StoredModel:
     """See the module. On a CPU it computes in float32, on a GPU in the checkpoint's precision.
 
@@ -89,7 +101,7 @@ class StoredModel:
         outside, self._inside = self._sorted(pieces)
         self._read_piece = lru_cache(PIECES_KEPT)(Piece.read)
         self._reader = ThreadPoolExecutor(1)
-        self._following: tuple[int, Future[dict[str, Tensor]]] | None = None
+        self._following: tuple[int, Container[str], Future[dict[str, Tensor]]] | None = None
         with naming_model_errors("its weights cannot be read"):
             self._place(self._read(outside))
         self.model.tie_weights()
@@ -97,12 +109,18 @@ class StoredModel:
             set_module_tensor_to_device(self.model, name, device, value=buffer)
 
     @contextmanager
-    def hold(self, number: int, following: int | None = None) -> Iterator[nn.Module]:
-        """The block with its weights, while the context is open; `following` comes next."""
+    def hold(
+        self, number: int, following: int | None = None, without: Container[str] = ()
+    ) -> Iterator[nn.Module]:
+        """The block with its weights, while the context is open; `following` comes next.
+
+        Of the layers `without` no weight is read, in either.
+        """
         with naming_model_errors("its weights cannot be read"):
-            tensors = self._taken(number)
+            tensors = self._taken(number, without)
         if following is not None:
-            self._following = following, self._reader.submit(self._read, self._inside[following])
+            reading = self._reader.submit(self._read, self._inside[following], without)
+            self._following = following, without, reading
         self._place(tensors)
         del tensors
         block = self.passage.blocks[number]
@@ -144,17 +162,18 @@ class StoredModel:
             (inside[self.block_of(name)] if is_inside else outside).append(piece)
         return outside, inside
 
-    def _taken(self, number: int) -> dict[str, Tensor]:
+    def _taken(self, number: int, without: Container[str]) -> dict[str, Tensor]:
         """The tensors of a block, which may be read already."""
         following, self._following = self._following, None
-        if following is not None and following[0] == number:
-            return following[1].result()
-        return self._read(self._inside[number])
+        if following is not None and following[:2] == (number, without):
+            return following[2].result()
+        return self._read(self._inside[number], without)
 
-    def _read(self, pieces: Iterable[Piece]) -> dict[str, Tensor]:
+    def _read(self, pieces: Iterable[Piece], without: Container[str] = ()) -> dict[str, Tensor]:
         return {
             name: self._ready(name, tensor)
             for piece in pieces
+            if not all(name.rpartition(".")[0] in without for name in piece.names)
             for name, tensor in piece.read().items()
         }
 

@@ -44,7 +44,7 @@ class Distillation:
         mixed_precision: bool = False,
     ) -> None:
         self._passage = passage
-        self._weights = weights
+        self.weights = weights
         self._batches = batches
         self._taught = taught
         self._boundaries = boundaries
@@ -119,7 +119,7 @@ class Distillation:
         """The block with its weights and the student's layers, which are also given by name."""
         model, device = self._passage.model, self._passage.device
         factored = {name: FactoredLinear(each.to(device)) for name, each in student.items()}
-        with self._weights.hold(number, following) as block:
+        with self.weights.hold(number, following) as block:
             dense = {name: model.get_submodule(name) for name in student}
             for name, module in factored.items():
                 model.set_submodule(name, module)

@@ -86,7 +86,6 @@ def recovery_cost(model: Model, spec: JobSpec, cluster: Cluster, keeps: Sequence
             float32_operations=steps.count * _coordinates(model, keep) / cluster.workers,
             memory_moved=steps.count
             * (4 * MOMENTS_OF_STEP * trained / cluster.workers + 3 * 4 * trained),
-            loaded=(2 * steps.count + steps.checks) * inside,
             calls=steps.count * CALLS_OF_A_BLOCK * len(model.blocks),
             network_moved=steps.count * sent * cluster.remote_share,
             host_held=4 * (KEPT_FOR_TRAINING * trained + _squares(model)) / cluster.workers,
