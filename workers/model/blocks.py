@@ -129,7 +129,8 @@ class StoredModel:
         finally:
             for name, _ in block.named_parameters():
                 set_module_tensor_to_device(block, name, META)
-            return_free_memory()
+            if not without:  # else there is little to return, and it would be taken again at once
+                return_free_memory()
 
     def read(self, names: Sequence[str]) -> dict[str, Tensor]:
         """These tensors, in the precision of the model, on its device."""
