@@ -25,6 +25,7 @@ from workers.compression.statistics import (
     accumulation_dtype,
     merged,
 )
+from workers.model.allocator import return_free_memory
 from workers.model.blocks import Without
 from workers.resumption.checkpoints import Refusal
 from workers.resumption.recovery import SavedRecovery
@@ -121,6 +122,7 @@ class Recoverer:
 
     def enter(self, batch: int) -> None:
         """Take up this worker's share of a batch."""
+        return_free_memory()
         self._distilling.enter(batch)
 
     def forward(self, number: int, returns: bool, sent: Sequence[str], *factors: Factors) -> None:

@@ -129,7 +129,7 @@ class StoredModel:
         finally:
             for name, _ in block.named_parameters():
                 set_module_tensor_to_device(block, name, META)
-            if not without:  # else there is little to return, and it would be taken again at once
+            if not without:  # else little was read, and training takes it again at once
                 return_free_memory()
 
     def read(self, names: Sequence[str]) -> dict[str, Tensor]:
