@@ -105,7 +105,7 @@ def page(
         steps=recovered[0]["steps"],
         epochs=report["job"]["specification"]["recovery"].get("epochs", 3),
         rows=_table(
-            ("keep", "text", "dense", "as cut", "recovered", "× dense, as cut", "recovered"),
+            ("keep", "text", "dense", "as cut", "recovered", "cut ÷ dense", "recovered ÷ dense"),
             [row for target in report["targets"] for row in _rows(target, dense)],
         ),
         calibrating=f"{calibrating:.0f}",
