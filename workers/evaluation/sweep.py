@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class EvaluationSweep:
         self._batches = batches
         self._vocabularies = vocabularies
         self._boundaries = boundaries
-        self._mixed_precision = mixed_precision
+        self._autocast = partial(passage.autocast, enabled=mixed_precision)
         self._calls: list[dict[int, tuple[BlockCall, ...]]] = [{} for _ in batches]  # by variant
         dense = [variant for variant, own in enumerate(vocabularies) if not own]
         others = [[variant] for variant, own in enumerate(vocabularies) if own]
@@ -78,18 +79,15 @@ class EvaluationSweep:
         following = number + 1 if number + 1 < blocks else None
         with self._weights.hold(number, following) as block:
             for variant, replaced in enumerate(layers):
-                model = self._passage.model
-                dense = {name: model.get_submodule(name) for name in replaced}
-                replace_layers(model, replaced)
-                for index, calls in enumerate(self._calls):
-                    hidden = self._boundaries.get(
-                        (variant, index), self._passage.device, following=(variant, index + 1)
-                    )
-                    with self._autocast():
-                        output = calls[variant][number](block, hidden)
-                    self._boundaries.put((variant, index), output)
-                for name, module in dense.items():
-                    model.set_submodule(name, module)
+                with self._passage.restoring(replaced):
+                    replace_layers(self._passage.model, replaced)
+                    for index, calls in enumerate(self._calls):
+                        hidden = self._boundaries.get(
+                            (variant, index), self._passage.device, following=(variant, index + 1)
+                        )
+                        with self._autocast():
+                            output = calls[variant][number](block, hidden)
+                        self._boundaries.put((variant, index), output)
 
     @torch.no_grad()
     def losses(self) -> list[list[TextLoss]]:
@@ -133,11 +131,6 @@ class EvaluationSweep:
             sum(piece.negative_log_likelihood for piece in pieces),
             len(targets),
             sum(piece.correct for piece in pieces),
-        )
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self._passage.device.type, torch.bfloat16, enabled=self._mixed_precision
         )
 
 

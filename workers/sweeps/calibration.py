@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from workers.compression.statistics import (
     cross_entropy,
 )
 from workers.sweeps.boundaries import Boundaries
-from workers.sweeps.passage import BlockCall, BlockWeights, Passage, tokens_at_once
+from workers.sweeps.passage import BlockCall, BlockWeights, Passage, through_head
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class CalibrationSweep:
         self._batches = batches
         self._boundaries = boundaries
         self._keep_every = keep_every
-        self._mixed_precision = mixed_precision
+        self._autocast = partial(passage.autocast, enabled=mixed_precision)
         self._calls: list[tuple[BlockCall, ...]] = []
         for index, tokens in enumerate(batches):
             with self._autocast():
@@ -182,23 +183,17 @@ class CalibrationSweep:
 
     def _loss(self, hidden: Tensor, tokens: Tensor) -> tuple[float, Tensor]:
         """The summed next-token loss of a batch, and its gradient, of the shape of `hidden`."""
-        rows = tokens_at_once(self._passage)
-        gradient = torch.zeros_like(hidden)
-        losses = []
-        for sequence, (states, labels) in enumerate(zip(hidden, tokens[:, 1:], strict=True)):
-            for start in range(0, len(labels), rows):
-                chosen = slice(start, min(start + rows, len(labels)))
-                piece = states[None, chosen].detach().requires_grad_(self._observed.gradients)
-                with torch.set_grad_enabled(self._observed.gradients), self._autocast():
-                    logits = self._passage.leave(piece)
-                scores = logits.detach()[0]
-                losses.append(
-                    cross_entropy(scores, labels[chosen], differentiate=self._observed.gradients)
-                )
-                if self._observed.gradients:
-                    logits.backward(scores[None])  # type: ignore[no-untyped-call]
-                    gradient[sequence, chosen] = piece.grad[0]
-        return math.fsum(losses), gradient
+        labels, differentiate = tokens[:, 1:], self._observed.gradients
+        return through_head(
+            self._passage,
+            hidden,
+            labels.shape[1],
+            lambda sequence, chosen, logits: cross_entropy(
+                logits, labels[sequence, chosen], differentiate=differentiate
+            ),
+            autocast=self._autocast,
+            differentiate=differentiate,
+        )
 
     def _statistics(self, number: int) -> dict[InputGroup, GroupStatistics]:
         return self._observed.of(f"{self._passage.prefix}.{number}", self._passage.device)
@@ -213,8 +208,3 @@ class CalibrationSweep:
         for each in statistics.values():
             each.tokens = tokens
         return {group.name: each for group, each in statistics.items()}
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self._passage.device.type, torch.bfloat16, enabled=self._mixed_precision
-        )

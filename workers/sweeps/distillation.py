@@ -9,9 +9,9 @@ time the weights of one block are needed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from workers.compression.recovery import FactoredLinear
 from workers.compression.solve import Factors
 from workers.sweeps.boundaries import Boundaries
-from workers.sweeps.passage import BlockCall, BlockWeights, Passage, tokens_at_once
+from workers.sweeps.passage import BlockCall, BlockWeights, Passage, through_head
 
 Student = Mapping[str, Factors]
 """The factors in a block, by the names of the layers in whose places they are."""
@@ -48,7 +48,7 @@ class Distillation:
         self._batches = batches
         self._taught = taught
         self._boundaries = boundaries
-        self._mixed_precision = mixed_precision
+        self._autocast = partial(passage.autocast, enabled=mixed_precision)
         self._index = 0
         self._calls: tuple[BlockCall, ...] = ()
         self._state = torch.empty(0)  # the hidden state, or its gradient on the way back
@@ -74,25 +74,28 @@ class Distillation:
 
     def divergence(self, *, returns: bool) -> float:
         """The sum over the batch's tokens of KL(teacher ‖ student), in nats."""
-        hidden, taught = self._state, self._taught(self._index)
-        gradient = torch.zeros_like(hidden)
-        rows, sums = tokens_at_once(self._passage), []
-        for sequence, (student, teacher) in enumerate(zip(hidden, taught, strict=True)):
-            for start in range(0, len(student), rows):
-                chosen = slice(start, start + rows)
-                piece = student[None, chosen].detach().requires_grad_(returns)
-                with torch.set_grad_enabled(returns), self._autocast():
-                    logits = self._passage.leave(piece)
-                with torch.no_grad(), self._autocast():
-                    wanted = self._log_probabilities(self._passage.leave(teacher[None, chosen]))
-                found, probable = self._log_probabilities(logits.detach()), wanted.exp()
-                sums.append(float((probable * (wanted - found)).sum(dtype=torch.float64)))
-                if returns:
-                    logits.backward((found.exp_() - probable).to(logits.dtype))  # type: ignore[no-untyped-call]
-                    assert piece.grad is not None  # noqa: S101 - for mypy
-                    gradient[sequence, chosen] = piece.grad[0]
-        self._state = gradient
-        return math.fsum(sums)
+        taught = self._taught(self._index)
+
+        def loss(sequence: int, chosen: slice, logits: Tensor) -> float:
+            with torch.no_grad(), self._autocast():
+                wanted = self._log_probabilities(
+                    self._passage.leave(taught[sequence, None, chosen])
+                )
+            found, probable = self._log_probabilities(logits[None]), wanted.exp()
+            divergence = (probable * (wanted - found)).sum(dtype=torch.float64)
+            if returns:
+                logits.copy_((found.exp_() - probable)[0])
+            return float(divergence)
+
+        total, self._state = through_head(
+            self._passage,
+            self._state,
+            self._state.shape[1],
+            loss,
+            autocast=self._autocast,
+            differentiate=returns,
+        )
+        return total
 
     def backward(self, number: int, student: Student) -> dict[str, Factors]:
         """Take the gradient back through a block; the gradients of its factors, by layer."""
@@ -119,21 +122,11 @@ class Distillation:
         """The block with its weights and the student's layers, which are also given by name."""
         model, device = self._passage.model, self._passage.device
         factored = {name: FactoredLinear(each.to(device)) for name, each in student.items()}
-        with self.weights.hold(number, following) as block:
-            dense = {name: model.get_submodule(name) for name in student}
+        with self.weights.hold(number, following) as block, self._passage.restoring(student):
             for name, module in factored.items():
                 model.set_submodule(name, module)
-            try:
-                yield block, factored
-            finally:
-                for name, module in dense.items():
-                    model.set_submodule(name, module)
+            yield block, factored
 
     @staticmethod
     def _log_probabilities(logits: Tensor) -> Tensor:
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self._passage.device.type, torch.bfloat16, enabled=self._mixed_precision
-        )

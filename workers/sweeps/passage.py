@@ -7,7 +7,8 @@ the blocks' weights need not be in memory, and every architecture keeps its pecu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -100,6 +101,20 @@ class Passage:
             logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
         return logits
 
+    def autocast(self, *, enabled: bool) -> torch.autocast:
+        """Have the model multiply in bfloat16, if it is enabled."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    @contextmanager
+    def restoring(self, layers: Iterable[str]) -> Iterator[None]:
+        """Put these layers back in their places at the end, whatever is there then."""
+        dense = {name: self.model.get_submodule(name) for name in layers}
+        try:
+            yield
+        finally:
+            for name, module in dense.items():
+                self.model.set_submodule(name, module)
+
     @contextmanager
     def _replaced(self, forward: Callable[[int], Callable[..., Tensor]]) -> Iterator[None]:
         with ExitStack() as stack:
@@ -113,6 +128,42 @@ def tokens_at_once(passage: Passage) -> int:
     """How many tokens' logits may be in memory together, at least one."""
     vocabulary: int = passage.model.config.get_text_config().vocab_size
     return max(1, LOGITS_BYTES // (4 * vocabulary))
+
+
+LossOfLogits = Callable[[int, slice, Tensor], float]
+"""The loss at some positions of a sequence, by its number, from logits of (positions, vocabulary);
+if it is differentiated, ∂ℓ/∂logits overwrites these."""
+
+
+def through_head(
+    passage: Passage,
+    hidden: Tensor,
+    positions: int,
+    loss: LossOfLogits,
+    *,
+    autocast: Callable[[], torch.autocast],
+    differentiate: bool,
+) -> tuple[float, Tensor]:
+    """The sum of a loss over the first positions of all sequences, and its gradient.
+
+    `hidden` is the last block's output, (batch, length, hidden), and so is the shape of the
+    gradient, which is zero if it is not wanted. Logits are computed some tokens at a time.
+    """
+    rows, losses = tokens_at_once(passage), []
+    gradient = torch.zeros_like(hidden)
+    for sequence, states in enumerate(hidden):
+        for start in range(0, positions, rows):
+            chosen = slice(start, min(start + rows, positions))
+            piece = states[None, chosen].detach().requires_grad_(differentiate)
+            with torch.set_grad_enabled(differentiate), autocast():
+                logits = passage.leave(piece)
+            scores = logits.detach()[0]
+            losses.append(loss(sequence, chosen, scores))
+            if differentiate:
+                logits.backward(scores[None])  # type: ignore[no-untyped-call]
+                assert piece.grad is not None  # noqa: S101 - for mypy
+                gradient[sequence, chosen] = piece.grad[0]
+    return math.fsum(losses), gradient
 
 
 class InMemory:
