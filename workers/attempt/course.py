@@ -13,14 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-ASIDE = 12
-"""One of so many sequences is kept aside, in whole batches with those that are trained on."""
-
-CHECKS = 12
-"""How often the divergence is measured, at most."""
-
-LEAST_STEPS = 4
-"""Between two checks."""
+from service.domain.recovery_plan import batches_to_train, steps_between_checks
 
 WORSE = 1.02
 """By this factor the divergence may exceed the best one without the steps being made smaller."""
@@ -39,7 +32,7 @@ class Batches:
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], size: int, seed: int) -> Batches:
         """The last of the sequences are kept aside; there must be two batches at least."""
-        batches = (len(sequences) - max(size, -(-len(sequences) // ASIDE))) // size
+        batches = batches_to_train(len(sequences), size)
         trained = list(sequences[: batches * size])
         random.Random(seed).shuffle(trained)  # noqa: S311
         return cls(
@@ -89,7 +82,7 @@ class Course:
     @property
     def pause(self) -> int:
         """How many steps are taken before the next check."""
-        return min(max(LEAST_STEPS, -(-self.steps // CHECKS)), self.steps - self.step)
+        return min(steps_between_checks(self.steps), self.steps - self.step)
 
     def check(self, divergence: float) -> Verdict:
         """Note the divergence after the steps so far; the first check is of the cut model."""

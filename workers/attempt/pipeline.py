@@ -41,14 +41,14 @@ from workers.attempt.measurements import Measurements, Subject
 from workers.attempt.predicting import cluster_here, predict
 from workers.attempt.probes import Probe, Probes
 from workers.attempt.progress import Progress
-from workers.attempt.recovery import Recoveries, has_ranks, with_recovered
+from workers.attempt.recovery import Recoveries
 from workers.attempt.report import Evaluation, TargetResult, job_report, model_card
 from workers.attempt.resume import Resumption, resume
 from workers.attempt.schedule import Call, drive
 from workers.attempt.sweeping import Sweeping
 from workers.attempt.targets import MAX_PROBES, Choices
 from workers.attempt.text_usage import MAX_NAMES_IN_EVENT, note_texts
-from workers.compression.candidates import Forms, LayerCandidates
+from workers.compression.candidates import Forms, LayerCandidates, as_recovered, has_ranks
 from workers.compression.shapes import InputGroup
 from workers.evaluation.problems import Exercise
 from workers.proof.result import SEQUENCES, Proof
@@ -370,16 +370,23 @@ class Attempt:
             for target, forms in zip(self.spec.targets, choices, strict=True)
             if has_ranks(forms)
         }
-        if self.spec.recovery is None or not targets:
+        wanted = self.spec.recovery
+        if wanted is None or not targets:
             return list(choices), {}
         with self.progress.step(Step.RECOVER, "steps") as meter:
-            recoveries = Recoveries(
-                self.workers, self.owned, model, self.spec, texts.calibration, self.progress, meter
-            )
-            recovered = recoveries.run(targets)
+            recovered = Recoveries(
+                self.workers,
+                self.owned,
+                model,
+                self.spec,
+                wanted,
+                texts.calibration,
+                self.progress,
+                meter,
+            ).run(targets)
         gained = {name for name, each in recovered.items() if each.gained}
         forms = [
-            with_recovered(target.name, forms) if target.name in gained else forms
+            as_recovered(target.name, forms) if target.name in gained else forms
             for target, forms in zip(self.spec.targets, choices, strict=True)
         ]
         return forms, recovered

@@ -25,7 +25,7 @@ from workers.actors.replies import ModelSummary, TrainingStep
 from workers.attempt.course import Batches, Course, RecoveredTarget, Verdict
 from workers.attempt.progress import Progress, StepMeter
 from workers.attempt.resume import refuse
-from workers.compression.candidates import Forms, Recovered
+from workers.compression.candidates import Forms
 from workers.compression.shapes import InputGroup
 from workers.resumption.write_throttle import WriteThrottle
 
@@ -60,11 +60,11 @@ class Recoveries:
         owned: Sequence[Sequence[InputGroup]],
         model: ModelSummary,
         spec: JobSpec,
+        wanted: Recovery,
         sequences: Sequence[Sequence[int]],
         progress: Progress,
         meter: StepMeter,
     ) -> None:
-        wanted = spec.recovery or Recovery()
         self._workers = workers
         self._active = workers[: wanted.batch_size]  # each has a share of every batch
         self._owners = {
@@ -145,7 +145,8 @@ class Recoveries:
                 with throttle.writing():
                     self._save(target, course)
         ray.get([worker.end_recovery.remote(target) for worker in self._workers])
-        if course.best[0] == 0:
+        recovered = RecoveredTarget(course, round(time.perf_counter() - start, 3))
+        if not recovered.gained:
             self._progress.note(
                 GAINED_NOTHING,
                 f"{target}: recovery has not made the divergence from the dense model smaller; "
@@ -153,7 +154,7 @@ class Recoveries:
                 {"target": target, **course.as_data()},
                 is_warning=True,
             )
-        return RecoveredTarget(course, round(time.perf_counter() - start, 3))
+        return recovered
 
     def _blocks(self, ranks: Mapping[str, int]) -> list[_Block]:
         blocks = []
@@ -288,16 +289,3 @@ def _sent(block: _Block, worker: int, factors: Mapping[str, Any]) -> list[Any]:
 def _listed(references: Any) -> list[Any]:
     """Ray's references to the results of a call; one alone is not in a list."""
     return references if isinstance(references, list) else [references]
-
-
-def has_ranks(forms: Forms) -> bool:
-    """Whether a layer is of low rank."""
-    return any(isinstance(form, int) for form in forms.values())
-
-
-def with_recovered(target: str, forms: Forms) -> Forms:
-    """The forms of a target whose layers of low rank are trained."""
-    return {
-        name: Recovered(form, target) if isinstance(form, int) else form
-        for name, form in forms.items()
-    }

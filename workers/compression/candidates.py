@@ -70,6 +70,19 @@ def rank_of(form: Form) -> int | None:
     return form if isinstance(form, int) else None
 
 
+def has_ranks(forms: Forms) -> bool:
+    """Whether a layer is of low rank, and as it was cut."""
+    return any(isinstance(form, int) for form in forms.values())
+
+
+def as_recovered(target: str, forms: Forms) -> Forms:
+    """The forms of a target once its layers of low rank are trained."""
+    return {
+        name: Recovered(form, target) if isinstance(form, int) else form
+        for name, form in forms.items()
+    }
+
+
 def as_cut(forms: Forms) -> Forms:
     """The forms before any layer was trained."""
     return {

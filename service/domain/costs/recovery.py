@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from service.domain.costs.cluster import Cluster, Cost
 from service.domain.costs.formulas import backward_operations, forward_operations, gram_operations
 from service.domain.costs.shapes import Linear, Model
+from service.domain.recovery_plan import batches_to_train, steps_between_checks
 from service.domain.spec import JobSpec, Recovery
 
-ASIDE, CHECKS, LEAST_STEPS = 12, 12, 4  # as in `workers.attempt.course`
 MOMENTS_OF_STEP = 6
 """How often a step reads or writes each number in training: value, gradient, Adam's two means."""
 KEPT_FOR_TRAINING = 5
@@ -41,11 +41,16 @@ class Steps:
 def steps_of(recovery: Recovery, sequences: int, workers: int) -> Steps:
     """Of a calibration of so many sequences."""
     size = recovery.batch_size
-    batches = (sequences - max(size, -(-sequences // ASIDE))) // size
+    batches = batches_to_train(sequences, size)
     count, active = recovery.epochs * batches, min(workers, size)
-    pause = max(LEAST_STEPS, -(-count // CHECKS))
     aside = sequences - batches * size
-    return Steps(count, 1 + -(-count // pause), active, -(-size // active), -(-aside // active))
+    return Steps(
+        count,
+        1 + -(-count // steps_between_checks(count)),
+        active,
+        -(-size // active),
+        -(-aside // active),
+    )
 
 
 def rank_of(layer: Linear, keep: float) -> float:
