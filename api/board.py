@@ -17,7 +17,7 @@ from typing import Protocol, Self, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from api.event_stream import Permit
+from api.event_stream import Permit, set_within
 from api.feed import HEARTBEAT_SECONDS, PAUSE_SECONDS, READERS, STREAM_SECONDS
 from api.frames import FIRST, HEARTBEAT
 from service.errors import EigenpressError, FollowersFull
@@ -81,11 +81,7 @@ class _Watch:
 
     async def wait(self, seconds: float) -> bool:
         """Whether there was a look within `seconds`, or the stream has to end."""
-        try:
-            await asyncio.wait_for(self.news.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+        return await set_within(seconds, self.news)
 
 
 class Board:

@@ -49,6 +49,15 @@ class Permit:
         self.news.set()
 
 
+async def set_within(seconds: float, news: asyncio.Event) -> bool:
+    """Whether it is set within this time."""
+    try:
+        await asyncio.wait_for(news.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
 class OpenStreams:
     """The open streams of one API process; an async context manager.
 

@@ -20,7 +20,7 @@ from typing import Protocol, Self, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from api.event_stream import Permit
+from api.event_stream import Permit, set_within
 from api.frames import DELETED, FIRST, HEARTBEAT, end_frame, event_frame
 from service.domain.job import Event
 from service.domain.states import TERMINAL
@@ -100,11 +100,7 @@ class _Follower:
 
     async def wait(self, seconds: float) -> bool:
         """Whether anything has happened within `seconds`."""
-        try:
-            await asyncio.wait_for(self._news.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+        return await set_within(seconds, self._news)
 
 
 @dataclass(eq=False)

@@ -26,7 +26,7 @@ from typing import Self
 from anyio import CapacityLimiter, to_thread
 from fastapi.sse import format_sse_event
 
-from api.event_stream import Permit
+from api.event_stream import Permit, set_within
 from api.feed import HEARTBEAT_SECONDS, PAUSE_SECONDS, STREAM_SECONDS
 from api.frames import END, FIRST, HEARTBEAT
 from service.errors import EigenpressError, FollowersFull, JobNotFound, LogNotFound
@@ -186,7 +186,7 @@ class LogFeed:
                 elif tail.complete:
                     yield format_sse_event(data_str="", event=END)
                     return
-                elif not await _set_within(HEARTBEAT_SECONDS, permit.news):
+                elif not await set_within(HEARTBEAT_SECONDS, permit.news):
                     yield HEARTBEAT
 
     @contextmanager
@@ -226,11 +226,3 @@ class LogFeed:
                 pause = PAUSE_SECONDS
             took = self._loop.time() - began
             await asyncio.sleep(max(pause, took / LOOK_SHARE - took))
-
-
-async def _set_within(seconds: float, news: asyncio.Event) -> bool:
-    try:
-        await asyncio.wait_for(news.wait(), seconds)
-    except TimeoutError:
-        return False
-    return True

@@ -8,6 +8,7 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.middleware import before_answer
 from service.log_lines import bind, log_fields
 
 REQUEST_ID_HEADER = "X-Request-ID"
@@ -34,12 +35,10 @@ class Named:
         # Each request has a task of its own. The server logs in it, too, after this returns.
         bind(request_id=request_id)
 
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
-            await send(message)
+        def name(message: Message) -> None:
+            MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
 
-        await self._app(scope, receive, named)
+        await self._app(scope, receive, before_answer(send, name))
 
 
 def request_id_header() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.middleware import before_answer
 from service.tracing import span
 
 
@@ -26,12 +27,12 @@ class Traced:
         about = {"http.request.method": method}
         with span(method, Headers(scope=scope), about, server=True) as current:
 
-            async def noted(message: Message) -> None:
-                if message["type"] == "http.response.start" and current is not None:
-                    current.set_attribute("http.response.status_code", message["status"])
-                    if (route := getattr(scope.get("route"), "path", None)) is not None:
-                        current.set_attribute("http.route", route)
-                        current.update_name(f"{method} {route}")
-                await send(message)
+            def describe(message: Message) -> None:
+                if current is None:
+                    return
+                current.set_attribute("http.response.status_code", message["status"])
+                if (route := getattr(scope.get("route"), "path", None)) is not None:
+                    current.set_attribute("http.route", route)
+                    current.update_name(f"{method} {route}")
 
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, before_answer(send, describe))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.middleware import before_answer
 from service.client.versions import VERSION, VERSION_HEADER
 
 
@@ -15,9 +16,7 @@ class Versioned:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def versioned(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[VERSION_HEADER] = VERSION
-            await send(message)
+        def tell(message: Message) -> None:
+            MutableHeaders(scope=message)[VERSION_HEADER] = VERSION
 
-        await self._app(scope, receive, versioned)
+        await self._app(scope, receive, before_answer(send, tell))

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.middleware import before_answer
+
 UNROUTED = "none"
 """The route of a request that none takes, or that is refused before."""
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
@@ -33,16 +35,14 @@ class Timed:
             return
         start = time.perf_counter()
 
-        async def noted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                note: Note | None = scope.get("state", {}).get("answered")
-                if note is not None:
-                    method = scope["method"] if scope["method"] in METHODS else OTHER
-                    seconds = time.perf_counter() - start
-                    note(method, _pattern(scope), message["status"], seconds)
-            await send(message)
+        def take_note(message: Message) -> None:
+            note: Note | None = scope.get("state", {}).get("answered")
+            if note is not None:
+                method = scope["method"] if scope["method"] in METHODS else OTHER
+                seconds = time.perf_counter() - start
+                note(method, _pattern(scope), message["status"], seconds)
 
-        await self._app(scope, receive, noted)
+        await self._app(scope, receive, before_answer(send, take_note))
 
 
 def _pattern(scope: Scope) -> str:

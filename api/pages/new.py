@@ -29,7 +29,6 @@ from api.routes.jobs import get_job, submit
 from api.schemas.problems import ProblemItem
 from api.services import Services, ServicesDep
 from service.domain.job import JOB_ID_PATTERN
-from service.domain.spec import JobSpec
 from service.errors import EigenpressError
 
 MAX_FIELDS = 2000
@@ -50,10 +49,8 @@ def new(
     """The form, empty or as another job was."""
     if template is None:
         return _page(request, services, caller, NewForm(FIRST))
-    spec = get_job(template, request, services, caller).spec
-    if isinstance(spec, JobSpec):
-        spec = spec.model_dump(mode="json", exclude_defaults=True)
-    return _page(request, services, caller, NewForm(spec_form.write(spec)))
+    body = get_job(template, request, services, caller).request()
+    return _page(request, services, caller, NewForm(spec_form.write(body)))
 
 
 @router.post("/new", name="submit")

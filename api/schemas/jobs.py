@@ -143,6 +143,12 @@ class Job(Schema):
     warnings: list[JobWarning] = Field(description="Of the current attempt.")
     links: Links
 
+    def request(self) -> dict[str, Any]:
+        """The body that submits it again, without the defaults."""
+        if isinstance(self.spec, JobSpec):
+            return self.spec.model_dump(mode="json", exclude_defaults=True)
+        return self.spec
+
     @classmethod
     def of(cls, job: jobs.Job, *, root_path: str, dashboard_url: str) -> Self:
         """``root_path`` is the path under which a proxy mounts this server, usually empty."""

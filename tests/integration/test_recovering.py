@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from service.domain.job import Job
 from service.domain.states import JobState
-from service.storage.s3 import ObjectStorage
 from tests.fixtures.in_process import LocalInstallation, Moment
 from tests.fixtures.models import save_model_of_numbers
+from tests.fixtures.storage import download
 from workers.attempt.recovery import CHECKED, GAINED_NOTHING
 
 KEEP = "keep-0.5"
@@ -105,7 +105,8 @@ def test_one_worker_recovers_as_two_do(
     logits = []
     for workers in (1, 2):
         job = run(local_installation, workers=workers)
-        folder = download(local_installation, job, tmp_path / str(workers))
+        store = local_installation.store
+        folder = download(local_installation.settings, store, job, KEEP, tmp_path / str(workers))
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
         with torch.no_grad():
             logits.append(model(tokens).logits)
@@ -134,17 +135,6 @@ def test_a_recovery_that_gains_nothing_says_so_and_changes_nothing(
     )
     local_installation.attempt()
     assert local_installation.weights(job) == local_installation.weights(plain)
-
-
-def download(installation: LocalInstallation, job: Job, folder: Path) -> Path:
-    storage = ObjectStorage.from_settings(installation.settings)
-    (artifact,) = [
-        each for each in installation.store.records.artifacts(job.id) if each.name == KEEP
-    ]
-    folder.mkdir()
-    for file in artifact.files:
-        (folder / file.path).write_bytes(storage.get_bytes(artifact.prefix + file.path))
-    return folder
 
 
 @pytest.mark.parametrize(

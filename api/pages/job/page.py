@@ -28,7 +28,6 @@ from api.schemas.jobs import Job
 from api.services import Services, ServicesDep
 from service.cli.job_file import job_yaml
 from service.domain.job import Event
-from service.domain.spec import JobSpec
 from service.domain.states import JobState
 from service.report.view import ReportView
 from service.store.users import Users
@@ -116,10 +115,7 @@ def request_file(
     job_id: JobId, request: Request, services: ServicesDep, caller: ReaderDep
 ) -> Response:
     """The job's request, without its defaults, as a file for `eigenpress submit --file`."""
-    spec = get_job(job_id, request, services, caller).spec
-    body = (
-        spec.model_dump(mode="json", exclude_defaults=True) if isinstance(spec, JobSpec) else spec
-    )
+    body = get_job(job_id, request, services, caller).request()
     headers = {
         "Content-Disposition": f'attachment; filename="{job_id}.yaml"',
         "Cache-Control": "no-store",

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.domain.job import DEFAULT_TENANT, Job
 from service.domain.states import JobState
-from service.storage.s3 import ObjectStorage
 from tests.fixtures.installation import Installation, ended
 from tests.fixtures.models import save_model_of_numbers
+from tests.fixtures.storage import download
 from workers.text.texts import read_texts
 
 INCREASE = 0.2
@@ -53,15 +53,8 @@ def jobs(installation: Installation) -> Mapping[str, Job]:
     return {name: installation.wait_for(job, ended) for name, job in created.items()}
 
 
-def download(installation: Installation, job: Job, name: str, folder: Path) -> Path:
-    storage = ObjectStorage.from_settings(installation.settings)
-    (artifact,) = [
-        each for each in installation.store.records.artifacts(job.id) if each.name == name
-    ]
-    for file in artifact.files:
-        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file.path).write_bytes(storage.get_bytes(artifact.prefix + file.path))
-    return folder
+def fetch(installation: Installation, job: Job, name: str, folder: Path) -> Path:
+    return download(installation.settings, installation.store, job, name, folder)
 
 
 def load(folder: Path) -> Any:
@@ -88,7 +81,7 @@ def test_the_artifact_is_as_good_as_was_asked(
     installation: Installation, jobs: Mapping[str, Job], tmp_path: Path
 ) -> None:
     job = jobs["two"]
-    artifact = load(download(installation, job, f"increase-{INCREASE}", tmp_path))
+    artifact = load(fetch(installation, job, f"increase-{INCREASE}", tmp_path))
     trained = installation.inputs / "trained"
     tokenizer = AutoTokenizer.from_pretrained(trained)
     settings = installation.settings
@@ -129,7 +122,7 @@ def test_one_worker_and_two_make_the_same_model(
 ) -> None:
     input_ids = torch.arange(2, 66)[None]
     one, two = (
-        load(download(installation, jobs[run], name, tmp_path / run)) for run in ("one", "two")
+        load(fetch(installation, jobs[run], name, tmp_path / run)) for run in ("one", "two")
     )
     with torch.no_grad():
         torch.testing.assert_close(

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Coroutine
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
-from typing import Any
+from functools import partial
 
 import pytest
 
 from api import board as board_module
 from api.board import Board
-from api.event_stream import Permit
 from api.frames import FIRST, HEARTBEAT
 from api.pages.rows import progress_of
 from api.schemas.jobs import Job
 from service.domain.job import DEFAULT_TENANT
-from service.domain.principal import Principal, Scope
 from service.domain.states import JobState, Step
 from service.errors import DatabaseUnavailable, FollowersFull, ModelInvalid
 from service.store.news import Progress, Standing
 from service.store.store import Store
 from tests.fixtures.jobs import at_once, small_spec
+from tests.fixtures.streams import permit, run_within
 
 SECONDS = 20.0
+run = partial(run_within, SECONDS)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -77,24 +77,12 @@ class List:
         return "\n".join(lines).encode()
 
 
-def run(act: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(SECONDS):
-            await act
-
-    asyncio.run(bounded())
-
-
 async def following(frames: AsyncGenerator[bytes, None], text: str) -> str:
     """The first frame with this text."""
     async for frame in frames:
         if text in frame.decode():
             return frame.decode()
     raise AssertionError("the stream has ended")
-
-
-def permit() -> Permit:
-    return Permit(Principal("k3x9v0qd27sp", DEFAULT_TENANT, Scope.READER))
 
 
 def create(store: Store) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Any
+from functools import partial
 
 import httpx
 import pytest
@@ -14,30 +14,20 @@ from pydantic import SecretStr
 
 from api import board, event_stream, feed
 from api.access import ADMIN_KEY_ID, NO_KEY_ID
-from api.event_stream import OpenStreams, Permit
+from api.event_stream import OpenStreams
 from service.domain.job import DEFAULT_TENANT
-from service.domain.principal import Principal, Scope
+from service.domain.principal import Scope
 from service.errors import DatabaseUnavailable, FollowersFull, TooManyFollowers
 from service.settings import Settings
 from service.store import keys as store_keys
 from service.store.store import Store
 from tests.fixtures.jobs import small_spec
+from tests.fixtures.streams import permit, run_within
 
 SECONDS = 10.0
+run = partial(run_within, SECONDS)
 HOUR = timedelta(hours=1)
 STREAM = {"Accept": "text/event-stream"}
-
-
-def permit(key_id: str = "k3x9v0qd27sp", tenant: str = DEFAULT_TENANT) -> Permit:
-    return Permit(Principal(key_id, tenant, Scope.READER))
-
-
-def run(act: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(SECONDS):
-            await act
-
-    asyncio.run(bounded())
 
 
 @pytest.fixture

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import pytest
 
 from api import feed as feed_module
-from api.event_stream import Permit
 from api.feed import Feed
 from api.frames import HEARTBEAT
 from service.domain.job import DEFAULT_TENANT, Event
-from service.domain.principal import Principal, Scope
 from service.domain.states import JobState
 from service.errors import DatabaseUnavailable, StorageUnavailable
 from service.store.news import NewEvents
 from service.store.store import Store
 from tests.fixtures.jobs import at_once, small_spec
+from tests.fixtures.streams import permit, run_within
 
 SECONDS = 20.0
+run = partial(run_within, SECONDS)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -76,18 +77,6 @@ class Running:
     @property
     def events(self) -> list[int]:
         return [each.id for each in self._store.records.events(self.id, limit=10_000)]
-
-
-def run(act: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(SECONDS):
-            await act
-
-    asyncio.run(bounded())
-
-
-def permit() -> Permit:
-    return Permit(Principal("k3x9v0qd27sp", DEFAULT_TENANT, Scope.READER))
 
 
 class Stream:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from typing import Any
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from api import log_feed as module
-from api.event_stream import Permit
 from api.frames import FIRST, HEARTBEAT
 from api.log_feed import LogFeed, LogName, Part
 from service.client.following import frames as frames_of
-from service.domain.job import DEFAULT_TENANT
-from service.domain.principal import Principal, Scope
 from service.errors import ClusterUnavailable, FollowersFull, JobNotFound, LogNotFound
 from service.logs.attempt_logs import LogPage
+from tests.fixtures.streams import permit, run_within
 
 SECONDS = 20.0
+run = partial(run_within, SECONDS)
 NAME = LogName("job-1", 1, "driver")
 
 
@@ -84,18 +83,6 @@ class Seen:
                 self.jumps.append(data["start"])
             self.text += data["text"]
             self.after = data["next_after"]
-
-
-def run(act: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(SECONDS):
-            await act
-
-    asyncio.run(bounded())
-
-
-def permit() -> Permit:
-    return Permit(Principal("k3x9v0qd27sp", DEFAULT_TENANT, Scope.READER))
 
 
 async def until(seen: Seen, frames: AsyncGenerator[bytes, None], text: str) -> None:
