@@ -2,7 +2,7 @@
 
 Its share goes through the student one block at a time. The factors of a layer belong to the worker
 that has solved it, its owner, which sends them to the others for each pass over their block, gets
-their gradients, and takes the steps. So only the factors of some blocks are anywhere else.
+their gradients, and takes the steps. So a worker holds few factors of layers that others own.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Recoverer:
         self._saved = []
 
     def end_recovery(self, target: str) -> None:
-        """The layers of a target are those that were kept last."""
+        """Store the factors as they are, for the target's artifact."""
         for name, training in self._trainings.items():
             self._worker.recovered.put(target, name, training.factors)
         self._trainings = {}
