@@ -90,6 +90,18 @@ def bound(**fields: Any) -> Iterator[None]:
         _of_task.reset(before)
 
 
+@contextmanager
+def bound_everywhere(**fields: Any) -> Iterator[None]:
+    """Have the lines of all threads say the fields that are not None, inside the block."""
+    before = dict(_of_process)
+    _of_process.update(_given(fields))
+    try:
+        yield
+    finally:
+        _of_process.clear()
+        _of_process.update(before)
+
+
 class TextFormatter(logging.Formatter):
     """Lines for people."""
 

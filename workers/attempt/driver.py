@@ -26,7 +26,7 @@ from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH
 from service.credentials import open_credentials
 from service.domain.job import Job
 from service.errors import AttemptStale, ClusterUnavailable, DatabaseUnavailable, SchemaMismatch
-from service.log_lines import bound, configure_logging
+from service.log_lines import bound_everywhere, configure_logging
 from service.retrying import retry
 from service.settings import Settings
 from service.store.store import Store
@@ -61,7 +61,7 @@ def main(job_id: str, attempt: int) -> int:
         end_stale = partial(_end, EXIT_STALE, scratch)
         origin = _retry(settings, lambda: store.records.origin(job_id))
         with (
-            bound(request_id=origin.get("request_id")),
+            bound_everywhere(request_id=origin.get("request_id")),
             Heartbeat(store, job_id, attempt, settings.lease_seconds, end_stale),
         ):
             return _run(job, store, settings, scratch, origin)

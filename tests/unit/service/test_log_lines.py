@@ -7,11 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from service.log_lines import bind, bound, log_fields, readable
+from service.log_lines import bind, bound, bound_everywhere, log_fields, readable
 
 FORGED = "2026-01-01 00:00:00,000 INFO forged"
 MESSAGE = f"a\n{FORGED}\r{FORGED}\u2028{FORGED}\x1b[2J\ud800 größer"
@@ -145,3 +146,12 @@ def test_fields_are_bound_for_a_block_or_a_task() -> None:
             assert log_fields() == {"job": "job-1", "attempt": 2, "actor": "driver"}
         assert log_fields() == {"job": "job-1", "attempt": 1}
     assert log_fields() == {}
+
+
+def test_what_is_bound_everywhere_is_said_by_all_threads() -> None:
+    with ThreadPoolExecutor(1) as pool, bound(request_id="r-1"):
+        assert "request_id" not in pool.submit(log_fields).result()
+        with bound_everywhere(request_id="r-2", job=None):
+            assert pool.submit(log_fields).result()["request_id"] == "r-2"
+            assert log_fields()["request_id"] == "r-1"  # the task knows better
+        assert "request_id" not in pool.submit(log_fields).result()
