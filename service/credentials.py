@@ -17,7 +17,7 @@ password, and who does on another node can read the memory of the workers there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
@@ -28,7 +28,6 @@ from service.errors import EncryptionKeyWrong
 from service.settings import Settings
 from service.store.credentials import SealedCredential
 from service.store.store import Store
-from service.store.users import Users
 
 SETTING = "EIGENPRESS_CREDENTIALS_KEY"
 
@@ -40,9 +39,8 @@ def seal(credential: Credential, settings: Settings) -> str:
     return _encryption(settings).encrypt(json.dumps(asdict(credential), default=_revealed))
 
 
-def open_credentials(users: Users, settings: Settings) -> Credentials:
+def open_credentials(sealed: Collection[SealedCredential], settings: Settings) -> Credentials:
     """All that a tenant has. Raises EncryptionKeyMissing and EncryptionKeyWrong if it has any."""
-    sealed = users.sealed_credentials()
     return Credentials(tuple(_opened(sealed, settings))) if sealed else NO_CREDENTIALS
 
 

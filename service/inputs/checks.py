@@ -140,8 +140,9 @@ class _Run:
         self._abandoned = False
 
     def __call__(self) -> None:
-        self._settings = within(self._settings, self._users.places())
-        self._credentials = open_credentials(self._users, self._settings)
+        reach = self._users.reach()
+        self._settings = within(self._settings, reach.places)
+        self._credentials = open_credentials(reach.sealed, self._settings)
         for name, check in self._checks():
             if self._abandoned:
                 return

@@ -7,7 +7,7 @@ from sqlalchemy import insert, select
 from service.domain.audit import AuditRecord
 from service.domain.principal import Principal
 from service.store import tables
-from service.store.database import Database, clock
+from service.store.database import Database, clock_value
 
 audit = tables.audit
 
@@ -21,7 +21,7 @@ class Audit:
     def record(self, who: Principal, action: str, subject: str, address: str | None) -> None:
         with self._database.writing() as connection:
             row = {
-                "at": clock(connection),
+                "at": clock_value(connection),
                 "tenant": who.tenant,
                 "key_id": who.key_id,
                 "action": action,

@@ -51,15 +51,24 @@ def read_job(connection: Connection, job_id: str) -> Job:
 
 def read_jobs(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
     """The jobs of these rows, each with the steps of its attempt, in one query."""
-    jobs, steps = tables.jobs, tables.steps
-    current = and_(steps.c.job_id == jobs.c.id, steps.c.attempt == jobs.c.attempt)
-    query = select(steps).join(jobs, current).where(jobs.c.id.in_([row.id for row in rows]))
-    by_job: dict[str, list[StepProgress]] = {row.id: [] for row in rows}
-    for step in connection.execute(query):
-        by_job[step.job_id].append(_step(step))
+    steps = _steps(connection, rows)
     now = _clock_for_leases(connection, rows)
     predictions = _predictions(connection, rows)
-    return [_job(row, by_job[row.id], predictions.get(row.id), now) for row in rows]
+    return [_job(row, steps.get(row.id, ()), predictions.get(row.id), now) for row in rows]
+
+
+def _steps(connection: Connection, rows: Sequence[Row[Any]]) -> dict[str, list[StepProgress]]:
+    """Those of the attempts of the jobs that have had one."""
+    begun = [row.id for row in rows if row.attempt]
+    found: dict[str, list[StepProgress]] = {}
+    if not begun:
+        return found
+    jobs, steps = tables.jobs, tables.steps
+    current = and_(steps.c.job_id == jobs.c.id, steps.c.attempt == jobs.c.attempt)
+    query = select(steps).join(jobs, current).where(jobs.c.id.in_(begun))
+    for step in connection.execute(query):
+        found.setdefault(step.job_id, []).append(_step(step))
+    return found
 
 
 def _predictions(connection: Connection, rows: Sequence[Row[Any]]) -> dict[str, Prediction | None]:

@@ -11,7 +11,7 @@ from service.domain.states import IN_FLIGHT, JobState
 from service.domain.tenant import Limits, Places, Tenant, Usage
 from service.errors import QuotaExceeded, TenantExists, TenantNotFound
 from service.store import tables
-from service.store.database import Database, clock, insert_if_absent
+from service.store.database import Database, clock, clock_value, insert_if_absent
 
 jobs, tenants = tables.jobs, tables.tenants
 
@@ -82,14 +82,15 @@ def places_of(connection: Connection, name: str) -> Places:
 
 def ensure_tenant(connection: Connection, name: str) -> None:
     """Make the tenant, without limits, if there is none."""
-    now = clock(connection)
+    now = clock_value(connection)
     insert_if_absent(connection, tenants, {"name": name, "served_at": now, "created_at": now})
 
 
 def refuse_beyond_limits(connection: Connection, name: str) -> None:
-    """Raise QuotaExceeded if the tenant may not submit another job."""
-    row = _locked_limits(connection, name)
+    """Raise QuotaExceeded if the tenant may not submit another job; make it if it is new."""
+    row = _counted(connection, name)
     if row is None:
+        ensure_tenant(connection, name)
         return
     if (most := row.max_queued_jobs) is not None:
         queued = connection.execute(
@@ -112,19 +113,19 @@ def refuse_bytes(
 
     These are all the bytes of the dataset `upload`, if it is given.
     """
-    row = _locked_limits(connection, name)
+    row = _counted(connection, name)
     if row is not None:
         _refuse_bytes(connection, row, more, upload)
 
 
-def _locked_limits(connection: Connection, name: str) -> Row[Any] | None:
-    """The tenant's row, if it has limits of what is submitted: locked, so that what is submitted
-    at once is counted.
+def _counted(connection: Connection, name: str) -> Row[Any] | None:
+    """The tenant's row, if there is one. If it has limits of what is submitted, it is locked, so
+    that what is submitted at once is counted.
     """
     query = select(tenants).where(tenants.c.name == name)
     row = connection.execute(query).one_or_none()
     if row is None or row.max_queued_jobs is row.max_stored_bytes is None:
-        return None
+        return row
     return connection.execute(query.with_for_update()).one()
 
 

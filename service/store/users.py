@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, insert, select, update
@@ -24,8 +24,8 @@ from service.store.database import Database, clock, insert_if_absent
 from service.store.datasets import Datasets, hold_again, hold_datasets
 from service.store.listing import index_labels
 from service.store.records import Records
-from service.store.rows import read_job
-from service.store.tenants import ensure_tenant, places_of, refuse_beyond_limits
+from service.store.rows import read_job, read_jobs
+from service.store.tenants import places_of, refuse_beyond_limits
 from service.store.transitions import (
     after,
     append,
@@ -35,6 +35,14 @@ from service.store.transitions import (
 from service.tracing import origin
 
 jobs = tables.jobs
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a tenant's jobs read."""
+
+    places: Places  # within what the installation allows
+    sealed: Sequence[SealedCredential]  # for private models and texts; see `service.credentials`
 
 
 class Users(Records):
@@ -50,15 +58,10 @@ class Users(Records):
         """The tenant's datasets."""
         return Datasets(self._database, self._tenant)
 
-    def places(self) -> Places:
-        """What the tenant's jobs may read, within what the installation allows."""
+    def reach(self) -> Reach:
+        """What the tenant's jobs may read, and what they read it with."""
         with self._database.reading() as connection:
-            return places_of(connection, self._tenant)
-
-    def sealed_credentials(self) -> list[SealedCredential]:
-        """What the tenant's jobs read private models and texts with; see `service.credentials`."""
-        with self._database.reading() as connection:
-            return sealed_of(connection, self._tenant)
+            return Reach(places_of(connection, self._tenant), sealed_of(connection, self._tenant))
 
     def create(self, spec: JobSpec) -> Job:
         """Accept a job; it is durable once this returns.
@@ -114,14 +117,13 @@ class Users(Records):
         }
         if self._submitter is not None:
             row |= asdict(self._submitter)
-        ensure_tenant(connection, self._tenant)
-        connection.execute(insert(jobs).values(row))
+        created = connection.execute(insert(jobs).values(row).returning(jobs)).one()
         if spec.labels:
             index_labels(connection, job_id, self._tenant, spec.labels)
         hold_datasets(connection, self._tenant, job_id, datasets_of(spec))
         message = "The job waits for a dispatcher."
         append(connection, job_id, None, EventType.QUEUED, message, origin())
-        return read_job(connection, job_id)
+        return read_jobs(connection, [created])[0]
 
     def change(self, job_id: str, patch: JobPatch) -> Job:
         """Change the priority of a queued job, or the labels of any job.

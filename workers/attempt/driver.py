@@ -84,12 +84,11 @@ def _run(
     try:
         _join_cluster(scratch.name)
         _stop_on_sigterm(scratch)
-        users = store.users(job.tenant)
-        places = _retry(settings, users.places)
-        credentials = _retry(settings, lambda: open_credentials(users, settings))
+        reach = _retry(settings, store.users(job.tenant).reach)
+        credentials = open_credentials(reach.sealed, settings)
         needed = credentials.needed_by(job.spec, settings.hub_endpoint)
         with span("attempt", origin, about):
-            report = run_attempt(job, progress, settings, places, needed)
+            report = run_attempt(job, progress, settings, reach.places, needed)
         _retry(settings, lambda: store.attempts.succeed(job.id, job.attempt, report))
     except AttemptStale:
         raise

@@ -47,8 +47,8 @@ def put(store: Store, credential: Credential, settings: Settings = SETTINGS) -> 
 def test_what_was_put_is_opened_for_its_tenant_alone(store: Store) -> None:
     put(store, TOKEN)
     put(store, KEYS)
-    assert open_credentials(store.users("a"), SETTINGS).held == (KEYS, TOKEN)
-    assert open_credentials(store.users("b"), SETTINGS) == NO_CREDENTIALS
+    assert open_credentials(store.users("a").reach().sealed, SETTINGS).held == (KEYS, TOKEN)
+    assert open_credentials(store.users("b").reach().sealed, SETTINGS) == NO_CREDENTIALS
     assert all_secrets(store, SETTINGS) == {*TOKEN.secrets, *KEYS.secrets}
 
 
@@ -69,20 +69,20 @@ def test_a_credential_that_was_moved_to_another_tenant_or_name_opens_nothing(sto
             connection.execute(update(rows).values(**values))
         tenant = values["tenant"]
         with pytest.raises(EncryptionKeyWrong, match=f"of the tenant {tenant} cannot be read"):
-            open_credentials(store.users(tenant), SETTINGS)
+            open_credentials(store.users(tenant).reach().sealed, SETTINGS)
 
 
 def test_without_the_key_a_tenant_with_credentials_reads_nothing(store: Store) -> None:
     put(store, TOKEN)
     for act in (
-        lambda settings: open_credentials(store.users("a"), settings),
+        lambda settings: open_credentials(store.users("a").reach().sealed, settings),
         lambda settings: all_secrets(store, settings),
     ):
         with pytest.raises(EncryptionKeyMissing, match="EIGENPRESS_CREDENTIALS_KEY"):
             act(Settings())
         with pytest.raises(EncryptionKeyWrong, match=r"'hub' of the tenant a .* store it again"):
             act(Settings(credentials_key=SecretStr(new_key())))
-    assert open_credentials(store.users("b"), Settings()) == NO_CREDENTIALS
+    assert open_credentials(store.users("b").reach().sealed, Settings()) == NO_CREDENTIALS
     with pytest.raises(EncryptionKeyMissing, match="EIGENPRESS_CREDENTIALS_KEY"):
         put(store, TOKEN, Settings(encryption_key=SecretStr(KEY)))
 
@@ -91,17 +91,17 @@ def test_a_new_key_in_front_of_the_old_one(store: Store) -> None:
     put(store, TOKEN)
     new = new_key()
     both = Settings(credentials_key=SecretStr(f"{new},{KEY}"))
-    (opened,) = open_credentials(store.users("a"), both).held
+    (opened,) = open_credentials(store.users("a").reach().sealed, both).held
     put(store, opened, both)
     only_new = Settings(credentials_key=SecretStr(new))
-    assert open_credentials(store.users("a"), only_new).held == (TOKEN,)
+    assert open_credentials(store.users("a").reach().sealed, only_new).held == (TOKEN,)
 
 
 def test_what_another_version_has_sealed_is_not_repeated(store: Store) -> None:
     sealed = Encryption(SecretStr(KEY)).encrypt('{"tenant": "a", "name": "hub", "canary": 1}')
     store.credentials.put(TOKEN, sealed)
     with pytest.raises(EncryptionKeyWrong, match="cannot be read") as caught:
-        open_credentials(store.users("a"), SETTINGS)
+        open_credentials(store.users("a").reach().sealed, SETTINGS)
     assert "canary" not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -109,4 +109,4 @@ def test_what_another_version_has_sealed_is_not_repeated(store: Store) -> None:
 def test_credentials_survive_a_restart(store: Store, database_url: str) -> None:
     put(store, KEYS)
     with closing(Store(database_url)) as again:
-        assert open_credentials(again.users("a"), SETTINGS).held == (KEYS,)
+        assert open_credentials(again.users("a").reach().sealed, SETTINGS).held == (KEYS,)

@@ -70,13 +70,13 @@ def test_no_answer_has_a_secret(client: TestClient, put: Any, settings: Settings
 def test_jobs_get_what_was_put(put: Any, store: Store, settings: Settings) -> None:
     put("hub", HUB)
     put("bucket", S3)
-    keys, token = open_credentials(store.users(DEFAULT_TENANT), settings).held
+    keys, token = open_credentials(store.users(DEFAULT_TENANT).reach().sealed, settings).held
     assert isinstance(keys, S3Keys)
     assert isinstance(token, HubToken)
     assert keys.secrets == ("canary-id-AB12", "canary-secret", "canary-session")
     assert token.token.get_secret_value() == "canary-token"
     put("hub", HUB | {"token": "canary-rotated"})
-    token = open_credentials(store.users(DEFAULT_TENANT), settings).held[1]
+    token = open_credentials(store.users(DEFAULT_TENANT).reach().sealed, settings).held[1]
     assert token.secrets == ("canary-rotated",)
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from service.domain.spec import JobSpec
-from service.domain.tenant import EVERY_PLACE, Places
+from service.domain.tenant import EVERY_PLACE
 from service.errors import (
     CodeExecutionForbidden,
     DataInvalid,
@@ -25,18 +25,14 @@ from service.inputs.checks import CHECK_THREADS, Findings, SubmissionChecks, che
 from service.inputs.models.files import ModelHeaders
 from service.settings import Settings
 from service.storage.s3 import ObjectStorage
-from service.store.credentials import SealedCredential
-from service.store.users import Users
+from service.store.users import Reach, Users
 
 
 class _Users:
     """Those of a tenant that may read all that the installation may, and with its credentials."""
 
-    def places(self) -> Places:
-        return EVERY_PLACE
-
-    def sealed_credentials(self) -> list[SealedCredential]:
-        return []
+    def reach(self) -> Reach:
+        return Reach(EVERY_PLACE, [])
 
 
 USERS = cast(Users, _Users())

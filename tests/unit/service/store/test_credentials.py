@@ -39,7 +39,7 @@ def test_one_is_put_shown_replaced_and_deleted(two_tenants: Store) -> None:
     hub = kept.put(TOKEN, "of the hub")
     assert (hub.places, hub.key_id_end) == ((HUB,), None)
     assert kept.list_credentials("a") == [hub, second]
-    assert two_tenants.users("a").sealed_credentials()[0].sealed == "of the hub"
+    assert two_tenants.users("a").reach().sealed[0].sealed == "of the hub"
     kept.delete("a", "s3")
     assert kept.list_credentials("a") == [hub]
 
@@ -50,8 +50,8 @@ def test_those_of_another_tenant_are_apart(two_tenants: Store) -> None:
     theirs = kept.put(replace(TOKEN, tenant="b"), "of b")
     kept.delete("a", "hub")
     assert kept.list_credentials("b") == [theirs]
-    assert two_tenants.users("a").sealed_credentials() == []
-    assert two_tenants.users("b").sealed_credentials() == [SealedCredential("b", "hub", "of b")]
+    assert two_tenants.users("a").reach().sealed == []
+    assert two_tenants.users("b").reach().sealed == [SealedCredential("b", "hub", "of b")]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_tenant_reads_back(job_store: Store) -> None:
         job_store.tenants.create("a", Limits(), EVERY_PLACE)
     changed = job_store.tenants.change("a", Limits(), Places((), None))
     assert (changed.limits, changed.places) == (Limits(), Places((), None))
-    assert job_store.users("a").places() == Places((), None)
+    assert job_store.users("a").reach().places == Places((), None)
 
 
 def test_an_unknown_tenant(job_store: Store) -> None:
@@ -51,7 +51,7 @@ def test_an_unknown_tenant(job_store: Store) -> None:
             ask("none")
     with pytest.raises(TenantNotFound):
         job_store.tenants.change("none", Limits(), EVERY_PLACE)
-    assert job_store.users("none").places() == EVERY_PLACE
+    assert job_store.users("none").reach().places == EVERY_PLACE
 
 
 def test_the_default_tenant_is_there_and_keeps_its_limits(job_store: Store) -> None:
