@@ -103,7 +103,7 @@ def page(
         versions=f"Python {computer['python']}, torch {computer['torch']}, Ray {version('ray')}",
         tokens=f"{SEQUENCES} sequences of {LENGTH} tokens",
         steps=recovered[0]["steps"],
-        epochs=report["job"]["specification"]["recovery"].get("epochs", 3),
+        epochs=report["job"]["specification"]["recovery"].get("epochs", 1),
         rows=_table(
             ("keep", "text", "dense", "as cut", "recovered", "cut ÷ dense", "recovered ÷ dense"),
             [row for target in report["targets"] for row in _rows(target, dense)],

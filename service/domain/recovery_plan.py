@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 ASIDE = 12
-"""One of so many sequences is kept aside, in whole batches with those that are trained on."""
+"""One of so many sequences is kept aside..."""
 
-CHECKS = 12
+MOST_ASIDE = 8
+"""... but not more than these and what fills no batch, because each check predicts them all."""
+
+CHECKS = 8
 """How often the divergence is measured, at most."""
+
+TOKENS_PER_INPUT = 5
+"""The moments of a layer's inputs are observed on so many tokens for each of its inputs. They only
+choose coordinates, and more would take longer than all else that is done once."""
 
 LEAST_STEPS = 4
 """Between two checks."""
@@ -17,7 +24,13 @@ def batches_to_train(sequences: int, size: int) -> int:
 
     There must be two batches at least.
     """
-    return (sequences - max(size, -(-sequences // ASIDE))) // size
+    aside = min(-(-sequences // ASIDE), MOST_ASIDE)
+    return (sequences - max(size, aside)) // size
+
+
+def batches_to_observe(inputs: int, size: int, length: int) -> int:
+    """On how many of the first batches the moments of so many inputs are observed, at most."""
+    return -(-TOKENS_PER_INPUT * inputs // (size * length))
 
 
 def steps_between_checks(steps: int) -> int:

@@ -43,6 +43,8 @@ MAX_WILDCARD_NAMES = 16
 MAX_WORKERS = 1024
 MAX_SEQUENCES = 1_000_000
 MAX_SEQUENCE_LENGTH = 131_072
+RECOVERY_SEQUENCES = 3
+"""A recovery trains on so many times the sequences of the calibration, unless the job says more."""
 
 HELD_OUT = "held-out"
 """The name under which perplexity on the calibration data's own held-out documents is reported."""
@@ -504,14 +506,25 @@ class Limits(Body):
 
 
 class Recovery(Body):
-    """Training of the layers of low rank, after the cut, towards the dense model's predictions.
+    """Training of compressed layers towards the dense model's predictions.
 
-    It uses the calibration's text and needs no labels. Some of the sequences are kept aside: the
-    factors that predict these best are kept, so that training never makes a model worse on them.
+    Of layers of low rank all numbers are trained, of layers in few bits the scales. It uses the
+    calibration's text and needs no labels. Some of the sequences are kept aside: what predicts
+    these best is kept, so that training never makes a model worse on them.
     """
 
+    sequences: int | None = Field(
+        default=None,
+        ge=2,
+        le=MAX_SEQUENCES,
+        description="Sequences to train on, those kept aside included. Unset: "
+        f"{RECOVERY_SEQUENCES} times as many as of the calibration, which come first.",
+    )
     epochs: int = Field(
-        default=3, ge=1, le=64, description="How often each sequence is trained on."
+        default=1,
+        ge=1,
+        le=64,
+        description="How often each sequence is trained on. More text is better than more epochs.",
     )
     batch_size: int = Field(default=4, ge=1, le=4096, description="Sequences per step.")
     step_size: float = Field(
@@ -520,6 +533,10 @@ class Recovery(Body):
         le=100.0,
         description="Relative to the usual one. Steps get smaller where they make the model worse.",
     )
+
+    def asked(self, calibration: Calibration) -> int:
+        """How many sequences it asks for."""
+        return self.sequences or RECOVERY_SEQUENCES * calibration.sequences
 
 
 class JobSpec(Body):
@@ -533,8 +550,7 @@ class JobSpec(Body):
     evaluation: Evaluation = Evaluation()
     recovery: Recovery | None = Field(
         default=None,
-        description="Unset: the layers stay as they are cut. `{}`: as is usual. Targets in bytes "
-        "are not trained.",
+        description="Unset: the layers stay as they are cut or rounded. `{}`: as is usual.",
     )
     targets: Annotated[
         tuple[Target, ...], Field(min_length=1, max_length=MAX_TARGETS), _array(MAX_TARGETS)
@@ -588,33 +604,19 @@ class JobSpec(Body):
     @classmethod
     def _recovery_has_text(cls, recovery: Recovery | None, info: ValidationInfo) -> Recovery | None:
         calibration: Calibration | None = info.data.get("calibration")  # None if it is invalid
-        if recovery and calibration and calibration.sequences < 2 * recovery.batch_size:
+        if recovery and calibration and recovery.asked(calibration) < 2 * recovery.batch_size:
             raise PydanticCustomError(
                 "invalid_parameter",
-                "needs two batches of {size} sequences, one of them to be kept aside; the "
-                "calibration has {count}: set 'calibration.sequences' to {least} or more, or a "
-                "smaller 'recovery.batch_size'",
+                "needs two batches of {size} sequences, one of them to be kept aside, and asks for "
+                "{count} sequences: set 'recovery.sequences' to {least} or more, or a smaller "
+                "'recovery.batch_size'",
                 {
                     "size": recovery.batch_size,
-                    "count": calibration.sequences,
+                    "count": recovery.asked(calibration),
                     "least": 2 * recovery.batch_size,
                 },
             )
         return recovery
-
-    @field_validator("targets")
-    @classmethod
-    def _some_target_is_recovered(
-        cls, targets: tuple[Target, ...], info: ValidationInfo
-    ) -> tuple[Target, ...]:
-        if info.data.get("recovery") is not None and all(map(bits_of, targets)):
-            raise PydanticCustomError(
-                "invalid_parameter",
-                "have no layers of low rank, which alone are trained: leave 'recovery' out, or add "
-                "a target with 'keep'",
-                {},
-            )
-        return targets
 
     @field_validator("targets")
     @classmethod

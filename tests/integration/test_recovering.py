@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from service.domain.job import Job
@@ -17,7 +18,9 @@ from tests.fixtures.storage import download
 from workers.attempt.recovery import CHECKED, GAINED_NOTHING
 
 KEEP = "keep-0.5"
-RECOVERY = {"epochs": 2}
+RECOVERY = {"epochs": 2, "sequences": 32}
+IN_BITS = "bytes-0.25"
+MIXED = [{"keep": 0.5}, {"bytes_fraction": 0.25}]
 STEPS = [
     Moment("teach", 1),
     Moment("train", 30),
@@ -27,19 +30,22 @@ STEPS = [
 """When the attempts of one job are killed, one after the other."""
 
 
-def create(installation: LocalInstallation, **recovery: Any) -> Job:
+def create(installation: LocalInstallation, targets: Any = None, recovery: Any = RECOVERY) -> Job:
     folder = installation.inputs / "of-numbers"
     if not folder.exists():
         save_model_of_numbers(folder)
     return installation.create(
         model={"source": "local", "path": str(folder)},
         evaluation={"sequences": 6, "decode_tokens": 0},
-        recovery=RECOVERY | recovery,
+        recovery=recovery,
+        targets=targets or [{"keep": 0.7}, {"keep": 0.5}],
     )
 
 
-def run(installation: LocalInstallation, *, workers: int = 2, **recovery: Any) -> Job:
-    job = create(installation, **recovery)
+def run(
+    installation: LocalInstallation, *, workers: int = 2, targets: Any = None, **recovery: Any
+) -> Job:
+    job = create(installation, targets, RECOVERY | recovery)
     installation.attempt(workers=workers)
     assert installation.store.records.get(job.id).state is JobState.SUCCEEDED
     return job
@@ -83,11 +89,29 @@ def test_recovery_regains_some_of_what_the_cut_has_lost(
     assert checked[-1]["step"] == checked[-1]["steps"] == 14
 
 
+def test_recovery_in_few_bits_trains_the_scales_alone(
+    local_installation: LocalInstallation, tmp_path: Path
+) -> None:
+    job = run(local_installation, targets=[MIXED[1]])
+    recovery = target(local_installation, job, IN_BITS)["recovery"]
+    assert recovery["divergence_after"] < recovery["divergence_before"]
+    plain = create(local_installation, [MIXED[1]], None)
+    local_installation.attempt()
+    tensors = []
+    for each in (job, plain):
+        settings, store = local_installation.settings, local_installation.store
+        folder = download(settings, store, each, IN_BITS, tmp_path / each.id)
+        tensors.append(load_file(folder / "model.safetensors"))
+    changed = {name for name, each in tensors[0].items() if not each.equal(tensors[1][name])}
+    assert changed
+    assert all(name.endswith(".weight_scale") for name in changed)
+
+
 def test_a_job_killed_while_it_recovers_ends_with_the_same_bytes(
     local_installation: LocalInstallation,
 ) -> None:
-    undisturbed = local_installation.weights(run(local_installation))
-    job = create(local_installation)
+    undisturbed = local_installation.weights(run(local_installation, targets=MIXED))
+    job = create(local_installation, MIXED)
     calls = [local_installation.attempt(end) for end in STEPS]
     assert local_installation.store.records.get(job.id).state is JobState.QUEUED
     calls.append(local_installation.attempt())
@@ -104,13 +128,15 @@ def test_one_worker_recovers_as_two_do(
     tokens = torch.arange(2, 34)[None]
     logits = []
     for workers in (1, 2):
-        job = run(local_installation, workers=workers)
-        store = local_installation.store
-        folder = download(local_installation.settings, store, job, KEEP, tmp_path / str(workers))
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-        with torch.no_grad():
-            logits.append(model(tokens).logits)
-    assert (logits[0] - logits[1]).abs().max() <= 1e-4 * logits[0].abs().max()
+        job = run(local_installation, workers=workers, targets=MIXED)
+        store, settings = local_installation.store, local_installation.settings
+        for name in (KEEP, IN_BITS):
+            folder = download(settings, store, job, name, tmp_path / f"{name}-{workers}")
+            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+            with torch.no_grad():
+                logits.append(model(tokens).logits)
+    for one, two in zip(logits[:2], logits[2:], strict=True):
+        assert (one - two).abs().max() <= 1e-4 * one.abs().max()
 
 
 def test_steps_that_are_ten_times_too_large_do_not_make_an_artifact_worse(
@@ -129,10 +155,7 @@ def test_a_recovery_that_gains_nothing_says_so_and_changes_nothing(
     assert said["target"] == "keep-0.7"
     assert target(local_installation, job)["recovery"]["kept_step"] == 0
     assert local_installation.store.records.get(job.id).warnings
-    plain = local_installation.create(
-        model={"source": "local", "path": str(local_installation.inputs / "of-numbers")},
-        evaluation={"sequences": 6, "decode_tokens": 0},
-    )
+    plain = create(local_installation, recovery=None)
     local_installation.attempt()
     assert local_installation.weights(job) == local_installation.weights(plain)
 
@@ -140,8 +163,7 @@ def test_a_recovery_that_gains_nothing_says_so_and_changes_nothing(
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"recovery": {"batch_size": 17}}, "recovery"),
-        ({"recovery": {}, "targets": [{"bytes_fraction": 0.3}]}, "targets"),
+        ({"recovery": {"sequences": 32, "batch_size": 17}}, "recovery"),
         ({"recovery": {"epochs": 0}}, "recovery.epochs"),
     ],
 )

@@ -1,14 +1,14 @@
 """A worker's part in the recovery: its share of every batch, and the layers that it trains.
 
-Its share goes through the student one block at a time. The factors of a layer belong to the worker
-that has solved it, its owner, which sends them to the others for each pass over their block, gets
-their gradients, and takes the steps. So a worker holds few factors of layers that others own.
+Its share goes through the student one block at a time. A layer in training belongs to the worker
+that has solved it, its owner, which sends it to the others for each pass over their block, gets
+their gradients, and takes the steps. So a worker holds few layers that others own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,9 +16,17 @@ from service.settings import Settings
 from workers.actors.replies import TrainingStep
 from workers.actors.room import boundary_store
 from workers.actors.worker import Worker, cut
+from workers.compression.candidates import Width
 from workers.compression.eigen import solving_dtype
-from workers.compression.recovery import Training, Whitening, rate
-from workers.compression.solve import Factors
+from workers.compression.recovery.factors import FactorTraining, Whitening
+from workers.compression.recovery.scales import ScaleTraining
+from workers.compression.recovery.training import (
+    Gradients,
+    RoundedLayer,
+    TrainedLayer,
+    Training,
+    rate,
+)
 from workers.compression.statistics import (
     GroupStatistics,
     Observation,
@@ -31,6 +39,8 @@ from workers.resumption.checkpoints import Refusal
 from workers.resumption.recovery import SavedRecovery
 from workers.sweeps.calibration import CalibrationSweep, Observed
 from workers.sweeps.distillation import Distillation
+
+T = TypeVar("T")
 
 OBSERVED = frozenset({Observation.MOMENTS, Observation.BOTH_SIDES})
 """The second moments of all layers' inputs, at full size."""
@@ -45,28 +55,28 @@ class Recoverer:
         self._scratch = self._settings.scratch_dir / attempt / f"worker-{worker.number}-recovery"
         self._whitenings: dict[str, Whitening] = {}  # by group
         self._trainings: dict[str, Training] = {}  # by layer, of the target in training
-        self._gradients: dict[str, Factors] = {}  # of owned layers, until their owner's step
+        self._gradients: dict[str, Gradients] = {}  # of owned layers, until their owner's step
         self._saved: list[SavedRecovery] = []
         self._teaching: CalibrationSweep | None = None
         self._statistics: dict[str, GroupStatistics] = {}
         self._distillation: Distillation | None = None
 
     def begin_teaching(
-        self, batches: Sequence[Sequence[Sequence[int]]], groups: Sequence[str]
+        self, batches: Sequence[Sequence[Sequence[int]]], groups: Sequence[str], observed: int
     ) -> None:
         """Take shares of batches of full sequences to the first block of the source model.
 
-        The inputs of the layers in these groups are observed.
+        The inputs of the layers in these groups are observed in so many of the first batches.
         """
         stored = self._worker.stored
         boundaries, _ = boundary_store(stored.device, self._settings, self._scratch)
         tokens = [torch.tensor(batch) for batch in batches]
         mixed = self._worker.mixed_precision
-        observed = tuple(self._worker.groups[name] for name in groups)
+        wanted = tuple(self._worker.groups[name] for name in groups)
         self._teaching = CalibrationSweep(
             stored.passage,
             stored,
-            Observed(OBSERVED, observed, accumulation_dtype(stored.device)),
+            Observed(OBSERVED, wanted, accumulation_dtype(stored.device), observed),
             tokens,
             boundaries,
             mixed_precision=mixed,
@@ -95,39 +105,45 @@ class Recoverer:
         device = self._worker.stored.device
         whole = merged(share.to(device) for share in shares)
         assert whole.inputs is not None  # noqa: S101 - it was observed
-        moment = whole.inputs.second_moment() if whole.rows else None
-        if moment is not None:  # else no token has reached it, and it stays dense
-            found = Whitening.of(group, moment, solving_dtype(device))
-            self._whitenings[group] = found.to(torch.device("cpu"))
+        moment = whole.inputs.second_moment() if whole.rows else whole.inputs.scatter
+        found = Whitening.of(group, moment, solving_dtype(device))
+        self._whitenings[group] = found.to(torch.device("cpu"))
 
-    def begin_recovery(self, ranks: Mapping[str, int], layers: Sequence[str]) -> None:
-        """Cut the layers that this worker owns to these ranks; all `layers` will be trained."""
+    def begin_recovery(self, forms: Mapping[str, int | Width], layers: Sequence[str]) -> None:
+        """Bring the layers that this worker owns to these forms; all `layers` will be trained."""
         if self._distillation is not None:
             self._distillation.weights = Without(self._worker.stored, layers)
-        self._trainings = {}
-        for name, rank in ranks.items():
-            solution = self._worker.solutions[name].solution
-            spectrum = solution.spectrum
-            self._trainings[name] = Training(
-                cut(self._worker.stored, solution, rank),
-                float(spectrum[rank:].sum() / spectrum.sum()),
-                self._whitenings[self._worker.group_of[name]],
-                self._worker.stored.device,
-                mixed_precision=self._worker.mixed_precision,
-            )
+        self._trainings = {name: self._begun(name, form) for name, form in forms.items()}
 
-    def trained(self, names: Sequence[str]) -> tuple[Factors, ...] | Factors | None:
-        """The factors of some layers in training, as they are now."""
-        return _each([self._trainings[name].factors for name in names])
+    def _begun(self, name: str, form: int | Width) -> Training:
+        stored, solved = self._worker.stored, self._worker.solutions[name]
+        if isinstance(form, Width):
+            bias = f"{name}.bias"
+            biases = stored.read([bias]) if solved.layer.has_bias else {}
+            return ScaleTraining(RoundedLayer(solved.weight(form), biases.get(bias)), stored.device)
+        spectrum = solved.solution.spectrum
+        return FactorTraining(
+            cut(stored, solved.solution, form),
+            float(spectrum[form:].sum() / spectrum.sum()),
+            self._whitenings[self._worker.group_of[name]],
+            stored.device,
+            mixed_precision=self._worker.mixed_precision,
+        )
+
+    def trained(self, names: Sequence[str]) -> tuple[TrainedLayer, ...] | TrainedLayer | None:
+        """Some layers in training, as they are now."""
+        return _each([self._trainings[name].layer for name in names])
 
     def enter(self, batch: int) -> None:
         """Take up this worker's share of a batch."""
         return_free_memory()
         self._distilling.enter(batch)
 
-    def forward(self, number: int, returns: bool, sent: Sequence[str], *factors: Factors) -> None:
+    def forward(
+        self, number: int, returns: bool, sent: Sequence[str], *layers: TrainedLayer
+    ) -> None:
         """Take the share through a block of the student; others own the layers that are `sent`."""
-        student = self._student(number, sent, factors)
+        student = self._student(number, sent, layers)
         self._distilling.forward(number, student, returns=returns)
 
     def divergence(self, returns: bool) -> float:
@@ -135,16 +151,16 @@ class Recoverer:
         return self._distilling.divergence(returns=returns)
 
     def backward(
-        self, number: int, sent: Sequence[str], *factors: Factors
-    ) -> tuple[Factors, ...] | Factors | None:
+        self, number: int, sent: Sequence[str], *layers: TrainedLayer
+    ) -> tuple[Gradients, ...] | Gradients | None:
         """Take the gradient back through a block; those of the layers that were `sent`."""
-        student = self._student(number, sent, factors)
+        student = self._student(number, sent, layers)
         found = self._distilling.backward(number, student)
         self._gradients |= {name: found[name] for name in student if name in self._trainings}
         return _each([found[name] for name in sent])
 
     def train(
-        self, names: Sequence[str], step: TrainingStep, place: int | None, *gradients: Factors
+        self, names: Sequence[str], step: TrainingStep, place: int | None, *gradients: Gradients
     ) -> None:
         """Take a step of some owned layers.
 
@@ -160,12 +176,12 @@ class Recoverer:
             )
 
     def keep(self) -> None:
-        """Keep the factors of all layers as they are."""
+        """Keep all layers as they are."""
         for training in self._trainings.values():
             training.keep()
 
     def go_back(self) -> None:
-        """Go back to the factors that were kept last."""
+        """Go back to what was kept last."""
         for training in self._trainings.values():
             training.go_back()
 
@@ -189,9 +205,9 @@ class Recoverer:
         self._saved = []
 
     def end_recovery(self, target: str) -> None:
-        """Store the factors as they are, for the target's artifact."""
+        """Store the layers as they are, for the target's artifact."""
         for name, training in self._trainings.items():
-            self._worker.recovered.put(target, name, training.factors)
+            self._worker.recovered.put(target, name, training.layer)
         self._trainings = {}
 
     def end_teaching(self) -> None:
@@ -203,11 +219,11 @@ class Recoverer:
         self._trainings = {}
 
     def _student(
-        self, number: int, sent: Sequence[str], factors: Sequence[Factors]
-    ) -> dict[str, Factors]:
+        self, number: int, sent: Sequence[str], layers: Sequence[TrainedLayer]
+    ) -> dict[str, TrainedLayer]:
         owned = [name for name in self._worker.blocks[number] if name in self._trainings]
-        own = {name: self._trainings[name].factors for name in owned}
-        return own | dict(zip(sent, factors, strict=True))
+        own = {name: self._trainings[name].layer for name in owned}
+        return own | dict(zip(sent, layers, strict=True))
 
     @property
     def _distilling(self) -> Distillation:
@@ -215,6 +231,6 @@ class Recoverer:
         return self._distillation
 
 
-def _each(factors: Sequence[Factors]) -> tuple[Factors, ...] | Factors | None:
+def _each(results: Sequence[T]) -> tuple[T, ...] | T | None:
     """As many results of a call, as Ray wants them: one alone is not in a tuple."""
-    return tuple(factors) if len(factors) > 1 else next(iter(factors), None)
+    return tuple(results) if len(results) > 1 else next(iter(results), None)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from workers.compression.candidates import Width
+from workers.compression.recovery.training import TrainedLayer
+from workers.compression.rounding.grid import RoundedWeight
 from workers.compression.shapes import LinearLayer
 from workers.compression.solve import Factors
 from workers.compression.state import SolvedLayer, read_solved, solved_tensors
@@ -49,29 +53,40 @@ class Solutions:
 
 
 class RecoveredLayers:
-    """The factors of trained layers by target, in files of `folder`."""
+    """The trained layers by target, in files of `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[tuple[str, str], Path] = {}
 
-    def put(self, target: str, layer: str, factors: Factors) -> None:
-        """Keep the factors of a layer."""
+    def put(self, target: str, layer: str, trained: TrainedLayer) -> None:
+        """Keep a layer."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{len(self._files)}.safetensors"
-        tensors = {"down": factors.down, "up": factors.up}
-        if factors.bias is not None:
-            tensors["bias"] = factors.bias
+        if isinstance(trained, Factors):
+            tensors = {"down": trained.down, "up": trained.up}
+            if trained.bias is not None:
+                tensors["bias"] = trained.bias
+        else:  # its bias is the source's
+            tensors = {"codes": trained.weight.codes, "scales": trained.weight.scales}
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
         self._files[target, layer] = path
 
-    def get(self, target: str, layer: str) -> Factors:
-        """The factors of a layer. Raises KeyError."""
-        tensors = {key: each.clone() for key, each in load_file(self._files[target, layer]).items()}
+    def factors(self, target: str, layer: str) -> Factors:
+        """Those of a layer of low rank. Raises KeyError."""
+        tensors = self._read(target, layer)
         return Factors(tensors["down"], tensors["up"], tensors.get("bias"))
 
+    def weight(self, target: str, layer: str, width: Width) -> RoundedWeight:
+        """That of a layer in integers of this width. Raises KeyError."""
+        tensors = self._read(target, layer)
+        return RoundedWeight(width, tensors["codes"], tensors["scales"])
+
+    def _read(self, target: str, layer: str) -> dict[str, Tensor]:
+        return {key: each.clone() for key, each in load_file(self._files[target, layer]).items()}
+
     def clear(self) -> None:
-        """Forget all factors."""
+        """Forget all layers."""
         for path in self._files.values():
             path.unlink()
         self._files.clear()

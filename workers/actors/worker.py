@@ -387,6 +387,8 @@ class Worker:
         """
         if any(layer == matrix.name for matrix in self.vocabulary):
             return self._rounded_matrix(layer)
+        if isinstance(form, Recovered) and isinstance(form.form, Width):
+            return self.recovered.weight(form.target, layer, form.form)
         if isinstance(form, Width):
             return self.solutions[layer].weight(form)
         return self._low_rank(layer, form)
@@ -399,7 +401,7 @@ class Worker:
     @cachedmethod(lambda self: self._made)
     def _low_rank(self, layer: str, form: int | Recovered) -> Interpolation:
         if isinstance(form, Recovered):
-            return interpolate(self.recovered.get(form.target, layer))
+            return interpolate(self.recovered.factors(form.target, layer))
         solution = self.solutions[layer].solution
         return interpolate(cut(self.stored, solution, form))
 

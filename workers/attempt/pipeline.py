@@ -41,14 +41,14 @@ from workers.attempt.measurements import Measurements, Subject
 from workers.attempt.predicting import cluster_here, predict
 from workers.attempt.probes import Probe, Probes
 from workers.attempt.progress import Progress
-from workers.attempt.recovery import Recoveries
+from workers.attempt.recovery import Recoveries, Trained
 from workers.attempt.report import Evaluation, TargetResult, job_report, model_card
 from workers.attempt.resume import Resumption, resume
 from workers.attempt.schedule import Call, drive
 from workers.attempt.sweeping import Sweeping
 from workers.attempt.targets import MAX_PROBES, Choices
 from workers.attempt.text_usage import MAX_NAMES_IN_EVENT, note_texts
-from workers.compression.candidates import Forms, LayerCandidates, as_recovered, has_ranks
+from workers.compression.candidates import Forms, LayerCandidates, as_recovered, untrained
 from workers.compression.shapes import InputGroup
 from workers.evaluation.problems import Exercise
 from workers.proof.result import SEQUENCES, Proof
@@ -356,7 +356,7 @@ class Attempt:
                 if forms not in chosen  # those are measured as artifacts
             ]
             if self.spec.recovery and self.spec.evaluation.enabled:
-                measured += [forms for forms in chosen if has_ranks(forms)]  # before their recovery
+                measured += [forms for forms in chosen if _trained(model, forms)]  # before that
             probes.measure(measured, [text.name for text in texts.evaluation])
             resumed.journal.flush()
             return chosen, probes.done
@@ -364,11 +364,11 @@ class Attempt:
     def recover(
         self, model: ModelSummary, choices: Sequence[Forms], texts: Texts
     ) -> tuple[list[Forms], dict[str, RecoveredTarget]]:
-        """Train the layers of low rank, if that is asked for; the forms that artifacts have."""
+        """Train compressed layers, if that is asked for; the forms that artifacts have."""
         targets = {
-            target.name: forms
+            target.name: trained
             for target, forms in zip(self.spec.targets, choices, strict=True)
-            if has_ranks(forms)
+            if (trained := _trained(model, forms))
         }
         wanted = self.spec.recovery
         if wanted is None or not targets:
@@ -380,13 +380,15 @@ class Attempt:
                 model,
                 self.spec,
                 wanted,
-                texts.calibration,
+                texts.recovery,
                 self.progress,
                 meter,
             ).run(targets)
         gained = {name for name, each in recovered.items() if each.gained}
         forms = [
-            as_recovered(target.name, forms) if target.name in gained else forms
+            as_recovered(target.name, forms, targets[target.name])
+            if target.name in gained
+            else forms
             for target, forms in zip(self.spec.targets, choices, strict=True)
         ]
         return forms, recovered
@@ -507,3 +509,9 @@ def sweep_scratch(workers: Sequence[Any], progress: Progress) -> None:
     live = progress.in_flight()
     dead = [[name for name in names if name not in live] for names in found]
     ray.get([w.sweep_scratch.remote(names) for w, names in zip(workers, dead, strict=True)])
+
+
+def _trained(model: ModelSummary, forms: Forms) -> Trained:
+    """The layers that a recovery trains: all that are not dense. Embeddings in bits stay."""
+    named = {layer.name: untrained(forms[layer.name]) for layer in model.layers}
+    return {name: form for name, form in named.items() if form is not None}

@@ -1,4 +1,4 @@
-"""Recovers what the cut has lost: trains the layers of low rank towards the dense model.
+"""Recovers what was lost: trains the compressed layers towards the dense model.
 
     teach       the dense model's last hidden states, and the moments of layers' inputs: once
     for each target, for each step:
@@ -6,7 +6,7 @@
         divergence  from the dense model's predictions
         backward    through the blocks; the owner of each layer sums the gradients and takes a step
 
-Sequences that are kept aside decide which factors are kept, see `workers.attempt.course`.
+Sequences that are kept aside decide which layers are kept, see `workers.attempt.course`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,25 @@ from typing import Any
 
 import ray
 
+from service.domain.recovery_plan import batches_to_observe
 from service.domain.spec import JobSpec, Recovery
 from workers.actors.replies import ModelSummary, TrainingStep
 from workers.attempt.course import Batches, Course, RecoveredTarget, Verdict
 from workers.attempt.progress import Progress, StepMeter
 from workers.attempt.resume import refuse
-from workers.compression.candidates import Forms
+from workers.compression.candidates import Width
 from workers.compression.shapes import InputGroup
 from workers.resumption.write_throttle import WriteThrottle
 
 BLOCKS_IN_FLIGHT = 2
-"""For how many blocks the factors are in the object store at once."""
+"""For how many blocks the layers are in the object store at once."""
 
 CHECKED = "recovery.checked"
 GAINED_NOTHING = "recovery.gained_nothing"
+
+
+Trained = Mapping[str, int | Width]
+"""The forms of those layers that are trained, before that: their ranks or widths."""
 
 
 @dataclass(frozen=True)
@@ -86,26 +91,25 @@ class Recoveries:
         """How many steps the recovery of a target takes."""
         return self._wanted.epochs * len(self._batches.training)
 
-    def run(self, targets: Mapping[str, Forms]) -> dict[str, RecoveredTarget]:
+    def run(self, targets: Mapping[str, Trained]) -> dict[str, RecoveredTarget]:
         """Recover targets, by name. The layers of each are with their owners then."""
-        ranks = {
-            target: {name: form for name, form in forms.items() if isinstance(form, int)}
-            for target, forms in targets.items()
-        }
         self._meter.expect(self.steps * len(targets))
-        self._teach({name for each in ranks.values() for name in each})
-        found = {target: self._target(target, each) for target, each in ranks.items()}
+        forms = [(name, form) for each in targets.values() for name, form in each.items()]
+        self._teach({name for name, form in forms if isinstance(form, int)})
+        found = {target: self._target(target, each) for target, each in targets.items()}
         ray.get([worker.end_teaching.remote() for worker in self._workers])
         return found
 
     def _teach(self, layers: set[str]) -> None:
-        """Take all batches through the dense model, and whiten the inputs of these layers."""
+        """Take all batches through the dense model; whiten the inputs of these, of low rank."""
         wanted = [g for g in self._model.groups if layers & {layer.name for layer in g.layers}]
         names = [group.name for group in wanted]
+        widest = max((layer.in_features for g in wanted for layer in g.layers), default=0)
+        observed = batches_to_observe(widest, self._wanted.batch_size, self._length)
         shares = [self._batches.shares(n, len(self._active)) for n in range(len(self._active))]
         ray.get(
             [
-                worker.begin_teaching.remote(share, names)
+                worker.begin_teaching.remote(share, names, observed)
                 for worker, share in zip(self._active, shares, strict=True)
             ]
         )
@@ -122,10 +126,10 @@ class Recoveries:
                 ray.get(running.popleft())
         ray.get([call for calls in running for call in calls])
 
-    def _target(self, target: str, ranks: Mapping[str, int]) -> RecoveredTarget:
+    def _target(self, target: str, trained: Trained) -> RecoveredTarget:
         start = time.perf_counter()
-        blocks = self._blocks(ranks)
-        self._begin(ranks)
+        blocks = self._blocks(trained)
+        self._begin(trained)
         course = self._resumed(target)
         self._meter.advance(course.step)
         throttle = WriteThrottle(1)
@@ -150,29 +154,29 @@ class Recoveries:
             self._progress.note(
                 GAINED_NOTHING,
                 f"{target}: recovery has not made the divergence from the dense model smaller; "
-                "the artifact is as it was cut.",
+                "the artifact is as it was before.",
                 {"target": target, **course.as_data()},
                 is_warning=True,
             )
         return recovered
 
-    def _blocks(self, ranks: Mapping[str, int]) -> list[_Block]:
+    def _blocks(self, trained: Trained) -> list[_Block]:
         blocks = []
         for number, inside in enumerate(self._model.blocks):
             owned: dict[int, list[str]] = {}
             for name in inside:
-                if name in ranks:
+                if name in trained:
                     owned.setdefault(self._owners[name], []).append(name)
             blocks.append(_Block(number, dict(sorted(owned.items()))))
         return blocks
 
-    def _begin(self, ranks: Mapping[str, int]) -> None:
-        own: list[dict[str, int]] = [{} for _ in self._workers]
-        for name, rank in ranks.items():
-            own[self._owners[name]][name] = rank
+    def _begin(self, trained: Trained) -> None:
+        own: list[dict[str, int | Width]] = [{} for _ in self._workers]
+        for name, form in trained.items():
+            own[self._owners[name]][name] = form
         ray.get(
             [
-                worker.begin_recovery.remote(each, list(ranks))
+                worker.begin_recovery.remote(each, list(trained))
                 for worker, each in zip(self._workers, own, strict=True)
             ]
         )
@@ -240,14 +244,14 @@ class Recoveries:
         """The summed divergence of a batch, which has gone through all blocks."""
         running: deque[list[Any]] = deque([[w.enter.remote(batch) for w in self._active]])
         for block in blocks:
-            factors = self._factors(block)
+            layers = self._layers(block)
             running.append(
                 [
-                    worker.forward.remote(block.number, returns, *_sent(block, number, factors))
+                    worker.forward.remote(block.number, returns, *_sent(block, number, layers))
                     for number, worker in enumerate(self._active)
                 ]
             )
-            del factors
+            del layers
             if len(running) > BLOCKS_IN_FLIGHT:
                 ray.get(running.popleft())
         ray.get([call for calls in running for call in calls])
@@ -255,10 +259,10 @@ class Recoveries:
 
     def _backward(self, block: _Block, step: TrainingStep) -> Iterator[Any]:
         """Take a batch back through a block, and a step of its layers; yields Ray's references."""
-        factors = self._factors(block)
+        layers = self._layers(block)
         gradients: list[dict[str, Any]] = []  # by active worker: of the layers that others own
         for number, worker in enumerate(self._active):
-            sent, *given = _sent(block, number, factors)
+            sent, *given = _sent(block, number, layers)
             call = worker.backward.options(num_returns=max(1, len(sent)))
             references = call.remote(block.number, sent, *given)
             gradients.append(dict(zip(sent, _listed(references), strict=True)) if sent else {})
@@ -270,8 +274,8 @@ class Recoveries:
             given = [each[name] for each in others for name in names]
             yield self._workers[owner].train.remote(names, step, place, *given)
 
-    def _factors(self, block: _Block) -> dict[str, Any]:
-        """References to the factors of those layers that any active worker does not own."""
+    def _layers(self, block: _Block) -> dict[str, Any]:
+        """References to those layers that any active worker does not own."""
         found: dict[str, Any] = {}
         for owner, names in block.owned.items():
             if any(number != owner for number in range(len(self._active))):
@@ -280,10 +284,10 @@ class Recoveries:
         return found
 
 
-def _sent(block: _Block, worker: int, factors: Mapping[str, Any]) -> list[Any]:
-    """The names of the layers that a worker does not own, and references to their factors."""
+def _sent(block: _Block, worker: int, layers: Mapping[str, Any]) -> list[Any]:
+    """The names of the layers that a worker does not own, and references to them."""
     sent = block.sent_to(worker)
-    return [sent, *(factors[name] for name in sent)]
+    return [sent, *(layers[name] for name in sent)]
 
 
 def _listed(references: Any) -> list[Any]:

@@ -26,12 +26,12 @@ from workers.compression.candidates import (
     BYTES_OF_16_BITS,
     Forms,
     LayerCandidates,
-    Width,
     as_cut,
     rank_of,
     total_bytes,
     total_cost,
     total_error,
+    width_of,
 )
 from workers.compression.shapes import LinearLayer
 from workers.evaluation.estimates import Estimate
@@ -438,7 +438,7 @@ def _layer(shape: LinearLayer, options: LayerCandidates, forms: Forms) -> dict[s
         "out_features": shape.out_features,
         "in_features": shape.in_features,
         "rank": rank_of(form),
-        "bits": form.bits if isinstance(form, Width) else None,
+        "bits": width.bits if (width := width_of(form)) else None,
         "parameters": options.cost(form),
         "bytes": options.nbytes(form),
         "dropped_energy_fraction": _ratio(options.error(form), float(options.spectrum.sum())),

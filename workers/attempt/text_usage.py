@@ -8,7 +8,7 @@ from typing import Any
 
 from service.domain.spec import HELD_OUT
 from workers.attempt.progress import Progress
-from workers.text.texts import Texts, Usage
+from workers.text.texts import RECOVERY, Texts, Usage
 
 MAX_NAMES_IN_EVENT = 20
 SKIPPED = "texts.skipped"
@@ -46,7 +46,16 @@ def text_warnings(texts: Texts) -> Iterator[TextWarning]:
             {"files": texts.skipped_files[:MAX_NAMES_IN_EVENT]},
         )
     for usage in texts.usage:
-        if usage.sequences < usage.asked:
+        if usage.sequences >= usage.asked:
+            continue
+        if usage.text == RECOVERY:
+            yield TextWarning(
+                SHORT,
+                f"Recovery trains on {usage.sequences} sequences, not the {usage.asked} asked for: "
+                "calibration.data has no more. Add text, or set recovery.epochs higher.",
+                asdict(usage),
+            )
+        else:
             of = "calibration.data" if usage.text == HELD_OUT else f"the text '{usage.text}'"
             yield TextWarning(
                 SHORT,

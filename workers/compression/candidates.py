@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
@@ -50,9 +50,9 @@ class Width:
 
 @dataclass(frozen=True)
 class Recovered:
-    """A low rank with factors that were trained after the cut, for one of the job's targets."""
+    """A layer that was trained after the cut, for one of the job's targets."""
 
-    rank: int
+    form: int | Width  # before it was trained
     target: str
 
 
@@ -65,29 +65,32 @@ Forms = Mapping[str, Form]
 
 def rank_of(form: Form) -> int | None:
     """The rank of a layer in this form; None if it has its full rank."""
-    if isinstance(form, Recovered):
-        return form.rank
+    form = untrained(form)
     return form if isinstance(form, int) else None
 
 
-def has_ranks(forms: Forms) -> bool:
-    """Whether a layer is of low rank, and as it was cut."""
-    return any(isinstance(form, int) for form in forms.values())
+def width_of(form: Form) -> Width | None:
+    """The width of a layer in this form; None if it is not in integers."""
+    form = untrained(form)
+    return form if isinstance(form, Width) else None
 
 
-def as_recovered(target: str, forms: Forms) -> Forms:
-    """The forms of a target once its layers of low rank are trained."""
+def untrained(form: Form) -> int | Width | None:
+    """The form before the layer was trained."""
+    return form.form if isinstance(form, Recovered) else form
+
+
+def as_recovered(target: str, forms: Forms, layers: Collection[str]) -> Forms:
+    """The forms of a target once these layers are trained."""
     return {
-        name: Recovered(form, target) if isinstance(form, int) else form
+        name: Recovered(form, target) if name in layers and isinstance(form, int | Width) else form
         for name, form in forms.items()
     }
 
 
 def as_cut(forms: Forms) -> Forms:
     """The forms before any layer was trained."""
-    return {
-        name: form.rank if isinstance(form, Recovered) else form for name, form in forms.items()
-    }
+    return {name: untrained(form) for name, form in forms.items()}
 
 
 class Storage(Enum):
@@ -141,8 +144,8 @@ class LayerCandidates:
 
     def nbytes(self, form: Form) -> int:
         """The bytes of the stored layer. A number of a low-rank layer counts as in a dense one."""
-        if isinstance(form, Width):
-            return self._rounded(form).nbytes
+        if width := width_of(form):
+            return self._rounded(width).nbytes
         return self.cost(form) * self.dense_bytes // self.dense_cost
 
     @property
@@ -154,8 +157,8 @@ class LayerCandidates:
 
         It is that of the cut: what training recovers afterwards is not predicted.
         """
-        if isinstance(form, Width):
-            return self._rounded(form).error
+        if width := width_of(form):
+            return self._rounded(width).error
         rank = rank_of(form)
         return 0.0 if rank is None else float(self.spectrum[rank:].sum())
 

@@ -78,6 +78,7 @@ def take_fingerprint(
         {
             "model": model,
             "calibration text": _hash_sequences(texts.calibration),
+            "recovery text": _hash_sequences(texts.recovery),
             "evaluation text": _hash_json(
                 [[text.name, _hash_sequences(text.sequences)] for text in texts.evaluation]
             ),

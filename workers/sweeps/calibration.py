@@ -12,6 +12,7 @@ If no gradient is observed, the forward sweep observes the layers, and there is 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,7 @@ class Observed:
     observations: Observations
     groups: tuple[InputGroup, ...]  # of all blocks
     dtype: torch.dtype  # of sums over tokens
+    batches: int = sys.maxsize  # so many of a worker's first ones, if no gradients are observed
 
     @property
     def gradients(self) -> bool:
@@ -98,8 +100,11 @@ class CalibrationSweep:
         """Take every batch through a block; its statistics, if no gradients are observed."""
         statistics = {} if self._observed.gradients else self._statistics(number)
         following = number + 1 if number + 1 < self.blocks else None
-        with self._weights.hold(number, following) as block, self._observing(statistics):
-            self._advance(number, block, keep=self._kept(number))
+        batches, observed = range(self.batches), self._observed.batches
+        with self._weights.hold(number, following) as block:
+            with self._observing(statistics):
+                self._advance(number, block, batches[:observed], keep=self._kept(number))
+            self._advance(number, block, batches[observed:], keep=self._kept(number))
         return self._complete(statistics)
 
     def loss(self) -> list[float]:
@@ -152,11 +157,13 @@ class CalibrationSweep:
         return ("gradient" if self._observed.gradients else boundary), index
 
     @torch.no_grad()
-    def _advance(self, number: int, block: nn.Module, *, keep: bool) -> None:
-        for index, calls in enumerate(self._calls):
+    def _advance(
+        self, number: int, block: nn.Module, batches: Iterable[int], *, keep: bool
+    ) -> None:
+        for index in batches:
             hidden = self._get(number, index)
             with self._autocast():
-                output = calls[number](block, hidden)
+                output = self._calls[index][number](block, hidden)
             if not keep:
                 self._boundaries.drop((number, index))
             self._boundaries.put((number + 1, index), output)
@@ -179,7 +186,7 @@ class CalibrationSweep:
             first -= 1
         for each in range(first, number):
             with self._weights.hold(each, each + 1) as block:
-                self._advance(each, block, keep=True)
+                self._advance(each, block, range(self.batches), keep=True)
 
     def _loss(self, hidden: Tensor, tokens: Tensor) -> tuple[float, Tensor]:
         """The summed next-token loss of a batch, and its gradient, of the shape of `hidden`."""
@@ -204,7 +211,7 @@ class CalibrationSweep:
     def _complete(
         self, statistics: dict[InputGroup, GroupStatistics]
     ) -> dict[str, GroupStatistics]:
-        tokens = sum(batch.numel() for batch in self._batches)
+        tokens = sum(batch.numel() for batch in self._batches[: self._observed.batches])
         for each in statistics.values():
             each.tokens = tokens
         return {group.name: each for group, each in statistics.items()}

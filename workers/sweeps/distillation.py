@@ -1,6 +1,6 @@
 """Gradients of a compressed model's divergence from the dense one, one block at a time.
 
-The student is the model with factors in place of some of its layers. A forward sweep takes a batch
+The student is the model with layers in training in place of its own. A forward sweep takes a batch
 through its blocks and keeps the hidden states between them; the teacher's last hidden state gives
 the divergence and its gradient; a backward sweep computes each block again and takes the gradient
 back through it. The gradients are those of automatic differentiation of the whole model, and at any
@@ -16,13 +16,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from workers.compression.recovery import FactoredLinear
-from workers.compression.solve import Factors
+from workers.compression.recovery.student import trainable
+from workers.compression.recovery.training import TrainedLayer, TrainedLinear
 from workers.sweeps.boundaries import Boundaries
 from workers.sweeps.passage import BlockCall, BlockWeights, Passage, through_head
 
-Student = Mapping[str, Factors]
-"""The factors in a block, by the names of the layers in whose places they are."""
+Student = Mapping[str, TrainedLayer]
+"""The trained layers in a block, by the names of those in whose places they are."""
 
 
 class Distillation:
@@ -82,10 +82,11 @@ class Distillation:
                     self._passage.leave(taught[sequence, None, chosen])
                 )
             found, probable = self._log_probabilities(logits[None]), wanted.exp()
-            divergence = (probable * (wanted - found)).sum(dtype=torch.float64)
+            # Each pass over a vocabulary takes as long as a block, so most are in place.
+            divergence = torch.linalg.vecdot(probable, wanted.sub_(found))
             if returns:
-                logits.copy_((found.exp_() - probable)[0])
-            return float(divergence)
+                logits.copy_(found.exp_().sub_(probable)[0])
+            return float(divergence.sum(dtype=torch.float64))
 
         total, self._state = through_head(
             self._passage,
@@ -97,19 +98,19 @@ class Distillation:
         )
         return total
 
-    def backward(self, number: int, student: Student) -> dict[str, Factors]:
-        """Take the gradient back through a block; the gradients of its factors, by layer."""
+    def backward(self, number: int, student: Student) -> dict[str, dict[str, Tensor]]:
+        """Take the gradient back through a block; those of what is trained there, by layer."""
         hidden = self._boundaries.get(("student", number), self._passage.device)
         hidden = hidden.detach().requires_grad_()
         self._boundaries.drop(("student", number))
         following = number - 1 if number else None
-        with self._block(number, following, student) as (block, factored):
+        with self._block(number, following, student) as (block, trained):
             with torch.enable_grad(), self._autocast():
                 output = self._calls[number](block, hidden)
             output.backward(self._state)  # type: ignore[no-untyped-call]
         assert hidden.grad is not None  # noqa: S101 - for mypy
         self._state = hidden.grad
-        return {name: module.gradients() for name, module in factored.items()}
+        return {name: module.gradients() for name, module in trained.items()}
 
     def clear(self) -> None:
         """Forget all hidden states, the teacher's included."""
@@ -118,14 +119,14 @@ class Distillation:
     @contextmanager
     def _block(
         self, number: int, following: int | None, student: Student
-    ) -> Iterator[tuple[nn.Module, dict[str, FactoredLinear]]]:
+    ) -> Iterator[tuple[nn.Module, dict[str, TrainedLinear]]]:
         """The block with its weights and the student's layers, which are also given by name."""
         model, device = self._passage.model, self._passage.device
-        factored = {name: FactoredLinear(each.to(device)) for name, each in student.items()}
+        trained = {name: trainable(each.to(device)) for name, each in student.items()}
         with self.weights.hold(number, following) as block, self._passage.restoring(student):
-            for name, module in factored.items():
+            for name, module in trained.items():
                 model.set_submodule(name, module)
-            yield block, factored
+            yield block, trained
 
     @staticmethod
     def _log_probabilities(logits: Tensor) -> Tensor:

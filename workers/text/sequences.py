@@ -55,10 +55,27 @@ def split_documents(
 def calibration_sequences(
     documents: Iterable[Document], tokenizer: Tokenizer, *, length: int, count: int, seed: int
 ) -> list[list[int]]:
-    """`count` sequences of exactly `length` tokens.
+    """`count` sequences of exactly `length` tokens, the first of `training_sequences`.
+
+    Raises CalibrationTooShort if the whole text is too short.
+    """
+    drawn = training_sequences(documents, tokenizer, length=length, count=count, seed=seed)
+    if len(drawn) < count:
+        raise CalibrationTooShort(
+            f"the calibration text gives {len(drawn)} sequences of {length} tokens, "
+            f"not the {count} that the job needs: add text, or use fewer or shorter sequences",
+            param="calibration.sequences",
+        )
+    return drawn
+
+
+def training_sequences(
+    documents: Iterable[Document], tokenizer: Tokenizer, *, length: int, count: int, seed: int
+) -> list[list[int]]:
+    """At most `count` sequences of exactly `length` tokens; with more, the first ones stay.
 
     Whole windows of long documents come first; then the remainders of documents follow, joined by
-    the end-of-text token. Raises CalibrationTooShort if the whole text is too short.
+    the end-of-text token.
     """
     prefix = sequence_prefix(tokenizer)
     window = length - len(prefix)
@@ -73,12 +90,6 @@ def calibration_sequences(
             remainders += [*tokens, *_separator(tokenizer)]
     packed = [remainders[start : start + window] for start in range(0, len(remainders), window)]
     drawn += [prefix + tokens for tokens in packed if len(tokens) == window]
-    if len(drawn) < count:
-        raise CalibrationTooShort(
-            f"the calibration text gives {len(drawn)} sequences of {length} tokens, "
-            f"not the {count} that the job needs: add text, or use fewer or shorter sequences",
-            param="calibration.sequences",
-        )
     return drawn[:count]
 
 

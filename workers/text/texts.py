@@ -19,10 +19,14 @@ from workers.text.sequences import (
     calibration_sequences,
     evaluation_sequences,
     split_documents,
+    training_sequences,
 )
 
 COUNTED_BYTES = 4 * 2**20
 """Of a dataset's text: the tokens of more are estimated by these."""
+
+RECOVERY = "recovery text"
+"""What layers are trained on. No evaluation can have a name with a space."""
 
 EMPTY, NOT_TEXT = "rows without text", "files that are not text"
 REPEATED, MEASURED = "repeated documents", "documents of an evaluation dataset"
@@ -42,7 +46,7 @@ class EvaluationText:
 class Usage:
     """What a job uses of a text."""
 
-    text: str  # "calibration", or the name of an evaluation's
+    text: str  # "calibration", `RECOVERY`, or the name of an evaluation's
     documents: int  # that it may use
     drawn_from: int  # of these, the documents that sequences were drawn from
     sequences: int
@@ -59,8 +63,9 @@ class Texts:
     calibration: list[list[int]]
     evaluation: list[EvaluationText]
     skipped_files: list[str]
-    usage: Sequence[Usage] = ()  # of the calibration's text first, then of the evaluation's
+    usage: Sequence[Usage] = ()  # of the calibration, of the recovery, of evaluations
     tokens_of_datasets: Mapping[str, int] = field(default_factory=dict)  # by their ids
+    recovery: list[list[int]] = field(default_factory=list)  # empty without a recovery
 
 
 class _Reader:
@@ -122,6 +127,7 @@ def read_texts(
     if spec.evaluation.enabled:
         datasets = {HELD_OUT: held_out} | datasets
     calibration, used = _calibration(ours, tokenizer, spec.calibration, left_out)
+    recovery, used_then = _recovery(ours, tokenizer, spec, left_out)
     cut = _evaluation_cutter(spec, tokenizer, skipped)
     evaluation = [cut(name, texts) for name, texts in datasets.items()]
     return Texts(
@@ -129,14 +135,17 @@ def read_texts(
         calibration,
         [text for text, _ in evaluation],
         reader.skipped_files,
-        [used, *(usage for _, usage in evaluation)],
+        [used, *used_then, *(usage for _, usage in evaluation)],
         reader.tokens_of_datasets,
+        recovery,
     )
 
 
 def check_token_ids(texts: Texts, tokenizer: Tokenizer, vocabulary_size: int) -> None:
     """Raise ModelInvalid if a token of the texts has no embedding."""
-    sequences = chain(texts.calibration, *(text.sequences for text in texts.evaluation))
+    sequences = chain(
+        texts.calibration, texts.recovery, *(text.sequences for text in texts.evaluation)
+    )
     check_token_id(max(max(sequence) for sequence in sequences), tokenizer, vocabulary_size)
 
 
@@ -174,6 +183,29 @@ def _calibration(
         drawn, tokenizer, length=asked.sequence_length, count=asked.sequences, seed=asked.seed
     )
     return sequences, _usage("calibration", drawn, sequences, asked.sequences, skipped)
+
+
+def _recovery(
+    documents: list[Document], tokenizer: Tokenizer, spec: JobSpec, skipped: Mapping[str, int]
+) -> tuple[list[list[int]], list[Usage]]:
+    """The sequences to train on, which begin with the calibration's, as far as there is text."""
+    if spec.recovery is None:
+        return [], []
+    drawn, asked = _Drawn(documents), spec.recovery.asked(spec.calibration)
+    sequences = training_sequences(
+        drawn,
+        tokenizer,
+        length=spec.calibration.sequence_length,
+        count=asked,
+        seed=spec.calibration.seed,
+    )
+    if len(sequences) < (least := 2 * spec.recovery.batch_size):
+        raise CalibrationTooShort(
+            f"the calibration text gives {len(sequences)} sequences, and recovery needs two "
+            f"batches, which are {least}: add text, or use shorter sequences or smaller batches",
+            param="recovery.batch_size",
+        )
+    return sequences, [_usage(RECOVERY, drawn, sequences, asked, skipped)]
 
 
 def _evaluation_cutter(

@@ -336,16 +336,15 @@ class _Prediction:
         return total + (self._measurement(curve, self._texts, dense=False) if curve else Cost())
 
     def _recovery(self) -> Cost:
-        """Training the layers of targets in ranks, which other targets have no part in."""
+        """Training the layers that are compressed."""
         keeps = [
-            keep
+            None if bits_of(target) else keep
             for keep, target in zip(self._keeps, self._spec.targets, strict=True)
-            if not bits_of(target)
         ]
         cost = recovery_cost(self._model, self._spec, self._cluster, keeps)
         if cost == Cost():
             return cost
-        device, host = self._measuring(keeps[:1], outside=1)
+        device, host = self._measuring(self._keeps[:1], outside=1)
         activations = max(map(self._activations, set(self._model.blocks)))
         return replace(
             cost,

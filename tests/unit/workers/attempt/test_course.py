@@ -16,7 +16,14 @@ def sequences(count: int) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("count", "size", "training", "aside"),
-    [(96, 4, 22, 8), (32, 4, 7, 4), (33, 4, 7, 5), (8, 4, 1, 4), (1000, 4, 229, 84)],
+    [
+        (96, 4, 22, 8),
+        (32, 4, 7, 4),
+        (33, 4, 7, 5),
+        (8, 4, 1, 4),
+        (1000, 4, 248, 8),
+        (1003, 4, 248, 11),
+    ],
 )
 def test_every_sequence_is_trained_on_or_kept_aside(
     count: int, size: int, training: int, aside: int
@@ -73,7 +80,7 @@ def test_a_course_is_the_same_after_json() -> None:
     assert again == course
 
 
-@pytest.mark.parametrize(("steps", "pauses"), [(1, [1]), (22, [4] * 5 + [2]), (66, [6] * 11)])
+@pytest.mark.parametrize(("steps", "pauses"), [(1, [1]), (22, [4] * 5 + [2]), (66, [9] * 7 + [3])])
 def test_checks_come_at_intervals_and_at_the_end(steps: int, pauses: list[int]) -> None:
     course, found = Course(steps), []
     while course.step < steps:

@@ -9,7 +9,7 @@ import pytest
 from bench.scale import CONFIGURATIONS, SPEC
 from service.domain.costs.shapes import model_shapes
 from service.domain.placement import Placement
-from service.domain.spec import MultipleChoice, Recovery
+from service.domain.spec import ByteTarget, MultipleChoice, Recovery, SizeTarget, Target
 from service.domain.states import Step
 from service.estimates.speeds import Measured
 from service.settings import Settings
@@ -66,8 +66,9 @@ def test_steps_are_predicted_by_the_model_and_by_jobs() -> None:
     assert Step.CALIBRATE in alone.curves
 
 
-def test_recovery_takes_time_and_memory() -> None:
-    spec = SPEC.model_copy(update={"recovery": Recovery(epochs=2)})
+@pytest.mark.parametrize("target", [SizeTarget(keep=0.8), ByteTarget(bytes_fraction=0.3)])
+def test_recovery_takes_time(target: Target) -> None:
+    spec = SPEC.model_copy(update={"recovery": Recovery(epochs=2), "targets": (target,)})
     found, twice = (
         predict(LLAMA, each, PLACEMENT, HERE, [], {}).seconds[Step.RECOVER]
         for each in (spec, spec.model_copy(update={"recovery": Recovery(epochs=4)}))

@@ -9,7 +9,7 @@ from tests.fixtures.jobs import small_spec
 from tests.unit.service.store.test_datasets import uploaded
 from workers.attempt.progress import Progress
 from workers.attempt.text_usage import MAX_NAMES_IN_EVENT, note_texts, text_warnings
-from workers.text.texts import Texts, Usage
+from workers.text.texts import RECOVERY, Texts, Usage
 
 SKIPPED = {"rows without text": 3, "repeated documents": 1}
 CALIBRATION = Usage("calibration", 40, 16, 16, 16, 16 * 64, SKIPPED)
@@ -46,6 +46,15 @@ def test_what_is_used_is_an_event_and_what_lacks_a_warning(job_store: Store) -> 
         ),
     )
     assert job_store.datasets(DEFAULT_TENANT).get(dataset.id).tokens == 1234
+
+
+def test_less_text_to_train_on_is_a_warning() -> None:
+    (warning,) = text_warnings(texts(CALIBRATION, Usage(RECOVERY, 40, 40, 40, 48, 40 * 64, {})))
+    assert (warning.type, warning.message) == (
+        "texts.short",
+        "Recovery trains on 40 sequences, not the 48 asked for: calibration.data has no more. Add "
+        "text, or set recovery.epochs higher.",
+    )
 
 
 def test_enough_text_gives_no_warning() -> None:

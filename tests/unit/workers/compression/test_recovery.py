@@ -9,15 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.compression.recovery import (
-    BETAS,
-    DAMPING,
-    EPSILON,
-    STEP_SIZE,
-    Training,
-    Whitening,
-    rate,
-)
+from workers.compression.candidates import Width
+from workers.compression.recovery import scales
+from workers.compression.recovery.factors import DAMPING, STEP_SIZE, FactorTraining, Whitening
+from workers.compression.recovery.scales import ScaledLinear, ScaleTraining
+from workers.compression.recovery.training import BETAS, EPSILON, RoundedLayer, rate
+from workers.compression.rounding.grid import RoundedWeight
 from workers.compression.solve import Factors
 
 CPU = torch.device("cpu")
@@ -39,25 +36,29 @@ def factors() -> Factors:
     return Factors(random(RANK, IN, seed=3), random(OUT, RANK, seed=4), random(OUT, seed=5))
 
 
-def training(factors: Factors, moment: Tensor) -> Training:
-    return Training(factors, LOST, Whitening.of("layer", moment), CPU)
+def training(factors: Factors, moment: Tensor) -> FactorTraining:
+    return FactorTraining(factors, LOST, Whitening.of("layer", moment), CPU)
 
 
-def gradients(seed: int) -> Factors:
-    return Factors(
-        random(RANK, IN, seed=seed), random(OUT, RANK, seed=seed + 1), random(OUT, seed=seed + 2)
-    )
+def gradients(seed: int) -> dict[str, Tensor]:
+    return {
+        "down": random(RANK, IN, seed=seed),
+        "up": random(OUT, RANK, seed=seed + 1),
+        "bias": random(OUT, seed=seed + 2),
+    }
 
 
 def test_a_layer_in_training_computes_what_it_did(factors: Factors, moment: Tensor) -> None:
-    begun = training(factors, moment).factors
+    begun = training(factors, moment).layer
     assert (begun.up @ begun.down).double().allclose(factors.up @ factors.down, atol=1e-5)
     # Its code has unit variance, but for the damping.
     variance = (begun.down.double() @ moment @ begun.down.double().T).diagonal()
     assert ((variance > 0.9) & (variance <= 1)).all()
 
 
-def stepped(factors: Factors, moment: Tensor, all_gradients: list[Factors], rates: Any) -> Factors:
+def stepped(
+    factors: Factors, moment: Tensor, all_gradients: list[dict[str, Tensor]], rates: Any
+) -> Factors:
     """The same steps in float64, with the coordinates of the module's docstring written out."""
     values, vectors = torch.linalg.eigh(moment)
     root = vectors @ (values + DAMPING * values.mean()).sqrt().diag()  # x = root · w
@@ -76,7 +77,7 @@ def stepped(factors: Factors, moment: Tensor, all_gradients: list[Factors], rate
     squares = {name: torch.zeros_like(each) for name, each in means.items()}
     for step, (gradient, rate_) in enumerate(zip(all_gradients, rates, strict=True), 1):
         for name in means:
-            each = getattr(gradient, name) / 10
+            each = gradient[name] / 10
             each = each @ torch.linalg.inv(root).T if name == "down" else each
             means[name] = BETAS[0] * means[name] + (1 - BETAS[0]) * each
             squares[name] = BETAS[1] * squares[name] + (1 - BETAS[1]) * each**2
@@ -94,41 +95,78 @@ def test_steps_are_those_of_adam_in_white_coordinates(factors: Factors, moment: 
     layer = training(factors, moment)
     given, rates = [gradients(10 * step) for step in range(4)], [0.5, 1.0, 0.7, 0.2]
     for each, factor in zip(given, rates, strict=True):
-        assert each.bias is not None
-        half = Factors(each.down / 2, each.up / 2, each.bias / 2)
+        half = {name: gradient / 2 for name, gradient in each.items()}
         layer.step([half, half], 10, factor)
     expected = stepped(factors, moment, given, rates)
     for name in ("down", "up", "bias"):
-        moved = getattr(layer.factors, name).double()
+        moved = getattr(layer.layer, name).double()
         assert moved.allclose(getattr(expected, name), rtol=1e-4, atol=1e-5), name
 
 
 def test_a_layer_that_has_lost_nothing_and_one_without_gradients_do_not_move(
     factors: Factors, moment: Tensor
 ) -> None:
-    whole = Training(factors, 0.0, Whitening.of("layer", moment), CPU)
-    before = whole.factors
+    whole = FactorTraining(factors, 0.0, Whitening.of("layer", moment), CPU)
+    before = whole.layer
     whole.step([gradients(1)], 10, 1.0)
-    assert torch.equal(whole.factors.up, before.up)
+    assert torch.equal(whole.layer.up, before.up)
     layer = training(factors, moment)
-    before = layer.factors
-    zero = Factors(torch.zeros(RANK, IN), torch.zeros(OUT, RANK), torch.zeros(OUT))
-    layer.step([zero], 10, 1.0)
-    assert torch.equal(layer.factors.down, before.down)
+    before = layer.layer
+    layer.step([{name: torch.zeros_like(each) for name, each in gradients(1).items()}], 10, 1.0)
+    assert torch.equal(layer.layer.down, before.down)
 
 
 def test_going_back_and_resuming_are_exact(factors: Factors, moment: Tensor) -> None:
     layer, other = training(factors, moment), training(factors, moment)
     layer.step([gradients(1)], 10, 1.0)
     layer.keep()
-    kept = layer.factors
+    kept = layer.layer
     other.resume({name: each.clone() for name, each in layer.state().items()})
     for each in (layer, other):
         each.step([gradients(2)], 10, 0.5)
-    assert torch.equal(layer.factors.down, other.factors.down)
-    assert not torch.equal(layer.factors.down, kept.down)
+    assert torch.equal(layer.layer.down, other.layer.down)
+    assert not torch.equal(layer.layer.down, kept.down)
     layer.go_back()
-    assert torch.equal(layer.factors.down, kept.down)
+    assert torch.equal(layer.layer.down, kept.down)
+
+
+@pytest.fixture(params=[2, 4])
+def rounded(request: pytest.FixtureRequest) -> RoundedLayer:
+    width = Width(request.param)
+    codes = torch.arange(OUT * 6).reshape(OUT, 6) % (2 * width.highest + 1) + width.lowest
+    weight = RoundedWeight(width, codes.to(torch.int8), random(OUT, 2, seed=6).bfloat16())
+    return RoundedLayer(weight, random(OUT, seed=7))
+
+
+def test_a_layer_in_few_bits_computes_what_its_weight_does(rounded: RoundedLayer) -> None:
+    x, weight = random(4, 6, seed=8), rounded.weight.dequantized(torch.float64)
+    assert rounded.bias is not None
+    module = ScaledLinear(rounded)
+    output = module(x)
+    assert output.allclose(x @ weight.T + rounded.bias, rtol=1e-12)
+    output.square().sum().backward()
+    # ∂ℓ/∂scale of a group is the sum over it of ∂ℓ/∂weight · code.
+    by_weight = (2 * output.detach()).T @ x * rounded.weight.codes.double()
+    expected = by_weight.reshape(OUT, 2, 3).sum(-1)
+    assert module.gradients()["scales"].double().allclose(expected, rtol=1e-5)
+    assert module.gradients().keys() == {"scales"}
+
+
+def test_a_scale_moves_by_a_share_of_itself(rounded: RoundedLayer) -> None:
+    layer, before = ScaleTraining(rounded, CPU), rounded.weight.scales.double()
+    given = random(OUT, 2, seed=9)
+    for _ in range(8):
+        layer.step([{"scales": given}], 10, 1.0)
+    after = layer.layer.weight
+    assert torch.equal(after.codes, rounded.weight.codes)
+    assert after.scales.dtype == rounded.weight.scales.dtype
+    assert layer.layer.bias is not None
+    # Equal gradients make Adam's steps their signs, but for epsilon.
+    share = scales.STEP_SIZE * 2.0 ** (scales.STEP_BITS - rounded.weight.width.bits)
+    expected = before - 8 * share * before.abs() * given.sign()
+    moved = layer.state()["value.scales"].double()
+    assert moved.allclose(expected, rtol=1e-3)
+    assert torch.equal(moved.bfloat16(), after.scales)
 
 
 def test_an_input_that_is_always_zero_does_no_harm(factors: Factors) -> None:

@@ -14,7 +14,14 @@ from service.inputs.texts.documents import Document
 from service.settings import Settings
 from tests.fixtures.models import byte_tokenizer
 from workers.text import texts as texts_module
-from workers.text.texts import Texts, Usage, check_token_ids, count_tokens, read_texts
+from workers.text.texts import (
+    RECOVERY,
+    Texts,
+    Usage,
+    check_token_ids,
+    count_tokens,
+    read_texts,
+)
 
 TOKENIZER = byte_tokenizer(adds_bos=True)
 BOS = TOKENIZER.bos_token_id
@@ -30,7 +37,14 @@ def rows(letter: str, count: int = 40, length: int = 31) -> list[str]:
     return [f"{letter}{number:04d}".ljust(length, letter) for number in range(count)]
 
 
-def read(root: Path, calibration: Path, *, evaluate: bool = True, **datasets: Path) -> Texts:
+def read(
+    root: Path,
+    calibration: Path,
+    *,
+    evaluate: bool = True,
+    recovery: dict[str, int] | None = None,
+    **datasets: Path,
+) -> Texts:
     spec = JobSpec.model_validate(
         {
             "model": {"source": "local", "path": str(root)},
@@ -41,6 +55,7 @@ def read(root: Path, calibration: Path, *, evaluate: bool = True, **datasets: Pa
                 "held_out_fraction": 0.25,
             },
             "targets": [{"keep": 0.8}],
+            "recovery": recovery,
             "evaluation": {
                 "enabled": evaluate,
                 "sequences": 6,
@@ -156,6 +171,27 @@ def test_what_is_used_and_left_out_is_counted(tmp_path: Path) -> None:
     assert calibration == Usage("calibration", 30, 16, 16, 16, 16 * 32, skipped)
     assert held_out == Usage(HELD_OUT, 10, 6, 6, 6, 6 * 32, {})
     assert wiki == Usage("wiki", 3, 3, 3, 6, 3 * 32, {"rows without text": 1})
+
+
+def test_recovery_goes_on_where_the_calibration_ends(tmp_path: Path) -> None:
+    texts = read(tmp_path, write_rows(tmp_path / "a.jsonl", rows("a")), recovery={"sequences": 24})
+    assert len(texts.recovery) == len(decoded(texts.recovery)) == 24
+    assert texts.recovery[:16] == texts.calibration
+    assert not decoded(texts.recovery) & decoded(texts.evaluation[0].sequences)
+    assert texts.usage[1] == Usage(RECOVERY, 30, 24, 24, 24, 24 * 32, {})
+
+
+def test_recovery_takes_all_text_that_there_is(tmp_path: Path) -> None:
+    texts = read(tmp_path, write_rows(tmp_path / "a.jsonl", rows("a")), recovery={})
+    assert (texts.usage[1].sequences, texts.usage[1].asked) == (len(texts.recovery), 48)
+    assert len(texts.recovery) == 30
+
+
+def test_recovery_without_two_batches_of_text_is_refused(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.jsonl", rows("a"))
+    with pytest.raises(CalibrationTooShort, match="two batches, which are 32") as caught:
+        read(tmp_path, file, recovery={"batch_size": 16})
+    assert caught.value.param == "recovery.batch_size"
 
 
 def test_tokens_beyond_those_counted_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
