@@ -67,7 +67,9 @@ class Field:
     name: str
     schema: Mapping[str, Any]
     needs: tuple[str, str] | None = None
-    """The field that must have this value for this one to count: its place, its target's kind, or a switch."""
+    """The field that must have this value for this one to count: its place, its target's kind, or
+    a switch.
+    """
 
     @property
     def last(self) -> str:

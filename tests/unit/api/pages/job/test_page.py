@@ -357,7 +357,7 @@ def test_its_request_is_a_file_that_submits_the_same_job(
         evaluation={"prompts": ["def f():\n\treturn 'ä\u2028'\n", "- a: b # c"]},
         mixed_precision="no",
     )
-    href = re.search(r'href="([^"]+)" download>YAML', client.get(f"/jobs/{job_id}").text)
+    href = re.search(r'href="([^"]+)" download>Request as YAML', client.get(f"/jobs/{job_id}").text)
     assert href is not None
     answer = client.get(href[1])
     assert answer.headers["Content-Type"].startswith("application/yaml")
