@@ -73,7 +73,11 @@ def seed(store: Store, inputs: Path) -> dict[str, str]:
         body = {
             "name": name,
             "model": {"source": "local", "path": str(inputs / "smollm2-135m")},
-            "calibration": {"data": {"source": "local", "path": str(inputs / "code")}},
+            "calibration": {
+                "data": {"source": "local", "path": str(inputs / "code")},
+                "sequences": UNITS[Step.CALIBRATE][0],
+                "sequence_length": 256,
+            },
             "targets": [{"keep": keep} for keep in KEEPS],
         }
         ids[name] = users.create(JobSpec.model_validate(body | fields)).id
@@ -96,7 +100,7 @@ def seed(store: Store, inputs: Path) -> dict[str, str]:
     store.attempts.succeed(made, 1, recovered_report())
     made = begin("smollm2-short", labels=search | {"stage": "trial"})
     run(store, made, until=Step.RESOLVE)
-    failure = CalibrationTooShort("The text has 40,192 tokens; 65,536 are needed.").failure()
+    failure = CalibrationTooShort("The text has 15,192 tokens; 24,576 are needed.").failure()
     store.attempts.fail(made, 1, failure, at_once(1))
     users.cancel(make("smollm2-typo"))
     run(store, begin(RUNNING, recovery={}, targets=cuts, labels=ml), until=Step.RECOVER)
