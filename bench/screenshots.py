@@ -1,7 +1,7 @@
 """Takes pictures of the web page: ``python -m bench.screenshots``, or `make screenshots`.
 
 The real API and its pages run here, on a database with a few jobs. There is no Ray and no bucket:
-the jobs' progress is written for the pictures. The perplexities are those of docs/quality.md.
+the jobs' progress is written for the pictures, see `bench.screenshot_jobs`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import re
 import shutil
 import struct
 import tempfile
@@ -17,7 +16,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,33 +24,26 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Page
 from pydantic import SecretStr
-from sqlalchemy import select, update
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from api.app import create_app
 from api.rates import Rates
 from api.services import Services
+from bench.screenshot_jobs import RECOVERED, RUNNING, SUCCEEDED, seed
 from service.datasets.receiver import Receiver
-from service.domain.job import DEFAULT_TENANT
-from service.domain.spec import JobSpec
-from service.domain.states import JobState, Step
-from service.errors import CalibrationTooShort
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks
 from service.logs.attempt_logs import AttemptLogs
 from service.logs.mask import Mask
 from service.settings import Settings
 from service.standalone.ports import LOOPBACK, choose_port
-from service.store import tables
 from service.store.store import Store
 from tests.fixtures.browser import CHROMIUM, launched
-from tests.fixtures.jobs import at_once
 from tests.fixtures.models import byte_tokenizer
 from tests.fixtures.waiting import wait_until
 from tests.unit.api.conftest import OfflineCluster, OfflineStorage
 
 FOLDER = Path("docs/images")
-QUALITY = Path("docs/quality.md")
 SMOLLM = LlamaConfig(
     vocab_size=49_152,
     hidden_size=576,
@@ -62,8 +53,6 @@ SMOLLM = LlamaConfig(
     num_key_value_heads=3,
     tie_word_embeddings=True,
 )
-LINEAR, PARAMETERS = 106_168_320, 134_515_008
-"""The model's parameters: of its linear layers, and all."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +101,8 @@ def pictures(inputs: Path, ids: dict[str, str]) -> list[Picture]:
         Picture("jobs-phone-dark", "/", **phone, scheme="dark"),
         Picture("new-job", "/new", height=1000, fill=form),
         Picture("new-job-phone-dark", "/new", **phone, scheme="dark", fill=form),
-        Picture("job", f"/jobs/{ids['smollm2-kron']}", height=1200),
+        Picture("job", f"/jobs/{ids[RECOVERED]}", height=1300),
+        Picture("job-running", f"/jobs/{ids[RUNNING]}", height=1000),
         Picture("job-failed-dark", f"/jobs/{ids['smollm2-short']}", height=900, scheme="dark"),
         Picture("compare", compared, height=1000),
         Picture("compare-dark", compared, height=1000, scheme="dark"),
@@ -232,103 +222,6 @@ def save_model(folder: Path) -> None:
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
-
-
-SUCCEEDED = {
-    "smollm2-kron": ("impact-kron, global, interpolative", "impact-kron"),
-    "smollm2-impact": ("impact, global, interpolative", "impact"),
-    "smollm2-svd-llm": ("svd-llm, uniform, factors", "svd-llm"),
-}
-"""Jobs that have succeeded: their rows in docs/quality.md, and their methods."""
-
-
-def seed(store: Store, inputs: Path) -> dict[str, str]:
-    """Jobs of all kinds, the newest last."""
-    users, attempts = store.users(DEFAULT_TENANT), store.attempts
-    ids: dict[str, str] = {}
-
-    def make(name: str, **fields: Any) -> str:
-        body = {
-            "name": name,
-            "model": {"source": "local", "path": str(inputs / "smollm2-135m")},
-            "calibration": {"data": {"source": "local", "path": str(inputs / "code")}},
-            "targets": [{"keep": keep} for keep in (0.9, 0.8, 0.7, 0.6)],
-        }
-        ids[name] = users.create(JobSpec.model_validate(body | fields)).id
-        return ids[name]
-
-    def begin(job_id: str) -> None:
-        store.claims.claim()
-        attempts.progress(job_id, 1, Step.RESOLVE, 1, 1, "models")
-
-    for name, (row, method) in SUCCEEDED.items():
-        allocation = "uniform" if "uniform" in row else "global"
-        made = make(name, method=method, allocation=allocation, labels={"team": "ml"})
-        begin(made)
-        attempts.succeed(made, 1, report(row))
-    made = make("smollm2-short", labels={"team": "search", "stage": "trial"})
-    begin(made)
-    failure = CalibrationTooShort("The text has 40,192 tokens; 65,536 are needed.").failure()
-    attempts.fail(made, 1, failure, at_once(1))
-    users.cancel(make("smollm2-typo"))
-    made = make("smollm2-code", labels={"team": "ml"}, targets=[{"bytes_fraction": 0.3}])
-    begin(made)
-    attempts.progress(made, 1, Step.CALIBRATE, 83, 128, "sequences")
-    make("smollm2-quality", targets=[{"max_perplexity_increase": 0.1}], labels={"team": "search"})
-    make("smollm2-next", targets=[{"keep": 0.5}])
-    assert users.get(ids["smollm2-code"]).state is JobState.RUNNING
-    for number, job_id in enumerate(reversed(ids.values())):
-        backdate(store, job_id, timedelta(minutes=7 + 23 * number), timedelta(seconds=412))
-    return ids
-
-
-def backdate(store: Store, job_id: str, age: timedelta, length: timedelta) -> None:
-    """Make the job older, and let its attempt have taken so long."""
-    jobs = tables.jobs
-    with store._database.writing() as connection:
-        row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
-        begun = row.created_at - age
-        times = {"created_at": begun}
-        if row.started_at is not None:
-            times["started_at"] = begun + timedelta(seconds=2)
-        if row.finished_at is not None:
-            times["finished_at"] = begun + length
-        connection.execute(update(jobs).where(jobs.c.id == job_id).values(times))
-
-
-def report(row: str) -> dict[str, Any]:
-    """What a report says of sizes and perplexities, from docs/quality.md."""
-    text = QUALITY.read_text()
-    targets: dict[str, dict[str, Any]] = {}
-    dense: dict[str, dict[str, float]] = {}
-    for name in ("held-out", "humaneval"):
-        section = text.partition(f"## Perplexity, {name}\n")[2]
-        (before,) = re.findall(r"The dense model has ([\d.]+)\.\n", section.partition("|")[0])
-        dense[name] = {"perplexity": float(before)}
-        header, line = (
-            [cell.strip() for cell in each.strip("|").split("|")]
-            for each in (
-                re.findall(r"^\| method.*$", section, re.MULTILINE)[0],
-                re.findall(rf"^\| {re.escape(row)} .*$", section, re.MULTILINE)[0],
-            )
-        )
-        for keep, value in list(zip(header[1:], line[1:], strict=True))[:4]:
-            kept = PARAMETERS - LINEAR + round(float(keep) * LINEAR)
-            target = targets.setdefault(
-                keep,
-                {
-                    "name": f"keep-{keep}",
-                    "size": {"parameters": kept, "bytes": 2 * kept},
-                    "perplexity": {},
-                },
-            )
-            ratio = float(value) / float(before)
-            target["perplexity"][name] = {"perplexity": float(value), "ratio": ratio}
-    return {
-        "model": {"parameters": PARAMETERS, "dense_bytes": 2 * PARAMETERS},
-        "evaluation": {"dense": {"perplexity": dense}},
-        "targets": list(targets.values()),
-    }
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class NewForm:
             counts = each.needs is None or self.chosen(each.needs[0]) == each.needs[1]
             if counts and ".".join(map(str, each.path)) == place:
                 return name
-        groups = {LABELS, MORE, "model", "calibration.data", *spec_fields.ROWS}
+        groups = {LABELS, MORE, "model", "calibration.data", "recovery", *spec_fields.ROWS}
         for array, numbers in self.rows.items():
             groups |= {f"{array}.{number}" for number in numbers}
         while place and place not in groups:

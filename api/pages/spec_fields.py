@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -53,6 +53,9 @@ TARGETS: Mapping[str, type[BaseModel]] = {
     "quality": QualityTarget,
 }
 """The kinds of a target, as in the location of an error; a target's fields tell its kind."""
+RECOVERY = "recovery.use"
+"""The field that says whether layers are trained: all fields of a recovery have defaults."""
+SWITCH = ("off", "on")
 ROWS = {"targets": MAX_TARGETS, "evaluation.datasets": MAX_EVALUATION_DATASETS}
 """The arrays whose items are rows of fields."""
 
@@ -64,7 +67,9 @@ class Field:
     name: str
     schema: Mapping[str, Any]
     needs: tuple[str, str] | None = None
-    """The field that must have this value for this one to count: its place or its target's kind."""
+    """The field that must have this value for this one to count: its place, its target's kind, or
+    a switch.
+    """
 
     @property
     def last(self) -> str:
@@ -126,12 +131,9 @@ def fields(rows: Mapping[str, Sequence[int]]) -> Iterator[Field]:
     yield from _of(JobSpec, "")
     yield from _chosen("model", "source", MODELS)
     yield from _chosen("calibration.data", "source", TEXTS)
-    for name, model in (
-        ("calibration", Calibration),
-        ("recovery", Recovery),
-        ("evaluation", Evaluation),
-    ):
-        yield from _of(model, f"{name}.")
+    yield from _of(Calibration, "calibration.")
+    yield from _of(Recovery, "recovery.", (RECOVERY, "on"))
+    yield from _of(Evaluation, "evaluation.")
     yield from _of(Limits, "limits.")
     for number in rows["targets"]:
         yield from _chosen(f"targets.{number}", "kind", TARGETS)
@@ -151,8 +153,10 @@ def rows_of(form: Form) -> dict[str, list[int]]:
     return found
 
 
-def kinds_of(selector: str) -> Mapping[str, type[BaseModel]]:
+def kinds_of(selector: str) -> Collection[str]:
     """What the field `selector` chooses from."""
+    if selector == RECOVERY:
+        return SWITCH
     if selector.endswith(".kind"):
         return TARGETS
     return MODELS if selector == "model.source" else TEXTS

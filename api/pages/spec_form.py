@@ -15,6 +15,7 @@ from typing import Any
 
 from api.pages.spec_fields import (
     MODELS,
+    RECOVERY,
     ROWS,
     Form,
     chosen_in,
@@ -66,6 +67,8 @@ def read(form: Form) -> Read:
     for array, numbers in rows.items():
         _close(found, array, numbers)
     _add_places(found, form)
+    if chosen_in(form, RECOVERY) == "on":
+        found.body.setdefault("recovery", {})
     _add_labels(found, form.get(LABELS, ""))
     _add_more(found, form.get(MORE, ""))
     known = [name for name in JobSpec.model_fields if name in found.body]
@@ -92,12 +95,16 @@ def write(document: Json) -> dict[str, str]:
 
 
 def _kinds(document: Json, rows: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, str]]:
-    """The fields that choose a place or the kind of a target, with what they choose."""
+    """The fields that choose a place, the kind of a target or a recovery, with their choice."""
     places = ["model", "calibration.data"]
     places += [f"evaluation.datasets.{number}.data" for number in rows["evaluation.datasets"]]
     for place in places:
         source = _pop(document, [*parts_of(place), "source"])
         yield f"{place}.source", str(source) if source else next(iter(MODELS))
+    recovers = document.get("recovery") is not None
+    yield RECOVERY, "on" if recovers else "off"
+    if not recovers:
+        document.pop("recovery", None)
     for number, target in enumerate(document.get("targets", ())):
         marks = {"quality": "max_perplexity_increase", "size": "keep"}
         kind = next((kind for kind, mark in marks.items() if mark in target), "bytes")

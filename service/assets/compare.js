@@ -36,7 +36,7 @@
       height: HEIGHT,
       scales: { x: { time: false, range: padded }, y: { range: padded } },
       axes: [
-        { ...line, values: (_, ticks) => ticks.map((each) => short(each) + unit) },
+        { ...line, space: 75, values: (_, ticks) => ticks.map((each) => short(each) + unit) },
         { ...line, size: 60, values: (_, ticks) => ticks.map(short) },
       ],
       series: [

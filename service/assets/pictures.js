@@ -20,15 +20,26 @@
     return Math.abs(value) >= 1000 ? value.toLocaleString("en") : String(+value.toPrecision(4));
   }
 
-  // uPlot wants one list of x for all series; where a series has no point there, it gets null.
+  // uPlot wants one list of x for all series; where a series has no point there, it gets null. An x
+  // at which a series has several points is there as often.
   function aligned(chart) {
-    const xs = [...new Set(chart.series.flatMap((each) => each.points.map((point) => point[0])))];
-    xs.sort((one, other) => one - other);
-    const ys = chart.series.map((each) => {
-      const at = new Map(each.points.map((point) => [point[0], point[1]]));
-      return xs.map((x) => at.get(x) ?? null);
+    const rows = new Map();
+    const places = chart.series.map((each) => {
+      const count = new Map();
+      return each.points.map(([x]) => {
+        const number = count.get(x) ?? 0;
+        count.set(x, number + 1);
+        rows.set(x, Math.max(rows.get(x) ?? 0, number + 1));
+        return `${x} ${number}`;
+      });
     });
-    return [xs, ...ys];
+    const xs = [...rows.keys()].sort((one, other) => one - other)
+      .flatMap((x) => Array.from({ length: rows.get(x) }, (_, number) => [x, `${x} ${number}`]));
+    const ys = chart.series.map((each, series) => {
+      const at = new Map(each.points.map((point, number) => [places[series][number], point[1]]));
+      return xs.map(([, place]) => at.get(place) ?? null);
+    });
+    return [xs.map(([x]) => x), ...ys];
   }
 
   const FONT = "12px system-ui, sans-serif";
@@ -137,7 +148,8 @@
     return undefined;
   }
 
-  const overlap = (one, other) => one.left < other.right && other.left < one.right
+  const GAP = 4; // between two names
+  const overlap = (one, other) => one.left < other.right + GAP && other.left < one.right + GAP
     && one.top < other.bottom && other.top < one.bottom;
 
   // `room` is the share of a logarithmic scale that stays free at either end, for names of points.
@@ -164,6 +176,7 @@
     const width = Math.max(200, place.clientWidth);
     const height = isCompact ? COMPACT_HEIGHT : HEIGHT;
     const yAxis = axis(chart.y, colour, grid, false);
+    yAxis.size = (_, values) => Math.max(50, 16 + 7 * Math.max(0, ...(values ?? []).map((each) => each.length)));
     if (chart.y.logarithmic) {
       yAxis.splits = (_, __, least, most) => logarithmicTicks(least, most, height - AXIS_ROOM);
       yAxis.filter = (_, splits) => splits;
@@ -187,7 +200,9 @@
           points: {
             show: each.names.length > 0 || !each.line,
             size: 9,
-            fill: variable(`--series-${(number % COLOURS) + 1}`),
+            fill: each.hollow ? "transparent" : variable(`--series-${(number % COLOURS) + 1}`),
+            stroke: variable(`--series-${(number % COLOURS) + 1}`),
+            width: each.hollow ? 2 : 1,
           },
           value: (_, value) => shown(chart.y, value),
         })),

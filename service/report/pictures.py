@@ -40,6 +40,8 @@ class Series:
     points: tuple[tuple[float, ...], ...]
     names: tuple[str, ...] = ()
     line: bool = True
+    hollow: bool = False
+    """Whether its points are rings, which hide no other."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,27 @@ def curve(report: Part, targets: Sequence[Part]) -> Chart | None:
         return None
     made = {str(target.get("name")): target for target in targets}
     series = []
+    shown = [each for each in points if not _is_of_bits(each) and not _is_as_cut(each, targets)]
     for text in texts:
         found = sorted(
             (_size(point, made), at(point, "perplexity", text), _name(point))
-            for point in points
-            if at(point, "perplexity", text) is not None and not _is_of_bits(point)
+            for point in shown
+            if at(point, "perplexity", text) is not None
         )
         places = tuple(
             (size, perplexity, _error(made.get(name), text)) for size, perplexity, name in found
         )
         series.append(Series(text, places, tuple(name for *_, name in found), line=False))
+        before = sorted(
+            (_size(point, made), perplexity, _name(point))
+            for point in shown
+            if (perplexity := _before(made.get(_name(point)), text)) is not None
+        )
+        if before:
+            cut = tuple((size, perplexity) for size, perplexity, _ in before)
+            label = f"{text}, as cut"
+            cut_names = tuple(name for *_, name in before)
+            series.append(Series(label, cut, cut_names, line=False, hollow=True))
     return Chart(
         "Size and quality",
         "Lower is better; the dense model is at 100%. Bars are standard errors of the change.",
@@ -155,6 +168,47 @@ def _size(point: Part, made: Mapping[str, Part]) -> float:
     target = made.get(str(point.get("name")), {})
     own = None if is_low_rank(target) else at(target, "size", "linear_bytes_fraction")
     return float(point["linear_fraction"] if own is None else own)
+
+
+def _before(target: Part | None, text: str) -> float | None:
+    """The perplexity of a target before its recovery; None if that has gained nothing."""
+    if at(target, "recovery", "kept_step") == 0:
+        return None
+    found: float | None = at(target, "recovery", "perplexity_before", text)
+    return found
+
+
+def _is_as_cut(point: Part, targets: Sequence[Part]) -> bool:
+    """Whether it is the probe of a target before its recovery, which has a place of its own."""
+    befores = [at(target, "recovery", "perplexity_before") for target in targets]
+    return point.get("kind") == "probe" and point.get("perplexity") in befores
+
+
+def recovery(targets: Sequence[Part]) -> Chart | None:
+    """How the divergence from the dense model's predictions falls while layers are trained."""
+    series = [
+        Series(
+            str(target.get("name")),
+            tuple((each[0], each[1]) for each in checks if _has_logarithm(each)),
+        )
+        for target in targets
+        if (checks := at(target, "recovery", "checks"))
+    ]
+    if not series:
+        return None
+    return Chart(
+        "Recovery",
+        "How far the predictions are from the dense model's, on text that is kept aside from the "
+        "training: the divergence, in nats per token. Lower is better.",
+        Axis("steps of training"),
+        Axis("divergence", logarithmic=True),
+        tuple(series),
+    )
+
+
+def _has_logarithm(check: Sequence[float | None]) -> bool:
+    """Whether the divergence of a check is known, and no rounding error."""
+    return len(check) > 1 and check[1] is not None and check[1] > 0
 
 
 def _is_of_bits(point: Part) -> bool:

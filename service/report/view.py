@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Self
 
-from service.quantities import size_text
+from service.domain.states import Step
+from service.quantities import duration, size_text
 from service.report.fields import Part, at, names
-from service.report.pictures import Chart, Heatmap, curve, importance, kept_by_block, spectra
+from service.report.pictures import (
+    Chart,
+    Heatmap,
+    curve,
+    importance,
+    kept_by_block,
+    recovery,
+    spectra,
+)
 
 TEXTS_IN_VERDICT = 3
 
@@ -71,6 +81,7 @@ class ReportView:
     """The columns of the tables: the dense model, and the artifacts."""
     tables: tuple[Table, ...]
     curve: Chart | None
+    recovery: Chart | None
     kept: tuple[Heatmap, ...]
     """By artifact."""
     importance: tuple[Chart, ...]
@@ -92,6 +103,7 @@ class ReportView:
             models=("dense", *(str(target.get("name")) for target in targets)),
             tables=tuple(_tables(report, targets)),
             curve=curve(report, targets),
+            recovery=recovery(targets),
             kept=tuple(filter(None, map(kept_by_block, targets))),
             importance=importance(report.get("spectra") or ()),
             spectra=spectra(report.get("spectra") or ()),
@@ -125,11 +137,19 @@ def _findings(report: Part, target: Part) -> Iterator[str]:
         if (ratio := at(target, "perplexity", text, "ratio")) is not None
     ]
     for text, ratio in ratios[:TEXTS_IN_VERDICT]:
-        yield f"perplexity {_change(ratio)} on {text}"
+        words, before = _change(ratio), _change_as_cut(report, target, text)
+        cut = f" ({before} before recovery)" if before not in (None, words) else ""
+        yield f"perplexity {words} on {text}{cut}"
     before = at(report, "evaluation", "dense", "decode_tokens_per_second")
     after = at(target, "decode_tokens_per_second")
     if before and after:
         yield f"writes text at {after / before:.2f} of the original's speed"
+
+
+def _change_as_cut(report: Part, target: Part, text: str) -> str | None:
+    before = at(target, "recovery", "perplexity_before", text)
+    dense = at(report, "evaluation", "dense", "perplexity", text, "perplexity")
+    return _change(before / dense) if before and dense else None
 
 
 def _change(ratio: float) -> str:
@@ -154,6 +174,7 @@ def _tables(report: Part, targets: Sequence[Part]) -> Iterator[Table]:
     for heading, rows in (
         ("Size", _sizes(models)),
         ("Quality", _qualities(models)),
+        ("Recovery", _recoveries(models)),
         ("Speed and proof", _speeds(models)),
     ):
         shown = tuple(row for row in rows if any(row.cells))
@@ -185,10 +206,6 @@ def _qualities(models: Sequence[Part]) -> Iterator[Row]:
                 measure,
                 change=(change, shown),
             )
-    for text in names([at(model, "recovery") or {} for model in models], "perplexity_before"):
-        yield _row(
-            f"perplexity as cut, {text}", models, "{:.3f}", "recovery", "perplexity_before", text
-        )
     for task in names(models, "tasks"):
         for metric in names([at(model, "tasks", task) or {} for model in models], "metrics"):
             yield _row(
@@ -204,9 +221,21 @@ def _qualities(models: Sequence[Part]) -> Iterator[Row]:
             )
 
 
+def _recoveries(models: Sequence[Part]) -> Iterator[Row]:
+    for text in names([at(model, "recovery") or {} for model in models], "perplexity_before"):
+        yield _row(
+            f"perplexity as cut, {text}", models, "{:.3f}", "recovery", "perplexity_before", text
+        )
+    yield _row("divergence as cut", models, "{:.4f}", "recovery", "divergence_before")
+    yield _row("divergence after training", models, "{:.4f}", "recovery", "divergence_after")
+    yield _row("steps of training", models, "{:,}", "recovery", "steps")
+    yield _row("weights are those after step", models, "{:,}", "recovery", "kept_step")
+    yield _row("time of training", models, "{}", "recovery", "seconds", shown=_seconds)
+
+
 def _speeds(models: Sequence[Part]) -> Iterator[Row]:
     yield _row("tokens written per second", models, "{:.1f}", "decode_tokens_per_second")
-    yield _row("predicted loss increase, nats", models, "{:.3f}", "predicted_loss_increase")
+    yield _row("predicted loss increase, nats", models, "{:.3g}", "predicted_loss_increase")
     yield _row("logits differ from the proof's by", models, "{:.1g}", "proof", "logit_error")
 
 
@@ -235,8 +264,16 @@ def _note(measured: Any, change: tuple[str, str]) -> str:
     value, error = at(measured, name), at(measured, f"{name}_standard_error")
     if value is None:
         error = at(measured, "standard_error")
-        return "" if error is None else f"± {error:.3g}"
-    return shown.format(value) + ("" if error is None else f" ± {error:.2g}")
+    texts = ["" if value is None else shown.format(value)]
+    if error is not None:
+        texts.append(f"± {error:.2%}" if shown.endswith("%}") else f"± {error:.2g}")
+    return " ".join(filter(None, texts))
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return duration(timedelta(seconds=seconds))
 
 
 def _continued(report: Part, targets: Sequence[Part]) -> Iterator[Continued]:
@@ -268,7 +305,7 @@ def _settings(report: Part, targets: Sequence[Part]) -> Iterator[tuple[str, str]
             yield name.replace("_", " "), str(report[name])
     steps = next(filter(None, (at(each, "recovery", "steps") for each in targets)), None)
     if steps is not None:
-        yield "recovery", f"{steps} steps for each target"
+        yield "recovery", f"{steps:,} steps for each target in low rank"
     if {"sequences", "sequence_length", "documents"} <= calibration.keys():
         yield (
             "calibration",
@@ -279,5 +316,7 @@ def _settings(report: Part, targets: Sequence[Part]) -> Iterator[tuple[str, str]
         yield name, str(version)
     seconds = report.get("seconds") or {}
     if seconds:
-        steps = ", ".join(f"{step} {each:.0f} s" for step, each in seconds.items())
-        yield "time", f"{sum(seconds.values()):.0f} s: {steps}"
+        order = [*Step, *seconds]  # those of another version last
+        steps = sorted(seconds, key=order.index)
+        parts = ", ".join(f"{step} {_seconds(seconds[step])}" for step in steps)
+        yield "time", f"{_seconds(sum(seconds.values()))}: {parts}"

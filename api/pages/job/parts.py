@@ -135,6 +135,8 @@ def facts(job: Job) -> Iterator[tuple[str, str]]:
         yield "method", str(method)
     if isinstance(job.spec, JobSpec):
         yield "targets", ", ".join(target.name for target in job.spec.targets)
+    if (epochs := at(spec, "recovery", "epochs")) is not None:
+        yield "recovery", f"{epochs} epoch{'s' if epochs != 1 else ''} of training after the cut"
     if (workers := at(spec, "workers")) is not None:
         yield "workers", str(workers)
     yield "priority", str(at(spec, "priority") or 0)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import jsonschema
@@ -36,6 +37,7 @@ DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 NAMES = ("cpu", "gpu")
 RENDERED = {name: read_manifests(OVERLAYS / name) for name in NAMES}
 MONITORING = read_manifests(KUBERNETES / "monitoring")
+RAY_MONITORING = read_manifests(KUBERNETES / "monitoring" / "ray")
 ALERTS = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yml").read_text())
 
 both = pytest.mark.parametrize("manifests", RENDERED.values(), ids=NAMES)
@@ -49,7 +51,11 @@ def problems(manifest: Manifest) -> list[str]:
     return [error.message for error in validator.iter_errors(manifest)]
 
 
-@pytest.mark.parametrize("manifests", [*RENDERED.values(), MONITORING], ids=[*NAMES, "monitoring"])
+@pytest.mark.parametrize(
+    "manifests",
+    [*RENDERED.values(), MONITORING, RAY_MONITORING],
+    ids=[*NAMES, "monitoring", "monitoring/ray"],
+)
 def test_manifests_are_valid(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         assert not problems(manifest), manifest["metadata"]["name"]
@@ -66,19 +72,22 @@ def test_manifests_are_valid(manifests: list[Manifest]) -> None:
         ("RayCluster", "volumeMounts", "mounts"),
         ("ServiceMonitor", "jobLabel", "jobLable"),
         ("ServiceMonitor", '"port": "http"', '"port": 8400'),
+        ("PodMonitor", "podMetricsEndpoints", "endpoints"),
+        ("PodMonitor", '"port": "metrics"', '"port": 8080'),
+        ("PodMonitor", "targetLabel", "label"),
         ("PrometheusRule", "annotations", "annotation"),
         ("PrometheusRule", '"10m"', '"10 minutes"'),
     ],
 )
 def test_mistakes_are_noticed(kind: str, old: str, new: str) -> None:
-    manifests = [*RENDERED["gpu"], *MONITORING]
+    manifests = [*RENDERED["gpu"], *MONITORING, *RAY_MONITORING]
     texts = [json.dumps(each) for each in manifests if each["kind"] == kind]
     (text, *_) = [text for text in texts if old in text]
     assert problems(json.loads(text.replace(old, new)))
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-@pytest.mark.parametrize("folder", ["overlays/gpu", "monitoring"])
+@pytest.mark.parametrize("folder", ["overlays/gpu", "monitoring", "monitoring/ray"])
 def test_kustomize_reads_a_folder_as_these_tests_do(folder: str) -> None:
     command = ["kubectl", "kustomize", str(KUBERNETES / folder)]
     rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -310,9 +319,12 @@ def labels_of(component: str) -> dict[str, str]:
     return dict(found)
 
 
-def may_reach(source: dict[str, Manifest], component: str, port: int) -> bool:
+def may_reach(
+    source: dict[str, Manifest], component: str, port: int, further: Sequence[Manifest] = ()
+) -> bool:
     """Whether a policy lets a source (its pod's labels or its namespace's) reach a pod's port."""
-    policies = [each["spec"] for each in RENDERED["gpu"] if each["kind"] == "NetworkPolicy"]
+    manifests = [*RENDERED["gpu"], *further]
+    policies = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
     chosen = [each for each in policies if matches(each["podSelector"], labels_of(component))]
     assert chosen, "without a policy, everybody reaches it"
     for rule in (rule for policy in chosen for rule in policy.get("ingress", [])):
@@ -406,6 +418,29 @@ class TestMonitoring:
         )
         source = {"secret": {"name": token["name"], "optional": True}}
         assert source in volume["projected"]["sources"]
+
+    @pytest.mark.parametrize("component", ["ray-head", "ray-worker"])
+    def test_prometheus_reads_every_node_of_ray_at_the_port_of_kuberay(
+        self, component: str
+    ) -> None:
+        monitor = only(RAY_MONITORING, "PodMonitor", "eigenpress-ray")["spec"]
+        assert matches(monitor["selector"], labels_of(component))
+        (endpoint,) = monitor["podMetricsEndpoints"]
+        assert endpoint["port"] == "metrics"  # KubeRay's name of port 8080
+        assert "authorization" not in endpoint
+        assert may_reach(GATEWAY, component, 8080, RAY_MONITORING)
+        assert not may_reach(GATEWAY, component, 8080)
+        assert not may_reach(GATEWAY, component, 8265, RAY_MONITORING)
+        assert not may_reach(STRANGER, component, 8080, RAY_MONITORING)
+
+    def test_ray_is_not_taken_for_the_api(self) -> None:
+        monitor = only(RAY_MONITORING, "PodMonitor", "eigenpress-ray")["spec"]
+        for component in ("api", "dispatcher"):
+            assert not matches(monitor["selector"], labels_of(component))
+        (job,) = monitor["podMetricsEndpoints"][0]["relabelings"]
+        assert job == {"targetLabel": "job", "replacement": "ray"}
+        compose = (ROOT / "deploy" / "monitoring" / "prometheus.yml").read_text()
+        assert "# - job_name: ray\n" in compose
 
     def test_the_alerts_are_those_of_compose(self) -> None:
         assert only(MONITORING, "PrometheusRule")["spec"] == ALERTS

@@ -11,7 +11,7 @@ from markupsafe import escape
 
 from api.pages.spec_form import write
 from service.domain.job import DEFAULT_TENANT
-from service.domain.spec import JobSpec
+from service.domain.spec import JobSpec, Recovery
 from service.errors import StorageUnavailable
 from service.store.store import Store
 from tests.unit.api.pages.conftest import PAYLOADS, Make
@@ -70,6 +70,28 @@ def test_errors_stand_at_their_fields_and_what_was_typed_stays(
     assert text.count('aria-invalid="true"') == 5
     assert '<details class="group" open>\n    <summary>Calibration' in text
     assert store.users(DEFAULT_TENANT).list_jobs(limit=9) == []
+
+
+def test_a_recovery_is_taken_over_from_another_job(
+    client: TestClient, store: Store, form: dict[str, str]
+) -> None:
+    client.post("/new", data=form | {"recovery.use": "on", "calibration.sequences": "8"})
+    (job,) = store.users(DEFAULT_TENANT).list_jobs(limit=9)
+    assert isinstance(job.spec, JobSpec)
+    assert job.spec.recovery == Recovery()
+    text = client.get(f"/new?from={job.id}").text
+    assert '<details class="group" open>\n    <summary>Recovery' in text
+    assert 'name="recovery.use" value="on" checked' in text
+
+
+def test_why_a_recovery_is_refused_stands_in_its_group(
+    client: TestClient, form: dict[str, str]
+) -> None:
+    text = client.post(
+        "/new", data=form | {"recovery.use": "on", "calibration.sequences": "7"}
+    ).text
+    assert "needs two batches" in error_at(text, "recovery")
+    assert '<details class="group" open>\n    <summary>Recovery' in text
 
 
 def test_a_refusal_of_the_checks_stands_at_its_field(

@@ -102,6 +102,7 @@ specifications = st.fixed_dictionaries(
     optional={
         "name": st.none() | names,
         "workers": st.integers(1, 99),
+        "recovery": st.fixed_dictionaries({}, optional={"epochs": st.integers(1, 3)}),
         "priority": st.integers(-9, 9),
         "dtype": st.just("bfloat16"),
         "limits": st.fixed_dictionaries({"run_seconds": st.integers(1, 999)}),
@@ -166,6 +167,14 @@ def _read_file(text: str, name: str) -> Any:
         return read_job(path)
 
 
+def test_a_recovery_is_switched_on_and_off() -> None:
+    form = write(VALID) | {"recovery.epochs": "7"}
+    assert "recovery" not in read(form).body  # left from before it was switched off
+    assert read(form | {spec_fields.RECOVERY: "on"}).body["recovery"] == {"epochs": 7}
+    usual = form | {spec_fields.RECOVERY: "on", "recovery.epochs": "3"}
+    assert read(usual).body["recovery"] == {}
+
+
 def test_every_field_of_a_specification_has_one_in_the_form_or_goes_to_the_rest() -> None:
     names = {each.name for each in spec_fields.fields({"targets": [0], "evaluation.datasets": []})}
     assert {"method", "calibration.seed", "evaluation.enabled", "limits.run_seconds"} <= names
@@ -209,6 +218,7 @@ def test_an_error_about_something_larger_stands_at_its_group() -> None:
     shown, found = NewForm(write(VALID)), read(write(VALID))
     assert shown.name_of("targets.0", found) == "targets.0"
     assert shown.name_of("model", found) == "model"
+    assert shown.name_of("recovery", found) == "recovery"
     assert shown.name_of("evaluation.tasks.0.data", found) == ""
     assert shown.name_of(None, found) == ""
 

@@ -134,6 +134,91 @@ def test_every_number_of_the_tables_is_the_report_s() -> None:
         assert all(cell is None or cell.text in page for cell in row)
 
 
+def a_recovered_report() -> dict[str, Any]:
+    """Two targets of one size; the first has gained by training, the second one has not."""
+    report = a_report()
+    (target,) = report["targets"]
+    checks = [[0, 0.5], [4, None], [5, -1e-9], [6, 0.0], [8, 0.25], [9, 0.375]]
+    target["recovery"] = {
+        "checks": checks,
+        "divergence_before": 0.5,
+        "divergence_after": 0.25,
+        "kept_step": 8,
+        "perplexity_before": {"held-out": 21.0},
+        "seconds": 125.5,
+        "steps": 9,
+    }
+    gained = {"checks": [[0, 0.5], [9, 0.75]], "divergence_after": 0.5, "kept_step": 0}
+    other = {"name": "other", "recovery": target["recovery"] | gained, "perplexity": {}}
+    report["targets"].append(target | other)
+    point = {"linear_fraction": 0.6}
+    report["curve"] += [
+        point | {"kind": "target", "name": "other", "perplexity": {"held-out": 21.5}},
+        point | {"kind": "probe", "name": None, "perplexity": {"held-out": 21.0}},
+        point | {"kind": "probe", "name": None, "perplexity": {"held-out": 22.0}},
+    ]
+    return report
+
+
+def test_what_training_has_regained_is_said() -> None:
+    view = ReportView.of(a_recovered_report())
+    assert "perplexity 40% higher on held-out (100% higher before recovery)" in (
+        view.verdicts[0].text
+    )
+    rows = {
+        row.label: [cell and cell.text for cell in row.cells]
+        for table in view.tables
+        if table.heading == "Recovery"
+        for row in table.rows
+    }
+    assert rows == {
+        "perplexity as cut, held-out": [None, "21.000", "21.000"],
+        "divergence as cut": [None, "0.5000", "0.5000"],
+        "divergence after training": [None, "0.2500", "0.5000"],
+        "steps of training": [None, "9", "9"],
+        "weights are those after step": [None, "8", "0"],
+        "time of training": [None, "2 min 5 s", "2 min 5 s"],
+    }
+    assert view.recovery is not None
+    assert [(each.label, each.points) for each in view.recovery.series] == [
+        ("keep-0.6", ((0, 0.5), (8, 0.25), (9, 0.375))),
+        ("other", ((0, 0.5), (9, 0.75))),
+    ]
+    assert dict(view.settings)["recovery"].startswith("9 steps")
+    assert ReportView.of(a_report()).recovery is None
+
+
+def test_a_target_before_its_recovery_has_a_place_of_its_own() -> None:
+    view = ReportView.of(a_recovered_report())
+    assert view.curve is not None
+    made, cut = view.curve.series
+    assert made.names == ("keep-0.6", "other", "probe", "dense")
+    assert (cut.label, cut.points, cut.names) == (
+        "held-out, as cut",
+        ((0.6, 21.0),),
+        ("keep-0.6",),
+    )
+
+
+def test_errors_are_in_the_unit_of_what_they_are_of() -> None:
+    report = a_report()
+    (target,) = report["targets"]
+    measured = {"accuracy": 0.5, "difference": -0.125, "difference_standard_error": 0.0125}
+    target["accuracy"] = {"held-out": measured}
+    report["evaluation"]["dense"]["accuracy"] = {
+        "held-out": {"accuracy": 0.625, "standard_error": 0.025}
+    }
+    rows = {row.label: row.cells for each in ReportView.of(report).tables for row in each.rows}
+    notes = [cell and (cell.text, cell.note) for cell in rows["accuracy, held-out"]]
+    assert notes == [("62.50%", "± 2.50%"), ("50.00%", "-12.50% ± 1.25%")]
+
+
+def test_steps_are_in_the_order_in_which_they_ran() -> None:
+    report = a_report() | {"seconds": {"assemble": 2.5, "calibrate": 61.0, "new": 1.0}}
+    times = dict(ReportView.of(report).settings)["time"]
+    assert times == "1 min 4 s: calibrate 1 min 1 s, assemble 2.5 s, new 1.0 s"
+
+
 def test_pictures_have_the_report_s_numbers() -> None:
     view = ReportView.of(a_report())
     assert view.curve is not None
@@ -189,7 +274,7 @@ def without(report: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def test_a_report_of_another_version_is_shown_without_what_it_lacks() -> None:
-    report = a_report()
+    report = a_recovered_report()
     report["targets"][0]["tasks"] = {"arc": {"metrics": {"acc": {"value": 0.5}}}}
     paths = [*parts_of(report)]
     assert ("targets", 0, "layers", 0, "in_features") in paths
@@ -275,6 +360,20 @@ def test_it_opens_from_a_disk_without_a_network(new_page: NewPage, tmp_path: Pat
     assert serious_faults(page) == []
 
 
+def test_artifacts_of_one_size_are_all_drawn(new_page: NewPage, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(report_page(a_recovered_report()), "utf-8")
+    page = new_page("http://nowhere.test")
+    page.add_init_script(DRAWN)
+    page.goto(file.as_uri())
+    page.wait_for_selector("canvas")
+    sizes, made, cut = page.evaluate("window.drawn[0]")
+    assert sizes == [0.6, 0.6, 0.6, 1.0]
+    assert made == [14.7, 21.5, 22.0, 10.5]
+    assert cut == [21.0, None, None, None]
+    assert serious_faults(page) == []
+
+
 def test_thousands_of_layers_make_a_page_that_can_be_used(
     new_page: NewPage, tmp_path: Path
 ) -> None:
@@ -289,6 +388,20 @@ def test_thousands_of_layers_make_a_page_that_can_be_used(
     assert page.evaluate("document.querySelectorAll('*').length") < 20_000
 
 
+DRAWN = """
+window.drawn = [];
+let plot;
+Object.defineProperty(window, "uPlot", {
+  get: () => plot && new Proxy(plot, {
+    construct(target, [options, data, place]) {
+      window.drawn.push(data);
+      return new target(options, data, place);
+    },
+  }),
+  set: (each) => { plot = each; },
+});
+"""
+"""Notes the numbers of charts."""
 WRITTEN = """
 window.written = [];
 const fill = CanvasRenderingContext2D.prototype.fillText;

@@ -152,7 +152,7 @@ def test_it_is_used_by_keyboard_alone(
     for _ in range(80):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.textContent.trim()"))
-    assert {"Files", "Serve it with vLLM", "JSON", "Copy", "Results"} <= reached
+    assert {"Files", "Serve it with vLLM", "Job as JSON", "Copy", "Results"} <= reached
     assert "As JSON, with the defaults filled in" in reached  # the last one
     page.locator("summary", has_text="Delete").focus()
     page.keyboard.press("Enter")

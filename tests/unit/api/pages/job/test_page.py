@@ -109,6 +109,16 @@ def test_every_part_answers_in_every_state_to_htmx_and_as_a_page(
         assert f'href="/jobs/{job_id}"' in client.get(f"/jobs/{job_id}/{part}").text
 
 
+def test_a_recovery_is_among_what_was_asked_for(
+    client: TestClient, store: Store, job_body: dict[str, Any]
+) -> None:
+    users = store.users(DEFAULT_TENANT)
+    for recovery, words in (({}, "3 epochs of training"), ({"epochs": 1}, "1 epoch of training")):
+        body = job_body | {"recovery": recovery}
+        made = users.create(JobSpec.model_validate(body))
+        assert words in text_of(client.get(f"/jobs/{made.id}").text)
+
+
 def test_a_failure_says_what_to_do(
     client: TestClient, store: Store, job_body: dict[str, Any]
 ) -> None:
@@ -357,7 +367,7 @@ def test_its_request_is_a_file_that_submits_the_same_job(
         evaluation={"prompts": ["def f():\n\treturn 'ä\u2028'\n", "- a: b # c"]},
         mixed_precision="no",
     )
-    href = re.search(r'href="([^"]+)" download>YAML', client.get(f"/jobs/{job_id}").text)
+    href = re.search(r'href="([^"]+)" download>Request as YAML', client.get(f"/jobs/{job_id}").text)
     assert href is not None
     answer = client.get(href[1])
     assert answer.headers["Content-Type"].startswith("application/yaml")
