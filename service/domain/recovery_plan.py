@@ -11,9 +11,10 @@ MOST_ASIDE = 8
 CHECKS = 8
 """How often the divergence is measured, at most."""
 
-TOKENS_PER_INPUT = 5
-"""The moments of a layer's inputs are observed on so many tokens for each of its inputs. They only
-choose coordinates, and more would take longer than all else that is done once."""
+TOKENS_PER_INPUT, LEAST_OBSERVED = 5, 8
+"""The moments of a layer's inputs are observed on so many tokens for each of its inputs, and on so
+many batches at least. They only choose coordinates, and more would take longer than all else that
+is done once. Directions that no token has would be chosen by rounding errors."""
 
 LEAST_STEPS = 4
 """Between two checks."""
@@ -30,7 +31,7 @@ def batches_to_train(sequences: int, size: int) -> int:
 
 def batches_to_observe(inputs: int, size: int, length: int) -> int:
     """On how many of the first batches the moments of so many inputs are observed, at most."""
-    return -(-TOKENS_PER_INPUT * inputs // (size * length))
+    return max(LEAST_OBSERVED, -(-TOKENS_PER_INPUT * inputs // (size * length)))
 
 
 def steps_between_checks(steps: int) -> int:

@@ -185,9 +185,9 @@ class Recoverer:
         for training in self._trainings.values():
             training.go_back()
 
-    def save_recovery(self, target: str, noted: Mapping[str, Any]) -> str | None:
+    def save_recovery(self, target: str, noted: Mapping[str, Any], ended: bool) -> str | None:
         """Write a checkpoint, with what the driver has noted; the reason if that fails."""
-        layers = {name: training.state() for name, training in self._trainings.items()}
+        layers = {name: each.state(ended=ended) for name, each in self._trainings.items()}
         return self._worker.kept_recovery.write(target, noted, layers)
 
     def saved_recovery(self, target: str) -> tuple[list[Mapping[str, Any]], list[Refusal]]:

@@ -28,7 +28,7 @@ from workers.attempt.progress import Progress, StepMeter
 from workers.attempt.resume import refuse
 from workers.compression.candidates import Width
 from workers.compression.shapes import InputGroup
-from workers.resumption.write_throttle import WriteThrottle
+from workers.resumption.write_throttle import ASSUMED_BYTES_PER_SECOND, WriteThrottle
 
 BLOCKS_IN_FLIGHT = 2
 """For how many blocks the layers are in the object store at once."""
@@ -132,7 +132,7 @@ class Recoveries:
         self._begin(trained)
         course = self._resumed(target)
         self._meter.advance(course.step)
-        throttle = WriteThrottle(1)
+        throttle = WriteThrottle(1, self._seconds_to_save(trained))
         if not course.checks:
             self._check(target, course, blocks)
         while course.step < course.steps:
@@ -159,6 +159,15 @@ class Recoveries:
                 is_warning=True,
             )
         return recovered
+
+    def _seconds_to_save(self, trained: Trained) -> float:
+        """Before any was, of a checkpoint with Adam's means. Scales are next to nothing."""
+        numbers = sum(
+            form * (layer.in_features + layer.out_features)
+            for layer in self._model.layers
+            if isinstance(form := trained.get(layer.name), int)
+        )
+        return 3 * 4 * numbers / len(self._workers) / ASSUMED_BYTES_PER_SECOND
 
     def _blocks(self, trained: Trained) -> list[_Block]:
         blocks = []
@@ -193,7 +202,8 @@ class Recoveries:
         return Course(self.steps) if noted is None else Course.from_data(noted)
 
     def _save(self, target: str, course: Course) -> None:
-        saving = [w.save_recovery.remote(target, course.as_data()) for w in self._workers]
+        ended = course.step == course.steps
+        saving = [w.save_recovery.remote(target, course.as_data(), ended) for w in self._workers]
         for number, trouble in enumerate(ray.get(saving)):
             if trouble is not None:
                 self._progress.note(
@@ -212,10 +222,11 @@ class Recoveries:
             ray.get([worker.keep.remote() for worker in self._workers])
         elif verdict is Verdict.GO_BACK:
             ray.get([worker.go_back.remote() for worker in self._workers])
+        before = f", {course.checks[0][1]:.4f} before them" if course.step else ""
         self._progress.note(
             CHECKED,
-            f"{target}: after {course.step} of {course.steps} steps the divergence from the dense "
-            f"model is {divergence:.4f} nats per token, {course.checks[0][1]:.4f} before them.",
+            f"{target}: {_after(course)} the divergence from the dense model is {divergence:.4f} "
+            f"nats per token{before}.",
             {"target": target, **course.as_data()},
         )
         return verdict
@@ -282,6 +293,12 @@ class Recoveries:
                 call = self._workers[owner].trained.options(num_returns=len(names))
                 found |= zip(names, _listed(call.remote(names)), strict=True)
         return found
+
+
+def _after(course: Course) -> str:
+    if not course.step:
+        return f"before its {course.steps} steps"
+    return f"after {course.step} of {course.steps} steps"
 
 
 def _sent(block: _Block, worker: int, layers: Mapping[str, Any]) -> list[Any]:

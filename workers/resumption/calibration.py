@@ -19,10 +19,7 @@ from torch import Tensor
 
 from workers.resumption.checkpoints import Checkpoints, Manifest, Refusal, Refused
 from workers.resumption.tensors import tensor_bytes
-from workers.resumption.write_throttle import WriteThrottle
-
-ASSUMED_BYTES_PER_SECOND = 100e6
-"""The assumed speed of the bucket before the first write."""
+from workers.resumption.write_throttle import ASSUMED_BYTES_PER_SECOND, WriteThrottle
 
 KEPT = 4
 """A block is solved while its workers go through the next two, and a group is written after it."""

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+ASSUMED_BYTES_PER_SECOND = 100e6
+"""How fast something is written, as long as nothing has been."""
+
 
 class WriteThrottle:
     """Decides when the next write is due."""

@@ -127,23 +127,31 @@ class Training(ABC):
             for name, tensor in tensors.items():
                 tensors[name] = torch.zeros_like(tensor)
 
-    def state(self) -> dict[str, Tensor]:
-        """What `resume` needs, if the values are those that were kept."""
-        state = {"steps": torch.tensor([self._steps])}
-        for part, tensors in self._parts().items():
-            state |= {f"{part}.{name}": tensor for name, tensor in tensors.items()}
-        return state
+    def state(self, *, ended: bool = False) -> dict[str, Tensor]:
+        """What `resume` needs, if the values are those that were kept.
+
+        The values alone if training has ended; they are a third of it.
+        """
+        parts = {"value": self._values}
+        if not ended:
+            parts |= {"mean": self._means, "square": self._squares}
+        state = {
+            f"{part}.{name}": tensor
+            for part, tensors in parts.items()
+            for name, tensor in tensors.items()
+        }
+        return state if ended else state | {"steps": torch.tensor([self._steps])}
 
     def resume(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state of a training of the same layer. Raises KeyError."""
-        for part, tensors in self._parts().items():
+        parts = {"value": self._values}
+        if "steps" in state:
+            parts |= {"mean": self._means, "square": self._squares}
+            self._steps = int(state["steps"])
+        for part, tensors in parts.items():
             for name in tensors:
                 tensors[name] = state[f"{part}.{name}"].to(tensors[name]).clone()
-        self._steps = int(state["steps"])
         self._kept = dict(self._values)
-
-    def _parts(self) -> dict[str, dict[str, Tensor]]:
-        return {"value": self._values, "mean": self._means, "square": self._squares}
 
 
 def _adam(mean: Tensor, square: Tensor) -> Tensor:

@@ -128,6 +128,10 @@ def test_going_back_and_resuming_are_exact(factors: Factors, moment: Tensor) -> 
     assert not torch.equal(layer.layer.down, kept.down)
     layer.go_back()
     assert torch.equal(layer.layer.down, kept.down)
+    ended = training(factors, moment)
+    ended.resume(layer.state(ended=True))
+    assert torch.equal(ended.layer.down, kept.down)
+    assert {name.partition(".")[0] for name in layer.state(ended=True)} == {"value"}
 
 
 @pytest.fixture(params=[2, 4])
