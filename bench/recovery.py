@@ -106,7 +106,7 @@ def _measured(scratch: Path, model: Path, wanted: Mapping[str, Any]) -> Measured
         serving(command, data, [model.parent, texts]) as server,
         Client(server.url, key=server.key) as client,
     ):
-        body = _specification(model, library, problems) | wanted
+        body = {**_specification(model, library, problems), **wanted}
         job = client.wait(client.submit(body)["id"])
         if job["state"] != "succeeded":
             raise JobFailed(f"the job is {job['state']}: {job.get('error')}")
