@@ -199,7 +199,7 @@ def recovered_report() -> dict[str, Any]:
         dense[name] = float(each["dense"])
         before.setdefault(keep, {})[name] = float(each["as cut"])
         made.setdefault(keep, {})[name] = float(each["recovered"])
-    took = {each["keep"]: each for each in table("seconds")}
+    took = {each[""].removeprefix("training "): each for each in table("seconds")}
     targets = [
         target(keep, perplexity, dense)
         | {

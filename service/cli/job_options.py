@@ -143,8 +143,8 @@ def job(
         int | None,
         typer.Option(
             metavar="EPOCHS",
-            help="Train the layers of what --keep makes after the cut, towards the dense model's "
-            "predictions, and so often on each sequence; 3 is usual. Unset: they stay as cut.",
+            help="Train the compressed layers towards the dense model's predictions, on more of the "
+            "calibration's text, and so often on each sequence; 1 is usual. Unset: no training.",
             rich_help_panel=SIZE,
         ),
     ] = None,

@@ -151,7 +151,7 @@ def curve(report: Part, targets: Sequence[Part]) -> Chart | None:
         )
         if before:
             cut = tuple((size, perplexity) for size, perplexity, _ in before)
-            label = f"{text}, as cut"
+            label = f"{text}, before recovery"
             cut_names = tuple(name for *_, name in before)
             series.append(Series(label, cut, cut_names, line=False, hollow=True))
     return Chart(

@@ -224,10 +224,15 @@ def _qualities(models: Sequence[Part]) -> Iterator[Row]:
 def _recoveries(models: Sequence[Part]) -> Iterator[Row]:
     for text in names([at(model, "recovery") or {} for model in models], "perplexity_before"):
         yield _row(
-            f"perplexity as cut, {text}", models, "{:.3f}", "recovery", "perplexity_before", text
+            f"perplexity before recovery, {text}",
+            models,
+            "{:.3f}",
+            "recovery",
+            "perplexity_before",
+            text,
         )
-    yield _row("divergence as cut", models, "{:.4f}", "recovery", "divergence_before")
-    yield _row("divergence after training", models, "{:.4f}", "recovery", "divergence_after")
+    yield _row("divergence before recovery", models, "{:.4f}", "recovery", "divergence_before")
+    yield _row("divergence after recovery", models, "{:.4f}", "recovery", "divergence_after")
     yield _row("steps of training", models, "{:,}", "recovery", "steps")
     yield _row("weights are those after step", models, "{:,}", "recovery", "kept_step")
     yield _row("time of training", models, "{}", "recovery", "seconds", shown=_seconds)
@@ -305,7 +310,7 @@ def _settings(report: Part, targets: Sequence[Part]) -> Iterator[tuple[str, str]
             yield name.replace("_", " "), str(report[name])
     steps = next(filter(None, (at(each, "recovery", "steps") for each in targets)), None)
     if steps is not None:
-        yield "recovery", f"{steps:,} steps for each target in low rank"
+        yield "recovery", f"{steps:,} steps for each target"
     if {"sequences", "sequence_length", "documents"} <= calibration.keys():
         yield (
             "calibration",

@@ -135,8 +135,12 @@ def facts(job: Job) -> Iterator[tuple[str, str]]:
         yield "method", str(method)
     if isinstance(job.spec, JobSpec):
         yield "targets", ", ".join(target.name for target in job.spec.targets)
-    if (epochs := at(spec, "recovery", "epochs")) is not None:
-        yield "recovery", f"{epochs} epoch{'s' if epochs != 1 else ''} of training after the cut"
+        if (recovery := job.spec.recovery) is not None:
+            often = "" if recovery.epochs == 1 else f", {recovery.epochs} times each"
+            yield (
+                "recovery",
+                f"training on {recovery.asked(job.spec.calibration):,} sequences{often}",
+            )
     if (workers := at(spec, "workers")) is not None:
         yield "workers", str(workers)
     yield "priority", str(at(spec, "priority") or 0)

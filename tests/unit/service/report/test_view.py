@@ -172,9 +172,9 @@ def test_what_training_has_regained_is_said() -> None:
         for row in table.rows
     }
     assert rows == {
-        "perplexity as cut, held-out": [None, "21.000", "21.000"],
-        "divergence as cut": [None, "0.5000", "0.5000"],
-        "divergence after training": [None, "0.2500", "0.5000"],
+        "perplexity before recovery, held-out": [None, "21.000", "21.000"],
+        "divergence before recovery": [None, "0.5000", "0.5000"],
+        "divergence after recovery": [None, "0.2500", "0.5000"],
         "steps of training": [None, "9", "9"],
         "weights are those after step": [None, "8", "0"],
         "time of training": [None, "2 min 5 s", "2 min 5 s"],
@@ -194,7 +194,7 @@ def test_a_target_before_its_recovery_has_a_place_of_its_own() -> None:
     made, cut = view.curve.series
     assert made.names == ("keep-0.6", "other", "probe", "dense")
     assert (cut.label, cut.points, cut.names) == (
-        "held-out, as cut",
+        "held-out, before recovery",
         ((0.6, 21.0),),
         ("keep-0.6",),
     )

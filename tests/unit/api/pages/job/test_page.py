@@ -113,7 +113,9 @@ def test_a_recovery_is_among_what_was_asked_for(
     client: TestClient, store: Store, job_body: dict[str, Any]
 ) -> None:
     users = store.users(DEFAULT_TENANT)
-    for recovery, words in (({}, "3 epochs of training"), ({"epochs": 1}, "1 epoch of training")):
+    several = {"sequences": 1200, "epochs": 2}
+    cases = ({"sequences": 80}, "training on 80 sequences"), (several, "1,200 sequences, 2 times")
+    for recovery, words in cases:
         body = job_body | {"recovery": recovery}
         made = users.create(JobSpec.model_validate(body))
         assert words in text_of(client.get(f"/jobs/{made.id}").text)
