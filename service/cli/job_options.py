@@ -143,7 +143,7 @@ def job(
         int | None,
         typer.Option(
             metavar="EPOCHS",
-            help="Train the compressed layers towards the dense model's predictions, on more of the "
+            help="Train compressed layers towards the dense model's predictions, on more of the "
             "calibration's text, and so often on each sequence; 1 is usual. Unset: no training.",
             rich_help_panel=SIZE,
         ),
