@@ -383,6 +383,7 @@ class Attempt:
                 texts.recovery,
                 self.progress,
                 meter,
+                self.settings.checkpoint_share_of_time,
             ).run(targets)
         gained = {name for name, each in recovered.items() if each.gained}
         forms = [

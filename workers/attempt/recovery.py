@@ -69,6 +69,7 @@ class Recoveries:
         sequences: Sequence[Sequence[int]],
         progress: Progress,
         meter: StepMeter,
+        checkpoint_share_of_time: float,
     ) -> None:
         self._workers = workers
         self._active = workers[: wanted.batch_size]  # each has a share of every batch
@@ -85,6 +86,7 @@ class Recoveries:
         self._batches = Batches.of(sequences, wanted.batch_size, self._seed)
         self._progress = progress
         self._meter = meter
+        self._share_of_time = checkpoint_share_of_time
 
     @property
     def steps(self) -> int:
@@ -132,7 +134,8 @@ class Recoveries:
         self._begin(trained)
         course = self._resumed(target)
         self._meter.advance(course.step)
-        throttle = WriteThrottle(1, self._seconds_to_save(trained))
+        expected = self._seconds_to_save(trained)
+        throttle = WriteThrottle(1, expected, share_of_time=self._share_of_time)
         if not course.checks:
             self._check(target, course, blocks)
         while course.step < course.steps:
