@@ -226,7 +226,10 @@ class Settings(BaseSettings):
         "free, shared among a machine's workers.",
     )
     checkpoint_share_of_time: float = Field(
-        default=0.05, gt=0, le=1, description="Largest share of calibration time for writing."
+        default=0.05,
+        gt=0,
+        le=1,
+        description="Largest share of calibration and recovery time for writing.",
     )
     checkpoint_retention_seconds: float = Field(
         default=86_400.0,
