@@ -27,7 +27,7 @@ from api.request_ids import request_id_header
 from api.schemas.problems import Problem, ProblemItem
 from service.client.versions import VERSION, VERSION_HEADER
 from service.domain.credentials import CredentialKind
-from service.domain.spec import field_path
+from service.domain.spec.stored import field_path
 from service.errors import (
     ArtifactCorrupt,
     Conflict,

@@ -32,7 +32,7 @@ from sqlalchemy import create_engine, text
 from bench.measuring import machine
 from service.domain.job import DEFAULT_TENANT
 from service.domain.keys import new_key
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.tenant import EVERY_PLACE, Limits
 from service.standalone.ports import LOOPBACK, choose_port
 from service.standalone.s3_server import LocalS3

@@ -31,7 +31,7 @@ from bench.measuring import machine
 from bench.peers import PYTHON, PeerRun, peer_runs
 from bench.quality import read_texts
 from bench.quality_models import Texts
-from service.domain.spec import WIDTHS
+from service.domain.spec.targets import WIDTHS
 from workers.compression.allocation import allocate_uniform
 from workers.compression.candidates import BYTES_OF_16_BITS, LayerCandidates, Storage, Width
 from workers.compression.metrics import METHODS

@@ -38,7 +38,7 @@ from service.cli.rendering import follow, transfer_bar
 from service.client.answers import Job
 from service.client.client import Client, ClientError
 from service.client.download import download_artifact
-from service.domain.spec import ByteTarget, SizeTarget
+from service.domain.spec.targets import ByteTarget, SizeTarget
 from service.errors import EigenpressError
 from service.signals import stop_on_signals
 

@@ -35,7 +35,7 @@ from service.client.client import Client
 from service.domain.costs.cluster import Cluster
 from service.domain.costs.shapes import model_shapes
 from service.domain.costs.steps import peak_driver_bytes, peak_worker_bytes
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from tests.fixtures.models import byte_tokenizer
 
 PLACED = "workers.placed"

@@ -33,7 +33,7 @@ from bench.quality_rows import (
     contenders,
 )
 from service.domain.manifest import sha256_of
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.inputs.texts.documents import Document
 from workers.compression.candidates import Storage
 from workers.model.tokenizer import load_tokenizer

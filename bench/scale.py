@@ -14,7 +14,7 @@ from service.domain.costs.formulas import block_statistics, solution_bytes
 from service.domain.costs.machines import GPU
 from service.domain.costs.shapes import Model, model_shapes
 from service.domain.costs.steps import step_costs
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import Step
 
 LLAMA = {"model_type": "llama", "dtype": "bfloat16", "tie_word_embeddings": False}

@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 from service.domain.job import DEFAULT_TENANT, EventType
 from service.domain.placement import Placement
 from service.domain.prediction import PREDICTED, Prediction
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import Step
 from service.errors import CalibrationTooShort
 from service.store import tables

@@ -17,7 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.material import calibrated, groups_of, load, solved, truncated
 from bench.measuring import Cost, Meter
-from service.domain.spec import WIDTHS, JobSpec
+from service.domain.spec.job import JobSpec
+from service.domain.spec.targets import WIDTHS
 from workers.artifact.checkpoint_writer import write_checkpoint
 from workers.compression.allocation import global_allocation
 from workers.compression.candidates import Width

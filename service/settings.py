@@ -28,7 +28,7 @@ from pydantic_settings import (
 )
 
 from service.domain.retry_policy import RetryPolicy
-from service.domain.spec import S3_URI_PATTERN
+from service.domain.spec.sources import S3_URI_PATTERN
 from service.log_lines import LogFormat
 
 PREFIX = "EIGENPRESS_"

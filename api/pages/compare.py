@@ -16,7 +16,7 @@ from api.routes.jobs import get_job, list_jobs
 from api.schemas.jobs import Job
 from api.services import ServicesDep
 from service.domain.job import JOB_ID_PATTERN
-from service.domain.spec import HELD_OUT
+from service.domain.spec.evaluation import HELD_OUT
 from service.domain.states import JobState
 from service.store.listing import JobFilter
 

@@ -15,7 +15,7 @@ from api.pages.route import PageRoute
 from api.pages.rows import Row, stream_query
 from api.routes.jobs import list_jobs
 from api.services import ServicesDep
-from service.domain.spec import Method
+from service.domain.spec.job import Method
 from service.domain.states import JobState
 from service.store.listing import ALL
 

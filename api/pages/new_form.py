@@ -16,7 +16,7 @@ from api.pages.spec_fields import Field, Form, chosen_in
 from api.pages.spec_form import LABELS, MORE, Read
 from api.schemas.problems import ProblemItem
 from service.cli.job_file import job_yaml
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 
 TOKEN = "once"  # noqa: S105  (the field with the form's idempotency key)
 FIRST = {"targets.0.kind": "size", "targets.0.size.keep": "0.8"}

@@ -23,7 +23,7 @@ from api.routes.jobs import cancel, get_job, list_jobs, retry
 from api.schemas.jobs import Job, StepProgress
 from api.services import Services, ServicesDep
 from service.domain.job import JOB_ID_PATTERN
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import TERMINAL, JobState, Step
 from service.errors import JobNotFound
 from service.store.listing import JobFilter

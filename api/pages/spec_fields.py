@@ -16,27 +16,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from service.domain.spec import (
-    MAX_EVALUATION_DATASETS,
-    MAX_TARGETS,
-    ByteTarget,
-    Calibration,
+from service.domain.spec.calibration import Calibration, Recovery
+from service.domain.spec.evaluation import MAX_EVALUATION_DATASETS, Evaluation, EvaluationDataset
+from service.domain.spec.job import MAX_TARGETS, JobSpec, Limits
+from service.domain.spec.sources import (
     DatasetData,
-    Evaluation,
-    EvaluationDataset,
     HubData,
     HubModel,
-    JobSpec,
-    Limits,
     LocalData,
     LocalPath,
-    QualityTarget,
-    Recovery,
     S3Data,
     S3Prefix,
-    SizeTarget,
-    field_path,
 )
+from service.domain.spec.stored import field_path
+from service.domain.spec.targets import ByteTarget, QualityTarget, SizeTarget
 
 Form = Mapping[str, str]
 

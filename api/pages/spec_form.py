@@ -26,7 +26,7 @@ from api.pages.spec_fields import (
 )
 from api.schemas.problems import ProblemItem
 from service.domain.labels import read_label
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import InvalidParameter
 
 Json = dict[str, Any]

@@ -11,7 +11,7 @@ from api.cursors import decode_cursor, encode_cursor
 from api.routes import guarded
 from api.schemas.audit import AuditPage, AuditRecord
 from api.services import ServicesDep
-from service.domain.spec import NAME_PATTERN
+from service.domain.spec.fields import NAME_PATTERN
 
 router = APIRouter(prefix="/v1/audit", tags=["access"], responses=guarded())
 

@@ -12,7 +12,7 @@ from api.routes.tenants import TenantName
 from api.schemas.credentials import Credential, CredentialList, NewCredential
 from api.services import ServicesDep
 from service.credentials import seal
-from service.domain.spec import NAME_PATTERN
+from service.domain.spec.fields import NAME_PATTERN
 
 router = APIRouter(
     prefix="/v1/tenants/{tenant}/credentials", tags=["access"], responses=guarded(404)

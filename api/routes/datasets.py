@@ -15,7 +15,8 @@ from api.schemas.datasets import DATASET_ID_EXAMPLE, Dataset, DatasetPage
 from api.services import ServicesDep
 from service.datasets.uploads import Wanted, too_large
 from service.domain.datasets import Format
-from service.domain.spec import DATASET_ID_PATTERN, NAME_PATTERN, TEXT_FIELD
+from service.domain.spec.fields import NAME_PATTERN
+from service.domain.spec.sources import DATASET_ID_PATTERN, TEXT_FIELD
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=guarded())
 

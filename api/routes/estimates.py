@@ -11,7 +11,7 @@ from api.routes import guarded, problems
 from api.routes.jobs import EXAMPLES
 from api.schemas.estimates import Estimate
 from api.services import ServicesDep
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 
 router = APIRouter(prefix="/v1/estimates", tags=["estimates"], responses=guarded())
 

@@ -10,7 +10,8 @@ from fastapi import Depends, Query
 from pydantic import AfterValidator, AwareDatetime
 
 from service.domain.labels import MAX_LABELS, read_label
-from service.domain.spec import NAME_PATTERN, Method
+from service.domain.spec.fields import NAME_PATTERN
+from service.domain.spec.job import Method
 from service.domain.states import JobState
 from service.errors import InvalidParameter
 from service.store.listing import JobFilter

@@ -15,7 +15,7 @@ from api.schemas.jobs import Job, JobPage
 from api.services import Services, ServicesDep
 from service.domain import job as jobs
 from service.domain.patch import JobPatch
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.inputs.checks import SubmissionChecks
 from service.store.users import Users
 

@@ -13,7 +13,7 @@ from api.routes import guarded, makes, problems
 from api.schemas.keys import KEY_ID_EXAMPLE, CreatedKey, CurrentKey, Key, KeyPage, NewKey
 from api.services import ServicesDep
 from service.domain.keys import KEY_ID_PATTERN
-from service.domain.spec import NAME_PATTERN
+from service.domain.spec.fields import NAME_PATTERN
 
 router = APIRouter(prefix="/v1/keys", tags=["access"], responses=guarded())
 

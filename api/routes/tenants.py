@@ -11,7 +11,7 @@ from api.cursors import decode_cursor, encode_cursor
 from api.routes import guarded, makes, problems
 from api.schemas.tenants import NewTenant, Tenant, TenantPage, TenantSettings, Usage
 from api.services import ServicesDep
-from service.domain.spec import NAME_PATTERN
+from service.domain.spec.fields import NAME_PATTERN
 
 router = APIRouter(prefix="/v1/tenants", tags=["access"], responses=guarded())
 

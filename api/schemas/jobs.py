@@ -1,6 +1,6 @@
 """The bodies of responses about jobs and their events.
 
-The request body is `service.domain.spec.JobSpec`.
+The request body is `service.domain.spec.job.JobSpec`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import Field
 from api.schemas import examples
 from api.schemas.schema import Schema
 from service.domain import job as jobs
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState, Step
 from service.domain.time_left import TimeLeft as TimesLeft
 from service.domain.time_left import time_left

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas.schema import Schema
 from service.domain.principal import Scope
-from service.domain.spec import NAME_PATTERN
+from service.domain.spec.fields import NAME_PATTERN
 
 MAX_KEY_SECONDS = 315_360_000  # ten years
 KEY_ID_EXAMPLE = "k3x9v0qd27sp"

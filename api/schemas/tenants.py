@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas.schema import Schema
 from service.domain import tenant as tenants
-from service.domain.spec import NAME_PATTERN, S3_URI_PATTERN
+from service.domain.spec.fields import NAME_PATTERN
+from service.domain.spec.sources import S3_URI_PATTERN
 
 MAX_PLACES = 100
 MAX_BYTES = 2**63 - 1

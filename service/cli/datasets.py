@@ -18,7 +18,7 @@ from service.client import datasets
 from service.client.answers import Dataset
 from service.client.client import DEFAULT_URL
 from service.domain.datasets import Format
-from service.domain.spec import LocalData
+from service.domain.spec.sources import LocalData
 from service.printable import printable
 from service.quantities import duration, size_text
 

@@ -30,16 +30,8 @@ from service.client.request import (
     label,
     source,
 )
-from service.domain.spec import (
-    AllocationKind,
-    Dtype,
-    JobSpec,
-    Method,
-    MixedPrecision,
-    Optimize,
-    Precisions,
-    Scope,
-)
+from service.domain.spec.job import AllocationKind, Dtype, JobSpec, Method, MixedPrecision
+from service.domain.spec.targets import Optimize, Precisions, Scope
 
 SIZE, TEXT = "What to make", "Text"  # panels of the help
 DTYPES = ", ".join(get_args(Dtype))

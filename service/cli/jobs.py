@@ -15,7 +15,7 @@ from service.cli.watching import watch_to_end
 from service.client.answers import Job
 from service.client.client import DEFAULT_URL, Client
 from service.client.request import ValueInvalid, label, label_change
-from service.domain.spec import MAX_PRIORITY, Method
+from service.domain.spec.job import MAX_PRIORITY, Method
 from service.domain.states import TERMINAL, JobState
 
 Value = TypeVar("Value")

@@ -16,7 +16,7 @@ from service.cli import rendering, reports
 from service.cli.connection import AsJson, JobId, Url, connect, console, note, print_json
 from service.client.client import DEFAULT_URL
 from service.client.download import download_artifact
-from service.domain.spec import NAME_PATTERN
+from service.domain.spec.fields import NAME_PATTERN
 from service.errors import ArtifactCorrupt
 from service.printable import printable
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 
 from service.client.request import ValueInvalid
-from service.domain.spec import COMMIT_PATTERN
+from service.domain.spec.sources import COMMIT_PATTERN
 
 ENDPOINT_VARIABLE, DEFAULT_ENDPOINT = "HF_ENDPOINT", "https://huggingface.co"
 TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105 - the hub's own name for it

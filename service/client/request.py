@@ -13,7 +13,8 @@ from typing import Any
 
 from service.client.answers import Json
 from service.domain.labels import LABEL_NAME_PATTERN, read_label
-from service.domain.spec import COMMIT_PATTERN, NAME_PATTERN
+from service.domain.spec.fields import NAME_PATTERN
+from service.domain.spec.sources import COMMIT_PATTERN
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 

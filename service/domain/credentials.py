@@ -10,7 +10,8 @@ from typing import ClassVar
 from pydantic import SecretStr
 
 from service.domain.datasets import sources_of
-from service.domain.spec import HubModel, JobSpec, S3Prefix
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import HubModel, S3Prefix
 
 MAX_CREDENTIALS = 100
 """Of a tenant."""

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from service.domain.spec import DatasetData, DataSource, JobSpec, LmEval
+from service.domain.spec.evaluation import LmEval
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import DatasetData, DataSource
 
 Format = Literal["text", "jsonl", "parquet"]
 

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from service.domain.prediction import Prediction
-from service.domain.spec import JobSpec, read_stored
+from service.domain.spec.job import JobSpec
+from service.domain.spec.stored import read_stored
 from service.domain.states import JobState, Step
 from service.errors import Failure
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from service.domain.labels import LabelChanges
-from service.domain.spec import MAX_PRIORITY, Body
+from service.domain.spec.fields import Body
+from service.domain.spec.job import MAX_PRIORITY
 
 
 class JobPatch(Body):

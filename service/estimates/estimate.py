@@ -21,7 +21,9 @@ from service.domain.costs.sizes import Sizes, TargetSize
 from service.domain.costs.steps import peak_driver_bytes, peak_worker_bytes, step_costs
 from service.domain.costs.times import step_times
 from service.domain.placement import Machine, Placement, plan_placement
-from service.domain.spec import JobSpec, LmEval, QualityTarget, SizeTarget
+from service.domain.spec.evaluation import LmEval
+from service.domain.spec.job import JobSpec
+from service.domain.spec.targets import QualityTarget, SizeTarget
 from service.domain.states import IN_FLIGHT, JobState, Step
 from service.errors import (
     ClusterUnavailable,

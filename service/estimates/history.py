@@ -6,7 +6,7 @@ from service.client.versions import VERSION
 from service.domain.job import Job
 from service.domain.placement import Placement
 from service.domain.prediction import PREDICTED, Prediction, prediction_of
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState
 from service.errors import EigenpressError
 from service.estimates.speeds import Measured

@@ -19,15 +19,9 @@ from typing import Self
 from service.credentials import open_credentials
 from service.domain.credentials import NO_CREDENTIALS
 from service.domain.datasets import sources_of
-from service.domain.spec import (
-    DatasetData,
-    DataSource,
-    EvaluationTask,
-    JobSpec,
-    MultipleChoice,
-    PassAt1,
-    S3Prefix,
-)
+from service.domain.spec.evaluation import EvaluationTask, MultipleChoice, PassAt1
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import DatasetData, DataSource, S3Prefix
 from service.errors import CodeExecutionForbidden, EigenpressError, SubmissionCheckTimeout
 from service.inputs.models.files import ModelHeaders
 from service.inputs.models.inspection import inspect_model, inspect_tokenizer

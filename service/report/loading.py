@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from service.domain.spec import JOINING
+from service.domain.spec.targets import JOINING
 from service.report.fields import Part, at
 
 PACKAGES = "compressed-tensors loguru psutil"

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, delete, select, update
 
 from service.domain.job import EventType, Job, JobHead
-from service.domain.spec import read_stored_limits
+from service.domain.spec.stored import read_stored_limits
 from service.domain.states import IN_FLIGHT, TERMINAL, JobState
 from service.errors import (
     AttemptStale,

@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, sel
 
 from service.domain.datasets import Dataset, Format
 from service.domain.job import new_id
-from service.domain.spec import DATASET_ID_PATTERN
+from service.domain.spec.sources import DATASET_ID_PATTERN
 from service.domain.states import TERMINAL
 from service.errors import DataNotFound, DatasetInUse, DatasetNotFound, UploadAbandoned
 from service.printable import shortened

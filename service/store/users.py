@@ -14,7 +14,8 @@ from service.domain.datasets import datasets_of
 from service.domain.job import EventType, Job, Submitter, new_job_id
 from service.domain.labels import merged
 from service.domain.patch import JobPatch
-from service.domain.spec import JobSpec, read_stored_limits
+from service.domain.spec.job import JobSpec
+from service.domain.spec.stored import read_stored_limits
 from service.domain.states import TERMINAL, JobState
 from service.domain.tenant import Places
 from service.errors import IdempotencyKeyReused, JobConflict

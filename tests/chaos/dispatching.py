@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from service.cluster.ray_jobs import Cluster
 from service.dispatch.dispatcher import Dispatcher
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import TERMINAL, JobState
 from service.errors import EigenpressError
 from service.settings import Settings

@@ -20,7 +20,7 @@ from typing import TypeVar
 from service.cluster.ray_jobs import Active, AttemptStatus, Ended, Unknown
 from service.cluster.ray_logs import LogReader
 from service.domain.job import Job
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import Step
 from service.errors import (
     AttemptStale,

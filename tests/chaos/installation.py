@@ -18,7 +18,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.settings import Settings
 from service.standalone.ports import LOOPBACK, choose_port
 from service.standalone.ray_head import LocalRay

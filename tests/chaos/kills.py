@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from service.domain.job import Job
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import TERMINAL, JobState, Step
 from tests.chaos.baseline import Holdings, holdings, settle
 from tests.chaos.checker import bucket_problems, read_history, violations

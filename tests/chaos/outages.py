@@ -13,7 +13,7 @@ from functools import partial
 
 from service.cluster.ray_jobs import AttemptStatus, Cluster
 from service.cluster.ray_logs import LogReader
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import TERMINAL, JobState
 from service.errors import DatabaseUnavailable
 from service.retrying import retry

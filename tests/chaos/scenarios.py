@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 
 from bench import demo_data
 from service.cluster.ray_jobs import RayCluster
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import Step
 from service.standalone.ports import choose_port
 from service.standalone.ray_head import LocalRay

@@ -10,7 +10,7 @@ import pytest
 
 from service.domain.job import DEFAULT_TENANT, Artifact, Event, EventType, FileEntry, Job
 from service.domain.retry_policy import RetryPolicy
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState, Step
 from service.errors import AttemptLost, LeaseLapsed
 from service.store.store import Store

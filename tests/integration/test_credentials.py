@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from service.domain.credentials import NO_CREDENTIALS, Credentials, HubToken, S3Keys
-from service.domain.spec import HubData, HubModel, S3Data, S3Prefix
+from service.domain.spec.sources import HubData, HubModel, S3Data, S3Prefix
 from service.errors import (
     DataNotFound,
     ModelNotFound,

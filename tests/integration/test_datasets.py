@@ -31,7 +31,7 @@ from service.datasets.uploads import Upload, Wanted
 from service.dispatch.dispatcher import Dispatcher
 from service.domain.datasets import Dataset, Format
 from service.domain.job import DEFAULT_TENANT, new_job_id
-from service.domain.spec import DatasetData
+from service.domain.spec.sources import DatasetData
 from service.errors import DataInvalid, DataNotFound, DatasetInUse
 from service.inputs.texts.sources import fetch_data
 from service.settings import Settings

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from service.domain.spec import JobSpec, LmEval
+from service.domain.spec.evaluation import LmEval
+from service.domain.spec.job import JobSpec
 from service.errors import DataNotFound, InvalidParameter
 from service.settings import Settings
 from tests.fixtures.models import save_tiny_model, tiny_llama_config

@@ -17,7 +17,7 @@ import pytest
 
 from service.cluster.ray_jobs import RayCluster
 from service.domain.job import DEFAULT_TENANT
-from service.domain.spec import Limits
+from service.domain.spec.job import Limits
 from service.domain.states import JobState, Step
 from service.log_lines import bound
 from service.logs.attempt_logs import AttemptLogs

@@ -18,7 +18,7 @@ import pytest
 from api.schemas.estimates import Estimate
 from service.cluster.ray_jobs import RayCluster
 from service.domain.job import DEFAULT_TENANT
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import EigenpressError
 from service.estimates.estimate import Estimates
 from service.inputs.checks import SubmissionChecks

@@ -20,7 +20,7 @@ from s3transfer.utils import OSUtils
 import service.inputs.s3
 import service.inputs.texts.sources
 import service.storage.s3
-from service.domain.spec import (
+from service.domain.spec.sources import (
     HubData,
     HubModel,
     LocalData,

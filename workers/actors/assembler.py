@@ -20,7 +20,7 @@ from torch import Tensor
 
 from service.disk_full import naming_full_disk
 from service.domain.job import Artifact
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.report.page import report_page
 from service.settings import Settings
 from service.storage.publication import publish

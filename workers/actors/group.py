@@ -11,7 +11,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from service.domain.placement import ACCELERATOR_LABEL, Placement, Resources, fits, room
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.tenant import EVERY_PLACE, Places
 from service.errors import ClusterUnavailable, InsufficientResources
 from service.log_lines import log_fields

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401 - with all that most models import
 
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from workers.actors.failures import named
 from workers.artifact.checkpoint_writer import base_classes
 from workers.compression.layers import compressible_layers

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.tenant import EVERY_PLACE, Places
 from service.errors import EigenpressError
 from service.inputs.opening import HeldFiles

@@ -22,14 +22,9 @@ from cachetools import LRUCache, cachedmethod
 from torch import nn
 
 from service.domain.credentials import NO_CREDENTIALS, Credentials
-from service.domain.spec import (
-    EvaluationTask,
-    JobSpec,
-    LmEval,
-    MultipleChoice,
-    PassAt1,
-    rounds_embeddings,
-)
+from service.domain.spec.evaluation import EvaluationTask, LmEval, MultipleChoice, PassAt1
+from service.domain.spec.job import JobSpec
+from service.domain.spec.targets import rounds_embeddings
 from service.domain.tenant import EVERY_PLACE, Places
 from service.errors import TargetUnreachable
 from service.inputs.checks import check_allowed

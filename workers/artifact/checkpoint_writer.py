@@ -24,7 +24,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from service.domain.costs.sizes import sides_unreachable, stored_together
-from service.domain.spec import SIDES, JobSpec, SizeTarget, rounds_embeddings
+from service.domain.spec.job import JobSpec
+from service.domain.spec.targets import SIDES, SizeTarget, rounds_embeddings
 from service.errors import ModelInvalid, NotACausalLM, TargetUnreachable
 from service.inputs.models.files import is_companion, model_paths
 from workers.artifact import integers

@@ -17,8 +17,8 @@ from typing import Any
 
 import ray
 
-from service.domain.spec import Evaluation as EvaluationSpec
-from service.domain.spec import EvaluationTask, LmEval
+from service.domain.spec.evaluation import Evaluation as EvaluationSpec
+from service.domain.spec.evaluation import EvaluationTask, LmEval
 from workers.attempt.loss_sweeps import LossSweeps, Variant
 from workers.attempt.report import Evaluation
 from workers.attempt.schedule import Call, drive

@@ -24,7 +24,7 @@ import ray
 from service.domain.credentials import NO_CREDENTIALS, Credentials
 from service.domain.job import Job
 from service.domain.placement import PLACED, Placement, plan_placement
-from service.domain.spec import QualityTarget, Target
+from service.domain.spec.targets import QualityTarget, Target
 from service.domain.states import Step
 from service.domain.tenant import Places
 from service.errors import ModelInvalid

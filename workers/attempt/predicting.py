@@ -17,7 +17,7 @@ from service.domain.costs.steps import step_costs
 from service.domain.costs.times import curves, step_times
 from service.domain.placement import Machine, Placement
 from service.domain.prediction import Prediction
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import Step
 from service.estimates.speeds import Measured, comparable, corrected
 from service.settings import Settings

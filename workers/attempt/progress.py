@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from service.domain.job import Artifact
 from service.domain.placement import Placement
 from service.domain.prediction import PREDICTED, Prediction
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import Step
 from service.errors import DatabaseUnavailable
 from service.estimates.history import measured_jobs

@@ -21,7 +21,8 @@ from typing import Any
 import ray
 
 from service.domain.recovery_plan import batches_to_observe
-from service.domain.spec import JobSpec, Recovery
+from service.domain.spec.calibration import Recovery
+from service.domain.spec.job import JobSpec
 from workers.actors.replies import ModelSummary, TrainingStep
 from workers.attempt.course import Batches, Course, RecoveredTarget, Verdict
 from workers.attempt.progress import Progress, StepMeter

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.domain.costs.shapes import NUMBER_BYTES
 from service.domain.job import Job
-from service.domain.spec import Target
+from service.domain.spec.targets import Target
 from service.report.loading import Loading, is_low_rank
 from service.report.metadata import card_metadata
 from workers.actors.replies import ModelSummary

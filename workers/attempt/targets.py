@@ -15,11 +15,11 @@ from service.domain.costs.sizes import (
     keep_unreachable,
     linear_budget,
 )
-from service.domain.spec import (
+from service.domain.spec.job import JobSpec
+from service.domain.spec.targets import (
     JOINING,
     WIDTHS,
     ByteTarget,
-    JobSpec,
     Optimize,
     Precisions,
     QualityTarget,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from service.domain.spec import HELD_OUT
+from service.domain.spec.evaluation import HELD_OUT
 from workers.attempt.progress import Progress
 from workers.text.texts import RECOVERY, Texts, Usage
 

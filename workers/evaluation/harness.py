@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from service.domain.spec import LmEval
+from service.domain.spec.evaluation import LmEval
 from service.errors import DataNotFound, EigenpressError, HarnessMissing, InvalidParameter
 from service.settings import Settings
 from workers.evaluation.estimates import Estimate, mean

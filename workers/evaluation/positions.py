@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import InvalidParameter
 from workers.evaluation.speed import PROMPT_TOKENS
 

@@ -8,14 +8,14 @@ from itertools import islice
 from typing import Any
 
 from service.domain.credentials import NO_CREDENTIALS, Credentials
-from service.domain.spec import (
+from service.domain.spec.evaluation import (
     MAX_PROBLEMS,
     EvaluationTask,
-    JobSpec,
     LmEval,
     MultipleChoice,
     PassAt1,
 )
+from service.domain.spec.job import JobSpec
 from service.errors import DataInvalid
 from service.inputs.texts.documents import Record, read_records
 from service.inputs.texts.sources import fetch_data, problem_fields

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from service.domain.spec import PassAt1
+from service.domain.spec.evaluation import PassAt1
 from workers.evaluation.generation import end_tokens, greedy, written_text
 from workers.evaluation.problems import Function
 from workers.evaluation.sandbox import Limits, passes

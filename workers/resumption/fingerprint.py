@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from service.domain.manifest import sha256_of
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.inputs.models.files import is_wanted, model_paths
 from workers.evaluation.problems import Exercise
 from workers.model.weight_files import weight_files

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from service.domain.credentials import NO_CREDENTIALS, Credentials
-from service.domain.spec import HELD_OUT, Calibration, DatasetData, DataSource, JobSpec
+from service.domain.spec.calibration import Calibration
+from service.domain.spec.evaluation import HELD_OUT
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import DatasetData, DataSource
 from service.errors import CalibrationTooShort, DataInvalid, ModelInvalid
 from service.inputs.texts.documents import Document, Skipped, read_documents
 from service.inputs.texts.sources import fetch_data

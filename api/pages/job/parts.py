@@ -19,7 +19,7 @@ from api.routes.jobs import get_job
 from api.schemas.jobs import Job
 from api.services import Services
 from service.domain.job import Event, EventType
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import TERMINAL, JobState
 from service.report.fields import at
 

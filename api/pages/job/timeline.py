@@ -9,7 +9,7 @@ from typing import Any
 
 from api.schemas.jobs import Job, StepProgress
 from service.domain.job import Event, EventType
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import IN_FLIGHT, Step
 
 OUTCOMES: Mapping[str, str] = {

@@ -22,7 +22,8 @@ from service.domain.recovery_plan import (
     batches_to_train,
     steps_between_checks,
 )
-from service.domain.spec import JobSpec, Recovery
+from service.domain.spec.calibration import Recovery
+from service.domain.spec.job import JobSpec
 
 MOMENTS_OF_STEP = 6
 """How often a step reads or writes each number in training: value, gradient, Adam's two means."""

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from service.domain.costs.formulas import largest_rank, rank_cost, stored_bytes
 from service.domain.costs.shapes import NUMBER_BYTES, Group, Linear, Model
-from service.domain.spec import (
+from service.domain.spec.job import JobSpec
+from service.domain.spec.targets import (
     JOINING,
     SIDES,
     WIDTHS,
     ByteTarget,
-    JobSpec,
     Optimize,
     Precisions,
     QualityTarget,

@@ -38,12 +38,11 @@ from service.domain.costs.formulas import (
 )
 from service.domain.costs.recovery import rank_of, recovery_cost
 from service.domain.costs.shapes import NUMBER_BYTES, Block, Group, Linear, Model
-from service.domain.spec import (
-    HELD_OUT,
-    JobSpec,
-    LocalPath,
+from service.domain.spec.evaluation import HELD_OUT
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import LocalPath, S3Prefix
+from service.domain.spec.targets import (
     QualityTarget,
-    S3Prefix,
     SizeTarget,
     Target,
     bits_of,

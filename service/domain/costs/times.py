@@ -13,7 +13,7 @@ from service.domain.costs.cluster import Cluster, Cost
 from service.domain.costs.formulas import GRADIENTS, OBSERVED, forward_operations
 from service.domain.costs.shapes import Model
 from service.domain.prediction import Curve
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import Step
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import ModelInvalid, UserError
 from service.inputs.models.files import CONFIG_NAME
 

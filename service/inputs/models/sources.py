@@ -15,12 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from service.domain.credentials import NO_CREDENTIALS, Credentials
-from service.domain.spec import (
-    HubModel,
-    LocalPath,
-    ModelSource,
-    S3Prefix,
-)
+from service.domain.spec.sources import HubModel, LocalPath, ModelSource, S3Prefix
 from service.errors import (
     HubUnavailable,
     ModelInvalid,

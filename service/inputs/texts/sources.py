@@ -16,15 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from service.domain.credentials import NO_CREDENTIALS, Credentials
-from service.domain.spec import (
-    DatasetData,
-    DataSource,
-    HubData,
-    LocalData,
-    MultipleChoice,
-    PassAt1,
-    S3Data,
-)
+from service.domain.spec.evaluation import MultipleChoice, PassAt1
+from service.domain.spec.sources import DatasetData, DataSource, HubData, LocalData, S3Data
 from service.errors import (
     DataInvalid,
     DataNotFound,

@@ -23,7 +23,7 @@ from service.domain.job import DEFAULT_TENANT
 from service.domain.keys import ApiKey
 from service.domain.principal import Scope
 from service.domain.sign_in import sign_in_code
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.tenant import Limits, Places
 from service.errors import StorageUnavailable
 from service.store import keys as store_keys

@@ -39,7 +39,7 @@ from api.rates import Rates
 from api.services import Services
 from service.domain.job import DEFAULT_TENANT, Artifact, FileEntry
 from service.domain.manifest import Manifest, manifest_key
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState, Step
 from service.encryption import new_key
 from service.errors import ModelInvalid, ObjectMissing

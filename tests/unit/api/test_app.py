@@ -96,7 +96,7 @@ def test_errors_are_documented_as_problems(document: dict[str, Any]) -> None:
 
 
 def test_the_examples_are_valid_jobs(document: dict[str, Any]) -> None:
-    from service.domain.spec import JobSpec
+    from service.domain.spec.job import JobSpec
 
     body = _operations(document)["POST /v1/jobs"]["requestBody"]["content"]["application/json"]
     assert body["examples"]

@@ -31,7 +31,7 @@ from service.client.client import ApiProblem, ApiUnreachable, Client
 from service.client.versions import USER_AGENT, VERSION
 from service.domain.job import DEFAULT_TENANT, Artifact, FileEntry
 from service.domain.manifest import Manifest, manifest_key
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState, Step
 from service.settings import Settings
 from service.store.store import Store

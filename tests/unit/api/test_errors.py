@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 
 import service.errors
 from api.errors import param_of, status_of
-from service.domain.spec import UNION_FIELDS, JobSpec
+from service.domain.spec.job import JobSpec
+from service.domain.spec.stored import UNION_FIELDS
 from service.errors import Conflict, EigenpressError, InfrastructureError, NotFound, UserError
 from service.store.store import Store
 from service.store.users import Users

@@ -21,7 +21,7 @@ from api.metrics.history import LATE, LOOK_SECONDS, PAGE, History
 from api.services import Services
 from service.domain.job import DEFAULT_TENANT, Artifact, Event, FileEntry
 from service.domain.retry_policy import RetryPolicy
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import Step
 from service.errors import DatabaseUnavailable, Failure
 from service.store.census import Statistics

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event
 
 from service.domain.principal import Scope
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import StorageUnavailable
 from service.store.store import Store
 from service.store.tenants import ensure_tenant

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.domain.job import DEFAULT_TENANT
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState, Step
 from service.errors import ModelInvalid
 from service.store.store import Store

@@ -11,7 +11,8 @@ from markupsafe import escape
 
 from api.pages.spec_form import write
 from service.domain.job import DEFAULT_TENANT
-from service.domain.spec import JobSpec, Recovery
+from service.domain.spec.calibration import Recovery
+from service.domain.spec.job import JobSpec
 from service.errors import StorageUnavailable
 from service.store.store import Store
 from tests.unit.api.pages.conftest import PAYLOADS, Make

@@ -16,7 +16,8 @@ from api.pages.new_form import NewForm, Parsed, Sending, with_row, without_row
 from api.pages.spec_form import Json, read, write
 from service.cli.job_file import read_job
 from service.domain.labels import MAX_VALUE_CHARACTERS
-from service.domain.spec import HELD_OUT, JobSpec
+from service.domain.spec.evaluation import HELD_OUT
+from service.domain.spec.job import JobSpec
 from service.errors import InvalidParameter
 
 HASH = "0123456789abcdef0123456789abcdef01234567"

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from service.domain.job import DEFAULT_TENANT, Artifact, FileEntry
 from service.domain.manifest import Manifest
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import EigenpressError, StorageUnavailable
 from service.store.store import Store
 

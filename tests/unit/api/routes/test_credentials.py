@@ -14,7 +14,7 @@ from api.services import Services
 from service.credentials import open_credentials
 from service.domain.credentials import HubToken, S3Keys
 from service.domain.job import DEFAULT_TENANT
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.encryption import new_key
 from service.errors import ModelInvalid, ModelNotFound
 from service.inputs import checks

@@ -23,7 +23,8 @@ from service.domain.costs.times import step_times
 from service.domain.job import DEFAULT_TENANT
 from service.domain.placement import Machine, Placement
 from service.domain.prediction import PREDICTED, Prediction
-from service.domain.spec import JobSpec, LocalPath
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import LocalPath
 from service.domain.states import Step
 from service.errors import ClusterUnavailable, WorkerLost
 from service.estimates.models import model_of

@@ -21,7 +21,7 @@ from service.domain.job import DEFAULT_TENANT, JOB_ID_PATTERN, new_job_id
 from service.domain.placement import Placement
 from service.domain.prediction import PREDICTED, Prediction
 from service.domain.retry_policy import RetryPolicy
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState, Step
 from service.errors import (
     BucketMissing,

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.services import Services
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.inputs import checks
 from service.inputs.checks import SubmissionChecks
 from service.store.store import Store

@@ -14,7 +14,8 @@ from typer.main import get_command
 from service.cli import job_options, server
 from service.cli.defaults import default_of, with_default
 from service.cli.main import app
-from service.domain.spec import ByteTarget, JobSpec
+from service.domain.spec.job import JobSpec
+from service.domain.spec.targets import ByteTarget
 from service.settings import Settings
 
 STATED = re.compile(r"\\\[default: (.*)\]$")

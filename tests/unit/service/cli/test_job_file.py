@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from tests.fixtures.command_line import JOB, JOB_ID, Api, Eigenpress
 
 YAML = """

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.client.request import ValueInvalid, evaluation_dataset, job_body, source
-from service.domain.spec import DatasetData, HubModel, JobSpec, LocalData, LocalPath, S3Prefix
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import DatasetData, HubModel, LocalData, LocalPath, S3Prefix
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

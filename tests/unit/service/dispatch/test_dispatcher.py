@@ -17,7 +17,7 @@ from service.cluster.ray_jobs import AttemptStatus, Ended
 from service.dispatch.dispatcher import CLEANED_PER_PASS, PAUSE_TICKS, Dispatcher
 from service.domain.job import DEFAULT_TENANT, EventType, Job
 from service.domain.retry_policy import RetryPolicy
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState
 from service.errors import (
     AttemptStale,

@@ -8,7 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from service.domain.credentials import NO_CREDENTIALS, Credentials, HubToken, S3Keys
-from service.domain.spec import HubModel, JobSpec, S3Data
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import HubModel, S3Data
 from tests.fixtures.jobs import small_spec
 
 HUB = "https://hub.test"

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from ray._private.label_utils import validate_label_selector
 
 from service.domain.job import new_job_id
-from service.domain.spec import JobSpec, Limits, read_stored, read_stored_limits
+from service.domain.spec.job import JobSpec, Limits
+from service.domain.spec.stored import read_stored, read_stored_limits
 from service.errors import SpecificationUnknown
 from tests.fixtures.jobs import small_spec
 

@@ -16,7 +16,8 @@ from service.domain.costs.shapes import MAX_BLOCKS, MAX_NUMBER, Model, ShapesUnk
 from service.domain.costs.sizes import Sizes
 from service.domain.costs.steps import step_costs
 from service.domain.placement import Placement
-from service.domain.spec import JobSpec, LocalPath
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import LocalPath
 from service.errors import TargetUnreachable
 from service.estimates.models import model_of
 from service.inputs.models.files import ModelHeaders, StoredTensor

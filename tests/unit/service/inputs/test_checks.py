@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.tenant import EVERY_PLACE
 from service.errors import (
     CodeExecutionForbidden,

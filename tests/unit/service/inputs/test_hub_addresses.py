@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.domain.spec import REPOSITORY_PATTERN, HubModel
+from service.domain.spec.sources import REPOSITORY_PATTERN, HubModel
 from service.inputs.glob import is_plain
 
 ENDPOINT = "https://hub.example.com"

@@ -13,7 +13,7 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from service.domain.spec import LocalData, LocalPath
+from service.domain.spec.sources import LocalData, LocalPath
 from service.errors import DataInvalid, EigenpressError, ModelInvalid, PathNotAllowed
 from service.inputs import opening
 from service.inputs.models import sources

@@ -9,7 +9,7 @@ from sqlalchemy import update
 
 from service.domain.datasets import Dataset
 from service.domain.job import DEFAULT_TENANT, Job, JobWarning
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState
 from service.errors import (
     AttemptStale,

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from service.domain.job import DEFAULT_TENANT, EventType, Job
 from service.domain.labels import MAX_LABELS
 from service.domain.patch import JobPatch
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState
 from service.errors import InvalidParameter, JobConflict, JobNotFound
 from service.store import tables

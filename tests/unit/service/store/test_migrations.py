@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
 
 from service.domain.job import DEFAULT_TENANT
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import SchemaMismatch
 from service.store.database import MIGRATIONS
 from service.store.listing import JobFilter

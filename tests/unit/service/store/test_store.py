@@ -22,7 +22,7 @@ from service.domain.job import DEFAULT_TENANT, Artifact, EventType, FileEntry, J
 from service.domain.placement import Placement
 from service.domain.prediction import PREDICTED, Prediction
 from service.domain.retry_policy import RetryPolicy
-from service.domain.spec import JobSpec, Limits
+from service.domain.spec.job import JobSpec, Limits
 from service.domain.states import TRANSITIONS, JobState, Step
 from service.errors import (
     ArtifactConflict,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import ModelInvalid
 from service.inputs.models.source_card import SourceCard
 from service.inputs.opening import HeldFiles

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from bench.assembly import measure
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import ModelInvalid, TargetUnreachable
 from tests.fixtures.models import (
     ARCHITECTURES,

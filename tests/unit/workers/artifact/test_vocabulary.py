@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PhiConfig
 
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import ArtifactCorrupt, TargetUnreachable
 from tests.fixtures.models import ARCHITECTURES, save_tiny_model, tiny_llama_config, tiny_model
 from workers.artifact.checkpoint_writer import check_roundable, write_checkpoint

@@ -15,7 +15,8 @@ from service.cluster.diagnosis import EXIT_SCHEMA_MISMATCH
 from service.credentials import seal
 from service.domain.credentials import Credentials, HubToken, S3Keys
 from service.domain.job import DEFAULT_TENANT, EventType, Job, new_job_id
-from service.domain.spec import HubModel, JobSpec
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import HubModel
 from service.domain.states import JobState
 from service.domain.tenant import Limits, Places
 from service.encryption import new_key

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from service.domain.job import DEFAULT_TENANT, Job
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import AttemptStale, DatabaseUnavailable, JobNotFound
 from service.store.store import Store
 from tests.fixtures.waiting import wait_until

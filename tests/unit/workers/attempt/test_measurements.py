@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.domain.spec import Evaluation
+from service.domain.spec.evaluation import Evaluation
 from tests.unit.workers.resumption.test_checkpoints import Memory, of_attempt
 from workers.attempt.measurements import Batch, Measurements, Subject
 from workers.attempt.schedule import Call

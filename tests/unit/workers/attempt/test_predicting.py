@@ -9,7 +9,9 @@ import pytest
 from bench.scale import CONFIGURATIONS, SPEC
 from service.domain.costs.shapes import model_shapes
 from service.domain.placement import Placement
-from service.domain.spec import ByteTarget, MultipleChoice, Recovery, SizeTarget, Target
+from service.domain.spec.calibration import Recovery
+from service.domain.spec.evaluation import MultipleChoice
+from service.domain.spec.targets import ByteTarget, SizeTarget, Target
 from service.domain.states import Step
 from service.estimates.speeds import Measured
 from service.settings import Settings

@@ -9,7 +9,7 @@ import pytest
 from service.domain.job import DEFAULT_TENANT, Job, StepProgress
 from service.domain.placement import Placement
 from service.domain.prediction import PREDICTED, Prediction
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import Step
 from service.errors import AttemptStale
 from service.store.store import Store

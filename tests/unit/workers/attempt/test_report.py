@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from service.domain.job import Job, new_job_id
-from service.domain.spec import HELD_OUT, ByteTarget, JobSpec, QualityTarget, SizeTarget
+from service.domain.spec.evaluation import HELD_OUT
+from service.domain.spec.job import JobSpec
+from service.domain.spec.targets import ByteTarget, QualityTarget, SizeTarget
 from service.domain.states import JobState
 from service.inputs.models.source_card import SourceCard
 from workers.actors.replies import ModelSummary

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import TargetUnreachable
 from workers.attempt.targets import (
     MAX_PROBES,

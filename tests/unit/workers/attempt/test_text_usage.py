@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.domain.job import DEFAULT_TENANT, JobWarning
-from service.domain.spec import HELD_OUT
+from service.domain.spec.evaluation import HELD_OUT
 from service.store.store import Store
 from tests.fixtures.jobs import small_spec
 from tests.unit.service.store.test_datasets import uploaded

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from service.domain.spec import LmEval
+from service.domain.spec.evaluation import LmEval
 from service.errors import HarnessMissing, InvalidParameter
 from service.settings import Settings
 from workers.evaluation import harness

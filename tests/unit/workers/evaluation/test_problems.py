@@ -10,7 +10,7 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import DataInvalid, DataNotFound, HarnessMissing
 from service.settings import Settings
 from tests.fixtures.models import byte_tokenizer

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from service.domain.spec import PassAt1
+from service.domain.spec.evaluation import PassAt1
 from tests.fixtures.models import byte_tokenizer, tiny_llama_config, tiny_model
 from workers.evaluation.problems import Function
 from workers.evaluation.programs import complete, score_functions

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.domain.spec import JobSpec, LocalPath
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import LocalPath
 from service.errors import ModelInvalid
 from service.inputs.models.sources import fetch_model
 from service.inputs.opening import HeldFiles

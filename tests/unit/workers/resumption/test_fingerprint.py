@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.domain.spec import JobSpec, MultipleChoice
+from service.domain.spec.evaluation import MultipleChoice
+from service.domain.spec.job import JobSpec
 from workers.evaluation.problems import Choice, Exercise, Question
 from workers.resumption.fingerprint import (
     LIBRARIES,

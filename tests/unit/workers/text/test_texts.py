@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from service.domain.spec import HELD_OUT, JobSpec
+from service.domain.spec.evaluation import HELD_OUT
+from service.domain.spec.job import JobSpec
 from service.errors import CalibrationTooShort, DataInvalid, DataNotFound, ModelInvalid
 from service.inputs.texts.documents import Document
 from service.settings import Settings

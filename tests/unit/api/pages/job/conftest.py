@@ -9,7 +9,7 @@ import pytest
 
 from service.domain.job import DEFAULT_TENANT, Artifact, FileEntry
 from service.domain.manifest import Manifest, manifest_key
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import Step
 from service.errors import WorkerLost
 from service.store.store import Store

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from api import board as board_module
 from service.cluster.ray_jobs import Active
 from service.domain.job import DEFAULT_TENANT, FileEntry
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState, Step
 from service.errors import SolveFailed
 from service.store.store import Store

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from api import log_feed as log_feed_module
 from service.cluster.ray_jobs import Active, Ended
 from service.domain.job import DEFAULT_TENANT
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.errors import SolveFailed, WorkerLost
 from service.store.store import Store
 from tests.fixtures.browser import NewPage, serious_faults

@@ -28,7 +28,7 @@ from api.services import Services
 from service.cli.job_file import read_job
 from service.domain.job import DEFAULT_TENANT, FileEntry
 from service.domain.principal import Scope
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.states import JobState, Step
 from service.domain.tenant import Limits, Places
 from service.errors import CalibrationTooShort, SolveFailed

@@ -9,7 +9,8 @@ import torch
 
 from service.domain.costs.shapes import Model, model_shapes
 from service.domain.costs.sizes import Sizes, TargetSize, linear_budget
-from service.domain.spec import JobSpec, SizeTarget
+from service.domain.spec.job import JobSpec
+from service.domain.spec.targets import SizeTarget
 from service.errors import TargetUnreachable
 from tests.fixtures.models import ARCHITECTURES, save_tiny_model, tiny_llama_config, tiny_model
 from workers.artifact.checkpoint_writer import check_roundable

@@ -17,7 +17,8 @@ from service.domain.costs.machines import cluster_of
 from service.domain.costs.shapes import model_shapes
 from service.domain.costs.steps import peak_driver_bytes, peak_worker_bytes, step_costs
 from service.domain.placement import Placement
-from service.domain.spec import ByteTarget, JobSpec, QualityTarget
+from service.domain.spec.job import JobSpec
+from service.domain.spec.targets import ByteTarget, QualityTarget
 from service.domain.states import Step
 from service.storage import clients, s3
 from tests.fixtures.models import ARCHITECTURES, tiny_model

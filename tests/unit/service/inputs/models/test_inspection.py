@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from service.domain.spec import JobSpec, LocalPath
+from service.domain.spec.job import JobSpec
+from service.domain.spec.sources import LocalPath
 from service.errors import InvalidParameter, ModelInvalid, UserError
 from service.inputs.checks import inspect_headers
 from service.inputs.models import inspection
