@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from service.domain.spec.calibration import MAX_SEQUENCES
-from service.domain.spec.fields import NAME_PATTERN, Body, Wanted, array, refuse_repeated
+from service.domain.spec.fields import NAME_PATTERN, Body, array, refuse_repeated
 from service.domain.spec.sources import DataSource
 
 MAX_EVALUATION_DATASETS = 16
@@ -20,6 +20,8 @@ MAX_PROBLEMS = 100_000
 
 HELD_OUT = "held-out"
 """The name under which perplexity on the calibration data's own held-out documents is reported."""
+
+Wanted = TypeVar("Wanted", bound=tuple[Any, ...])
 
 
 class EvaluationDataset(Body):

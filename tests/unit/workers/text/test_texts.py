@@ -184,7 +184,7 @@ def test_recovery_goes_on_where_the_calibration_ends(tmp_path: Path) -> None:
 
 def test_recovery_takes_all_text_that_there_is(tmp_path: Path) -> None:
     texts = read(tmp_path, write_rows(tmp_path / "a.jsonl", rows("a")), recovery={})
-    assert (texts.usage[1].sequences, texts.usage[1].asked) == (len(texts.recovery), 48)
+    assert (texts.usage[1].sequences, texts.usage[1].asked) == (len(texts.recovery), 40)
     assert len(texts.recovery) == 30
 
 
