@@ -138,6 +138,7 @@ def _specification(model: Path, library: Path, problems: Path) -> dict[str, Any]
 def page(in_ranks: Measured, in_bits: Measured, computer: Mapping[str, str]) -> str:
     """The results in Markdown."""
     report = in_ranks.report
+    epochs = report["job"]["specification"]["recovery"].get("epochs", 1)
     (used,) = [usage for usage in report["texts"] if usage["text"] == "recovery text"]
     return _PAGE.format(
         machine=f"{computer['device']}, {computer['cores']} cores, {computer['memory']}",
@@ -146,7 +147,7 @@ def page(in_ranks: Measured, in_bits: Measured, computer: Mapping[str, str]) -> 
         tokens=f"{SEQUENCES} sequences of {LENGTH} tokens",
         sequences=used["sequences"],
         steps=report["targets"][0]["recovery"]["steps"],
-        epochs=report["job"]["specification"]["recovery"].get("epochs", 1),
+        often="once" if epochs == 1 else f"{epochs} times",
         ranks=_perplexities(report),
         times=_times(in_ranks),
         bits=_losses(in_bits.report),
@@ -222,7 +223,7 @@ Written by `python -m bench.recovery` on {machine}; {versions}.
 The machine's load was {load} before that. Jobs on SmolLM2-135M-Instruct (expanded from the
 GGUF file of the demo) calibrate on {tokens} of the standard library's sources with
 `impact-kron`. Each target is trained on {sequences} sequences of that text, those of the
-calibration first, {epochs} times, but for what is kept aside: {steps} steps of 4 sequences.
+calibration first, {often}, but for what is kept aside: {steps} steps of 4 sequences.
 Products are in bfloat16.
 
 Perplexity on text of the same kind that nothing was tuned on, and on HumanEval's problems, which
