@@ -135,9 +135,9 @@ def run(store: Store, job_id: str, until: Step | None = None) -> None:
 
 def note_check(store: Store, job_id: str) -> None:
     """Write down that the first target has been trained."""
-    row = table("seconds")[0]
+    keep, row = next(iter(trainings().items()))
     message = (
-        f"keep-{row['keep']}: after {STEPS} of {STEPS} steps the divergence from the dense model "
+        f"keep-{keep}: after {STEPS} of {STEPS} steps the divergence from the dense model "
         f"is {row['after']} nats per token, {row['divergence before']} before them."
     )
     store.attempts.record(job_id, 1, CHECKED, message)
@@ -199,7 +199,7 @@ def recovered_report() -> dict[str, Any]:
         dense[name] = float(each["dense"])
         before.setdefault(keep, {})[name] = float(each["as cut"])
         made.setdefault(keep, {})[name] = float(each["recovered"])
-    took = {each[""].removeprefix("training "): each for each in table("seconds")}
+    took = trainings()
     targets = [
         target(keep, perplexity, dense)
         | {
@@ -250,6 +250,12 @@ def target(
             for name, each in perplexity.items()
         },
     }
+
+
+def trainings() -> dict[str, dict[str, str]]:
+    """What docs/recovery.md says of the training of each target of low rank, by what it keeps."""
+    named = ((each[""].partition("training "), each) for each in table("seconds"))
+    return {keep: each for (before, found, keep), each in named if found and not before}
 
 
 def table(column: str) -> list[dict[str, str]]:
