@@ -30,6 +30,15 @@ def test_ray_takes_it() -> None:
         validate_config(prepare_config(CLUSTER | {"head_start_commands": []}))
 
 
+def test_machines_get_those_secrets_alone_that_compose_gives_to_the_head(tmp_path: Path) -> None:
+    subprocess.run([ROOT / "deploy" / "secrets.sh", tmp_path], check=True)
+    made = {each.name for each in tmp_path.iterdir()}
+    excluded = set(CLUSTER["rsync_exclude"])
+    assert excluded <= made
+    head = read_compose_file({})["services"]["ray-head"]["secrets"]
+    assert made - excluded == set(head)
+
+
 def test_it_installs_this_version_as_pinned() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     _, install, _ = CLUSTER["setup_commands"]
