@@ -48,7 +48,7 @@ def places(actors):
     return [labels[node]["ray.io/accelerator-type"] for node in bundles]
 
 for kind in ("A100", "H100"):
-    with ActorGroup("first", None, planned(None, kind), 0, None, None) as actors:
+    with ActorGroup(kind, None, planned(None, kind), 0, None, None) as actors:
         seen[kind] = places(actors)
         if kind == "H100":  # the A100s are idle now
             def end_the_first():
