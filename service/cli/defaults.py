@@ -15,7 +15,7 @@ def with_default(text: str, model: type[BaseModel], path: str) -> str:
     `path` leads from `model` to the field: ``calibration.sequences``. Raises LookupError unless
     the field has one default.
 
-    >>> from service.domain.spec import JobSpec
+    >>> from service.domain.spec.job import JobSpec
     >>> with_default("Tokens in each.", JobSpec, "calibration.sequence_length")
     'Tokens in each. \\[default: 512]'
     """

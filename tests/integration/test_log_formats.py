@@ -46,7 +46,7 @@ FORGED = "%0A2026-01-01%20INFO%20forged"
 
 WORKER = """
 import sys
-from service.domain.spec import JobSpec
+from service.domain.spec.job import JobSpec
 from service.domain.tenant import EVERY_PLACE
 from workers.actors.interface import Worker
 

@@ -13,7 +13,7 @@ from tests.fixtures.installation import Installation, ended
 from tests.fixtures.models import save_model_of_numbers
 from tests.fixtures.waiting import wait_until
 
-EPOCHS, STEPS = 6, 6 * 7
+SEQUENCES, EPOCHS, STEPS = 32, 6, 6 * 7
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,10 @@ def create(installation: Installation) -> Job:
         "model": {"source": "local", "path": str(folder)},
         "targets": [{"keep": 0.5}],
         "evaluation": {"sequences": 6, "decode_tokens": 0},
-        "recovery": {"epochs": EPOCHS},
+        "recovery": {"epochs": EPOCHS, "sequences": SEQUENCES},
     }
     spec = installation.spec(**body, workers=2)
-    calibration = spec.calibration.model_copy(update={"sequences": 32})
+    calibration = spec.calibration.model_copy(update={"sequences": SEQUENCES})
     return installation.store.users(DEFAULT_TENANT).create(
         spec.model_copy(update={"calibration": calibration})
     )

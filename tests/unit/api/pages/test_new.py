@@ -89,7 +89,7 @@ def test_why_a_recovery_is_refused_stands_in_its_group(
     client: TestClient, form: dict[str, str]
 ) -> None:
     text = client.post(
-        "/new", data=form | {"recovery.use": "on", "calibration.sequences": "7"}
+        "/new", data=form | {"recovery.use": "on", "calibration.sequences": "2"}
     ).text
     assert "needs two batches" in error_at(text, "recovery")
     assert '<details class="group" open>\n    <summary>Recovery' in text
