@@ -41,6 +41,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.pool import ConnectionPoolEntry
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from service.errors import DatabaseUnavailable, SchemaMismatch
@@ -174,6 +175,8 @@ class Database:
         )
 
     def close(self) -> None:
+        """Close all connections, that of a thread which still reads or writes once it is done."""
+        event.listen(self._engine.pool, "checkin", _close_returned)
         self._engine.dispose()
 
 
@@ -235,6 +238,10 @@ def _engine(url: URL) -> Engine:
     event.listen(engine, "connect", _open_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _close_returned(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.close()
 
 
 def _as_json(value: object) -> str:

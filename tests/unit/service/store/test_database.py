@@ -33,6 +33,17 @@ store.close()
 """
 
 
+def test_a_connection_in_use_is_closed_once_it_is_given_back(database_url: str) -> None:
+    store = Database(database_url)
+    with store.reading() as connection:
+        used = connection.connection.dbapi_connection
+        assert used is not None
+        store.close()
+        assert connection.execute(select(1)).scalar_one() == 1
+    with pytest.raises(Exception, match="closed"):
+        used.cursor().execute("SELECT 1")
+
+
 def test_no_tables_is_unavailable(database_url: str) -> None:
     store = Store(database_url)
     with pytest.raises(DatabaseUnavailable, match="no such table"):
