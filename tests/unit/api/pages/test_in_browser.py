@@ -58,6 +58,7 @@ def test_the_form_fits_and_can_be_used(live: httpx.Client, new_page: NewPage) ->
     page.get_by_label("Keep").fill("2")
     page.get_by_text("Evaluation", exact=True).click()
     page.get_by_role("button", name="Add a text").click()
+    expect(page.get_by_role("group", name="Further text")).to_be_visible()  # in a new form
     page.get_by_text("Recovery: training").click()
     expect(page.get_by_label("Epochs")).to_be_hidden()
     page.get_by_text("On", exact=True).click()
