@@ -69,7 +69,7 @@ def test_errors_stand_at_their_fields_and_what_was_typed_stays(
     assert error_at(text, "model.local.path") == ""
     assert 'value="1.5"' in text
     assert text.count('aria-invalid="true"') == 5
-    assert '<details class="group" open>\n    <summary>Calibration' in text
+    assert '<details id="calibration-group" class="group" open>\n    <summary>Calibration' in text
     assert store.users(DEFAULT_TENANT).list_jobs(limit=9) == []
 
 
@@ -81,7 +81,7 @@ def test_a_recovery_is_taken_over_from_another_job(
     assert isinstance(job.spec, JobSpec)
     assert job.spec.recovery == Recovery()
     text = client.get(f"/new?from={job.id}").text
-    assert '<details class="group" open>\n    <summary>Recovery' in text
+    assert '<details id="recovery-group" class="group" open>\n    <summary>Recovery' in text
     assert 'name="recovery.use" value="on" checked' in text
 
 
@@ -92,7 +92,7 @@ def test_why_a_recovery_is_refused_stands_in_its_group(
         "/new", data=form | {"recovery.use": "on", "calibration.sequences": "2"}
     ).text
     assert "needs two batches" in error_at(text, "recovery")
-    assert '<details class="group" open>\n    <summary>Recovery' in text
+    assert '<details id="recovery-group" class="group" open>\n    <summary>Recovery' in text
 
 
 def test_a_refusal_of_the_checks_stands_at_its_field(
