@@ -6,7 +6,7 @@
         divergence  from the dense model's predictions
         backward    through the blocks; the owner of each layer sums the gradients and takes a step
 
-Sequences that are kept aside decide which layers are kept, see `workers.attempt.course`.
+Sequences that are kept aside decide what is kept, see `workers.attempt.course`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import ray
@@ -97,7 +98,7 @@ class Recoveries:
     def run(self, targets: Mapping[str, Trained]) -> dict[str, RecoveredTarget]:
         """Recover targets, by name. The layers of each are with their owners then."""
         self._meter.expect(self.steps * len(targets))
-        forms = [(name, form) for each in targets.values() for name, form in each.items()]
+        forms = chain.from_iterable(each.items() for each in targets.values())
         self._teach({name for name, form in forms if isinstance(form, int)})
         found = {target: self._target(target, each) for target, each in targets.items()}
         ray.get([worker.end_teaching.remote() for worker in self._workers])
@@ -226,11 +227,9 @@ class Recoveries:
             ray.get([worker.keep.remote() for worker in self._workers])
         elif verdict is Verdict.GO_BACK:
             ray.get([worker.go_back.remote() for worker in self._workers])
-        before = f", {course.checks[0][1]:.4f} before them" if course.step else ""
         self._progress.note(
             CHECKED,
-            f"{target}: {_after(course)} the divergence from the dense model is {divergence:.4f} "
-            f"nats per token{before}.",
+            f"{target}: {_checked(course, divergence)}",
             {"target": target, **course.as_data()},
         )
         return verdict
@@ -299,10 +298,13 @@ class Recoveries:
         return found
 
 
-def _after(course: Course) -> str:
+def _checked(course: Course, divergence: float) -> str:
+    """The last check in words."""
+    measured = f"the divergence from the dense model is {divergence:.4f} nats per token"
     if not course.step:
-        return f"before its {course.steps} steps"
-    return f"after {course.step} of {course.steps} steps"
+        return f"before its {course.steps} steps {measured}."
+    before = course.checks[0][1]
+    return f"after {course.step} of {course.steps} steps {measured}, {before:.4f} before them."
 
 
 def _sent(block: _Block, worker: int, layers: Mapping[str, Any]) -> list[Any]:

@@ -202,7 +202,7 @@ def _recovery(
         count=asked,
         seed=spec.calibration.seed,
     )
-    if len(sequences) < (least := 2 * spec.recovery.batch_size):
+    if len(sequences) < (least := spec.recovery.least):
         raise CalibrationTooShort(
             f"the calibration text gives {len(sequences)} sequences, and recovery needs two "
             f"batches, which are {least}: add text, or use shorter sequences or smaller batches",

@@ -32,7 +32,8 @@ KEPT_FOR_TRAINING = 5
 and a new value while a step is taken."""
 NARROW = 1.6
 """How much longer the products of a step take than as many operations of a calibration: factors are
-narrow, and their weights are cast for each. It was fitted to the job of docs/recovery.md."""
+narrow, and their weights are cast for each. It was fitted to one job, like that of
+docs/recovery.md."""
 BYTES_OF_INTEGER = 60
 """What a step reads and writes for each integer of a layer: its weight is made three times, in
 float32, and the gradient of a scale is summed up from those of its weights."""

@@ -59,6 +59,11 @@ class Recovery(Body):
         description="Relative to the usual one. Steps get smaller where they make the model worse.",
     )
 
+    @property
+    def least(self) -> int:
+        """How many sequences it needs: two batches, one of them to be kept aside."""
+        return 2 * self.batch_size
+
     def asked(self, calibration: Calibration) -> int:
         """How many sequences it asks for."""
         return self.sequences or math.ceil(RECOVERY_SEQUENCES * calibration.sequences)

@@ -108,7 +108,7 @@ class JobSpec(Body):
     @classmethod
     def _recovery_has_text(cls, recovery: Recovery | None, info: ValidationInfo) -> Recovery | None:
         calibration: Calibration | None = info.data.get("calibration")  # None if it is invalid
-        if recovery and calibration and recovery.asked(calibration) < 2 * recovery.batch_size:
+        if recovery and calibration and recovery.asked(calibration) < recovery.least:
             raise PydanticCustomError(
                 "invalid_parameter",
                 "needs two batches of {size} sequences, one of them to be kept aside, and asks for "
@@ -117,7 +117,7 @@ class JobSpec(Body):
                 {
                     "size": recovery.batch_size,
                     "count": recovery.asked(calibration),
-                    "least": 2 * recovery.batch_size,
+                    "least": recovery.least,
                 },
             )
         return recovery

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from workers.compression.eigen import eigh
-from workers.compression.recovery.training import TrainedLinear, Training
+from workers.compression.recovery.training import TrainedLinear, Training, multiplied
 from workers.compression.solve import Factors
 
 STEP_SIZE = 0.004
@@ -72,13 +71,7 @@ class FactoredLinear(TrainedLinear):
         self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        down: Tensor = self.down
-        up: Tensor = self.up
-        bias: Tensor | None = self.bias
-        if not torch.is_autocast_enabled(x.device.type):
-            down, up = down.to(x.dtype), up.to(x.dtype)
-            bias = None if bias is None else bias.to(x.dtype)
-        return functional.linear(functional.linear(x, down), up, bias)
+        return multiplied(x, self.down, self.up, bias=self.bias)
 
 
 class FactorTraining(Training):

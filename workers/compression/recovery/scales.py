@@ -1,7 +1,7 @@
 """Training of layers in few bits: the integers stay, and the scales of their groups are trained.
 
-A scale moves by a share of itself, the smaller, the more bits there are: a step of an integer of b
-bits is a share of about 2^−b of a group's largest weight, and a scale has that much to correct.
+A step moves a scale by a share of itself, which is half as large for each further bit: neighbouring
+integers of b bits lie about 2^−b of a group's largest weight apart, and a scale corrects no more.
 Students have scales as they are stored, so what is measured in training is what artifacts have.
 """
 
@@ -11,9 +11,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from workers.compression.recovery.training import RoundedLayer, TrainedLinear, Training
+from workers.compression.recovery.training import (
+    RoundedLayer,
+    TrainedLinear,
+    Training,
+    multiplied,
+)
+from workers.compression.rounding.grid import scaled
 
 STEP_SIZE = 0.001
 STEP_BITS = 4
@@ -30,12 +35,7 @@ class ScaledLinear(TrainedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         scales = self.scales.to(torch.promote_types(x.dtype, torch.float32))
-        grouped = self.codes.to(scales.dtype).reshape(*scales.shape, -1)
-        weight, bias = (grouped * scales[..., None]).flatten(1), self.bias
-        if not torch.is_autocast_enabled(x.device.type):
-            weight = weight.to(x.dtype)
-            bias = None if bias is None else bias.to(x.dtype)
-        return functional.linear(x, weight, bias)
+        return multiplied(x, scaled(self.codes, scales), bias=self.bias)
 
 
 class ScaleTraining(Training):

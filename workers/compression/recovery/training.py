@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from workers.compression.rounding.grid import RoundedWeight
 from workers.compression.solve import Factors
@@ -55,6 +56,17 @@ class TrainedLinear(nn.Module):
             name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             for name, parameter in self.named_parameters()
         }
+
+
+def multiplied(x: Tensor, *weights: Tensor, bias: Tensor | None) -> Tensor:
+    """`x` times one weight after the other, plus the bias, in the precision of `x` or autocast."""
+    if not torch.is_autocast_enabled(x.device.type):
+        weights = tuple(weight.to(x.dtype) for weight in weights)
+        bias = None if bias is None else bias.to(x.dtype)
+    *first, last = weights
+    for weight in first:
+        x = functional.linear(x, weight)
+    return functional.linear(x, last, bias)
 
 
 def rate(step: int, steps: int) -> float:
@@ -132,26 +144,26 @@ class Training(ABC):
 
         The values alone if training has ended; they are a third of it.
         """
-        parts = {"value": self._values}
-        if not ended:
-            parts |= {"mean": self._means, "square": self._squares}
         state = {
             f"{part}.{name}": tensor
-            for part, tensors in parts.items()
+            for part, tensors in self._parts(ended).items()
             for name, tensor in tensors.items()
         }
         return state if ended else state | {"steps": torch.tensor([self._steps])}
 
     def resume(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state of a training of the same layer. Raises KeyError."""
-        parts = {"value": self._values}
-        if "steps" in state:
-            parts |= {"mean": self._means, "square": self._squares}
-            self._steps = int(state["steps"])
-        for part, tensors in parts.items():
+        ended = "steps" not in state
+        for part, tensors in self._parts(ended).items():
             for name in tensors:
                 tensors[name] = state[f"{part}.{name}"].to(tensors[name]).clone()
+        if not ended:
+            self._steps = int(state["steps"])
         self._kept = dict(self._values)
+
+    def _parts(self, ended: bool) -> dict[str, dict[str, Tensor]]:
+        values = {"value": self._values}
+        return values if ended else values | {"mean": self._means, "square": self._squares}
 
 
 def _adam(mean: Tensor, square: Tensor) -> Tensor:

@@ -44,9 +44,13 @@ class RoundedWeight:
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (out, in) that the codes stand for; each product is rounded once."""
-        groups = self.scales.shape[1]
-        grouped = self.codes.float().reshape(len(self.codes), groups, -1)
-        return (grouped * self.scales.float()[..., None]).flatten(1).to(dtype)
+        return scaled(self.codes, self.scales.float()).to(dtype)
+
+
+def scaled(codes: Tensor, scales: Tensor) -> Tensor:
+    """The weights (out, in) that codes stand for with scales of (out, groups), in their dtype."""
+    grouped = codes.to(scales.dtype).reshape(*scales.shape, -1)
+    return (grouped * scales[..., None]).flatten(1)
 
 
 def group_size(in_features: int) -> int:
